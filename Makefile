@@ -1,0 +1,51 @@
+# Every target sets up what it needs; Python 3.11 or later and make are all that is assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOC_VENV := .venv-proto
+
+.PHONY: help demo test test-all dev proto check clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# grpcio-tools 1.71.2 makes stubs that every protobuf from 5.29 on loads, but itself needs an
+# older protobuf than TensorFlow: it gets an environment of its own.
+$(PROTOC_VENV)/.done: | $(BIN)/python
+	$(PYTHON) -m venv $(PROTOC_VENV)
+	$(PROTOC_VENV)/bin/pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.6.0' 'setuptools<81'
+	touch $@
+
+.links:
+	mkdir -p .links/featherfed
+	for d in cli compression datasets edge_client models proto report server; do ln -sfn ../../$$d .links/featherfed/$$d; done
+
+dev: $(VENV)/.dev $(PROTOC_VENV)/.done .links ## set up .venv for development
+
+demo: $(VENV)/.dev ## five clients train on real digits over gRPC; see runs/demo
+	$(BIN)/featherfed demo
+
+test: dev ## the tests that take minutes
+	$(BIN)/pytest -m "not slow"
+
+test-all: dev ## all tests, the slow ones too
+	$(BIN)/pytest
+
+proto: dev ## regenerate proto/*_pb2* from proto/*.proto
+	$(PROTOC_VENV)/bin/python -m grpc_tools.protoc -Ifeatherfed/proto=proto --python_out=.links \
+	  --grpc_python_out=.links --pyi_out=.links featherfed/proto/federation.proto
+
+check: dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .links/featherfed
+
+clean: ## remove what the other targets made, but not runs/
+	rm -rf $(VENV) $(PROTOC_VENV) .links build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,154 @@
+"""What a run leaves in its output directory; docs/metrics.md describes metrics.json."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from featherfed.compression.masks import sparsity_of
+from featherfed.datasets.dataset import Dataset
+from featherfed.models.export import export
+from featherfed.models.optimized import FederatedModel
+from featherfed.models.tflite import TfliteModel
+from featherfed.report.render import render
+from featherfed.report.table import models_table, round_table
+from featherfed.server import metrics
+from featherfed.server.coordinator import Coordinator
+from featherfed.server.settings import Settings
+from featherfed.server.store import Store
+
+log = logging.getLogger(__name__)
+
+SAMPLES_PER_CLASS = 8
+REPRESENTATIVE_EXAMPLES = 200
+
+
+class Artifacts:
+    """Writes the files of one run; each is replaced whole."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        store: Store,
+        coordinator: Coordinator,
+        model: FederatedModel,
+        test: Dataset,
+    ) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._store = store
+        self._coordinator = coordinator
+        self._model = model
+        self._test = test
+
+    def write_address(self, address: str) -> None:
+        """Tell people and programs where the server listens."""
+        _replace(self._directory / "server.address", address)
+        log.info("run %s: listening on %s", self._coordinator.plan.run, address)
+
+    def write_metrics(self, final: dict[str, Any] | None = None) -> None:
+        """Write metrics.json as of now, and say how the newest round went."""
+        facts = {
+            "featherfed": importlib.metadata.version("featherfed"),
+            "num_test_examples": len(self._test),
+            "machine": machine(),
+        }
+        data = metrics.collect(self._store, self._settings, self._model.manifest, facts)
+        if final is not None:
+            data["final"] = final
+        elif data["rounds"]:
+            last = data["rounds"][-1]
+            log.info(
+                "round %d of %d: accuracy %.4f from %d clients in %.1f s",
+                last["round"], self._settings.rounds, last["accuracy"], len(last["clients"]),
+                last["seconds"],
+            )  # fmt: skip
+        _replace(self._directory / "metrics.json", json.dumps(data, indent=1))
+
+    def finish(self) -> None:
+        """Export the final model, and write metrics, pictures and the report."""
+        log.info("exporting the final model")
+        weights = self._coordinator.newest_weights()
+        self._model.set_weights(weights)
+        models = self._export()
+        sparsity = sparsity_of(self._model.manifest, weights)
+        self.write_metrics(metrics.final(self._store, self._settings, sparsity, models))
+        self._write_pictures()
+        log.info("report: %s", render(self._directory))
+
+    def _export(self) -> list[dict[str, Any]]:
+        """Export every kind, and judge each file on the whole test set."""
+        representative = self._test.images[:REPRESENTATIVE_EXAMPLES]
+        rows = []
+        for exported in export(self._model, self._directory, representative):
+            data = exported.path.read_bytes()
+            predicted = TfliteModel(exported.path).predict(self._test.images).argmax(axis=1)
+            rows.append({
+                "file": exported.path.name,
+                "kind": exported.kind,
+                "bytes": len(data),
+                "gzip_bytes": len(gzip.compress(data, 9)),
+                "accuracy": float((predicted == self._test.labels).mean()),
+                "num_examples": len(self._test),
+            })  # fmt: skip
+        return rows
+
+    def _write_pictures(self) -> None:
+        test = self._test
+        by_class = [np.flatnonzero(test.labels == c) for c in range(test.num_classes)]
+        count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class))
+        updates = [u for u in self._store.updates(self._settings.rounds) if u.prediction]
+        predictions = [json.loads(u.prediction or "") for u in updates]
+        predictions.append(self._model.predict(test.images[:1])[0].tolist())
+        np.savez_compressed(
+            self._directory / "pictures.npz",
+            samples=np.stack([test.images[indices[:count]] for indices in by_class]),
+            class_names=np.array(test.class_names),
+            image=test.images[0],
+            image_label=test.labels[0],
+            predictor_names=np.array([*(u.client for u in updates), "global"]),
+            predictions=np.array(predictions, np.float32),
+        )
+
+
+def show_tables(directory: Path) -> None:
+    """Print the rounds and the exported models of a run."""
+    data = json.loads((directory / "metrics.json").read_text("utf-8"))
+    console = Console()
+    console.print(round_table(data))
+    if "final" in data:
+        console.print(models_table(data))
+
+
+def machine() -> dict[str, str]:
+    """Return where a measurement was made: architecture, cores, Python and commit if known."""
+    facts = {
+        "architecture": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+    repository = Path(__file__).resolve().parent.parent
+    found = subprocess.run(
+        ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {**facts, "commit": found.stdout.strip()} if found.returncode == 0 else facts
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(path)

@@ -1,0 +1,244 @@
+"""`featherfed demo`: a server and its clients as processes of this machine, over real gRPC.
+
+They are started with `featherfed serve` and `featherfed join`, nothing else: what the demo shows
+is what a person gets who starts them by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import tomli_w
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from featherfed.cli.artifacts import show_tables
+from featherfed.datasets.partition import partition
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.errors import ClientError, Unreachable
+from featherfed.edge_client.transport import GrpcTransport
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.settings import load_settings
+
+DIGITS_LEARNING_RATE = 0.1  # 287 examples a client need larger steps than 12,000
+LEARNING_RATE = 0.01
+LOG_TAIL = 15
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of `featherfed demo`."""
+
+    dataset: str
+    clients: int
+    rounds: int
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    uplink: str
+    downlink: str
+    optimize: str
+    partition: str
+    model: str
+    seed: int
+    output: Path
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, by data set if none was given."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DIGITS_LEARNING_RATE if self.dataset == "digits" else LEARNING_RATE
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Run a whole federation, show how it goes, and print what came out."""
+    train, _ = load_train_test(options.dataset)
+    shards = partition(train.labels, options.clients, options.partition, options.seed)
+    run_file = _prepare(options)
+    data = []
+    for number, indices in enumerate(shards):
+        path = options.output / "clients" / f"client-{number}" / "data.npz"
+        path.parent.mkdir(parents=True)
+        train.take(indices).save(path)
+        data.append(path)
+    with _Processes(options.output) as processes:
+        processes.start("server", "serve", str(run_file))
+        address = processes.wait_for_address()
+        threads = max(1, (os.cpu_count() or 1) // options.clients)
+        for path in data:
+            name = path.parent.name
+            processes.start(
+                name, "join", address, "--data", str(path), "--name", name,
+                "--state-dir", str(path.parent / "state"), "--threads", str(threads),
+            )  # fmt: skip
+        _watch(processes, address, options.rounds)
+        processes.wait_for_end()
+    show_tables(options.output)
+    typer.echo(f"report: {options.output / 'report.html'}")
+    typer.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
+
+
+def _prepare(options: DemoOptions) -> Path:
+    """Empty the output directory of an earlier run, write the run file and check it."""
+    output = options.output
+    if output.exists() and any(output.iterdir()):
+        if not (output / "run.toml").is_file():
+            raise ClientError(f"{output} is not empty and holds no run; choose another --output")
+        shutil.rmtree(output)
+    settings: dict[str, Any] = {
+        "name": "demo",
+        "output": str(output),
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "notes": {"clients": options.clients, "partition": options.partition},
+        "server": {"port": 0},
+        "model": {"name": options.model},
+        "training": {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": options.rate,
+        },
+        "compression": {"uplink": options.uplink, "downlink": options.downlink},
+        "optimization": {"method": options.optimize},
+        "clients": {"minimum": options.clients, "quorum": 1.0, "deadline": 3600.0},
+        "evaluation": {"dataset": options.dataset},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    run_file = output / "run.toml"
+    run_file.write_text(tomli_w.dumps(settings), "utf-8")
+    load_settings(run_file)
+    return run_file
+
+
+class _Processes:
+    """The demo's child processes; none outlives it."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> _Processes:
+        signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start `featherfed ARGUMENTS`, its output going to NAME.log."""
+        with self.log(name).open("wb") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, "-m", "featherfed.cli.main", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def log(self, name: str) -> Path:
+        """Return where a process writes."""
+        return self._output / f"{name}.log"
+
+    def check(self) -> None:
+        """Raise ClientError with the end of the log if a process has failed."""
+        for name, process in self._running.items():
+            if process.poll():
+                tail = self.log(name).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:]
+                lines = "\n  ".join(tail)
+                raise ClientError(f"{name} ended with code {process.returncode}:\n  {lines}")
+
+    def server_is_running(self) -> bool:
+        """Whether the server process is still there."""
+        return self._running["server"].poll() is None
+
+    def wait_for_address(self) -> str:
+        """Return the address that the server writes down once it listens."""
+        path = self._output / "server.address"
+        until = time.monotonic() + START_SECONDS
+        while not path.is_file():
+            self.check()
+            if time.monotonic() > until:
+                raise ClientError(f"the server does not start; see {self.log('server')}")
+            time.sleep(0.1)
+        return path.read_text("utf-8")
+
+    def wait_for_end(self) -> None:
+        """Wait until every process has ended well."""
+        for process in self._running.values():
+            process.wait()
+        self.check()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(processes: _Processes, address: str, rounds: int) -> None:
+    """Show the run until the server has ended; raise ClientError if any process fails."""
+    with _progress() as progress, _status(address) as status:
+        bar = progress.add_task("starting", total=rounds, note="")
+        while processes.server_is_running():
+            processes.check()
+            reply = status()
+            if reply is not None:
+                progress.update(
+                    bar, completed=reply.version, description=_describe(reply), note=_note(reply)
+                )
+            time.sleep(0.5)
+    processes.check()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rounds"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+
+
+@contextmanager
+def _status(address: str) -> Iterator[Any]:
+    transport = GrpcTransport(address, give_up_after=0)
+
+    def ask() -> pb.StatusReply | None:
+        try:
+            return transport.status()
+        except Unreachable:
+            return None  # it has just ended, or is busy; the loop looks at the process itself
+
+    try:
+        yield ask
+    finally:
+        transport.close()
+
+
+def _describe(reply: pb.StatusReply) -> str:
+    if reply.phase == "gathering" and reply.round == 1:
+        return f"{len(reply.clients)} of {reply.wanted_clients} clients"
+    return str(reply.phase)
+
+
+def _note(reply: pb.StatusReply) -> str:
+    accuracy = f"accuracy {reply.accuracy:.3f}, " if reply.HasField("accuracy") else ""
+    up, down = reply.uplink_bytes / 1000, reply.downlink_bytes / 1000
+    return f"{accuracy}{up:,.0f} kB up, {down:,.0f} kB down"

@@ -1,0 +1,104 @@
+"""`featherfed serve`: build a server from real parts and run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from featherfed.cli.artifacts import Artifacts
+from featherfed.compression.manifest import Array
+from featherfed.datasets.dataset import Dataset
+from featherfed.datasets.sources import load_train_test
+from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.models.serialization import to_json
+from featherfed.models.zoo import ARCHITECTURES
+from featherfed.server.conduct import serve
+from featherfed.server.coordinator import Coordinator, DataShape, Evaluation
+from featherfed.server.errors import ServerError
+from featherfed.server.plan import make_plan
+from featherfed.server.settings import Settings, load_settings
+from featherfed.server.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class KerasEvaluator:
+    """Judges weights on the test set; the example picture is its first."""
+
+    def __init__(self, model: FederatedModel, test: Dataset) -> None:
+        self._model = model
+        self._test = test
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        """Return loss, accuracy and the example's class probabilities."""
+        self._model.set_weights(weights)
+        loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
+        probabilities = self._model.predict(self._test.images[:1])[0]
+        return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
+
+
+def serve_run(run_file: Path, host: str | None, port: int | None) -> bool:
+    """Serve the run of `run_file`; return whether it has finished."""
+    settings = load_settings(run_file)
+    listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    settings = settings.model_copy(update={"server": settings.server.model_copy(update=listen)})
+    output = Path(settings.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServerError(f"cannot write to {output}: {error.strerror}") from error
+    _, test = load_train_test(settings.evaluation.dataset)
+    model = FederatedModel(_model_json(settings, test), _optimization(settings))
+    store = Store(output / "run.db")
+    try:
+        coordinator = _coordinator(settings, store, model, test)
+        artifacts = Artifacts(output, settings, store, coordinator, model, test)
+        return asyncio.run(
+            serve(
+                coordinator,
+                on_listening=artifacts.write_address,
+                on_round=artifacts.write_metrics,
+                on_finished=artifacts.finish,
+            )
+        )
+    finally:
+        store.close()
+
+
+def _coordinator(
+    settings: Settings, store: Store, model: FederatedModel, test: Dataset
+) -> Coordinator:
+    plan = make_plan(settings, model.model_json, model.manifest)
+    return Coordinator(
+        settings,
+        store,
+        plan,
+        model.manifest,
+        DataShape(test.input_shape, test.num_classes),
+        KerasEvaluator(model, test),
+        time.time,
+        first_weights=model.get_weights() if model.unseeded else None,
+    )
+
+
+def _optimization(settings: Settings) -> Optimization:
+    return Optimization(
+        Method(settings.optimization.method), num_clusters=settings.optimization.num_clusters
+    )
+
+
+def _model_json(settings: Settings, test: Dataset) -> str:
+    name = settings.model.name
+    if name in ARCHITECTURES:
+        return to_json(ARCHITECTURES[name](test.input_shape, test.num_classes))
+    if not name.endswith(".json"):
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ServerError(f"model.name {name!r} is neither built in ({known}) nor a .json file")
+    try:
+        return Path(name).read_text("utf-8")
+    except OSError as error:
+        raise ServerError(f"cannot read model configuration {name}: {error.strerror}") from error

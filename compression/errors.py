@@ -1,0 +1,21 @@
+"""Whose fault it is, said by the type.
+
+ValueError
+├── CodecError          the caller's: codec text or tensors that cannot be encoded
+└── WireError           the peer's: bytes that are not what they should be
+    └── NonFiniteError  well-formed bytes that hold NaN or infinity
+"""
+
+from __future__ import annotations
+
+
+class CodecError(ValueError):
+    """A codec that does not exist or fit, or tensors that cannot be encoded."""
+
+
+class WireError(ValueError):
+    """Bytes from a peer that do not decode; nothing was allocated beyond the manifest's sizes."""
+
+
+class NonFiniteError(WireError):
+    """Bytes from a peer that decode to NaN or infinity."""

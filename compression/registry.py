@@ -1,0 +1,85 @@
+"""Codec text and back: `topk(0.01) | quantize(8) | zstd`. One dict, two functions, one error."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import MISSING, fields
+from typing import Any
+
+from featherfed.compression.chain import Chain, chain
+from featherfed.compression.errors import CodecError
+from featherfed.compression.floats import Float16, Float32
+from featherfed.compression.lossless import Zstd
+from featherfed.compression.quantize import Quantize
+from featherfed.compression.stage import Stage
+from featherfed.compression.topk import TopK
+
+STAGES: dict[str, type[Any]] = {
+    stage.name: stage for stage in (Float32, Float16, Quantize, TopK, Zstd)
+}
+"""Every stage by its name in codec text."""
+
+MAX_TEXT = 200
+
+
+def parse_codec(text: str) -> Chain:
+    """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
+
+    The text is a Python expression of names, calls with plain arguments, and `|`; nothing in it
+    is evaluated.
+    """
+    if len(text) > MAX_TEXT:
+        raise CodecError(f"codec text is longer than {MAX_TEXT} characters")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise CodecError(f"{text!r} is not a codec; write e.g. quantize(8) | zstd") from error
+    try:
+        return chain(*_stages(tree))
+    except CodecError as error:
+        raise CodecError(f"codec {text!r}: {error}") from None
+
+
+def format_codec(codec: Chain) -> str:
+    """Return the canonical text; `parse_codec` of it gives an equal codec."""
+    return " | ".join(_format_stage(stage) for stage in codec.stages)
+
+
+def _stages(node: ast.expr) -> list[Stage]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_stages(node.left), *_stages(node.right)]
+    if isinstance(node, ast.Name):
+        return [_build(node.id, [], {})]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        named = {str(k.arg): _argument(k.value) for k in node.keywords}
+        return [_build(node.func.id, [_argument(a) for a in node.args], named)]
+    raise CodecError("stages are names like zstd or topk(0.01), joined by |")
+
+
+def _argument(node: ast.expr) -> object:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
+        return node.value
+    raise CodecError("arguments are numbers or words")
+
+
+def _build(name: str, args: list[object], named: dict[str, object]) -> Stage:
+    if name not in STAGES:
+        close = difflib.get_close_matches(name, STAGES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise CodecError(f"unknown stage {name!r}{hint} Stages: {', '.join(sorted(STAGES))}")
+    try:
+        stage: Stage = STAGES[name](*args, **named)
+    except TypeError:
+        wanted = ", ".join(field.name for field in fields(STAGES[name]))
+        raise CodecError(f"{name} takes ({wanted})") from None
+    return stage
+
+
+def _format_stage(stage: Stage) -> str:
+    values = [(getattr(stage, f.name), f.default) for f in fields(stage)]  # type: ignore[arg-type]
+    while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
+        values.pop()
+    return stage.name + (f"({', '.join(str(v) for v, _ in values)})" if values else "")

@@ -1,0 +1,98 @@
+"""The contract of a stage: frozen fields are its configuration, two pure functions its work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.compression.manifest import Array
+
+Shape = tuple[int, ...]
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an array stage hands on: a numpy dtype and the bits each value takes on the wire."""
+
+    dtype: str
+    bits: int
+
+
+FLOATS = Form("<f4", 32)
+HALVES = Form("<f2", 16)
+
+
+def symbols(bits: int) -> Form:
+    """Return the form of unsigned integers below 2**bits, 1 <= bits <= 16."""
+    return Form("<u1" if bits <= 8 else "<u2", bits)
+
+
+@runtime_checkable
+class ArrayStage(Protocol):
+    """Turns one float32 array into fewer or coarser values plus a little side information."""
+
+    name: ClassVar[str]
+    lossless: ClassVar[bool]
+    """`decode(encode(x))` equals x bit for bit."""
+    feedback: ClassVar[bool]
+    """The sender must keep what this stage loses and add it to the next round's update."""
+
+    @property
+    def gives(self) -> Form:
+        """What the stage hands on."""
+
+    def encode(self, x: Array) -> tuple[Values, bytes]:
+        """Return the 1-D values handed on and the side information; x is finite float32."""
+
+    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+        """Return the float32 array of `shape`; raise WireError if `side` cannot be right."""
+
+    def count(self, shape: Shape) -> int:
+        """Return how many values are handed on for an array of `shape`."""
+
+    def side_limit(self, shape: Shape) -> int:
+        """Return the most bytes of side information that an array of `shape` can need."""
+
+
+@runtime_checkable
+class ByteStage(Protocol):
+    """Turns bytes into fewer bytes, without loss."""
+
+    name: ClassVar[str]
+
+    def compress(self, data: bytes) -> bytes:
+        """Return the compressed bytes."""
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        """Return the original, at most `limit` bytes; raise WireError otherwise."""
+
+
+Stage = ArrayStage | ByteStage
+
+
+def pack(values: Values, form: Form) -> bytes:
+    """Return 1-D `values` as bytes, `form.bits` each, little-endian, zero bits at the end."""
+    if form.bits in (8, 16, 32):
+        return np.ascontiguousarray(values, dtype=form.dtype).tobytes()
+    shifts = np.arange(form.bits, dtype=np.uint16)
+    bits = (values.astype(np.uint16)[:, None] >> shifts) & 1
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack(data: bytes, form: Form, count: int) -> Values:
+    """Return the `count` values that `pack` put into `data` (exactly `packed_size` bytes)."""
+    if form.bits in (8, 16, 32):
+        return np.frombuffer(data, dtype=form.dtype)
+    raw = np.frombuffer(data, dtype=np.uint8)
+    bits = np.unpackbits(raw, count=count * form.bits, bitorder="little").reshape(count, form.bits)
+    weights = (1 << np.arange(form.bits)).astype(form.dtype)
+    return (bits * weights).sum(axis=1, dtype=form.dtype)
+
+
+def packed_size(form: Form, count: int) -> int:
+    """Return the bytes that `count` values take."""
+    return (count * form.bits + 7) // 8

@@ -1,0 +1,134 @@
+"""Finds data by name, folder, file or function."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.folder import class_folders, load_image_folder
+from featherfed.datasets.function import call_function
+from featherfed.datasets.idx import has_idx_files, load_idx_folder
+
+NAMES = ("digits", "fashion-mnist")
+
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_DIGITS_TEST = 360
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def load_train_test(name_or_path: str | Path) -> tuple[Dataset, Dataset]:
+    """Return the train and test sets of a name or a folder.
+
+    "digits": scikit-learn's 8x8 digits, 1437 and 360 examples, always the same split.
+    "fashion-mnist": 60000 and 10000 examples; `fashion_mnist_folders` says where it is looked for.
+    A folder: the four idx files, or train.npz and test.npz, or train/CLASS/*.png and
+    test/CLASS/*.png (jpg too). Raises `DatasetError` when nothing usable is there.
+    """
+    if name_or_path == "digits":
+        return _load_digits()
+    if name_or_path == "fashion-mnist":
+        return _load_fashion_mnist()
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(
+            f"unknown data set '{name_or_path}': use {', '.join(NAMES)}, or a folder that exists"
+        )
+    return _load_folder(folder)
+
+
+def load_client_data(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
+    """Return the data that a client names to train on.
+
+    ``spec`` is an .npz file (see `Dataset.load`), a folder FOLDER/CLASS/*.png, or
+    ``module:function``. ``class_names`` fixes the label order for what has none of its own (a
+    folder, or a function that returns two arrays). Raises `DatasetError`.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return load_image_folder(path, class_names)
+    if path.is_file():
+        return Dataset.load(path)
+    if _FUNCTION.fullmatch(spec):
+        return call_function(spec, class_names)
+    raise DatasetError(
+        f"'{spec}': no such file or folder; give an .npz file, a folder CLASS/*.png, or"
+        " module:function"
+    )
+
+
+def fashion_mnist_folders() -> list[Path]:
+    """Return the folders searched for Fashion-MNIST's idx files, first match wins."""
+    folders = []
+    if own := os.environ.get("FEATHERFED_DATA"):
+        folders = [Path(own).expanduser() / "fashion-mnist", Path(own).expanduser()]
+    return [*folders, Path("~/.keras/datasets/fashion-mnist").expanduser(), _FASHION_SYSTEM_FOLDER]
+
+
+def _load_fashion_mnist() -> tuple[Dataset, Dataset]:
+    folders = fashion_mnist_folders()
+    for folder in folders:
+        if has_idx_files(folder):
+            return load_idx_folder(folder, FASHION_CLASSES)
+    raise DatasetError(
+        "fashion-mnist is not on this machine (searched "
+        + ", ".join(map(str, folders))
+        + "). Get it with `sudo apt-get install dataset-fashion-mnist` (Debian, Ubuntu), or in"
+        " Python with `tf_keras.datasets.fashion_mnist.load_data()`, or set FEATHERFED_DATA to a"
+        " folder that holds its four idx files"
+    )
+
+
+def _load_digits() -> tuple[Dataset, Dataset]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DatasetError(
+            "the digits come with scikit-learn: pip install featherfed[demo]"
+        ) from error
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    whole = Dataset.from_arrays(images, bunch.target, [str(digit) for digit in range(10)])
+    order = np.random.default_rng(0).permutation(len(whole))
+    return whole.take(order[:-_DIGITS_TEST]), whole.take(order[-_DIGITS_TEST:])
+
+
+def _load_folder(folder: Path) -> tuple[Dataset, Dataset]:
+    if has_idx_files(folder):
+        return load_idx_folder(folder)
+    if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
+        train, test = Dataset.load(folder / "train.npz"), Dataset.load(folder / "test.npz")
+    elif (folder / "train").is_dir() and (folder / "test").is_dir():
+        names = class_folders(folder / "train")
+        train = load_image_folder(folder / "train")
+        test = load_image_folder(folder / "test", names)
+    else:
+        raise DatasetError(
+            f"{folder}: holds neither the four idx files (train-images-idx3-ubyte.gz, ...), nor"
+            " train.npz and test.npz, nor train/CLASS/*.png and test/CLASS/*.png"
+        )
+    return _matching(folder, train, test)
+
+
+def _matching(folder: Path, train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
+    for what in ("input_shape", "class_names"):
+        ours, theirs = getattr(train, what), getattr(test, what)
+        if ours != theirs:
+            raise DatasetError(f"{folder}: {what} is {ours} in train but {theirs} in test")
+    return train, test

@@ -1,0 +1,26 @@
+"""Errors of the client; the tree says whose fault it is.
+
+Exception
+├── ClientError (ValueError)  the user's: data, plan or state directory that cannot be used
+├── Rejected                  the server's word: this client cannot take part, and why
+├── SessionLost               the server does not know the session: join again
+└── Unreachable               the link's: retried for as long as the user allowed
+"""
+
+from __future__ import annotations
+
+
+class ClientError(ValueError):
+    """Data, a plan or a state directory that cannot be used; says what to do."""
+
+
+class Rejected(Exception):
+    """The server refuses the call for good; the message is its reason."""
+
+
+class SessionLost(Exception):
+    """The server does not know this session (any more); joining again gives a new one."""
+
+
+class Unreachable(Exception):
+    """No answer from the server, however often it was asked."""

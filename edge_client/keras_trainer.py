@@ -1,0 +1,69 @@
+"""Training with Keras and TFMOT; the only module of the client that needs TensorFlow."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.session import Trained
+from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.proto import federation_pb2 as pb
+
+METHODS = tuple(method.value for method in Method)
+"""The optimisation methods this trainer can do."""
+
+
+class KerasTrainer:
+    """Trains the plan's model on `images` (uint8 [N, H, W, C]) and `labels` (int64 [N])."""
+
+    def __init__(
+        self,
+        plan: pb.Plan,
+        manifest: Manifest,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        *,
+        client: str,
+        on_step: Callable[[int, int, int], None],
+    ) -> None:
+        """Build the model; `on_step` gets round, steps done and steps in all.
+
+        Raises ClientError if the plan asks for a model that this client builds differently.
+        """
+        optimization = Optimization(
+            Method(plan.optimization.method), num_clusters=plan.optimization.num_clusters
+        )
+        self._model = FederatedModel(plan.model_json, optimization)
+        if self._model.manifest.digest != manifest.digest:
+            raise ClientError(
+                "this client's Keras builds the plan's model with other tensors than the server's; "
+                "use the same featherfed and Keras versions on both"
+            )
+        self._training = plan.training
+        self._seed = plan.seed
+        self._client = client
+        self._images = images
+        self._labels = labels
+        self._on_step = on_step
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
+        self._model.set_weights(weights)
+        identity = f"{self._seed}/{task.round}/{self._client}".encode()
+        loss, accuracy = self._model.fit(
+            self._images,
+            self._labels,
+            epochs=self._training.epochs,
+            batch_size=self._training.batch_size,
+            learning_rate=self._training.learning_rate,
+            optimizer=self._training.optimizer,
+            sparsity=task.sparsity,
+            seed=zlib.crc32(identity),
+            on_step=lambda done, total: self._on_step(task.round, done, total),
+        )
+        return Trained(self._model.get_weights(), loss, accuracy)

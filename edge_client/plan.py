@@ -1,0 +1,32 @@
+"""The server's plan, checked and turned into the client's own types."""
+
+from __future__ import annotations
+
+from featherfed.compression.manifest import Fill, Manifest, Role, TensorSpec, Uniform
+from featherfed.edge_client.errors import ClientError
+from featherfed.proto import federation_pb2 as pb
+
+MAX_VALUES = 2**31
+"""A plan with more parameters is a mistake, or an attack on the client's memory."""
+
+
+def manifest_of(plan: pb.Plan) -> Manifest:
+    """Return the plan's manifest; raise ClientError if it makes no sense."""
+    try:
+        manifest = Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
+    except ValueError as error:
+        raise ClientError(f"the server's plan cannot be used: {error}") from error
+    if not 0 < manifest.num_values <= MAX_VALUES:
+        raise ClientError(f"the server's plan has {manifest.num_values} parameters; refused")
+    return manifest
+
+
+def _spec(tensor: pb.Tensor) -> TensorSpec:
+    seeded = tensor.WhichOneof("initial") == "uniform_limit"
+    return TensorSpec(
+        tensor.name,
+        tuple(tensor.shape),
+        Role(tensor.role),
+        Uniform(tensor.uniform_limit) if seeded else Fill(tensor.fill),
+        tensor.prunable,
+    )

@@ -1,0 +1,204 @@
+"""One client in one run: join, then poll, fetch, train, send, until the run is finished.
+
+Knows neither gRPC nor TensorFlow: a Transport talks and a Trainer trains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.update import encode_update, subtract
+from featherfed.edge_client.errors import ClientError, Rejected, SessionLost
+from featherfed.edge_client.model import DigestMismatch, follow
+from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.edge_client.transport import Transport
+from featherfed.proto import federation_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_COMES_BACK = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
+"""Refusals that say nothing against the update itself: it goes back into the residual whole."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training gave: weights in manifest order, loss and accuracy of the last epoch."""
+
+    weights: list[Array]
+    loss: float
+    accuracy: float
+
+
+class Trainer(Protocol):
+    """Trains the plan's model on the client's data, which it alone sees."""
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        """Return what training gives from `weights`, already masked to the task's sparsity."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a client says of itself on joining."""
+
+    name: str
+    data: pb.DataSummary
+    runtime: str
+    methods: tuple[str, ...]
+    version: str
+
+
+class Session:
+    """Runs a client to the end of its run; may be started again after any kind of death."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        transport: Transport,
+        make_trainer: Callable[[pb.Plan, Manifest], Trainer],
+        make_state: Callable[[str], ClientState],
+    ) -> None:
+        self._profile = profile
+        self._transport = transport
+        self._make_trainer = make_trainer
+        self._make_state = make_state
+
+    def run(self) -> Held:
+        """Take part until the run is finished; return the final model.
+
+        Raises ClientError, Rejected or Unreachable, after which nothing is lost.
+        """
+        while True:
+            try:
+                return self._take_part()
+            except SessionLost as error:
+                log.warning("session lost, joining again: %s", error)
+
+    def _take_part(self) -> Held:
+        reply = self._transport.join(self._join_request())
+        member = _Member(self._transport, reply, self._make_state)
+        log.info("joined run %s as %s", reply.plan.run, self._profile.name)
+        trainer = self._make_trainer(reply.plan, member.manifest)
+        while True:
+            task = self._transport.next_task(reply.session)
+            if task.HasField("finished"):
+                return member.catch_up(task.finished.version)
+            if task.HasField("train"):
+                member.do_round(task.train, trainer, self._profile.data.num_examples)
+
+    def _join_request(self) -> pb.JoinRequest:
+        profile = self._profile
+        return pb.JoinRequest(
+            client=profile.name,
+            data=profile.data,
+            capabilities=pb.Capabilities(
+                stages=sorted(STAGES),
+                methods=profile.methods,
+                runtime=profile.runtime,
+                featherfed=profile.version,
+            ),
+        )
+
+
+class _Member:
+    """A client that has joined: what it does in a round, and what it keeps."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        reply: pb.JoinReply,
+        make_state: Callable[[str], ClientState],
+    ) -> None:
+        self.manifest = manifest_of(reply.plan)
+        self._transport = transport
+        self._session = reply.session
+        self._seed = reply.plan.seed
+        self._state = make_state(f"{reply.plan.run} {self.manifest.digest.hex()}")
+
+    def catch_up(self, version: int) -> Held:
+        """Return the asked version, downloading only what is missing."""
+        held = self._state.held()
+        if held is None or held.version != version:
+            try:
+                held = self._fetch(version, held)
+            except (DigestMismatch, WireError) as error:
+                log.warning("%s; fetching the whole model", error)
+                held = self._fetch(version, None)
+            self._state.save_held(held)
+        return held
+
+    def _fetch(self, version: int, held: Held | None) -> Held:
+        request = pb.FetchModelRequest(session=self._session, version=version)
+        if held is not None:
+            request.have_version = held.version
+            request.have_digest = held.digest
+        links, data = self._transport.fetch_model(request)
+        return follow(self.manifest, self._seed, held, links, data)
+
+    def do_round(self, task: pb.Train, trainer: Trainer, num_examples: int) -> None:
+        """Train and send an update, or send the one that was made before a restart."""
+        pending = self._state.pending()
+        if pending is not None and pending.round != task.round:
+            self._send(pending)  # only the server knows whether it got it before the crash
+            pending = None
+        if pending is None:
+            pending = self._make_update(task, trainer, num_examples)
+            self._state.save_pending(pending)
+        self._send(pending)
+
+    def _make_update(self, task: pb.Train, trainer: Trainer, num_examples: int) -> Pending:
+        held = self.catch_up(task.version)
+        masks = magnitude_masks(self.manifest, held.weights, task.sparsity)
+        start = mask_weights(held.weights, masks)
+        log.info("round %d: training on %d examples", task.round, num_examples)
+        trained = trainer.train(start, task)
+        update = subtract(trained.weights, start)
+        residual = self._state.residual()
+        try:
+            codec = parse_codec(task.codec)
+            encoded = encode_update(codec, self.manifest, update, masks=masks, residual=residual)
+        except CodecError as error:
+            raise ClientError(
+                f"round {task.round}: the update cannot be encoded: {error}"
+            ) from error
+        target = (
+            update if residual is None else [u + r for u, r in zip(update, residual, strict=True)]
+        )
+        return Pending(
+            task.round,
+            task.version,
+            num_examples,
+            trained.loss,
+            trained.accuracy,
+            encoded.payload,
+            target,
+            encoded.residual,
+        )
+
+    def _send(self, pending: Pending) -> None:
+        header = pb.UpdateHeader(
+            session=self._session,
+            round=pending.round,
+            version=pending.version,
+            num_examples=pending.num_examples,
+            size=len(pending.payload),
+            train_loss=pending.loss,
+            train_accuracy=pending.accuracy,
+        )
+        reply = self._transport.submit_update(header, pending.payload)
+        if reply.outcome in (pb.ACCEPTED, pb.DUPLICATE):
+            log.info("round %d: sent %d bytes", pending.round, len(pending.payload))
+            self._state.settle(pending.residual)
+        elif reply.reason in _COMES_BACK:
+            log.warning("round %d: not counted: %s", pending.round, reply.detail)
+            self._state.settle(None if pending.residual is None else pending.target)
+        else:
+            self._state.settle(self._state.residual())
+            raise Rejected(f"round {pending.round}: update refused: {reply.detail}")

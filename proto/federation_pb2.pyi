@@ -1,0 +1,301 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    ACCEPTED: _ClassVar[Outcome]
+    DUPLICATE: _ClassVar[Outcome]
+    REFUSED: _ClassVar[Outcome]
+
+class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NONE: _ClassVar[Reason]
+    LATE: _ClassVar[Reason]
+    NOT_SELECTED: _ClassVar[Reason]
+    WRONG_VERSION: _ClassVar[Reason]
+    BAD_EXAMPLE_COUNT: _ClassVar[Reason]
+    TOO_LARGE: _ClassVar[Reason]
+    MALFORMED: _ClassVar[Reason]
+    NON_FINITE: _ClassVar[Reason]
+    BAD_NAME: _ClassVar[Reason]
+    DATA_MISMATCH: _ClassVar[Reason]
+    MISSING_CAPABILITY: _ClassVar[Reason]
+    UNKNOWN_SESSION: _ClassVar[Reason]
+    UNKNOWN_VERSION: _ClassVar[Reason]
+OUTCOME_UNSPECIFIED: Outcome
+ACCEPTED: Outcome
+DUPLICATE: Outcome
+REFUSED: Outcome
+NONE: Reason
+LATE: Reason
+NOT_SELECTED: Reason
+WRONG_VERSION: Reason
+BAD_EXAMPLE_COUNT: Reason
+TOO_LARGE: Reason
+MALFORMED: Reason
+NON_FINITE: Reason
+BAD_NAME: Reason
+DATA_MISMATCH: Reason
+MISSING_CAPABILITY: Reason
+UNKNOWN_SESSION: Reason
+UNKNOWN_VERSION: Reason
+
+class JoinRequest(_message.Message):
+    __slots__ = ("client", "data", "capabilities")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    data: DataSummary
+    capabilities: Capabilities
+    def __init__(self, client: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+
+class DataSummary(_message.Message):
+    __slots__ = ("num_examples", "example_shape", "num_classes")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    example_shape: _containers.RepeatedScalarFieldContainer[int]
+    num_classes: int
+    def __init__(self, num_examples: _Optional[int] = ..., example_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("stages", "methods", "runtime", "featherfed")
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    FEATHERFED_FIELD_NUMBER: _ClassVar[int]
+    stages: _containers.RepeatedScalarFieldContainer[str]
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    runtime: str
+    featherfed: str
+    def __init__(self, stages: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., runtime: _Optional[str] = ..., featherfed: _Optional[str] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("session", "plan")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    plan: Plan
+    def __init__(self, session: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    model_json: str
+    manifest: _containers.RepeatedCompositeFieldContainer[Tensor]
+    seed: int
+    training: Training
+    optimization: Optimization
+    rounds: int
+    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
+    UNIFORM_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PRUNABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    role: str
+    fill: float
+    uniform_limit: float
+    prunable: bool
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., fill: _Optional[float] = ..., uniform_limit: _Optional[float] = ..., prunable: bool = ...) -> None: ...
+
+class Training(_message.Message):
+    __slots__ = ("epochs", "batch_size", "learning_rate", "optimizer")
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., optimizer: _Optional[str] = ...) -> None: ...
+
+class Optimization(_message.Message):
+    __slots__ = ("method", "num_clusters")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    num_clusters: int
+    def __init__(self, method: _Optional[str] = ..., num_clusters: _Optional[int] = ...) -> None: ...
+
+class NextTaskRequest(_message.Message):
+    __slots__ = ("session", "wait_seconds")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    wait_seconds: int
+    def __init__(self, session: _Optional[int] = ..., wait_seconds: _Optional[int] = ...) -> None: ...
+
+class NextTaskReply(_message.Message):
+    __slots__ = ("train", "wait", "finished")
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    train: Train
+    wait: Wait
+    finished: Finished
+    def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class Train(_message.Message):
+    __slots__ = ("round", "version", "codec", "sparsity", "deadline_seconds")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SPARSITY_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    version: int
+    codec: str
+    sparsity: float
+    deadline_seconds: int
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., deadline_seconds: _Optional[int] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class FetchModelRequest(_message.Message):
+    __slots__ = ("session", "version", "have_version", "have_digest")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HAVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HAVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    version: int
+    have_version: int
+    have_digest: bytes
+    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., have_version: _Optional[int] = ..., have_digest: _Optional[bytes] = ...) -> None: ...
+
+class ModelChunk(_message.Message):
+    __slots__ = ("links", "data")
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    links: _containers.RepeatedCompositeFieldContainer[Link]
+    data: bytes
+    def __init__(self, links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Link(_message.Message):
+    __slots__ = ("kind", "version", "digest", "codec", "sparsity", "size")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SEED: _ClassVar[Link.Kind]
+        DELTA: _ClassVar[Link.Kind]
+        SNAPSHOT: _ClassVar[Link.Kind]
+    SEED: Link.Kind
+    DELTA: Link.Kind
+    SNAPSHOT: Link.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SPARSITY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    kind: Link.Kind
+    version: int
+    digest: bytes
+    codec: str
+    sparsity: float
+    size: int
+    def __init__(self, kind: _Optional[_Union[Link.Kind, str]] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., size: _Optional[int] = ...) -> None: ...
+
+class UpdateChunk(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("session", "round", "version", "num_examples", "size", "train_loss", "train_accuracy")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    round: int
+    version: int
+    num_examples: int
+    size: int
+    train_loss: float
+    train_accuracy: float
+    def __init__(self, session: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., size: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_accuracy: _Optional[float] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ("outcome", "reason", "detail")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    outcome: Outcome
+    reason: Reason
+    detail: str
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("run", "phase", "round", "rounds", "version", "clients", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    UPLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DOWNLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WANTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    phase: str
+    round: int
+    rounds: int
+    version: int
+    clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
+    accuracy: float
+    uplink_bytes: int
+    downlink_bytes: int
+    wanted_clients: int
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ...) -> None: ...
+
+class ClientStatus(_message.Message):
+    __slots__ = ("client", "state", "num_examples")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    state: str
+    num_examples: int
+    def __init__(self, client: _Optional[str] = ..., state: _Optional[str] = ..., num_examples: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,190 @@
+"""What the template shows: tiles and table rows as finished texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featherfed.report.model import Round, Run
+from featherfed.report.summary import (
+    NONE,
+    Flow,
+    all_clients,
+    bytes_text,
+    count_text,
+    flow,
+    number_text,
+    percent_text,
+    ratio_text,
+    round_flows,
+    run_flows,
+    seconds_text,
+)
+
+_NAMES_IN_A_CELL = 3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str
+
+
+def tiles(run: Run) -> list[Tile]:
+    """Return the headline numbers in rows of four, ratio above bytes."""
+    up, down = run_flows(run)
+    last = run.final or (run.rounds[-1] if run.rounds else None)
+    return [
+        Tile(
+            "Final accuracy" if run.final else "Accuracy so far",
+            percent_text(last.accuracy if last else None),
+            f"on {count_text(run.num_test_examples)} test examples",
+        ),
+        _ratio_tile("up", up, run),
+        _ratio_tile("down", down, run),
+        Tile("Clients", str(len(all_clients(run))), _clients_note(run)),
+        Tile("Rounds", str(len(run.rounds)), _rounds_note(run)),
+        _bytes_tile("Up", up),
+        _bytes_tile("Down", down),
+        Tile(
+            "Model",
+            count_text(run.num_parameters),
+            f"parameters, {bytes_text(run.float32_bytes)} as float32",
+        ),
+    ]
+
+
+def _bytes_tile(direction: str, part: Flow) -> Tile:
+    note = f"payload; {bytes_text(part.sent)} as sent"
+    return Tile(f"{direction} per client and round", bytes_text(part.payload), note)
+
+
+def _ratio_tile(direction: str, part: Flow, run: Run) -> Tile:
+    sent = ratio_text(part.sent_ratio(run.float32_bytes))
+    return Tile(
+        f"Compression {direction}",
+        ratio_text(part.ratio(run.float32_bytes)),
+        f"less than float32; {sent} as sent",
+    )
+
+
+def _rounds_note(run: Run) -> str:
+    if run.final:
+        return f"in {seconds_text(run.final.seconds)}"
+    return "so far; the run has not finished"
+
+
+def _clients_note(run: Run) -> str:
+    mean = sum(len(r.updates) for r in run.rounds) / max(1, len(run.rounds))
+    return f"{mean:.1f} updates a round on average"
+
+
+def round_rows(run: Run) -> list[dict[str, object]]:
+    """Return a row per round, bytes as means per client."""
+    return [_round_row(entry) for entry in run.rounds]
+
+
+def _round_row(entry: Round) -> dict[str, object]:
+    up, down = round_flows([entry])
+    return {
+        "number": entry.number,
+        "accuracy": percent_text(entry.accuracy),
+        "loss": number_text(entry.loss),
+        "sparsity": percent_text(entry.sparsity) if entry.sparsity else NONE,
+        "seconds": seconds_text(entry.seconds),
+        "clients": len(entry.updates),
+        "missing": _names(entry.missing),
+        "refused": _names(tuple(item.client for item in entry.refused)),
+        "up": _flow_cells(up),
+        "down": _flow_cells(down),
+        "version": entry.version,
+        "digest": entry.digest,
+    }
+
+
+def final_row(run: Run) -> dict[str, object] | None:
+    """Return the row of the final delivery, or ``None`` while there is none."""
+    if run.final is None:
+        return None
+    return {
+        "accuracy": percent_text(run.final.accuracy),
+        "loss": number_text(run.final.loss),
+        "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
+        "seconds": seconds_text(run.final.seconds),
+        "clients": len(run.final.deliveries),
+        "down": _flow_cells(flow(traffic for _, traffic in run.final.deliveries)),
+        "version": run.final.version,
+        "digest": run.final.digest,
+    }
+
+
+def _flow_cells(part: Flow) -> dict[str, str]:
+    return {"payload": count_text(part.payload), "sent": count_text(part.sent)}
+
+
+def _names(names: tuple[str, ...]) -> str:
+    if len(names) <= _NAMES_IN_A_CELL:
+        return ", ".join(names) or NONE
+    return f"{', '.join(names[:_NAMES_IN_A_CELL])} and {len(names) - _NAMES_IN_A_CELL} more"
+
+
+def client_rows(run: Run) -> list[dict[str, object]]:
+    """Return a row per client with the totals of both directions, and one of them all."""
+    rows = [_client_row(run, name, name) for name in all_clients(run)]
+    return [*rows, _client_row(run, "all clients", None)]
+
+
+def _client_row(run: Run, label: str, client: str | None) -> dict[str, object]:
+    up, down = run_flows(run, client)
+    cells = {"up": _total_cells(up, run), "down": _total_cells(down, run)}
+    return {"client": label, "sum": client is None, **cells}
+
+
+def _total_cells(part: Flow, run: Run) -> dict[str, str]:
+    return {
+        "count": str(part.count),
+        "payload": count_text(part.total.payload),
+        "message": count_text(part.total.message),
+        "other": count_text(part.total.control + part.total.retry),
+        "ratio": ratio_text(part.ratio(run.float32_bytes)),
+        "sent_ratio": ratio_text(part.sent_ratio(run.float32_bytes)),
+    }
+
+
+def total_facts(run: Run) -> str:
+    """Say what the ledger counted in all, updates that did not count included."""
+    if run.final is None:
+        return ""
+    up, down = run.final.uplink, run.final.downlink
+    return (
+        f"The server's ledger counted {count_text(up.sent)} bytes up and {count_text(down.sent)}"
+        " bytes down in all, refused and late updates included, of which"
+        f" {count_text(up.payload)} and {count_text(down.payload)} are payload."
+    )
+
+
+def model_rows(run: Run) -> list[dict[str, str]]:
+    """Return a row per exported model."""
+    return [
+        {
+            "file": model.file,
+            "kind": model.kind,
+            "size": count_text(model.size),
+            "gzip": count_text(model.gzip_size),
+            "ratio": ratio_text(run.float32_bytes / model.size if model.size else None),
+            "accuracy": percent_text(model.accuracy),
+            "examples": count_text(model.num_examples),
+        }
+        for model in (run.final.models if run.final else ())
+    ]
+
+
+def refusal_rows(run: Run) -> list[dict[str, object]]:
+    """Return a row per refused update."""
+    return [
+        {"round": r.number, "client": item.client, "reason": item.reason, "detail": item.detail}
+        for r in run.rounds
+        for item in r.refused
+    ]

@@ -1,0 +1,131 @@
+"""Makes report.html, a page that needs nothing but itself, from a run's output folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from featherfed.report import page
+from featherfed.report.curves import accuracy_figure, clients_figure
+from featherfed.report.metrics import read_metrics
+from featherfed.report.model import ReportError, Run
+from featherfed.report.pictures import Pictures, read_pictures, samples_figure
+from featherfed.report.prediction import prediction_figure
+from featherfed.report.style import save_png, styled
+from featherfed.report.traffic import bytes_figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture on the page; ``uri`` holds the PNG itself."""
+
+    title: str
+    note: str
+    alt: str
+    uri: str
+
+
+_TEXTS = {
+    "samples": (
+        "The data",
+        "Examples of every class.",
+        "Sample images, one column per class",
+    ),
+    "accuracy": (
+        "Learning",
+        "The global model after every round.",
+        "Lines of test accuracy and test loss over the rounds",
+    ),
+    "clients": (
+        "Clients and the global model",
+        "A dot is one client's own model after its local training; averaging makes the line.",
+        "Dots of each client's test accuracy per round and the line of the global model",
+    ),
+    "prediction": (
+        "One image, every model",
+        "What each client and the global model take the image for. In bars, green is the true"
+        " class, orange a wrong first choice.",
+        "Class probabilities of one test image for every client and the global model",
+    ),
+    "bytes": (
+        "Bytes on the link",
+        "Payload is the compressed update alone; as sent adds framing, control messages and"
+        " retries. Down in a round is what brought the client to the version it started from.",
+        "Bytes per client and round up and down, payload and as sent, against float32",
+    ),
+}
+
+
+def render(directory: Path) -> Path:
+    """Write report.html and plots/*.png into ``directory`` and return the page's path.
+
+    Reads metrics.json and, where there is one, pictures.npz. Raises `ReportError` when one of
+    them is missing or broken, or the folder cannot be written.
+    """
+    run = read_metrics(directory / "metrics.json")
+    source = directory / "pictures.npz"
+    pictures = read_pictures(source) if source.is_file() else None
+    try:
+        plots = _draw(run, pictures, directory / "plots")
+        return _write(directory / "report.html", _fill(run, plots))
+    except OSError as error:
+        raise ReportError(
+            f"{directory}: cannot write the report ({error}); free space or allow writing there"
+        ) from error
+
+
+def _figures(run: Run, pictures: Pictures | None) -> Iterator[tuple[str, Figure | None]]:
+    if pictures:
+        yield "samples", samples_figure(pictures)
+    if run.rounds:
+        yield "accuracy", accuracy_figure(run)
+        yield "clients", clients_figure(run)
+    if pictures:
+        yield "prediction", prediction_figure(pictures)
+    if run.rounds:
+        yield "bytes", bytes_figure(run)
+
+
+def _draw(run: Run, pictures: Pictures | None, folder: Path) -> list[Plot]:
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = []
+    with styled():
+        for name, figure in _figures(run, pictures):
+            if figure is not None:
+                uri = save_png(figure, folder / f"{name}.png")
+                plots.append(Plot(*_TEXTS[name], uri))
+    return plots
+
+
+def _fill(run: Run, plots: list[Plot]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html").render(
+        run=run,
+        plots=plots,
+        tiles=page.tiles(run),
+        rounds=page.round_rows(run),
+        final=page.final_row(run),
+        clients=page.client_rows(run),
+        totals=page.total_facts(run),
+        models=page.model_rows(run),
+        refusals=page.refusal_rows(run),
+    )
+
+
+def _write(path: Path, text: str) -> Path:
+    # A reader that reloads the page must never see half of it.
+    draft = path.with_suffix(".html.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+    return path

@@ -1,0 +1,125 @@
+"""Means, ratios and their texts: the numbers that page, plots and terminal share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from featherfed.report.model import Round, Run, Traffic
+
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Transfers of one direction taken together; ``count`` is how many transfers."""
+
+    count: int
+    total: Traffic
+
+    @property
+    def payload(self) -> float | None:
+        """Mean payload bytes of a transfer."""
+        return self.total.payload / self.count if self.count else None
+
+    @property
+    def message(self) -> float | None:
+        """Mean message bytes of a transfer."""
+        return self.total.message / self.count if self.count else None
+
+    @property
+    def sent(self) -> float | None:
+        """Mean bytes of a transfer as sent: message, control and retries."""
+        return self.total.sent / self.count if self.count else None
+
+    def ratio(self, float32_bytes: int) -> float | None:
+        """How many times smaller than float32 weights the payloads are."""
+        return self.count * float32_bytes / self.total.payload if self.total.payload else None
+
+    def sent_ratio(self, float32_bytes: int) -> float | None:
+        """How many times smaller than float32 weights everything sent is."""
+        return self.count * float32_bytes / self.total.sent if self.total.sent else None
+
+
+def flow(transfers: Iterable[Traffic]) -> Flow:
+    """Add up transfers."""
+    items = list(transfers)
+    return Flow(len(items), sum(items, Traffic()))
+
+
+def round_flows(rounds: Sequence[Round]) -> tuple[Flow, Flow]:
+    """Return uplink and downlink of the given rounds, all clients together."""
+    updates = [update for entry in rounds for update in entry.updates]
+    return flow(u.uplink for u in updates), flow(u.downlink for u in updates)
+
+
+def run_flows(run: Run, client: str | None = None) -> tuple[Flow, Flow]:
+    """Return uplink and downlink of the run or of one client, the final delivery included."""
+    updates = [u for r in run.rounds for u in r.updates if client in (None, u.client)]
+    deliveries = run.final.deliveries if run.final else ()
+    last = [traffic for name, traffic in deliveries if client in (None, name)]
+    return flow(u.uplink for u in updates), flow([*(u.downlink for u in updates), *last])
+
+
+def all_clients(run: Run) -> tuple[str, ...]:
+    """Every client the run mentions, those that only failed included."""
+    failed = [
+        name for r in run.rounds for name in (*r.missing, *(entry.client for entry in r.refused))
+    ]
+    delivered = [name for name, _ in run.final.deliveries] if run.final else []
+    return tuple(dict.fromkeys([*run.client_names, *failed, *delivered]))
+
+
+def bytes_text(value: float | None) -> str:
+    """1012 -> "1,012 B", 900136 -> "900.1 kB" (1 kB is 1000 bytes, used from 10 kB on)."""
+    if value is None:
+        return NONE
+    if value < 9999.5:
+        return f"{value:,.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        # From here on it would round to 1000.0 of this unit.
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def count_text(value: float | None) -> str:
+    """900136.4 -> "900,136"."""
+    return _finite(value) or f"{value:,.0f}"
+
+
+def percent_text(value: float | None) -> str:
+    """0.778 -> "77.80 %"."""
+    return _finite(value) or f"{value:.2%}".replace("%", " %")
+
+
+def number_text(value: float | None) -> str:
+    """0.60123 -> "0.6012"."""
+    return _finite(value) or f"{value:.4f}"
+
+
+def ratio_text(value: float | None) -> str:
+    """1038.2 -> "1,038x", 3.96 -> "4.0x" with a multiplication sign."""
+    if value is None:
+        return NONE
+    return f"{value:,.{0 if value >= 100 else 1}f}\N{MULTIPLICATION SIGN}"
+
+
+def seconds_text(value: float | None) -> str:
+    """93.14 -> "93.1 s", 700 -> "11 min 40 s"."""
+    if odd := _finite(value):
+        return odd
+    assert value is not None
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _finite(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return "" if math.isfinite(value) else "not finite"

@@ -1,0 +1,118 @@
+"""The tables that the terminal shows after a run, at most 100 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from featherfed.report.metrics import parse_metrics
+from featherfed.report.model import Round, Run
+from featherfed.report.summary import (
+    Flow,
+    bytes_text,
+    count_text,
+    number_text,
+    percent_text,
+    ratio_text,
+    round_flows,
+    run_flows,
+)
+
+_COLUMNS = (
+    "round",
+    "accuracy",
+    "loss",
+    "seconds",
+    "clients",
+    "payload\nup",
+    "message\nup",
+    "ratio\nup",
+    "payload\ndown",
+    "message\ndown",
+    "ratio\ndown",
+)
+
+
+def round_table(metrics: Mapping[str, Any]) -> Table:
+    """One row per round: quality, then mean bytes per client and the ratio to float32, up/down.
+
+    ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
+    """
+    run = parse_metrics(metrics)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        caption="bytes: mean per client; message: payload and framing; ratio: float32 / payload",
+    )
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in run.rounds:
+        table.add_row(*_round_row(run, entry))
+    if run.final:
+        table.add_section()
+        table.add_row(*_final_row(run))
+    return table
+
+
+def models_table(metrics: Mapping[str, Any]) -> Table:
+    """One row per exported model: kind, size raw and gzipped, accuracy.
+
+    ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
+    """
+    run = parse_metrics(metrics)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", overflow="fold", max_width=40)
+    table.add_column("kind", overflow="fold", max_width=16)
+    for name in ("size", "gzip", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in run.final.models if run.final else ():
+        # Text, because a name may hold what rich reads as markup.
+        table.add_row(
+            Text(model.file),
+            Text(model.kind),
+            bytes_text(model.size),
+            bytes_text(model.gzip_size),
+            percent_text(model.accuracy),
+        )
+    return table
+
+
+def _round_row(run: Run, entry: Round) -> list[str]:
+    away = len(entry.missing) + len(entry.refused)
+    return [
+        str(entry.number),
+        percent_text(entry.accuracy),
+        number_text(entry.loss),
+        count_text(entry.seconds),
+        f"{len(entry.updates)}/{len(entry.updates) + away}" if away else str(len(entry.updates)),
+        *_bytes(run, round_flows([entry])),
+    ]
+
+
+def _final_row(run: Run) -> list[str]:
+    assert run.final
+    return [
+        "all",
+        percent_text(run.final.accuracy),
+        number_text(run.final.loss),
+        count_text(run.final.seconds),
+        str(len(run.client_names)),
+        *_bytes(run, run_flows(run)),
+    ]
+
+
+def _bytes(run: Run, flows: tuple[Flow, Flow]) -> list[str]:
+    return [
+        text
+        for part in flows
+        for text in (
+            bytes_text(part.payload),
+            bytes_text(part.message),
+            ratio_text(part.ratio(run.float32_bytes)),
+        )
+    ]

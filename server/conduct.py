@@ -1,0 +1,83 @@
+"""The loop that drives a run: let time pass, aggregate closed rounds, wake clients, end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from featherfed.server.coordinator import Coordinator
+from featherfed.server.rounds import Phase
+from featherfed.server.service import FederationService, create_server
+
+TICK_SECONDS = 0.2
+GRACE_SECONDS = 5.0
+
+
+async def serve(
+    coordinator: Coordinator,
+    *,
+    on_listening: Callable[[str], None],
+    on_round: Callable[[], None],
+    on_finished: Callable[[], None],
+    handle_signals: bool = True,
+) -> bool:
+    """Serve a run until its end, or until SIGTERM or SIGINT; return whether it has finished.
+
+    `on_listening` gets the address; `on_round` is called after every aggregated round and
+    `on_finished` after the last, both in a thread. Raises ServerError if the port is taken.
+    """
+    settings = coordinator.settings.server
+    service = FederationService(coordinator)
+    server, port = await create_server(service, settings.host, settings.port)
+    on_listening(f"{settings.host}:{port}")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_ in (signal.SIGINT, signal.SIGTERM) if handle_signals else ():
+        loop.add_signal_handler(signal_, stop.set)
+    try:
+        await _rounds(coordinator, service, stop, on_round)
+        if coordinator.phase is Phase.FINISHED:
+            await asyncio.to_thread(on_finished)
+            await _linger(coordinator, service, stop, settings.linger)
+    finally:
+        await server.stop(GRACE_SECONDS)
+    return coordinator.phase is Phase.FINISHED
+
+
+async def _rounds(
+    coordinator: Coordinator,
+    service: FederationService,
+    stop: asyncio.Event,
+    on_round: Callable[[], None],
+) -> None:
+    phase = coordinator.phase
+    while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
+        before, phase = phase, await asyncio.to_thread(coordinator.tick)
+        if phase is Phase.AGGREGATING:
+            await asyncio.to_thread(coordinator.aggregate)
+            service.notify()
+            await asyncio.to_thread(on_round)
+        elif phase is not before:
+            service.notify()
+        else:
+            await _pause(stop, TICK_SECONDS)
+
+
+async def _linger(
+    coordinator: Coordinator, service: FederationService, stop: asyncio.Event, seconds: float
+) -> None:
+    """Stay for the clients that have not fetched the final model, but not for ever."""
+    service.notify()
+    until = asyncio.get_running_loop().time() + seconds
+    while not stop.is_set() and asyncio.get_running_loop().time() < until:
+        if await asyncio.to_thread(coordinator.everyone_has_finished):
+            return
+        await _pause(stop, TICK_SECONDS)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,454 @@
+"""The run itself: what the rounds, the store, the codecs and the evaluator do on each call.
+
+Knows neither gRPC nor TensorFlow nor the clock. Safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from featherfed.compression.errors import NonFiniteError, WireError
+from featherfed.compression.genesis import initial_weights
+from featherfed.compression.manifest import Array, Manifest, weights_digest
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.stage import Stage
+from featherfed.compression.update import apply_update, decode_update, max_payload
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server import aggregate, rounds
+from featherfed.server.errors import Refused, ServerError
+from featherfed.server.rounds import Phase
+from featherfed.server.settings import Settings
+from featherfed.server.store import Entry, Store, Update, Version
+from featherfed.server.versions import (
+    RoundStart,
+    Route,
+    delta_route,
+    next_version,
+    seed_route,
+    snapshot_route,
+    start_round,
+)
+
+PRESENCE = 60.0
+"""A client heard of within so many seconds is waiting for a task; its polls are shorter."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on the test set; `prediction`: class probabilities for the example picture (JSON)."""
+
+    loss: float
+    accuracy: float
+    prediction: str
+
+
+class Evaluator(Protocol):
+    """Judges weights; built by the entry point, since it needs TensorFlow."""
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        """Return what float32 `weights` in manifest order are worth on the test set."""
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a client's data must look like to train the run's model."""
+
+    example_shape: tuple[int, ...]
+    num_classes: int
+
+
+class Coordinator:
+    """One run: join, next_task, fetch and submit for clients; tick and aggregate for the server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        plan: pb.Plan,
+        manifest: Manifest,
+        data_shape: DataShape,
+        evaluator: Evaluator,
+        clock: Callable[[], float],
+        first_weights: Sequence[Array] | None = None,
+    ) -> None:
+        """Begin the run that `settings` describe, or go on with the one in `store`.
+
+        `first_weights`: version 0, if it is not what the plan's seed gives. Raises ServerError if
+        the store holds another run.
+        """
+        self.settings = settings
+        self.manifest = manifest
+        self.plan = plan
+        self._store = store
+        self._data_shape = data_shape
+        self._evaluator = evaluator
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._uplink = parse_codec(settings.compression.uplink)
+        self._downlink = parse_codec(settings.compression.downlink)
+        self._policy = settings.policy
+        self._last_seen: dict[str, float] = {}
+        self._snapshot: tuple[int, Route] | None = None
+        self._start: tuple[int, RoundStart] | None = None
+        self._begin(first_weights)
+        self._state = store.load_state()
+        self._clients = store.clients()
+        seed_digest = weights_digest(initial_weights(manifest, plan.seed))
+        self._seeded = seed_digest == store.versions()[0].digest
+
+    def _begin(self, first_weights: Sequence[Array] | None) -> None:
+        run = self._store.run()
+        if run and run[1] != self.settings.fingerprint:
+            raise ServerError(
+                f"{self.settings.output} holds run {run[0]!r} with other settings; choose another "
+                "output directory, restore the settings, or delete the directory to start anew"
+            )
+        if run:
+            self.plan.run = run[0]
+            return
+        self.plan.run = f"{self.settings.name}-{secrets.token_hex(4)}"
+        weights = first_weights or initial_weights(self.manifest, self.plan.seed)
+        version = Version(0, weights_digest(weights), "", 0.0, b"")
+        now = self._clock()
+        with self._store.transaction():
+            state = rounds.RunState(since=now)
+            self._store.create_run(self.plan.run, self.settings.fingerprint, now, state)
+            self._store.add_version(version, weights, None)
+
+    # ---- for clients ----
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Admit a client, or let a known one in again; raise Refused if it cannot take part."""
+        with self._lock:
+            if not _NAME.fullmatch(request.client):
+                raise Refused(
+                    pb.BAD_NAME,
+                    "a client name has 1 to 64 letters, digits, '.', '_' or '-' and starts with a "
+                    "letter or digit",
+                )
+            try:
+                self._check_data(request.data)
+                self._check_capabilities(request.capabilities)
+            except Refused as refusal:
+                self.record_refusal(request.client, refusal)
+                raise
+            session = secrets.randbits(63)
+            num_examples = request.data.num_examples
+            self._store.save_client(
+                request.client, session, num_examples, request.capabilities.runtime, self._clock()
+            )
+            self._clients[request.client] = (session, num_examples)
+            self._hear(request.client)
+            return pb.JoinReply(session=session, plan=self.plan)
+
+    def _check_data(self, data: pb.DataSummary) -> None:
+        wanted = self._data_shape
+        if tuple(data.example_shape) != wanted.example_shape:
+            raise Refused(
+                pb.DATA_MISMATCH,
+                f"examples of shape {tuple(data.example_shape)} do not fit the run's model, which "
+                f"takes {wanted.example_shape}; convert the data or join another run",
+            )
+        if not 1 <= data.num_classes <= wanted.num_classes:
+            raise Refused(
+                pb.DATA_MISMATCH,
+                f"labels up to {int(data.num_classes) - 1} do not fit the run's model, which has "
+                f"{wanted.num_classes} classes",
+            )
+        if data.num_examples < 1:
+            raise Refused(pb.DATA_MISMATCH, "there is not one example to train on")
+
+    def _check_capabilities(self, has: pb.Capabilities) -> None:
+        stages: list[Stage] = [*self._uplink.stages, *self._downlink.stages]
+        missing = sorted({s.name for s in stages} - set(has.stages))
+        if self.settings.optimization.method not in has.methods:
+            missing.append(self.settings.optimization.method)
+        if missing:
+            raise Refused(
+                pb.MISSING_CAPABILITY,
+                f"the run needs {', '.join(missing)}, which this client cannot do; update featherfed "
+                "on it",
+            )
+
+    def client_of(self, session: int) -> str:
+        """Return the client whose session this is; raise Refused if it must join (again)."""
+        for client, (known, _) in self._clients.items():
+            if known == session:
+                return client
+        raise Refused(pb.UNKNOWN_SESSION, "join first; after a restart, join again")
+
+    def next_task(self, client: str) -> pb.NextTaskReply:
+        """Return what the client should do now."""
+        with self._lock:
+            self._hear(client)
+            state = self._state
+            if state.phase is Phase.FINISHED:
+                return pb.NextTaskReply(finished=pb.Finished(version=state.round))
+            waiting = client in state.reported or client not in state.cohort
+            if state.phase is not Phase.TRAINING or waiting:
+                return pb.NextTaskReply(wait=pb.Wait())
+            left = state.since + self._policy.deadline - self._clock()
+            train = pb.Train(
+                round=state.round,
+                version=state.round - 1,
+                codec=str(self._uplink),
+                sparsity=self.settings.sparsity.at(state.round),
+                deadline_seconds=max(0, math.floor(left)),
+            )
+            return pb.NextTaskReply(train=train)
+
+    def _hear(self, client: str) -> None:
+        self._last_seen[client] = self._clock()
+        if client in self._state.lost:
+            self._move(rounds.Heard(self._clock(), client))
+
+    def fetch(self, request: pb.FetchModelRequest) -> Route:
+        """Return the smallest route to the newest version; raise Refused for any other version."""
+        with self._lock:
+            versions = self._store.versions()
+            newest = versions[-1]
+            if request.version != newest.version:
+                raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
+            have = request.have_version if request.HasField("have_version") else None
+            if have is not None and have < len(versions):
+                if versions[have].digest == request.have_digest:
+                    return self._shorter(delta_route(versions[have + 1 :]), newest)
+            if not self._seeded:
+                return self._snapshot_route(newest)
+            start = seed_route(versions[0])
+            deltas = delta_route(versions[1:])
+            return self._shorter(Route(start.links + deltas.links, deltas.data), newest)
+
+    def _shorter(self, route: Route, newest: Version) -> Route:
+        if not route.data:
+            return route
+        return min(route, self._snapshot_route(newest), key=lambda r: len(r.data))
+
+    def _snapshot_route(self, newest: Version) -> Route:
+        if self._snapshot is None or self._snapshot[0] != newest.version:
+            weights, _ = self._store.model(self.manifest)
+            route = snapshot_route(self.manifest, newest, weights)
+            self._snapshot = newest.version, route
+        return self._snapshot[1]
+
+    @property
+    def max_update_bytes(self) -> int:
+        """The most payload bytes an honest update can have."""
+        return max_payload(self._uplink, self.manifest)
+
+    def submit(
+        self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
+    ) -> pb.Outcome:
+        """Check, journal and count an update; return ACCEPTED or DUPLICATE, or raise Refused.
+
+        When it returns ACCEPTED, the update is on disk and will be counted exactly once.
+        """
+        with self._lock:
+            self._last_seen[client] = self._clock()
+            if self._store.has_update(header.round, client):
+                return pb.DUPLICATE
+            start = self._check_header(client, header)
+        try:
+            update = decode_update(self._uplink, self.manifest, payload, masks=start.masks)
+            apply_update(self.manifest, start.weights, update)
+        except NonFiniteError as error:
+            raise Refused(pb.NON_FINITE, str(error)) from error
+        except WireError as error:
+            raise Refused(pb.MALFORMED, str(error)) from error
+        row = Update(
+            header.round,
+            client,
+            header.num_examples,
+            payload,
+            _finite(header.train_loss),
+            _finite(header.train_accuracy),
+        )
+        entry = Entry(header.round, client, "uplink", "transfer", len(payload), message_bytes)
+        with self._lock:
+            if self._store.has_update(header.round, client):
+                return pb.DUPLICATE
+            self._check_header(client, header)
+            with self._store.transaction():
+                self._store.add_update(row)
+                self._store.count(entry)
+                after = self._write(rounds.Reported(self._clock(), client))
+            self._state = after
+        return pb.ACCEPTED
+
+    def _check_header(self, client: str, header: pb.UpdateHeader) -> RoundStart:
+        state = self._state
+        if state.phase is not Phase.TRAINING or header.round != state.round:
+            raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
+        if client not in state.cohort:
+            raise Refused(pb.NOT_SELECTED, f"not in the cohort of round {state.round}")
+        if header.version != state.round - 1:
+            raise Refused(
+                pb.WRONG_VERSION,
+                f"trained from version {header.version}; round {state.round} starts from "
+                f"{state.round - 1}",
+            )
+        _, joined_with = self._clients[client]
+        if not 1 <= header.num_examples <= joined_with:
+            raise Refused(
+                pb.BAD_EXAMPLE_COUNT,
+                f"{header.num_examples} examples; must be 1 to {joined_with}, as told on joining",
+            )
+        return self._round_start()
+
+    def _round_start(self) -> RoundStart:
+        round_ = self._state.round
+        if self._start is None or self._start[0] != round_:
+            weights, _ = self._store.model(self.manifest)
+            sparsity = self.settings.sparsity.at(round_)
+            self._start = round_, start_round(self.manifest, weights, sparsity)
+        return self._start[1]
+
+    def record_refusal(self, client: str, refusal: Refused) -> None:
+        """Write down a refusal, for the report."""
+        with self._lock:
+            reason = pb.Reason.Name(refusal.reason)
+            self._store.add_refusal(
+                self._state.round, client, reason, refusal.detail, self._clock()
+            )
+
+    @property
+    def ledger_round(self) -> int:
+        """The round that bytes sent now belong to; rounds + 1 is the final model's delivery."""
+        return self._state.round + (self._state.phase is Phase.FINISHED)
+
+    def count(self, *entries: Entry) -> None:
+        """Add bytes really sent to the ledger."""
+        with self._store.transaction():
+            for entry in entries:
+                self._store.count(entry)
+
+    def was_delivered(self, round_: int, client: str) -> bool:
+        """Whether the client has already downloaded this round's model once."""
+        return self._store.has_transfer(round_, client)
+
+    # ---- for the server ----
+
+    @property
+    def phase(self) -> Phase:
+        """Where the run is."""
+        return self._state.phase
+
+    def tick(self) -> Phase:
+        """Let time pass: open or close rounds that are due. Return the phase after it."""
+        with self._lock:
+            now = self._clock()
+            present = self._fresh() - self._state.lost
+            self._move(rounds.Tick(now, present, frozenset(self._clients)))
+            return self._state.phase
+
+    def _fresh(self) -> frozenset[str]:
+        now = self._clock()
+        return frozenset(c for c, at in self._last_seen.items() if now - at <= PRESENCE)
+
+    def _move(self, event: rounds.Event) -> None:
+        with self._store.transaction():
+            after = self._write(event)
+        self._state = after
+
+    def _write(self, event: rounds.Event) -> rounds.RunState:
+        """Store what an event makes of the state; the caller adopts it once that is committed."""
+        before = self._state
+        after = rounds.step(before, event, self._policy)
+        if after != before:
+            if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
+                self._store.open_round(after.round, after.since, sorted(after.cohort))
+            if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
+                self._store.close_round(after.round, after.since, sorted(after.cohort))
+            self._store.save_state(after)
+        return after
+
+    def aggregate(self) -> None:
+        """Fold the closed round's updates into the next version, judge it, and go on."""
+        round_ = self._state.round
+        start = self._round_start()
+        mean = aggregate.start(self.manifest, self._store.num_examples(round_))
+        grades: list[tuple[str, float | None, str | None]] = []
+        for update in self._store.updates(round_):
+            assert update.payload is not None, "payloads are kept until the round is aggregated"
+            decoded = decode_update(self._uplink, self.manifest, update.payload, masks=start.masks)
+            mean = aggregate.fold(mean, decoded, update.num_examples)
+            grades.append((update.client, *self._grade(start, decoded)))
+        _, residual = self._store.model(self.manifest)
+        sparsity = self.settings.sparsity.at(round_)
+        step = next_version(
+            self._downlink, self.manifest, round_, start, mean.totals, residual, sparsity
+        )
+        result = self._evaluator.evaluate(step.weights)
+        version = replace(step.version, loss=result.loss, accuracy=result.accuracy)
+        with self._lock:
+            with self._store.transaction():
+                self._store.add_version(version, step.weights, step.residual)
+                for grade in grades:
+                    self._store.grade_update(round_, *grade)
+                after = self._write(rounds.Aggregated(self._clock()))
+            self._state = after
+
+    def _grade(self, start: RoundStart, decoded: list[Array]) -> tuple[float | None, str | None]:
+        if not self.settings.evaluation.every_client:
+            return None, None
+        weights = apply_update(self.manifest, start.weights, decoded)
+        result = self._evaluator.evaluate(weights)
+        return result.accuracy, result.prediction
+
+    def newest_weights(self) -> list[Array]:
+        """Return the newest version's weights."""
+        return self._store.model(self.manifest)[0]
+
+    def everyone_has_finished(self) -> bool:
+        """Whether every client that is still heard of has fetched the final model."""
+        with self._lock:
+            here = self._fresh() - self._state.lost
+            return self._state.phase is Phase.FINISHED and all(
+                self.was_delivered(self.ledger_round, client) for client in here
+            )
+
+    def status(self) -> pb.StatusReply:
+        """Return where the run is, for people and progress bars."""
+        with self._lock:
+            state = self._state
+            versions = self._store.versions()
+            reply = pb.StatusReply(
+                run=self.plan.run,
+                phase=state.phase,
+                round=state.round,
+                rounds=self._policy.rounds,
+                version=versions[-1].version,
+                wanted_clients=self._policy.minimum,
+            )
+            if versions[-1].accuracy is not None:
+                reply.accuracy = versions[-1].accuracy
+            for entry in self._store.ledger():
+                if entry.direction == "uplink":
+                    reply.uplink_bytes += entry.message_bytes
+                else:
+                    reply.downlink_bytes += entry.message_bytes
+            for client, (_, num_examples) in self._clients.items():
+                reply.clients.add(
+                    client=client, num_examples=num_examples, state=self._client_state(client)
+                )
+            return reply
+
+    def _client_state(self, client: str) -> str:
+        state = self._state
+        if client in state.lost:
+            return "lost"
+        if state.phase is Phase.TRAINING and client in state.cohort:
+            return "reported" if client in state.reported else "training"
+        return "present"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

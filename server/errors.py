@@ -1,0 +1,23 @@
+"""Errors of the server's core; only `service.py` turns them into gRPC status codes.
+
+Exception
+├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
+└── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
+"""
+
+from __future__ import annotations
+
+from featherfed.proto import federation_pb2 as pb
+
+
+class Refused(Exception):
+    """A peer's request that is not accepted; nothing has changed."""
+
+    def __init__(self, reason: pb.Reason, detail: str) -> None:
+        super().__init__(f"{pb.Reason.Name(reason)}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ServerError(ValueError):
+    """Settings, a port or a state directory that cannot be used; says what to do."""

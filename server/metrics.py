@@ -1,0 +1,143 @@
+"""`metrics.json` from the store; schema in docs/metrics.md."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from featherfed.compression.manifest import Manifest
+from featherfed.server.settings import Settings
+from featherfed.server.store import Entry, Store, Update
+
+SCHEMA = 1
+
+Bytes = dict[str, int]
+
+
+def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[str, Any]) -> Any:
+    """Return what is known of the run so far, without `final`; `facts` are top-level additions."""
+    run = store.run()
+    assert run is not None, "a store holds a run from its first moment"
+    ledger = _by_round_and_client(store.ledger())
+    versions = {v.version: v for v in store.versions()}
+    refused = defaultdict(list)
+    for row in store.refusals():
+        refused[row["round"]].append({k: row[k] for k in ("client", "reason", "detail")})
+    rounds = []
+    for row in store.rounds():
+        number = row["round"]
+        if number not in versions:
+            continue
+        version = versions[number]
+        updates = list(store.updates(number))
+        rounds.append({
+            "round": number,
+            "accuracy": version.accuracy,
+            "loss": version.loss,
+            "seconds": round(row["closed"] - row["opened"], 3),
+            "version": number,
+            "digest": version.digest.hex(),
+            "sparsity": version.sparsity,
+            "clients": [_client(u, ledger[number]) for u in updates],
+            "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
+            "refused": refused[number],
+        })  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "run": run[0],
+        "started": datetime.fromtimestamp(run[2], UTC).isoformat(timespec="seconds"),
+        "dataset": settings.evaluation.dataset,
+        "num_parameters": manifest.num_values,
+        "float32_bytes": 4 * manifest.num_values,
+        "settings": _flat(settings),
+        **facts,
+        "rounds": rounds,
+    }
+
+
+def final(
+    store: Store, settings: Settings, sparsity: float, models: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the `final` part: the last version, its delivery, totals and the exported models."""
+    last = store.versions()[-1]
+    rows = store.rounds()
+    entries = store.ledger()
+    delivery = _by_round_and_client(entries)[settings.rounds + 1]
+    return {
+        "accuracy": last.accuracy,
+        "loss": last.loss,
+        "digest": last.digest.hex(),
+        "version": last.version,
+        "sparsity": sparsity,
+        "seconds": round(rows[-1]["closed"] - rows[0]["opened"], 3),
+        "clients": [
+            {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
+        ],
+        "totals": {
+            side: _sum(e for e in entries if e.direction == side) for side in ("uplink", "downlink")
+        },
+        "models": models,
+    }
+
+
+def _client(update: Update, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
+    return {
+        "client": update.client,
+        "num_examples": update.num_examples,
+        "accuracy": update.accuracy,
+        "train_loss": update.train_loss,
+        "train_accuracy": update.train_accuracy,
+        **ledger[update.client],
+    }
+
+
+def _by_round_and_client(entries: list[Entry]) -> dict[int, dict[str, dict[str, Bytes]]]:
+    groups: dict[int, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        groups[entry.round][entry.client].append(entry)
+    return defaultdict(
+        dict,
+        {
+            number: {
+                client: {
+                    side: _sum(e for e in of_client if e.direction == side)
+                    for side in ("uplink", "downlink")
+                }
+                for client, of_client in clients.items()
+            }
+            for number, clients in groups.items()
+        },
+    )
+
+
+def _sum(entries: Iterable[Entry]) -> Bytes:
+    total = {"payload_bytes": 0, "message_bytes": 0, "control_bytes": 0, "retry_bytes": 0}
+    for entry in entries:
+        if entry.kind == "transfer":
+            total["payload_bytes"] += entry.payload_bytes
+            total["message_bytes"] += entry.message_bytes
+        else:
+            total[f"{entry.kind}_bytes"] += entry.message_bytes
+    return total
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Return the settings that say what the run was, without where it listened."""
+    s = settings
+    return {
+        "model": s.model.name,
+        "rounds": s.rounds,
+        "seed": s.seed,
+        **s.training.model_dump(),
+        **s.compression.model_dump(),
+        "optimize": s.optimization.method,
+        **({"final_sparsity": s.optimization.final_sparsity} if s.prunes else {}),
+        "minimum_clients": s.clients.minimum,
+        "fraction": s.clients.fraction,
+        "quorum": s.clients.quorum,
+        "deadline": s.clients.deadline,
+        **s.notes,
+    }

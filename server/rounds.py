@@ -1,0 +1,196 @@
+"""The life of a run as a pure transition table: no I/O, no clock, time is in the events.
+
+`python -m featherfed.server.rounds` prints the table as the diagram in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+
+class Phase(StrEnum):
+    """Where a run is."""
+
+    GATHERING = "gathering"
+    """Waiting for enough clients to open the next round."""
+    TRAINING = "training"
+    """A round is open: its cohort trains and reports."""
+    AGGREGATING = "aggregating"
+    """A round is closed: the server folds its updates into the next model version."""
+    FINISHED = "finished"
+    """All rounds are done."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How rounds open and close; times in seconds."""
+
+    rounds: int
+    minimum: int
+    """Clients that must be present before a round opens."""
+    fraction: float = 1.0
+    """Share of the present clients that is sampled into a round's cohort."""
+    quorum: float = 0.5
+    """Share of the cohort that must have reported for the deadline to close a round."""
+    deadline: float = 600.0
+    patience: float = 30.0
+    """How long to wait for known clients that are away, once a quorum of `minimum` is present."""
+    seed: int = 0
+
+    def required(self, clients: int) -> int:
+        """Return how many of `clients` make a quorum, at least one."""
+        return max(1, math.ceil(self.quorum * clients))
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What must survive a restart. `since`: when the phase began, in seconds since the epoch."""
+
+    phase: Phase = Phase.GATHERING
+    round: int = 1
+    since: float = 0.0
+    cohort: frozenset[str] = frozenset()
+    reported: frozenset[str] = frozenset()
+    required: int = 0
+    lost: frozenset[str] = frozenset()
+    """Clients that failed to report in time and have not been heard of since."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed; `present` clients are waiting for a task, `known` have ever joined."""
+
+    now: float
+    present: frozenset[str]
+    known: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """An update of `client` was journaled."""
+
+    now: float
+    client: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """`client` asked for a task: whatever it failed to do before, it is back."""
+
+    now: float
+    client: str
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The next model version was stored."""
+
+    now: float
+
+
+Event = Tick | Reported | Heard | Aggregated
+
+
+def sample(present: Iterable[str], policy: Policy, round_: int) -> frozenset[str]:
+    """Return the round's cohort; the same for the same present clients, seed and round."""
+    names = sorted(present)
+    count = max(1, math.ceil(policy.fraction * len(names)))
+    order = np.argsort(np.random.Philox(key=[policy.seed, round_]).random_raw(len(names)))
+    return frozenset(names[i] for i in order[:count])
+
+
+def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
+    """Open the round when everybody is here, or enough are and the others had their time."""
+    expected = event.known - state.lost
+    enough = policy.minimum if state.round == 1 else min(policy.minimum, len(expected))
+    waited = event.now - state.since >= policy.patience
+    if state.round > 1 and waited:
+        enough = policy.required(policy.minimum)
+    if len(event.present) < max(1, enough):
+        return state
+    cohort = sample(event.present, policy, state.round)
+    return replace(
+        state,
+        phase=Phase.TRAINING,
+        since=event.now,
+        cohort=cohort,
+        reported=frozenset(),
+        required=policy.required(len(cohort)),
+    )
+
+
+def _report(state: RunState, event: Reported, policy: Policy) -> RunState:
+    """Count the client; close when all have reported, or a quorum after the deadline."""
+    reported = state.reported | {event.client}
+    return _close_if_due(replace(state, reported=reported), event.now, policy)
+
+
+def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
+    """Close at the deadline with a quorum; without one, ask whoever is present to help."""
+    overdue = event.now - state.since >= policy.deadline
+    if overdue and len(state.reported) < state.required:
+        state = replace(state, cohort=state.cohort | event.present)
+    return _close_if_due(state, event.now, policy)
+
+
+def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
+    overdue = now - state.since >= policy.deadline
+    if state.cohort <= state.reported or (overdue and len(state.reported) >= state.required):
+        lost = (state.lost | state.cohort) - state.reported
+        return replace(state, phase=Phase.AGGREGATING, since=now, lost=lost)
+    return state
+
+
+def _hear(state: RunState, event: Heard, policy: Policy) -> RunState:
+    return replace(state, lost=state.lost - {event.client})
+
+
+def _advance(state: RunState, event: Aggregated, policy: Policy) -> RunState:
+    """Go on to the next round, or end."""
+    if state.round >= policy.rounds:
+        return replace(state, phase=Phase.FINISHED, since=event.now)
+    return RunState(round=state.round + 1, since=event.now, lost=state.lost)
+
+
+def _ignore(state: RunState, event: Event, policy: Policy) -> RunState:
+    return state
+
+
+TABLE: dict[tuple[Phase, type[Event]], tuple[Callable[..., RunState], tuple[Phase, ...]]] = {
+    (Phase.GATHERING, Tick): (_gather, (Phase.GATHERING, Phase.TRAINING)),
+    (Phase.GATHERING, Heard): (_hear, (Phase.GATHERING,)),
+    (Phase.TRAINING, Tick): (_pass_time, (Phase.TRAINING, Phase.AGGREGATING)),
+    (Phase.TRAINING, Reported): (_report, (Phase.TRAINING, Phase.AGGREGATING)),
+    (Phase.TRAINING, Heard): (_hear, (Phase.TRAINING,)),
+    (Phase.AGGREGATING, Tick): (_ignore, (Phase.AGGREGATING,)),
+    (Phase.AGGREGATING, Heard): (_hear, (Phase.AGGREGATING,)),
+    (Phase.AGGREGATING, Aggregated): (_advance, (Phase.GATHERING, Phase.FINISHED)),
+    (Phase.FINISHED, Tick): (_ignore, (Phase.FINISHED,)),
+    (Phase.FINISHED, Heard): (_ignore, (Phase.FINISHED,)),
+}
+"""Every legal move: the function that makes it and the phases it may lead to."""
+
+
+def step(state: RunState, event: Event, policy: Policy) -> RunState:
+    """Return the state after `event`; raise KeyError for a move that is not in the table."""
+    move, allowed = TABLE[state.phase, type(event)]
+    after = move(state, event, policy)
+    assert after.phase in allowed, f"{state.phase} may not become {after.phase}"
+    return after
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram, moves that stay in a phase left out."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.GATHERING}"]
+    for (phase, event), (_, targets) in TABLE.items():
+        lines += [f"    {phase} --> {t}: {event.__name__}" for t in targets if t is not phase]
+    return "\n".join([*lines, f"    {Phase.FINISHED} --> [*]"])
+
+
+if __name__ == "__main__":
+    print(diagram())

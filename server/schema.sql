@@ -1,0 +1,64 @@
+-- One database per run. Weights and residuals are little-endian float32 in manifest order.
+
+CREATE TABLE IF NOT EXISTS run (
+    id          INTEGER PRIMARY KEY CHECK (id = 1),
+    name        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,          -- of the settings that must not change in mid-run
+    started     REAL NOT NULL,          -- seconds since the epoch, as all times here
+    state       TEXT NOT NULL           -- rounds.RunState as JSON
+);
+CREATE TABLE IF NOT EXISTS clients (
+    client       TEXT PRIMARY KEY,
+    session      INTEGER NOT NULL UNIQUE,
+    num_examples INTEGER NOT NULL,
+    runtime      TEXT NOT NULL,
+    joined       REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS versions (
+    version  INTEGER PRIMARY KEY,       -- 0 is the start, r the result of round r
+    digest   BLOB NOT NULL,
+    codec    TEXT NOT NULL,
+    sparsity REAL NOT NULL,             -- of the mask its delta was made under
+    payload  BLOB NOT NULL,             -- the delta from the version before; empty for 0
+    loss     REAL,
+    accuracy REAL
+);
+CREATE TABLE IF NOT EXISTS model (      -- the newest version's weights, and the server's residual
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    version  INTEGER NOT NULL,
+    weights  BLOB NOT NULL,
+    residual BLOB
+);
+CREATE TABLE IF NOT EXISTS rounds (
+    round  INTEGER PRIMARY KEY,
+    opened REAL NOT NULL,
+    closed REAL,
+    cohort TEXT NOT NULL                -- JSON list of clients
+);
+CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it is acknowledged
+    round          INTEGER NOT NULL,
+    client         TEXT NOT NULL,
+    num_examples   INTEGER NOT NULL,
+    payload        BLOB,                -- dropped once the round is aggregated
+    train_loss     REAL,
+    train_accuracy REAL,
+    accuracy       REAL,                -- of this client's model on the test set
+    prediction     TEXT,                -- its class probabilities for the example picture, JSON
+    PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS refusals (
+    round  INTEGER NOT NULL,
+    client TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    at     REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS ledger (
+    round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model
+    client        TEXT NOT NULL,
+    direction     TEXT NOT NULL,        -- uplink or downlink
+    kind          TEXT NOT NULL,        -- transfer, control or retry
+    payload_bytes INTEGER NOT NULL,
+    message_bytes INTEGER NOT NULL,
+    PRIMARY KEY (round, client, direction, kind)
+);

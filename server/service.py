@@ -1,0 +1,256 @@
+"""The gRPC adapter: the only module of the server that knows gRPC, status codes and wire sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.server.coordinator import Coordinator
+from featherfed.server.errors import Refused, ServerError
+from featherfed.server.store import Entry
+
+CHUNK_BYTES = 64 * 1024
+FRAME_BYTES = 5
+"""gRPC's prefix of every message: a compression flag and a length."""
+MAX_WAIT_SECONDS = 25
+SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
+
+STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
+    pb.NONE: grpc.StatusCode.INTERNAL,
+    pb.LATE: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.NOT_SELECTED: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.WRONG_VERSION: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.BAD_EXAMPLE_COUNT: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.NON_FINITE: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.BAD_NAME: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.DATA_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.MISSING_CAPABILITY: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.UNKNOWN_SESSION: grpc.StatusCode.UNAUTHENTICATED,
+    pb.UNKNOWN_VERSION: grpc.StatusCode.NOT_FOUND,
+}
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+    ("grpc.max_receive_message_length", 4 * CHUNK_BYTES),
+    # A client behind NAT that vanishes in a long poll is noticed; one that trains makes no call.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
+
+
+def framed_size(message: Message) -> int:
+    """Return the bytes a message takes in its gRPC stream: frame prefix and serialised protobuf."""
+    return FRAME_BYTES + message.ByteSize()
+
+
+def _refusals_to_status(
+    method: Callable[..., Awaitable[Message]],
+) -> Callable[..., Awaitable[Message]]:
+    @functools.wraps(method)
+    async def wrapper(self: FederationService, request: Any, context: Context) -> Message:
+        try:
+            return await method(self, request, context)
+        except Refused as refusal:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            raise
+
+    return wrapper
+
+
+class FederationService(pb_grpc.FederationServicer):
+    """Turns calls into calls of the coordinator, and counts their bytes."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Wake the clients that wait for a task: there may be one."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _client(self, session: int) -> str:
+        return await asyncio.to_thread(self._coordinator.client_of, session)
+
+    async def _count(self, *entries: Entry) -> None:
+        await asyncio.to_thread(self._coordinator.count, *entries)
+
+    async def _count_control(self, client: str, request: Message, reply: Message) -> None:
+        round_ = self._coordinator.ledger_round
+        await self._count(
+            Entry(round_, client, "uplink", "control", 0, framed_size(request)),
+            Entry(round_, client, "downlink", "control", 0, framed_size(reply)),
+        )
+
+    @_refusals_to_status
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
+        reply = await asyncio.to_thread(self._coordinator.join, request)
+        await self._count_control(request.client, request, reply)
+        return reply
+
+    @_refusals_to_status
+    async def NextTask(  # noqa: D102
+        self, request: pb.NextTaskRequest, context: Context
+    ) -> pb.NextTaskReply:
+        client = await self._client(request.session)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
+        while True:
+            changed = self._changed
+            reply = await asyncio.to_thread(self._coordinator.next_task, client)
+            left = until - loop.time()
+            if not reply.HasField("wait") or left <= 0:
+                break
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                break
+        await self._count_control(client, request, reply)
+        return reply
+
+    async def FetchModel(  # noqa: D102
+        self, request: pb.FetchModelRequest, context: Context
+    ) -> AsyncIterator[pb.ModelChunk]:
+        try:
+            client = await self._client(request.session)
+            route = await asyncio.to_thread(self._coordinator.fetch, request)
+        except Refused as refusal:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            raise
+        round_ = self._coordinator.ledger_round
+        again = self._coordinator.was_delivered(round_, client)
+        payload = message = 0
+        try:
+            for chunk in _model_chunks(route.links, route.data):
+                yield chunk
+                payload += len(chunk.data)
+                message += framed_size(chunk)
+        finally:
+            kind = "transfer" if payload == len(route.data) and not again else "retry"
+            self._coordinator.count(
+                Entry(round_, client, "uplink", "control", 0, framed_size(request)),
+                Entry(round_, client, "downlink", kind, payload, message),
+            )
+
+    @_refusals_to_status
+    async def SubmitUpdate(  # noqa: D102
+        self, stream: AsyncIterator[pb.UpdateChunk], context: Context
+    ) -> pb.SubmitReply:
+        round_ = self._coordinator.ledger_round
+        upload = _Upload(self._coordinator.max_update_bytes)
+        outcome = pb.REFUSED
+        reply = pb.SubmitReply(outcome=pb.REFUSED)
+        client = ""
+        try:
+            header = await upload.read_header(stream)
+            client = await self._client(header.session)
+            payload = await upload.read_rest(stream)
+            outcome = await asyncio.to_thread(
+                self._coordinator.submit, client, header, payload, upload.message_bytes
+            )
+            reply = pb.SubmitReply(outcome=outcome)
+        except Refused as refusal:
+            if refusal.reason == pb.UNKNOWN_SESSION:
+                raise
+            await asyncio.to_thread(self._coordinator.record_refusal, client, refusal)
+            reply.reason, reply.detail = refusal.reason, refusal.detail
+        finally:
+            if client and outcome != pb.ACCEPTED:  # an accepted update is counted with its journal
+                retry = Entry(round_, client, "uplink", "retry", upload.size, upload.message_bytes)
+                self._coordinator.count(retry)
+        if client:
+            await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
+        self.notify()
+        return reply
+
+    async def GetStatus(  # noqa: D102
+        self, request: pb.StatusRequest, context: Context
+    ) -> pb.StatusReply:
+        return await asyncio.to_thread(self._coordinator.status)
+
+
+class _Upload:
+    """Collects one update's chunks, never more than announced nor than `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._announced = 0
+        self._parts: list[bytes] = []
+        self.size = 0
+        self.message_bytes = 0
+
+    async def read_header(self, stream: AsyncIterator[pb.UpdateChunk]) -> pb.UpdateHeader:
+        async for chunk in stream:
+            self._add(chunk, first=True)
+            if not chunk.HasField("header"):
+                break
+            self._announced = chunk.header.size
+            return chunk.header
+        raise Refused(pb.MALFORMED, "the first chunk must hold the header")
+
+    async def read_rest(self, stream: AsyncIterator[pb.UpdateChunk]) -> bytes:
+        if self._announced > self._limit:
+            raise Refused(
+                pb.TOO_LARGE,
+                f"{self._announced} bytes; the run's codec needs {self._limit} at most",
+            )
+        async for chunk in stream:
+            self._add(chunk)
+        if self.size != self._announced:
+            raise Refused(pb.MALFORMED, f"{self._announced} bytes announced, {self.size} sent")
+        return b"".join(self._parts)
+
+    def _add(self, chunk: pb.UpdateChunk, first: bool = False) -> None:
+        self.size += len(chunk.data)
+        self.message_bytes += framed_size(chunk)
+        if not first and self.size > self._announced:
+            raise Refused(pb.MALFORMED, f"more than the {self._announced} bytes announced")
+        self._parts.append(chunk.data)
+
+
+def _model_chunks(links: list[pb.Link], data: bytes) -> list[pb.ModelChunk]:
+    pieces = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)] or [b""]
+    chunks = [pb.ModelChunk(data=piece) for piece in pieces]
+    chunks[0].links.extend(links)
+    return chunks
+
+
+async def create_server(service: FederationService, host: str, port: int) -> tuple[Any, int]:
+    """Return a started gRPC server with health checking and reflection, and its bound port.
+
+    Raises ServerError if the address cannot be listened on.
+    """
+    server = grpc.aio.server(options=_OPTIONS)
+    pb_grpc.add_FederationServicer_to_server(service, server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise ServerError(
+            f"cannot listen on {host}:{port}: it is in use or not an address of this machine; "
+            "choose another with --port or [server] port (0 takes a free one)"
+        ) from error
+    await server.start()
+    for name in ("", SERVICE):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, bound

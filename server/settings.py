@@ -1,0 +1,189 @@
+"""A run file (TOML) as frozen, validated settings; every error names the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from featherfed.compression.registry import parse_codec
+from featherfed.server.errors import ServerError
+from featherfed.server.rounds import Policy
+from featherfed.server.schedule import DENSE, SparsitySchedule
+
+
+def _codec_text(text: str) -> str:
+    return str(parse_codec(text))
+
+
+CodecText = Annotated[str, AfterValidator(_codec_text)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Method = Literal["none", "prune", "cluster", "qat", "prune+qat"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """The model to train."""
+
+    name: str = "cnn"
+    """A built-in architecture (cnn, mlp), or a path to a Keras model configuration (.json)."""
+
+
+class Training(_Section):
+    """What a client does in a round."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+
+
+class Optimization(_Section):
+    """TFMOT in training."""
+
+    method: Method = "none"
+    final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the prunable weights that are zero in the end."""
+    begin_round: Annotated[int, Field(ge=1)] = 2
+    """The first round with a mask."""
+    end_round: Annotated[int, Field(ge=1)] | None = None
+    """The round that reaches the final sparsity; by default two thirds of the way."""
+    num_clusters: Annotated[int, Field(ge=2, le=256)] = 16
+
+
+class Compression(_Section):
+    """Codecs, as text."""
+
+    uplink: CodecText = "quantize(8) | zstd"
+    downlink: CodecText = "quantize(8) | zstd"
+
+
+class Clients(_Section):
+    """Who takes part; times in seconds."""
+
+    minimum: Annotated[int, Field(ge=1)] = 2
+    fraction: Fraction = 1.0
+    quorum: Fraction = 0.5
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+    patience: Annotated[float, Field(ge=0)] = 30.0
+
+
+class Evaluation(_Section):
+    """The test set, which stays on the server."""
+
+    dataset: str = "digits"
+    """digits, fashion-mnist or a folder."""
+    every_client: bool = True
+    """Evaluate each client's model too, not just the global one."""
+
+
+class Server(_Section):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    """0 takes a free port; the address is written to DIR/server.address."""
+    linger: Annotated[float, Field(ge=0)] = 20.0
+    """Seconds to stay after the last round for clients to fetch the final model."""
+
+
+class Settings(_Section):
+    """A whole run file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    output: str = "runs/run"
+    rounds: Annotated[int, Field(ge=1)] = 7
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    notes: dict[str, str | int | float] = {}
+    """Anything worth repeating in metrics.json, e.g. how the data were split."""
+    server: Server = Server()
+    model: Model = Model()
+    training: Training = Training()
+    optimization: Optimization = Optimization()
+    compression: Compression = Compression()
+    clients: Clients = Clients()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _sparsity_rounds_fit(self) -> Settings:
+        if self.prunes and not self.optimization.begin_round <= self._end_round <= self.rounds:
+            raise ValueError(
+                f"optimization.begin_round ({self.optimization.begin_round}) <= end_round "
+                f"({self._end_round}) <= rounds ({self.rounds}) must hold; "
+                "change one of them or use more rounds"
+            )
+        return self
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the optimisation method keeps a mask."""
+        return "prune" in self.optimization.method
+
+    @property
+    def _end_round(self) -> int:
+        return self.optimization.end_round or max(
+            self.optimization.begin_round, round(self.rounds * 2 / 3)
+        )
+
+    @property
+    def sparsity(self) -> SparsitySchedule:
+        """The sparsity schedule, dense for methods that do not prune."""
+        if not self.prunes:
+            return DENSE
+        o = self.optimization
+        return SparsitySchedule(o.final_sparsity, o.begin_round, self._end_round)
+
+    @property
+    def policy(self) -> Policy:
+        """The rules of the rounds."""
+        c = self.clients
+        return Policy(
+            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that must not change in mid-run; where it listens and waits may."""
+        text = self.model_dump_json(exclude={"server", "output", "clients"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_settings(path: Path) -> Settings:
+    """Return the settings in a run file; raise ServerError that names each wrong key."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ServerError(f"cannot read run file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ServerError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ServerError("\n".join([f"{path} cannot be used:", *lines])) from None
+
+
+def _explain(item: Any) -> str:
+    *parents, key = [str(part) for part in item["loc"]] or ["run file"]
+    dotted = ".".join([*parents, key])
+    if item["type"] != "extra_forbidden":
+        return f"  {dotted}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+    known = sorted(_keys(parents))
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"  {dotted}: unknown key; {hint}Known keys: {', '.join(known)}"
+
+
+def _keys(parents: list[str]) -> list[str]:
+    section: type[BaseModel] = Settings
+    for parent in parents:
+        annotation = section.model_fields[parent].annotation
+        section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return list(section.model_fields)

@@ -1,0 +1,274 @@
+"""The run in SQLite (WAL): every change of state is one transaction, durable when it returns."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.server.errors import ServerError
+from featherfed.server.rounds import Phase, RunState
+
+
+_SCHEMA = Path(__file__).with_name("schema.sql")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger; `message_bytes` hold the payload, protobuf and gRPC framing."""
+
+    round: int
+    client: str
+    direction: str
+    kind: str
+    payload_bytes: int
+    message_bytes: int
+
+
+@dataclass(frozen=True)
+class Version:
+    """One model version; `payload` is the delta from the one before, empty for version 0."""
+
+    version: int
+    digest: bytes
+    codec: str
+    sparsity: float
+    payload: bytes
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One journaled update."""
+
+    round: int
+    client: str
+    num_examples: int
+    payload: bytes | None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    accuracy: float | None = None
+    prediction: str | None = None
+
+
+class Store:
+    """The database of one run; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA.read_text("utf-8"))
+        except sqlite3.Error as error:
+            raise ServerError(f"cannot use the run database {path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside happen together or not at all; may be nested."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _run(self, sql: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # ---- the run ----
+
+    def create_run(self, name: str, fingerprint: str, started: float, state: RunState) -> None:
+        """Write the run's only row."""
+        self._run(
+            "INSERT INTO run VALUES (1, ?, ?, ?, ?)", name, fingerprint, started, _dump(state)
+        )
+
+    def run(self) -> tuple[str, str, float] | None:
+        """Return name, fingerprint and start of the run, or None if there is none yet."""
+        rows = self._run("SELECT name, fingerprint, started FROM run")
+        return tuple(rows[0]) if rows else None
+
+    def load_state(self) -> RunState:
+        """Return the state last saved."""
+        return _load(self._run("SELECT state FROM run")[0][0])
+
+    def save_state(self, state: RunState) -> None:
+        """Replace the state."""
+        self._run("UPDATE run SET state = ?", _dump(state))
+
+    # ---- clients ----
+
+    def save_client(
+        self, client: str, session: int, num_examples: int, runtime: str, now: float
+    ) -> None:
+        """Write a client; a known one gets the new session."""
+        self._run(
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
+            "session = excluded.session, num_examples = excluded.num_examples, "
+            "runtime = excluded.runtime",
+            client, session, num_examples, runtime, now,
+        )  # fmt: skip
+
+    def clients(self) -> dict[str, tuple[int, int]]:
+        """Return (session, num_examples) by client, in name order."""
+        rows = self._run("SELECT client, session, num_examples FROM clients ORDER BY client")
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    # ---- rounds, updates, versions ----
+
+    def open_round(self, round_: int, now: float, cohort: Sequence[str]) -> None:
+        """Write that a round began."""
+        cohort_json = json.dumps(sorted(cohort))
+        self._run("INSERT INTO rounds VALUES (?, ?, NULL, ?)", round_, now, cohort_json)
+
+    def close_round(self, round_: int, now: float, cohort: Sequence[str]) -> None:
+        """Write that a round ended, and with which cohort."""
+        cohort_json = json.dumps(sorted(cohort))
+        self._run(
+            "UPDATE rounds SET closed = ?, cohort = ? WHERE round = ?", now, cohort_json, round_
+        )
+
+    def rounds(self) -> list[Any]:
+        """Return the rows of all rounds in order."""
+        return self._run("SELECT * FROM rounds ORDER BY round")
+
+    def add_update(self, update: Update) -> None:
+        """Journal an update; raise sqlite3.IntegrityError if the client has one in this round."""
+        self._run("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *asdict(update).values())
+
+    def has_update(self, round_: int, client: str) -> bool:
+        """Whether the client's update of this round was journaled."""
+        sql = "SELECT 1 FROM updates WHERE round = ? AND client = ?"
+        return bool(self._run(sql, round_, client))
+
+    def updates(self, round_: int) -> Iterator[Update]:
+        """Yield a round's updates in client order, one payload in memory at a time."""
+        names = self._run("SELECT client FROM updates WHERE round = ? ORDER BY client", round_)
+        for (client,) in names:
+            rows = self._run("SELECT * FROM updates WHERE round = ? AND client = ?", round_, client)
+            yield Update(*rows[0])
+
+    def num_examples(self, round_: int) -> list[int]:
+        """Return the numbers of examples of a round's updates, in client order."""
+        rows = self._run("SELECT num_examples FROM updates WHERE round = ? ORDER BY client", round_)
+        return [row[0] for row in rows]
+
+    def grade_update(
+        self, round_: int, client: str, accuracy: float | None, prediction: str | None
+    ) -> None:
+        """Write what a client's model is worth, and drop its payload: it is in the version now."""
+        self._run(
+            "UPDATE updates SET payload = NULL, accuracy = ?, prediction = ? "
+            "WHERE round = ? AND client = ?",
+            accuracy, prediction, round_, client,
+        )  # fmt: skip
+
+    def add_refusal(self, round_: int, client: str, reason: str, detail: str, now: float) -> None:
+        """Write that something of a client was refused."""
+        self._run(
+            "INSERT INTO refusals VALUES (?, ?, ?, ?, ?)", round_, client, reason, detail, now
+        )
+
+    def refusals(self) -> list[Any]:
+        """Return the rows of all refusals in order."""
+        return self._run("SELECT * FROM refusals ORDER BY rowid")
+
+    def add_version(
+        self, version: Version, weights: Sequence[Array], residual: Sequence[Array] | None
+    ) -> None:
+        """Write a version and make it the newest."""
+        self._run("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)", *asdict(version).values())
+        self._run(
+            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?)",
+            version.version,
+            _to_blob(weights),
+            None if residual is None else _to_blob(residual),
+        )
+
+    def versions(self, after: int = -1) -> list[Version]:
+        """Return the versions above `after`, in order."""
+        rows = self._run("SELECT * FROM versions WHERE version > ? ORDER BY version", after)
+        return [Version(*row) for row in rows]
+
+    def model(self, manifest: Manifest) -> tuple[list[Array], list[Array] | None]:
+        """Return the newest version's weights and the server's residual."""
+        weights, residual = self._run("SELECT weights, residual FROM model")[0]
+        return (
+            _from_blob(weights, manifest),
+            None if residual is None else _from_blob(residual, manifest),
+        )
+
+    # ---- ledger ----
+
+    def count(self, entry: Entry) -> None:
+        """Add an entry's bytes to the ledger."""
+        self._run(
+            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (round, client, direction, kind) DO UPDATE SET "
+            "payload_bytes = payload_bytes + excluded.payload_bytes, "
+            "message_bytes = message_bytes + excluded.message_bytes",
+            *asdict(entry).values(),
+        )
+
+    def has_transfer(self, round_: int, client: str) -> bool:
+        """Whether the client has downloaded a model in this round."""
+        sql = (
+            "SELECT 1 FROM ledger WHERE round = ? AND client = ? "
+            "AND direction = 'downlink' AND kind = 'transfer'"
+        )
+        return bool(self._run(sql, round_, client))
+
+    def ledger(self) -> list[Entry]:
+        """Return the whole ledger."""
+        rows = self._run("SELECT * FROM ledger ORDER BY round, client, direction, kind")
+        return [Entry(*row) for row in rows]
+
+
+def _dump(state: RunState) -> str:
+    fields = asdict(state)
+    for name in ("cohort", "reported", "lost"):
+        fields[name] = sorted(fields[name])
+    return json.dumps(fields)
+
+
+def _load(text: str) -> RunState:
+    fields = json.loads(text)
+    for name in ("cohort", "reported", "lost"):
+        fields[name] = frozenset(fields[name])
+    return RunState(**{**fields, "phase": Phase(fields["phase"])})
+
+
+def _to_blob(tensors: Sequence[Array]) -> bytes:
+    return b"".join(np.ascontiguousarray(t, "<f4").tobytes() for t in tensors)
+
+
+def _from_blob(blob: bytes, manifest: Manifest) -> list[Array]:
+    flat = np.frombuffer(blob, "<f4").astype(np.float32)
+    ends = np.cumsum([spec.size for spec in manifest])
+    return [
+        flat[end - spec.size : end].reshape(spec.shape)
+        for end, spec in zip(ends, manifest, strict=True)
+    ]

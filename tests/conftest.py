@@ -1,0 +1,171 @@
+"""A whole federation without TensorFlow: the real server, gRPC and sessions, a tiny numpy model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec, Uniform
+from featherfed.edge_client.session import Profile, Session, Trained
+from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.transport import GrpcTransport, Transport
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.conduct import serve
+from featherfed.server.coordinator import Coordinator, DataShape, Evaluation
+from featherfed.server.plan import make_plan
+from featherfed.server.settings import Settings
+from featherfed.server.store import Store
+
+MANIFEST = Manifest(
+    (
+        TensorSpec("kernel", (48, 64), initial=Uniform(0.1), prunable=True),
+        TensorSpec("bias", (64,)),
+        TensorSpec("variance", (64,), Role.NONNEGATIVE),
+    )
+)
+SHAPE = (8, 8, 1)
+CLASSES = 10
+
+
+class Pull:
+    """A trainer whose update is known: a step from the weights towards the client's own value."""
+
+    def __init__(self, value: float, on_train: Callable[[pb.Train], None] | None = None) -> None:
+        self.value = value
+        self.on_train = on_train
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        if self.on_train:
+            self.on_train(task)
+        moved = [w + np.float32(0.5) * (np.float32(self.value) - w) for w in weights]
+        if task.sparsity:
+            moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
+        return Trained(moved, 0.5, 0.75)
+
+
+class Judge:
+    """An evaluator that says how far the weights are from one."""
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        loss = float(np.mean([np.mean((w - 1) ** 2) for w in weights]))
+        return Evaluation(loss, 1 / (1 + loss), json.dumps([0.5, 0.5]))
+
+
+def settings(directory: Path, **changes: object) -> Settings:
+    data: dict[str, object] = {
+        "name": "test",
+        "output": str(directory),
+        "rounds": 3,
+        "server": {"port": 0, "linger": 5},
+        "clients": {"minimum": 3, "quorum": 1.0, "deadline": 30, "patience": 1},
+    }
+    return Settings.model_validate({**data, **changes})
+
+
+class Federation:
+    """One run's server in a thread; clients are sessions in the caller's threads."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.store = Store(directory / "run.db")
+        plan = make_plan(settings, "{}", MANIFEST)
+        shape = DataShape(SHAPE, CLASSES)
+        import time
+
+        self.coordinator = Coordinator(
+            settings, self.store, plan, MANIFEST, shape, Judge(), time.time
+        )
+        self.address = ""
+        self.finished = False
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> Federation:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def _listening(self, address: str) -> None:
+        self.address = address
+        self._ready.set()
+
+    def _serve(self) -> None:
+        self.finished = asyncio.run(
+            serve(
+                self.coordinator,
+                on_listening=self._listening,
+                on_round=lambda: None,
+                on_finished=lambda: None,
+                handle_signals=False,
+            )
+        )
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def transport(self) -> GrpcTransport:
+        return GrpcTransport(self.address, give_up_after=10)
+
+    def client(
+        self,
+        name: str,
+        value: float = 1.0,
+        num_examples: int = 100,
+        trainer: Pull | None = None,
+        transport: Transport | None = None,
+    ) -> Session:
+        return Session(
+            profile(name, num_examples),
+            transport or self.transport(),
+            lambda plan, manifest: trainer or Pull(value),
+            lambda run: ClientState(self.directory / "clients" / name, run),
+        )
+
+    def run_clients(self, *sessions: Session) -> list[Held]:
+        """Run sessions side by side to the end; return the final model each holds."""
+        results: list[Held | BaseException] = [RuntimeError("never ran")] * len(sessions)
+
+        def run(index: int) -> None:
+            try:
+                results[index] = sessions[index].run()
+            except BaseException as error:
+                results[index] = error
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(len(sessions))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        held = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            held.append(result)
+        return held
+
+
+def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:
+    data = pb.DataSummary(num_examples=num_examples, example_shape=shape, num_classes=CLASSES)
+    return Profile(name, data, "numpy", ("none", "prune"), "0")
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """Start federations with changed settings; all are closed at the end of the test."""
+    made: list[Federation] = []
+
+    def start(**changes: object) -> Federation:
+        made.append(Federation(tmp_path, settings(tmp_path, **changes)))
+        return made[-1].start()
+
+    yield start
+    for one in made:
+        one.store.close()

@@ -1,0 +1,363 @@
+import base64
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from rich.console import Console
+
+from featherfed.report import summary
+from featherfed.report.metrics import parse_metrics
+from featherfed.report.model import ReportError
+from featherfed.report.render import render
+from featherfed.report.table import models_table, round_table
+
+HOSTILE = "<script>alert(1)</script> $\\frac{ [red] \u202e _x"
+
+
+def traffic(payload: int, retry: int = 0) -> dict[str, int]:
+    return {
+        "payload_bytes": payload,
+        "message_bytes": payload + 140,
+        "control_bytes": 120,
+        "retry_bytes": retry,
+    }
+
+
+def metrics(
+    clients: int = 3, rounds: int = 2, *, accuracy: float | None = 0.7, final: bool = True
+) -> dict[str, Any]:
+    names = [f"client-{index}" for index in range(clients)]
+    update = {
+        "num_examples": 100,
+        "accuracy": accuracy,
+        "train_loss": 0.5,
+        "uplink": traffic(868, retry=10),
+        "downlink": traffic(900_000),
+    }
+    entries = [
+        {
+            "round": number,
+            "accuracy": accuracy,
+            "loss": 0.6,
+            "seconds": 93.1,
+            "version": number,
+            "digest": "ab" * 32,
+            "sparsity": 0.0,
+            "clients": [{"client": name, **update} for name in names],
+            "missing": ["away"],
+            "refused": [{"client": "bad", "reason": "NON_FINITE", "detail": "tensor 2"}],
+        }
+        for number in range(1, rounds + 1)
+    ]
+    data: dict[str, Any] = {
+        "schema": 1,
+        "featherfed": "0.1.0",
+        "run": "demo",
+        "dataset": "digits",
+        "num_test_examples": 360,
+        "num_parameters": 225034,
+        "float32_bytes": 900136,
+        "settings": {"uplink": "subsample(0.03) | sign", "rounds": rounds, "nested": {"a": [1]}},
+        "started": "2025-11-23T08:10:00+00:00",
+        "machine": {"cpu": "two cores"},
+        "rounds": entries,
+    }
+    if final:
+        data["final"] = {
+            "accuracy": accuracy,
+            "loss": 0.4,
+            "digest": "cd" * 32,
+            "version": rounds,
+            "sparsity": 0.5,
+            "seconds": 700.0,
+            "clients": [{"client": name, "downlink": traffic(4000)} for name in names],
+            "totals": {"uplink": traffic(99_999), "downlink": traffic(88_888)},
+            "models": [
+                {
+                    "file": "model_int8.tflite",
+                    "kind": "int8",
+                    "bytes": 235392,
+                    "gzip_bytes": 227749,
+                    "accuracy": 0.78,
+                    "num_examples": 360,
+                }
+            ],
+        }
+    # A round trip, so that no two rows share an object.
+    copied: dict[str, Any] = json.loads(json.dumps(data))
+    return copied
+
+
+def pictures(clients: int = 3, channels: int = 1, classes: int = 10) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    predictions = rng.random((clients + 1, classes)).astype(np.float32)
+    return {
+        "samples": rng.integers(0, 256, (classes, 6, 8, 8, channels), dtype=np.uint8),
+        "class_names": np.array([f"class {index} $" for index in range(classes)]),
+        "image": rng.integers(0, 256, (8, 8, channels), dtype=np.uint8),
+        "image_label": 4,
+        "predictor_names": np.array([*(f"client-{i}" for i in range(clients)), "global"]),
+        "predictions": predictions / predictions.sum(1, keepdims=True),
+    }
+
+
+def write(folder: Path, data: object, arrays: dict[str, Any] | None = None) -> Path:
+    (folder / "metrics.json").write_text(json.dumps(data))
+    if arrays:
+        np.savez(folder / "pictures.npz", **arrays)
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the tags and the visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for key, value in attrs if key in ("src", "href", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rendered(folder: Path) -> Page:
+    path = render(folder)
+    assert path == folder / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import|https?://", text)
+    for uri in page.loads:
+        kind, _, data = uri.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+    return page
+
+
+def test_whole_page(tmp_path: Path) -> None:
+    page = rendered(write(tmp_path, metrics(), pictures()))
+    assert len(page.loads) == 5
+    assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
+        "accuracy",
+        "bytes",
+        "clients",
+        "prediction",
+        "samples",
+    ]
+    for text in (
+        "70.00 %",
+        "868 B",
+        "1,037\N{MULTIPLICATION SIGN}",
+        "1,138",
+        "away",
+        "NON_FINITE",
+        "235,392",
+        "99,999",
+    ):
+        assert text in page.text
+    assert "not finished" not in page.text
+    assert "subsample(0.03) | sign" in page.text
+
+
+@pytest.mark.parametrize(
+    ("data", "arrays", "images"),
+    [
+        (metrics(1, 1), pictures(1, 3), 5),
+        (metrics(50, 30), pictures(50), 5),
+        (metrics(3, 2, accuracy=None), None, 2),
+        (metrics(2, 13), pictures(2, 3, classes=60), 5),
+        (metrics(0, 2), None, 1),
+        (metrics(0, 0, final=False), None, 0),
+    ],
+    ids=["one", "many", "no accuracy", "many classes", "nobody", "nothing yet"],
+)
+def test_odd_runs(
+    tmp_path: Path, data: dict[str, Any], arrays: dict[str, Any] | None, images: int
+) -> None:
+    assert len(rendered(write(tmp_path, data, arrays)).loads) == images
+
+
+def test_unfinished(tmp_path: Path) -> None:
+    page = rendered(write(tmp_path, metrics(final=False)))
+    assert "Run not finished" in page.text
+    assert "so far" in page.text
+
+
+def test_hostile_names(tmp_path: Path) -> None:
+    data = metrics(1)
+    for entry in data["rounds"]:
+        entry["clients"][0]["client"] = HOSTILE
+        entry["missing"] = [HOSTILE]
+        entry["refused"][0].update(client=HOSTILE, reason=HOSTILE, detail="\ud800")
+    data.update(run=HOSTILE, dataset=HOSTILE, settings={HOSTILE: HOSTILE})
+    data["final"]["models"][0]["file"] = HOSTILE
+    arrays = pictures(1)
+    arrays["predictor_names"] = np.array([HOSTILE, HOSTILE])
+    arrays["class_names"] = np.array([f"{i} \u4e2d$^" for i in range(10)])
+    page = rendered(write(tmp_path, data, arrays))
+    assert HOSTILE.replace("\u202e", "\ufffd") in page.text
+    assert "[red]" in printed(models_table(data))
+
+
+def test_not_finite(tmp_path: Path) -> None:
+    data = metrics()
+    data["rounds"][1]["loss"] = float("nan")
+    assert "not finite" in rendered(write(tmp_path, data)).text
+
+
+def test_nothing_sent(tmp_path: Path) -> None:
+    data = metrics(1, 1)
+    data["rounds"][0]["clients"][0].update(uplink=traffic(0), downlink=traffic(0))
+    rendered(write(tmp_path, data))
+
+
+def edited(*path: Any, value: Any) -> dict[str, Any]:
+    data = copy.deepcopy(metrics())
+    node: Any = data
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "the file is not an object"),
+        ({}, "schema is missing"),
+        (edited("schema", value=2), "schema is 2, this featherfed reads 1"),
+        (edited("rounds", value=3), "rounds is 3; it must be a list"),
+        (edited("rounds", 1, "accuracy", value="x"), r"rounds\[1\]\.accuracy is 'x'"),
+        (
+            edited("rounds", 0, "clients", 2, "uplink", "payload_bytes", value=-1),
+            r"rounds\[0\]\.clients\[2\]\.uplink\.payload_bytes is -1",
+        ),
+        (edited("final", "totals", value=None), r"final\.totals is not an object"),
+        (edited("run", value=None), "run is None; it must be a text"),
+        (edited("final", "loss", value=10**400), r"final\.loss is 1"),
+        (edited("float32_bytes", value=True), "float32_bytes is True"),
+        (edited("float32_bytes", value=0), "float32_bytes is 0"),
+    ],
+)
+def test_wrong_metrics(tmp_path: Path, data: object, message: str) -> None:
+    with pytest.raises(ReportError, match=rf"metrics\.json: {message}.*docs/metrics\.md"):
+        render(write(tmp_path, data))
+
+
+def test_no_metrics(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"metrics\.json: no such file; give the output folder"):
+        render(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ReportError, match=r"metrics\.json: not readable JSON"):
+        render(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_label": 10}, "image_label 10 is not a class"),
+        ({"image": np.zeros((8, 8, 2), np.uint8)}, "1 or 3 channels"),
+        ({"samples": np.zeros((9, 1, 8, 8, 1), np.uint8)}, "9 classes of 10"),
+        ({"predictions": np.zeros((2, 10))}, r"predictions has shape \(2, 10\)"),
+        ({"class_names": np.array([{}])}, "pickle"),
+    ],
+)
+def test_wrong_pictures(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    write(tmp_path, metrics(), {**pictures(), **change})
+    with pytest.raises(ReportError, match=rf"pictures\.npz: .*{message}.*remove the file"):
+        render(tmp_path)
+
+
+def test_broken_pictures(tmp_path: Path) -> None:
+    write(tmp_path, metrics())
+    (tmp_path / "pictures.npz").write_bytes(b"no zip")
+    with pytest.raises(ReportError, match=r"pictures\.npz: .*remove the file"):
+        render(tmp_path)
+
+
+def test_metrics_doc_names_every_key() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+
+    def keys(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            return set(node).union(*map(keys, node.values()))
+        return set().union(*map(keys, node)) if isinstance(node, list) else set()
+
+    data = metrics()
+    data["settings"] = data["machine"] = {}
+    for key in (keys(data) | set(pictures())) - {"nested"}:
+        assert f"`{key}`" in text
+
+
+def printed(table: Any) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(table)
+    return console.export_text()
+
+
+def test_round_table_fits_100_columns() -> None:
+    data = metrics(50, 30)
+    for entry in data["rounds"]:
+        entry["seconds"] = 12345.6
+        for update in entry["clients"]:
+            update["uplink"] = traffic(999_900)
+    text = printed(round_table(data))
+    assert "…" not in text
+    assert "999.9 kB" in text
+    assert "50/52" in text
+    assert len([line for line in text.splitlines() if "%" in line]) == 31
+
+
+def test_models_table() -> None:
+    text = printed(models_table(metrics()))
+    assert "model_int8.tflite" in text
+    assert "235.4 kB" in text
+
+
+def test_flows() -> None:
+    run = parse_metrics(metrics())
+    up, down = summary.run_flows(run)
+    assert (up.count, up.payload, up.sent) == (6, 868, 868 + 140 + 120 + 10)
+    assert (down.count, down.total.payload) == (9, 6 * 900_000 + 3 * 4000)
+    assert up.ratio(run.float32_bytes) == pytest.approx(900136 / 868)
+    only, _ = summary.run_flows(run, "client-1")
+    assert only.count == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, summary.NONE),
+        (0, "0 B"),
+        (9_999.4, "9,999 B"),
+        (9_999.6, "10.0 kB"),
+        (999_960, "1.0 MB"),
+        (2.5e12, "2.5 TB"),
+    ],
+)
+def test_bytes_text(value: float | None, text: str) -> None:
+    assert summary.bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, summary.NONE), (93.14, "93.1 s"), (700, "11 min 40 s"), (7260, "2 h 1 min")],
+)
+def test_seconds_text(value: float | None, text: str) -> None:
+    assert summary.seconds_text(value) == text
