@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +58,22 @@ def serve_run(run_file: Path, host: str | None, port: int | None) -> bool:
     try:
         coordinator = _coordinator(settings, store, model, test)
         artifacts = Artifacts(output, settings, store, coordinator, model, test)
-        return asyncio.run(
-            serve(
-                coordinator,
-                on_listening=artifacts.write_address,
-                on_round=artifacts.write_metrics,
-                on_finished=artifacts.finish,
-            )
-        )
+        return asyncio.run(_until_signal(coordinator, artifacts))
     finally:
         store.close()
+
+
+async def _until_signal(coordinator: Coordinator, artifacts: Artifacts) -> bool:
+    stop = asyncio.Event()
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+    return await serve(
+        coordinator,
+        on_listening=artifacts.write_address,
+        on_round=artifacts.write_metrics,
+        on_finished=artifacts.finish,
+        stop=stop,
+    )
 
 
 def _coordinator(

@@ -23,6 +23,9 @@ from featherfed.compression.wire import seal, unseal
 SMALL = 1024
 """Tensors with fewer values (biases, normalisation) are not worth a lossy codec."""
 
+MAX_MAGNITUDE = 1e18
+"""No weight is larger: sums and squares of weights stay finite in float32."""
+
 _NEAR_LOSSLESS = chain(Float16())
 _ENVELOPE = 64  # more than magic, version, lengths and checksum take
 _EXPANSION = 64  # a byte stage adds at most one part in this many to bytes it cannot compress
@@ -101,13 +104,13 @@ def subtract(weights: Sequence[Array], base: Sequence[Array]) -> list[Array]:
 def apply_update(manifest: Manifest, base: Sequence[Array], update: Sequence[Array]) -> list[Array]:
     """Return base + update; server and clients call this alone, so they stay bit-identical.
 
-    Raises WireError if the sum overflows. A variance never falls below zero.
+    Raises WireError for weights beyond MAX_MAGNITUDE. A variance never falls below zero.
     """
     with np.errstate(over="ignore"):
         weights = [b + u for b, u in zip(base, update, strict=True)]
     for i, spec in enumerate(manifest):
-        if not np.isfinite(weights[i]).all():
-            raise WireError(f"update overflows tensor {spec.name!r}")
+        if not (np.abs(weights[i]) <= MAX_MAGNITUDE).all():
+            raise WireError(f"update takes tensor {spec.name!r} beyond {MAX_MAGNITUDE:g}")
         if spec.role is Role.NONNEGATIVE:
             weights[i] = np.maximum(weights[i], np.float32(0))
     return weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
 
 from featherfed.server.coordinator import Coordinator
@@ -20,9 +19,9 @@ async def serve(
     on_listening: Callable[[str], None],
     on_round: Callable[[], None],
     on_finished: Callable[[], None],
-    handle_signals: bool = True,
+    stop: asyncio.Event,
 ) -> bool:
-    """Serve a run until its end, or until SIGTERM or SIGINT; return whether it has finished.
+    """Serve a run until its end, or until `stop` is set; return whether it has finished.
 
     `on_listening` gets the address; `on_round` is called after every aggregated round and
     `on_finished` after the last, both in a thread. Raises ServerError if the port is taken.
@@ -31,10 +30,6 @@ async def serve(
     service = FederationService(coordinator)
     server, port = await create_server(service, settings.host, settings.port)
     on_listening(f"{settings.host}:{port}")
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_ in (signal.SIGINT, signal.SIGTERM) if handle_signals else ():
-        loop.add_signal_handler(signal_, stop.set)
     try:
         await _rounds(coordinator, service, stop, on_round)
         if coordinator.phase is Phase.FINISHED:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -77,8 +79,6 @@ class Federation:
         self.store = Store(directory / "run.db")
         plan = make_plan(settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, CLASSES)
-        import time
-
         self.coordinator = Coordinator(
             settings, self.store, plan, MANIFEST, shape, Judge(), time.time
         )
@@ -97,15 +97,25 @@ class Federation:
         self._ready.set()
 
     def _serve(self) -> None:
-        self.finished = asyncio.run(
-            serve(
-                self.coordinator,
-                on_listening=self._listening,
-                on_round=lambda: None,
-                on_finished=lambda: None,
-                handle_signals=False,
-            )
+        self.finished = asyncio.run(self._serve_until_stopped())
+
+    async def _serve_until_stopped(self) -> bool:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        return await serve(
+            self.coordinator,
+            on_listening=self._listening,
+            on_round=lambda: None,
+            on_finished=lambda: None,
+            stop=self._stop,
         )
+
+    def close(self) -> None:
+        """Stop the server, if it still runs, and close its store."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended by itself
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self.join()
+        self.store.close()
 
     def join(self) -> None:
         self._thread.join(60)
@@ -162,10 +172,12 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Start federations with changed settings; all are closed at the end of the test."""
     made: list[Federation] = []
 
-    def start(**changes: object) -> Federation:
-        made.append(Federation(tmp_path, settings(tmp_path, **changes)))
+    def start(folder: str = "run", **changes: object) -> Federation:
+        directory = tmp_path / folder
+        directory.mkdir(exist_ok=True)
+        made.append(Federation(directory, settings(directory, **changes)))
         return made[-1].start()
 
     yield start
     for one in made:
-        one.store.close()
+        one.close()

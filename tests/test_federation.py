@@ -2,20 +2,412 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from conftest import MANIFEST, SHAPE, Federation, Pull, profile
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from conftest import MANIFEST, Federation
+from featherfed.compression.genesis import initial_weights
+from featherfed.compression.masks import sparsity_of
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.update import encode_update
+from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.session import Session
+from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.transport import GrpcTransport
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server import metrics
+from featherfed.server.errors import ServerError
+from featherfed.server.service import framed_size
+
+Start = Callable[..., Federation]
+
+FLOAT32 = {"uplink": "float32", "downlink": "float32"}
+TWO = {"minimum": 2, "quorum": 0.5, "deadline": 1.5, "patience": 1}
 
 
-def test_all_sides_end_with_the_same_model(federation: Callable[..., Federation]) -> None:
-    server = federation()
-    sessions = [server.client(f"client-{i}", value=float(i)) for i in range(3)]
-    held = server.run_clients(*sessions)
+@pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "topk(0.1) | quantize(4)"])
+def test_all_sides_end_with_the_same_model(federation: Start, codec: str) -> None:
+    server = federation(compression={"uplink": codec, "downlink": codec})
+    held = server.run_clients(*[server.client(f"c{i}", value=float(i)) for i in range(3)])
     server.join()
     assert server.finished
     final = server.store.versions()[-1]
     assert final.version == 3
-    assert {h.digest for h in held} == {final.digest}
+    assert [h.digest for h in held] == [final.digest] * 3
+
+
+def test_uneven_clients_are_averaged_by_their_examples(federation: Start) -> None:
+    server = federation(rounds=1, compression=FLOAT32)
+    counts = {"a": 100, "b": 200, "c": 300}
+    values = {"a": 1.0, "b": -2.0, "c": 4.0}
+    held = server.run_clients(*[server.client(n, values[n], counts[n]) for n in counts])
+    mean = (100 * 1.0 + 200 * -2.0 + 300 * 4.0) / 600
+    for start, end in zip(initial_weights(MANIFEST, 0), held[0].weights, strict=True):
+        np.testing.assert_allclose(end, 0.5 * start + 0.5 * mean, rtol=0, atol=1e-6)
+
+
+def test_the_order_of_arrival_does_not_matter(federation: Start) -> None:
+    digests = []
+    for order in ("abc", "cab"):
+        server = federation(order, rounds=1)
+        gates = {name: threading.Event() for name in order}
+        gates[order[0]].set()
+
+        def wait_for_turn(name: str, order: str = order, gates: Any = gates) -> Callable[..., None]:
+            def wait(task: pb.Train) -> None:
+                gates[name].wait(10)
+                later = order[order.index(name) + 1 :]
+                if later:
+                    threading.Timer(0.3, gates[later[0]].set).start()
+
+            return wait
+
+        values = {"a": 0.1, "b": 0.7, "c": -0.3}
+        sessions = [
+            server.client(n, trainer=Pull(values[n], wait_for_turn(n))) for n in sorted(order)
+        ]
+        digests.append(server.run_clients(*sessions)[0].digest)
+    assert digests[0] == digests[1]
+
+
+def test_pruning_reaches_its_sparsity_in_the_global_model(federation: Start) -> None:
+    server = federation(
+        rounds=4, optimization={"method": "prune", "final_sparsity": 0.75, "begin_round": 2}
+    )
+    held = server.run_clients(*[server.client(f"c{i}", value=float(i + 1)) for i in range(3)])
+    assert sparsity_of(MANIFEST, held[0].weights) == 0.75
+    payloads = [len(v.payload) for v in server.store.versions()[1:]]
+    assert payloads[-1] < payloads[0] / 2, "what the mask removes is not sent"
+
+
+def test_a_silent_client_holds_a_round_until_the_deadline_only(federation: Start) -> None:
+    server = federation(rounds=2, clients=TWO)
+    silent = server.transport()
+    silent.join(_join_request("silent"))
+    held = server.run_clients(server.client("alive"))
+    server.join()
+    rounds = _metrics(server)["rounds"]
+    assert [r["missing"] for r in rounds] == [["silent"], []], "later rounds do not wait for it"
+    assert held[0].version == 2
+
+
+def test_a_straggler_is_refused_and_keeps_its_work(federation: Start) -> None:
+    server = federation(rounds=3, clients=TWO)
+    closed = threading.Event()
+
+    def dawdle(task: pb.Train) -> None:
+        if task.round == 1:
+            assert closed.wait(20)
+
+    def on_second_round(task: pb.Train) -> None:
+        if task.round == 2:
+            closed.set()
+
+    residuals = []
+    straggler = server.client("straggler", trainer=Pull(1.0, dawdle))
+    settle = ClientState.settle
+
+    def spy(self: ClientState, residual: Any) -> None:
+        residuals.append(residual)
+        settle(self, residual)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClientState, "settle", spy)
+        server.run_clients(straggler, server.client("quick", trainer=Pull(1.0, on_second_round)))
+    refused = _metrics(server)["rounds"]
+    assert refused[0]["missing"] == ["straggler"]
+    assert any(r["reason"] == "LATE" for round_ in refused for r in round_["refused"])
+    start = initial_weights(MANIFEST, 0)
+    whole = [np.float32(0.5) * (np.float32(1) - w) for w in start]
+    assert any(
+        residual is not None
+        and all(np.allclose(a, b, atol=1e-6) for a, b in zip(residual, whole, strict=True))
+        for residual in residuals
+    ), "the late update went back into the residual whole"
+
+
+def test_a_client_that_joins_late_takes_part_from_the_next_round(federation: Start) -> None:
+    server = federation(rounds=3, clients=TWO)
+    late_may_come = threading.Event()
+    late_is_there = threading.Event()
+
+    def on_train(task: pb.Train) -> None:
+        late_may_come.set()
+        if task.round == 1:
+            late_is_there.wait(10)
+
+    early = [server.client(n, trainer=Pull(1.0, on_train)) for n in ("a", "b")]
+    transport = server.transport()
+    join = transport.join
+
+    def join_late(request: pb.JoinRequest) -> pb.JoinReply:
+        assert late_may_come.wait(10)
+        reply = join(request)
+        late_is_there.set()
+        return reply
+
+    transport.join = join_late  # type: ignore[method-assign]
+    held = server.run_clients(*early, server.client("late", transport=transport))
+    counts = [len(r["clients"]) for r in _metrics(server)["rounds"]]
+    assert counts[0] == 2
+    assert counts[-1] == 3
+    assert len({h.digest for h in held}) == 1
+
+
+def test_retries_and_duplicates_change_nothing(federation: Start) -> None:
+    plain = federation(rounds=1)
+    expected = plain.run_clients(*[plain.client(f"c{i}", value=i / 3) for i in range(3)])
+    server = federation("again", rounds=1)
+    transport = server.transport()
+    submit = transport.submit_update
+    outcomes = []
+
+    def submit_twice(header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
+        outcomes.append(submit(header, payload).outcome)
+        outcomes.append(submit(header, payload).outcome)
+        return submit(header, payload)
+
+    transport.submit_update = submit_twice  # type: ignore[method-assign]
+    clients = [server.client(f"c{i}", value=i / 3) for i in (1, 2)]
+    held = server.run_clients(server.client("c0", value=0.0, transport=transport), *clients)
+    assert outcomes == [pb.ACCEPTED, pb.DUPLICATE]
+    assert held[0].digest == expected[0].digest
+    row = _metrics(server)["rounds"][0]["clients"][0]["uplink"]
+    assert row["retry_bytes"] == 2 * row["message_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"payload": b""}, "MALFORMED"),
+        ({"payload": b"junk"}, "MALFORMED"),
+        ({"payload": bytes(10**6)}, "TOO_LARGE"),
+        ({"flip": 40}, "MALFORMED"),
+        ({"cut": 9}, "MALFORMED"),
+        ({"nan": True}, "NON_FINITE"),
+        ({"overflow": True}, "MALFORMED"),
+        ({"num_examples": 0}, "BAD_EXAMPLE_COUNT"),
+        ({"num_examples": 101}, "BAD_EXAMPLE_COUNT"),
+        ({"version": 7}, "WRONG_VERSION"),
+        ({"round": 2}, "LATE"),
+        ({"size": 3}, "MALFORMED"),
+    ],
+)
+def test_a_bad_update_is_refused_and_the_round_goes_on(
+    federation: Start, change: dict[str, Any], reason: str
+) -> None:
+    server = federation(rounds=1, compression=FLOAT32)
+    transport = server.transport()
+    session = transport.join(_join_request("bad")).session
+    honest = [server.client(n, value=1.0) for n in ("a", "b")]
+    replies = []
+
+    def attack() -> None:
+        while not (task := transport.next_task(session)).HasField("train"):
+            pass
+        header = pb.UpdateHeader(
+            session=session, round=1, version=task.train.version, num_examples=100
+        )
+        payload = _payload(change)
+        header.size = len(payload)
+        for field in ("num_examples", "version", "round", "size"):
+            if field in change:
+                setattr(header, field, change[field])
+        replies.append(transport.submit_update(header, payload))
+        good = _payload({})
+        honest_header = pb.UpdateHeader(
+            session=session, round=1, version=0, num_examples=100, size=len(good)
+        )
+        replies.append(transport.submit_update(honest_header, good))
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    held = server.run_clients(*honest)
+    thread.join(20)
+    bad, good = replies
+    assert bad.outcome == pb.REFUSED
+    assert pb.Reason.Name(bad.reason) == reason
+    assert bad.detail
+    assert good.outcome == pb.ACCEPTED, "the same client may still send a good update"
+    refused = _metrics(server)["rounds"][0]["refused"]
+    assert [(r["client"], r["reason"]) for r in refused] == [("bad", reason)]
+    for start, end in zip(initial_weights(MANIFEST, 0), held[0].weights, strict=True):
+        np.testing.assert_allclose(end, 0.5 * (start + 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "examples", "text"),
+    [
+        ("x", (28, 28, 1), 10, 5, "examples of shape (28, 28, 1) do not fit"),
+        ("x", SHAPE, 11, 5, "labels up to 10 do not fit"),
+        ("x", SHAPE, 10, 0, "not one example"),
+        ("../x", SHAPE, 10, 5, "a client name has"),
+        ("", SHAPE, 10, 5, "a client name has"),
+    ],
+)
+def test_a_client_that_does_not_fit_is_told_why(
+    federation: Start, name: str, shape: tuple[int, ...], classes: int, examples: int, text: str
+) -> None:
+    request = _join_request(name)
+    request.data.CopyFrom(
+        pb.DataSummary(num_examples=examples, example_shape=shape, num_classes=classes)
+    )
+    with pytest.raises(Rejected, match=text.replace("(", r"\(").replace(")", r"\)")):
+        federation().transport().join(request)
+
+
+def test_a_client_that_lacks_a_codec_is_told_which(federation: Start) -> None:
+    request = _join_request("x")
+    del request.capabilities.stages[:]
+    with pytest.raises(Rejected, match="needs quantize, zstd, which this client cannot do"):
+        federation().transport().join(request)
+
+
+def test_the_ledger_is_what_went_over_the_wire(federation: Start) -> None:
+    """Count the messages' bytes at the client, on their way into and out of gRPC."""
+    server = federation(rounds=2, clients={"minimum": 1})
+    seen: dict[str, int] = {"up": 0, "down": 0}
+    transport = server.transport()
+    transport._stub = _Meter(transport._stub, seen)  # type: ignore[assignment]
+    server.run_clients(server.client("only", transport=transport))
+    server.join()
+    entries = server.store.ledger()
+    up = sum(e.message_bytes for e in entries if e.direction == "uplink")
+    down = sum(e.message_bytes for e in entries if e.direction == "downlink")
+    assert (up, down) == (seen["up"], seen["down"])
+    first = _metrics(server)["rounds"][0]["clients"][0]
+    payload = server.store.versions()[1].payload
+    assert first["downlink"]["payload_bytes"] == 0, "version 0 costs a seed"
+    second = _metrics(server)["rounds"][1]["clients"][0]
+    assert second["downlink"]["payload_bytes"] == len(payload)
+
+
+class _Meter:
+    """Wraps a stub and adds up what every message takes in its gRPC stream."""
+
+    def __init__(self, stub: Any, seen: dict[str, int]) -> None:
+        self._stub = stub
+        self._seen = seen
+
+    def _up(self, message: Any) -> Any:
+        self._seen["up"] += framed_size(message)
+        return message
+
+    def _down(self, message: Any) -> Any:
+        self._seen["down"] += framed_size(message)
+        return message
+
+    def Join(self, request: Any, timeout: float) -> Any:
+        return self._down(self._stub.Join(self._up(request), timeout=timeout))
+
+    def NextTask(self, request: Any, timeout: float) -> Any:
+        return self._down(self._stub.NextTask(self._up(request), timeout=timeout))
+
+    def FetchModel(self, request: Any, timeout: float) -> Iterator[Any]:
+        for chunk in self._stub.FetchModel(self._up(request), timeout=timeout):
+            yield self._down(chunk)
+
+    def SubmitUpdate(self, chunks: Any, timeout: float) -> Any:
+        return self._down(self._stub.SubmitUpdate(map(self._up, chunks), timeout=timeout))
+
+
+def test_a_client_that_lost_its_model_gets_the_shortest_way_back(federation: Start) -> None:
+    server = federation(rounds=3, clients={"minimum": 1})
+    (held,) = server.run_clients(server.client("only"))
+    session = server.coordinator.join(_join_request("new")).session
+    nothing = pb.FetchModelRequest(session=session, version=3)
+    route = server.coordinator.fetch(nothing)
+    assert [link.kind for link in route.links] == [pb.Link.SEED] + 3 * [pb.Link.DELTA]
+    wrong = pb.FetchModelRequest(session=session, version=3, have_version=2, have_digest=b"?")
+    assert len(server.coordinator.fetch(wrong).links) == 4, "a digest mismatch starts over"
+    right = pb.FetchModelRequest(
+        session=session, version=3, have_version=3, have_digest=held.digest
+    )
+    assert server.coordinator.fetch(right).links == []
+
+
+def test_health_and_reflection_answer(federation: Start) -> None:
+    with grpc.insecure_channel(federation().address) as channel:
+        check = health_pb2.HealthCheckRequest(service="featherfed.v1.Federation")
+        assert health_pb2_grpc.HealthStub(channel).Check(check, timeout=5).status == 1
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        reply = next(
+            reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+                iter([ask]), timeout=5
+            )
+        )
+        names = {service.name for service in reply.list_services_response.service}
+        assert "featherfed.v1.Federation" in names
+
+
+def test_a_taken_port_is_said_plainly(federation: Start) -> None:
+    import asyncio
+
+    from featherfed.server.service import FederationService, create_server
+
+    first = federation()
+    host, port = first.address.split(":")
+    with pytest.raises(ServerError, match=f"cannot listen on {host}:{port}: it is in use"):
+        asyncio.run(create_server(FederationService(first.coordinator), host, int(port)))
+
+
+def test_a_server_that_is_not_there_is_said_plainly() -> None:
+    transport = GrpcTransport("127.0.0.1:9", give_up_after=0.1)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+        transport.join(_join_request("x"))
+
+
+def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
+    server = federation(rounds=1)
+    with pytest.raises(ServerError, match="holds run 'test-[0-9a-f]+' with other settings"):
+        Federation(server.directory, server.settings.model_copy(update={"rounds": 2}))
+
+
+def test_sampling_a_fraction(federation: Start) -> None:
+    server = federation(rounds=3, clients={"minimum": 4, "fraction": 0.5})
+    server.run_clients(*[server.client(f"c{i}") for i in range(4)])
+    cohorts = [[c["client"] for c in r["clients"]] for r in _metrics(server)["rounds"]]
+    assert [len(c) for c in cohorts] == [2, 2, 2]
+    assert len({tuple(c) for c in cohorts}) > 1
+
+
+def _join_request(name: str) -> pb.JoinRequest:
+    session = Session(profile(name), None, None, None)  # type: ignore[arg-type]
+    return session._join_request()
+
+
+def _metrics(server: Federation) -> Any:
+    return metrics.collect(server.store, server.settings, MANIFEST, {})
+
+
+def _payload(change: dict[str, Any]) -> bytes:
+    """An honest update of Pull(1.0) in round 1, or what `change` makes of it."""
+    if "payload" in change:
+        return bytes(change["payload"])
+    update = [np.float32(0.5) * (np.float32(1) - w) for w in initial_weights(MANIFEST, 0)]
+    if change.get("overflow"):
+        update[0] = np.full_like(update[0], np.finfo(np.float32).max)
+    codec = parse_codec("float32")
+    if change.get("nan"):
+        return _hostile_float32(codec)
+    payload = encode_update(codec, MANIFEST, update).payload
+    if "flip" in change:
+        at = change["flip"]
+        payload = payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
+    return payload[: len(payload) - change.get("cut", 0)]
+
+
+def _hostile_float32(codec: Any) -> bytes:
+    """A well-formed payload that decodes to NaN: an honest encoder refuses to make it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featherfed.compression.chain.np.isfinite", lambda x: np.array(True))
+        update = [np.full(spec.shape, np.nan, np.float32) for spec in MANIFEST]
+        return encode_update(codec, MANIFEST, update).payload
+

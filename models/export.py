@@ -1,0 +1,79 @@
+"""The finished model as files: TFLite in four kinds, and Keras' own format.
+
+float32, float16 (weights), dynamic (int8 weights) and int8 (all integers, uint8 in and out: a
+camera's bytes go straight in). Every kind sees images / 255; `featherfed.models.tflite` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from featherfed.models.optimized import FederatedModel
+from featherfed.models.training import Images, to_float
+from featherfed.models.wrapping import quantize_scope
+
+KINDS = ("float32", "float16", "dynamic", "int8")
+"""The TFLite kinds; each is written as model_<kind>.tflite."""
+
+_SAMPLES = 200
+
+
+def export(model: FederatedModel, directory: str | Path, representative: Images) -> list[Path]:
+    """Write model_<kind>.tflite for every kind and model.keras; return their paths.
+
+    `representative` are uint8 images [N, H, W, C], N at least 1, from which int8 takes its ranges
+    (a quantization-aware model has its own, but the converter asks all the same). Raises
+    ValueError if there are none.
+    """
+    if not len(representative):
+        raise ValueError("the int8 kind needs some representative images")
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = model.finished()
+    paths = []
+    for kind in KINDS:
+        path = folder / f"model_{kind}.tflite"
+        quantizes = model.optimization.method.quantizes
+        path.write_bytes(_convert(finished, kind, quantizes, representative))
+        paths.append(path)
+    keras_path = folder / "model.keras"
+    finished.save(keras_path)
+    return [*paths, keras_path]
+
+
+def load_keras(path: str | Path) -> Any:
+    """Load a model.keras that `export` wrote, of any method; only from someone you trust."""
+    with quantize_scope():
+        return tf_keras.models.load_model(path, compile=False)
+
+
+def _convert(finished: Any, kind: str, quantizes: bool, representative: Images) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_keras_model(finished)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if kind != "float32":
+        # Without it a quantization-aware model keeps its fake quantization and is 6 times slower.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if kind == "float16" and not quantizes:
+        converter.target_spec.supported_types = [tf.float16]
+    if kind == "int8":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = _samples(representative)
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.uint8
+    return bytes(converter.convert())
+
+
+def _samples(images: Images) -> Callable[[], Iterator[list[Any]]]:
+    chosen = images[np.linspace(0, len(images) - 1, min(_SAMPLES, len(images))).astype(int)]
+
+    def generate() -> Iterator[list[Any]]:
+        for image in chosen:
+            yield [to_float(image[None])]
+
+    return generate

@@ -1,0 +1,242 @@
+"""A Keras model as a plan wants it trained, optimised and exchanged."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tf_keras
+
+from featherfed.compression.manifest import Array
+from featherfed.models import wrapping
+from featherfed.models.description import describe, exchanged
+from featherfed.models.serialization import ModelError, from_json, to_json
+from featherfed.models.training import Images, Labels, OnStep, Predictor, Trainer
+
+
+class Method(enum.StrEnum):
+    """What TFMOT does to the model in training."""
+
+    NONE = "none"
+    PRUNE = "prune"
+    CLUSTER = "cluster"
+    QAT = "qat"
+    PRUNE_QAT = "prune+qat"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether rounds have masks."""
+        return self in (Method.PRUNE, Method.PRUNE_QAT)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether quantization ranges are trained and exchanged."""
+        return self in (Method.QAT, Method.PRUNE_QAT)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The method and, for clustering, the number of unique values in a kernel (at least 2)."""
+
+    method: Method = Method.NONE
+    num_clusters: int = 16
+
+    def __post_init__(self) -> None:
+        if self.num_clusters < 2:
+            raise ValueError(f"num_clusters must be at least 2, got {self.num_clusters}")
+
+
+class FederatedModel:
+    """A classifier that trains on uint8 images and is exchanged as a list of float32 tensors.
+
+    `manifest` lists the tensors: the plain model's variables, or with a quantizing method those of
+    the quantization-aware model. `unseeded` names those whose start the manifest cannot express
+    (orthogonal kernels, for example); take the start from `get_weights` if there are any.
+    """
+
+    def __init__(self, model: Any, optimization: Optimization | None = None) -> None:
+        """Take `to_json` text, which may be hostile, or a tf_keras model, which is copied.
+
+        Raises ModelError if the model is refused or the method cannot be applied to it.
+        """
+        self.optimization = optimization or Optimization()
+        self.model_json = model if isinstance(model, str) else to_json(model)
+        plain = from_json(self.model_json)
+        if len(plain.inputs) != 1 or len(plain.outputs) != 1 or len(plain.output_shape) != 2:
+            raise ModelError("the model must map one image to one vector of class probabilities")
+        if not isinstance(model, str):
+            plain.set_weights(model.get_weights())
+        method = self.optimization.method
+        prunable = wrapping.prunable_names(from_json(self.model_json)) if method.prunes else ()
+        self._model = wrapping.quantize(plain) if method.quantizes else plain
+        self._variables = exchanged(self._model)
+        self.manifest, self.unseeded = describe(self._model, prunable)
+        self._predictor = Predictor(self._model)
+        self._trainer: Trainer | None = None
+        self._sparse: _Sparse | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return tuple(self._model.input_shape[1:])
+
+    def set_weights(self, tensors: Sequence[Array]) -> None:
+        """Set the exchanged tensors; raises ValueError unless they are what `manifest` says."""
+        self.manifest.check(tensors)
+        wrapping.assign(self._variables, tensors)
+
+    def get_weights(self) -> list[Array]:
+        """Return copies of the exchanged tensors, float32 in manifest order."""
+        return [np.array(variable.numpy()) for variable in self._variables]
+
+    def fit(
+        self,
+        images: Images,
+        labels: Labels,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        optimizer: str = "sgd",
+        sparsity: float = 0.0,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> tuple[float, float]:
+        """Train on uint8 images [N, H, W, C] and labels [N]; return the last epoch's loss, accuracy.
+
+        The optimizer starts afresh. With `sparsity` above 0 the method must prune, the weights are
+        masked to it, and what is zero at the start is zero at the end. Raises ValueError for
+        images, labels, sparsity or an optimizer that do not fit.
+        """
+        self._check(images, labels, sparsity)
+        how: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "on_step": on_step,
+        }
+        if sparsity > 0:
+            return self._fit_sparse(images, labels, optimizer, sparsity, how)
+        if self.optimization.method is Method.CLUSTER:
+            return self._fit_clustered(images, labels, optimizer, how)
+        if self._trainer is None or self._trainer.optimizer != optimizer:
+            self._trainer = Trainer(self._model, optimizer)
+        return self._trainer.fit(images, labels, **how)
+
+    def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
+        """Return mean cross-entropy and accuracy on uint8 images [N, H, W, C] and labels [N]."""
+        return self._predictor.evaluate(images, labels)
+
+    def predict(self, images: Images) -> npt.NDArray[np.float32]:
+        """Return float32 [N, classes] probabilities of uint8 images [N, H, W, C]."""
+        return self._predictor.predict(images)
+
+    def finished(self) -> Any:
+        """Return a tf_keras model to export, free of training wrappers.
+
+        Clustered kernels have at most `num_clusters` unique values. The quantizing methods give
+        the quantization-aware model itself, which the TFLite converter wants.
+        """
+        if self.optimization.method.quantizes:
+            return self._model
+        weights = self._model.get_weights()
+        if self.optimization.method is Method.CLUSTER:
+            weights = wrapping.strip_clusters(self._clustered())
+        model = from_json(self.model_json)
+        model.set_weights(weights)
+        return model
+
+    def _check(self, images: Images, labels: Labels, sparsity: float) -> None:
+        if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:
+            shape = f"[N, {', '.join(map(str, self.input_shape))}]"
+            raise ValueError(f"images must be uint8 {shape}, got {images.dtype} {images.shape}")
+        if not len(images) or labels.shape != (len(images),):
+            raise ValueError(f"{len(images)} images need as many labels, got {labels.shape}")
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
+        if sparsity > 0 and not self.optimization.method.prunes:
+            raise ValueError(f"the method {self.optimization.method} has no sparsity; leave it 0")
+
+    def _fit_sparse(
+        self, images: Images, labels: Labels, optimizer: str, sparsity: float, how: dict[str, Any]
+    ) -> tuple[float, float]:
+        weights = self.get_weights()
+        masks = [
+            wrapping.keep_mask(tensor, sparsity) if spec.prunable else None
+            for spec, tensor in zip(self.manifest, weights, strict=True)
+        ]
+        self.set_weights(_masked(weights, masks))
+        trainer, variables, callbacks = self._sparse_trainer(masks, optimizer)
+        result = trainer.fit(images, labels, callbacks=callbacks, **how)
+        # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
+        # layers that feed a concatenation.
+        self.set_weights(_masked([variable.numpy() for variable in variables], masks))
+        return result
+
+    def _sparse_trainer(
+        self, masks: list[Any], optimizer: str
+    ) -> tuple[Trainer, list[Any], list[Any]]:
+        if self.optimization.method is Method.PRUNE:
+            if self._sparse is None or self._sparse.trainer.optimizer != optimizer:
+                pruned = wrapping.prune(self._model)
+                self._sparse = _Sparse(pruned, Trainer(pruned, optimizer), b"", self._variables)
+            wrapping.set_masks(self._sparse.model)
+            return self._sparse.trainer, self._variables, [wrapping.pruning_callback()]
+        # The prune-preserving scheme fixes its masks when it is applied: build again if they moved.
+        pattern = b"".join(np.packbits(mask).tobytes() for mask in masks if mask is not None)
+        sparse = self._sparse
+        if sparse is None or sparse.trainer.optimizer != optimizer or sparse.pattern != pattern:
+            self._sparse = sparse = None
+            tf_keras.backend.clear_session()
+            model = wrapping.quantize(self._plain_copy(), preserve_zeros=True)
+            sparse = _Sparse(model, Trainer(model, optimizer), pattern, exchanged(model))
+            self._sparse = sparse
+        wrapping.assign(sparse.variables, self.get_weights())
+        return sparse.trainer, sparse.variables, []
+
+    def _plain_copy(self) -> Any:
+        """Return a new plain model with this model's weights, without quantization ranges."""
+        plain = from_json(self.model_json)
+        own = {
+            spec.name: variable for spec, variable in zip(self.manifest, self._variables, strict=True)
+        }
+        for variable in plain.weights:
+            name = variable.name.removesuffix(":0")
+            if name in own:
+                variable.assign(own[name])
+        return plain
+
+    def _clustered(self) -> Any:
+        plain = from_json(self.model_json)
+        plain.set_weights(self._model.get_weights())
+        return wrapping.cluster(plain, self.optimization.num_clusters)
+
+    def _fit_clustered(
+        self, images: Images, labels: Labels, optimizer: str, how: dict[str, Any]
+    ) -> tuple[float, float]:
+        # Centroids and assignments are computed when the wrappers are built, so each fit builds.
+        tf_keras.backend.clear_session()
+        clustered = self._clustered()
+        result = Trainer(clustered, optimizer).fit(images, labels, **how)
+        self._model.set_weights(wrapping.strip_clusters(clustered))
+        return result
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    model: Any
+    trainer: Trainer
+    pattern: bytes
+    variables: list[Any]
+
+
+def _masked(weights: Sequence[Array], masks: Sequence[Any]) -> list[Array]:
+    return [
+        tensor if mask is None else np.where(mask, tensor, np.float32(0))
+        for tensor, mask in zip(weights, masks, strict=True)
+    ]

@@ -1,0 +1,154 @@
+"""TFMOT's wrappers around a Keras model: the one module that knows the toolkit.
+
+Only its public API is used. TFMOT 0.8 takes Keras 2 models (tf_keras) and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from featherfed.compression.manifest import Array
+from featherfed.models.serialization import ModelError
+
+# TFMOT counts a step before it asks the schedule: the first step of the first fit is number 1.
+# A schedule over [0, 0] therefore never computes a mask, [1, 1] does so once, and with
+# end_step=-1 it happens at every multiple of the frequency (so not in 100 steps of frequency
+# 1000). Here it shall never happen: `set_masks` gives the wrappers the masks of the round, which
+# needs no rebuilding when they change, and no rule of TFMOT's to round as numpy does.
+_NEVER = tfmot.sparsity.keras.ConstantSparsity(0.5, begin_step=0, end_step=0, frequency=1)
+
+
+def prune(model: Any) -> Any:
+    """Return `model` with pruning wrappers that share its variables; see `set_masks`."""
+    return _wrap(model, _prune_layer)
+
+
+def _prune_layer(layer: Any) -> Any:
+    try:
+        wrapper = tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=_NEVER)
+    except ValueError:  # a kind of layer that TFMOT does not prune
+        return layer
+    return wrapper if layer.get_prunable_weights() else layer
+
+
+def prunable_names(model: Any) -> frozenset[str]:
+    """Return the names of the trainable variables that TFMOT prunes in a built plain model."""
+    trainable = {id(variable) for variable in model.trainable_variables}
+    return frozenset(
+        variable.name
+        for wrapper in _pruning_wrappers(prune(model))
+        for variable, _, _ in wrapper.pruning_vars
+        if id(variable) in trainable
+    )
+
+
+def set_masks(pruned: Any) -> None:
+    """Make every wrapper of `pruned` keep exactly the zeros that its weights hold now."""
+    for wrapper in _pruning_wrappers(pruned):
+        for weight, mask, _ in wrapper.pruning_vars:
+            mask.assign((weight.numpy() != 0).astype(np.float32))
+
+
+def _pruning_wrappers(model: Any) -> list[Any]:
+    return [module for module in model.submodules if hasattr(module, "pruning_vars")]
+
+
+def pruning_callback() -> Any:
+    """Return the callback that pruning wrappers need: it masks after the last step, too."""
+    return tfmot.sparsity.keras.UpdatePruningStep()
+
+
+def keep_mask(weight: Array, sparsity: float) -> npt.NDArray[np.bool_]:
+    """Return which values of `weight` a fit may change: TFMOT's rule, and never a zero.
+
+    On weights that were masked to `sparsity` before, these are just the values that are not zero.
+    """
+    magnitude = np.abs(weight)
+    cut = weight.size - max(1, round(weight.size * (1 - sparsity)))
+    threshold = np.partition(magnitude, cut, axis=None)[cut]
+    return (magnitude >= threshold) & (weight != 0)
+
+
+def cluster(model: Any, num_clusters: int) -> Any:
+    """Return a built plain model with clustering wrappers. Throw `model` away: it is changed.
+
+    k-means++ draws from a fixed seed in TFMOT, so it is the same on every client, and of the three
+    deterministic starts it was never the worst (16 and 4 clusters, before and after training).
+    The gradient of a centroid is the average over its weights: TFMOT's default, the sum, grows
+    with the layer and at the learning rates of ordinary training destroys the model.
+    """
+
+    def cluster_layer(layer: Any) -> Any:
+        # Only layers with something to cluster: the wrapper hides `training` from the layer
+        # inside, which dropout and batch normalization need.
+        if not _has_kernel(layer, num_clusters):
+            return layer
+        try:
+            return tfmot.clustering.keras.cluster_weights(
+                layer,
+                num_clusters,
+                tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
+                cluster_gradient_aggregation="GradientAggregation.AVG",
+            )
+        except ValueError:  # a kind of layer that TFMOT does not cluster
+            return layer
+
+    return _wrap(model, cluster_layer)
+
+
+def _has_kernel(layer: Any, num_clusters: int) -> bool:
+    return not isinstance(layer, tf_keras.layers.BatchNormalization) and any(
+        len(variable.shape) > 1 and np.prod(variable.shape) > num_clusters
+        for variable in layer.trainable_variables
+    )
+
+
+def strip_clusters(clustered: Any) -> list[Array]:
+    """Return the weights of the plain model, each kernel with its few unique values."""
+    weights: list[Array] = tfmot.clustering.keras.strip_clustering(clustered).get_weights()
+    return weights
+
+
+def quantize(model: Any, *, preserve_zeros: bool = False) -> Any:
+    """Return the quantization-aware model with a copy of a built plain model's weights.
+
+    With `preserve_zeros`, weights that are zero now stay zero in training. Raises ModelError if
+    TFMOT cannot quantize one of the layers.
+    """
+    keras = tfmot.quantization.keras
+    # quantize_layer, quantize_layer_1, ...: the number would reach the manifest.
+    tf_keras.backend.reset_uids()
+    try:
+        if not preserve_zeros:
+            return keras.quantize_model(model)
+        scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+        return keras.quantize_apply(keras.quantize_annotate_model(model), scheme)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"TFMOT cannot train this model for quantization; choose the method none, prune or "
+            f"cluster, or other layers: {str(error)[:300]}"
+        ) from error
+
+
+def quantize_scope() -> Any:
+    """Return the scope in which a saved quantization-aware model loads."""
+    return tfmot.quantization.keras.quantize_scope()
+
+
+def _wrap(model: Any, wrap_layer: Callable[[Any], Any]) -> Any:
+    def clone(layer: Any) -> Any:
+        return _wrap(layer, wrap_layer) if isinstance(layer, tf_keras.Model) else wrap_layer(layer)
+
+    return tf_keras.models.clone_model(model, clone_function=clone)
+
+
+def assign(variables: Sequence[Any], tensors: Sequence[Array]) -> None:
+    """Set variables to tensors of their shapes, one by one."""
+    for variable, tensor in zip(variables, tensors, strict=True):
+        variable.assign(tensor)
