@@ -39,6 +39,7 @@ def join_run(
         pb.DataSummary(
             num_examples=len(dataset),
             example_shape=dataset.input_shape,
+            class_names=dataset.class_names if dataset.has_class_names else (),
             num_classes=int(dataset.labels.max()) + 1,
         ),
         "keras",

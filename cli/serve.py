@@ -85,7 +85,7 @@ def _coordinator(
         store,
         plan,
         model.manifest,
-        DataShape(test.input_shape, test.num_classes),
+        DataShape(test.input_shape, test.class_names),
         KerasEvaluator(model, test),
         time.time,
         first_weights=model.get_weights() if model.unseeded else None,

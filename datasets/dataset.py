@@ -68,6 +68,11 @@ class Dataset:
         """How many classes there are, also those without an example here."""
         return len(self.class_names)
 
+    @property
+    def has_class_names(self) -> bool:
+        """Whether the classes have names of their own, not just their numbers."""
+        return self.class_names != tuple(str(i) for i in range(self.num_classes))
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -57,14 +57,16 @@ class JoinRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
 
 class DataSummary(_message.Message):
-    __slots__ = ("num_examples", "example_shape", "num_classes")
+    __slots__ = ("num_examples", "example_shape", "class_names", "num_classes")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     example_shape: _containers.RepeatedScalarFieldContainer[int]
+    class_names: _containers.RepeatedScalarFieldContainer[str]
     num_classes: int
-    def __init__(self, num_examples: _Optional[int] = ..., example_shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ...) -> None: ...
+    def __init__(self, num_examples: _Optional[int] = ..., example_shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("stages", "methods", "runtime", "featherfed")

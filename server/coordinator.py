@@ -62,7 +62,7 @@ class DataShape:
     """What a client's data must look like to train the run's model."""
 
     example_shape: tuple[int, ...]
-    num_classes: int
+    class_names: tuple[str, ...]
 
 
 class Coordinator:
@@ -157,11 +157,18 @@ class Coordinator:
                 f"examples of shape {tuple(data.example_shape)} do not fit the run's model, which "
                 f"takes {wanted.example_shape}; convert the data or join another run",
             )
-        if not 1 <= data.num_classes <= wanted.num_classes:
+        names = wanted.class_names
+        if not 1 <= data.num_classes <= len(names):
             raise Refused(
                 pb.DATA_MISMATCH,
                 f"labels up to {int(data.num_classes) - 1} do not fit the run's model, which has "
-                f"{wanted.num_classes} classes",
+                f"{len(names)} classes",
+            )
+        if data.class_names and tuple(data.class_names) != names:
+            raise Refused(
+                pb.DATA_MISMATCH,
+                f"classes {', '.join(data.class_names)} are not the run's {', '.join(names)}; in a "
+                "folder of images, every class needs a subfolder, even an empty one",
             )
         if data.num_examples < 1:
             raise Refused(pb.DATA_MISMATCH, "there is not one example to train on")

@@ -32,7 +32,7 @@ MANIFEST = Manifest(
     )
 )
 SHAPE = (8, 8, 1)
-CLASSES = 10
+CLASSES = tuple("abcdefghij")
 
 
 class Pull:
@@ -163,7 +163,7 @@ class Federation:
 
 
 def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:
-    data = pb.DataSummary(num_examples=num_examples, example_shape=shape, num_classes=CLASSES)
+    data = pb.DataSummary(num_examples=num_examples, example_shape=shape, num_classes=10)
     return Profile(name, data, "numpy", ("none", "prune"), "0")
 
 

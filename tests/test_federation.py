@@ -263,6 +263,13 @@ def test_a_client_that_does_not_fit_is_told_why(
         federation().transport().join(request)
 
 
+def test_a_client_with_other_classes_is_told_which(federation: Start) -> None:
+    request = _join_request("x")
+    request.data.class_names[:] = ["b", "a"]
+    with pytest.raises(Rejected, match="classes b, a are not the run's a, b, c"):
+        federation().transport().join(request)
+
+
 def test_a_client_that_lacks_a_codec_is_told_which(federation: Start) -> None:
     request = _join_request("x")
     del request.capabilities.stages[:]
