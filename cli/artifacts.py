@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from featherfed.compression.masks import sparsity_of
 from featherfed.datasets.dataset import Dataset
@@ -21,7 +20,6 @@ from featherfed.models.export import export
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import TfliteModel
 from featherfed.report.render import render
-from featherfed.report.table import models_table, round_table
 from featherfed.server import metrics
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.settings import Settings
@@ -91,12 +89,14 @@ class Artifacts:
         """Export every kind, and judge each file on the whole test set."""
         representative = self._test.images[:REPRESENTATIVE_EXAMPLES]
         rows = []
-        for exported in export(self._model, self._directory, representative):
-            data = exported.path.read_bytes()
-            predicted = TfliteModel(exported.path).predict(self._test.images).argmax(axis=1)
+        for path in export(self._model, self._directory, representative):
+            if path.suffix != ".tflite":
+                continue
+            data = path.read_bytes()
+            predicted = TfliteModel(path).predict(self._test.images).argmax(axis=1)
             rows.append({
-                "file": exported.path.name,
-                "kind": exported.kind,
+                "file": path.name,
+                "kind": path.stem.removeprefix("model_"),
                 "bytes": len(data),
                 "gzip_bytes": len(gzip.compress(data, 9)),
                 "accuracy": float((predicted == self._test.labels).mean()),
@@ -120,15 +120,6 @@ class Artifacts:
             predictor_names=np.array([*(u.client for u in updates), "global"]),
             predictions=np.array(predictions, np.float32),
         )
-
-
-def show_tables(directory: Path) -> None:
-    """Print the rounds and the exported models of a run."""
-    data = json.loads((directory / "metrics.json").read_text("utf-8"))
-    console = Console()
-    console.print(round_table(data))
-    if "final" in data:
-        console.print(models_table(data))
 
 
 def machine() -> dict[str, str]:

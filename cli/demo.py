@@ -23,7 +23,7 @@ import tomli_w
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from featherfed.cli.artifacts import show_tables
+from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Unreachable

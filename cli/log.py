@@ -10,7 +10,6 @@ def set_up(verbose: bool) -> None:
     """Log to standard error, one line an event."""
     # Before TensorFlow is imported: its start-up chatter would bury what matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",

@@ -144,7 +144,7 @@ def report(
 ) -> None:
     """Make report.html and the plots from metrics.json, and print the tables."""
     log.set_up(False)
-    from featherfed.cli.artifacts import show_tables
+    from featherfed.cli.tables import show_tables
     from featherfed.report.render import render
 
     path = render(directory)

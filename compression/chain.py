@@ -29,6 +29,9 @@ from featherfed.compression.stage import (
     unpack,
 )
 
+MAX_MAGNITUDE = 1e18
+"""No value is larger: sums and squares, and what any stage makes of it, stay finite in float32."""
+
 
 class Codec(Protocol):
     """Turns a list of float32 tensors into bytes and back. No hidden state: equal in, equal out."""
@@ -42,7 +45,7 @@ class Codec(Protocol):
         """The sender must keep the residual and add it to its next update (error feedback)."""
 
     def encode(self, tensors: Sequence[Array]) -> bytes:
-        """Return the tensors as bytes; raise CodecError if a value is NaN or infinite."""
+        """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
 
     def decode(self, data: bytes, shapes: Sequence[Shape]) -> list[Array]:
         """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
@@ -64,7 +67,9 @@ class Chain:
         packed_by = ""
         for stage in self.stages:
             if isinstance(stage, ByteStage):
-                packed_by = packed_by or stage.name
+                if packed_by:
+                    raise CodecError(f"{stage.name} after {packed_by}: one byte stage is enough")
+                packed_by = stage.name
             elif packed_by:
                 raise CodecError(f"{stage.name} works on tensors and must come before {packed_by}")
             elif form != FLOATS:
@@ -95,12 +100,14 @@ class Chain:
         return any(stage.feedback for stage in self._arrays)
 
     def encode(self, tensors: Sequence[Array]) -> bytes:
-        """Return the tensors as bytes; raise CodecError if a value is NaN or infinite."""
+        """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
         sides: list[bytes] = []
         values: list[bytes] = []
         for number, tensor in enumerate(tensors):
-            if not np.isfinite(tensor).all():
-                raise CodecError(f"tensor {number} holds NaN or infinity and cannot be encoded")
+            if not (np.abs(tensor) <= MAX_MAGNITUDE).all():
+                raise CodecError(
+                    f"tensor {number} holds NaN, infinity or values beyond {MAX_MAGNITUDE:g}"
+                )
             x = tensor
             for stage in self._arrays:
                 x, side = stage.encode(x)

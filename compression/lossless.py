@@ -9,7 +9,10 @@ import zstandard
 
 from featherfed.compression.errors import CodecError, WireError
 
+_MIN_WINDOW = 2**10
 _MAX_WINDOW = 2**27  # what level 22 needs; a frame that asks for more is not ours
+
+_UNKNOWN = -1  # what zstandard says of a frame that declares no size
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,20 @@ class Zstd:
         return compressor.compress(data)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        """Return the frame's content; stops reading, and raises WireError, above `limit` bytes."""
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        """Return the content of one whole frame and nothing after it, at most `limit` bytes.
+
+        The size that a frame may declare is refused, never allocated.
+        """
+        window = min(max(2 * limit, _MIN_WINDOW), _MAX_WINDOW)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=window)
         try:
-            with decompressor.stream_reader(data, read_across_frames=False) as reader:
-                content = reader.read(limit + 1)
+            if zstandard.frame_content_size(data) != _UNKNOWN:
+                raise WireError("zstd: a frame must not declare its content size")
+            content = decompressor.decompress(
+                data, max_output_size=limit + 1, allow_extra_data=False
+            )
         except zstandard.ZstdError as error:
-            raise WireError(f"zstd: {error}") from error
+            raise WireError(f"zstd: {error}; at most {limit} bytes were expected") from error
         if len(content) > limit:
             raise WireError(f"zstd: content is larger than {limit} bytes")
         return content

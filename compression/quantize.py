@@ -1,4 +1,4 @@
-"""`quantize(bits)` and `quantize(bits, channel)`: uniform affine quantization (Jacob et al. 2018)."""
+"""`quantize(bits)`, `quantize(bits, channel)`: uniform affine quantization (Jacob et al. 2018)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Quantize:
         return symbols(self.bits)
 
     def _channels(self, shape: Shape) -> int:
-        return shape[-1] if self.axis == "channel" and len(shape) > 1 else 1
+        return max(1, shape[-1]) if self.axis == "channel" and len(shape) > 1 else 1
 
     def encode(self, x: Array) -> tuple[Values, bytes]:
         """Return the codes; the side is every channel's float32 step, then its uint16 zero."""

@@ -36,9 +36,12 @@ def parse_codec(text: str) -> Chain:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CodecError(f"{text!r} is not a codec; write e.g. quantize(8) | zstd") from error
     try:
-        return chain(*_stages(tree))
+        codec = chain(*_stages(tree))
     except CodecError as error:
         raise CodecError(f"codec {text!r}: {error}") from None
+    if len(str(codec)) > MAX_TEXT:
+        raise CodecError(f"codec text is longer than {MAX_TEXT} characters when written out")
+    return codec
 
 
 def format_codec(codec: Chain) -> str:
@@ -53,6 +56,8 @@ def _stages(node: ast.expr) -> list[Stage]:
         return [_build(node.id, [], {})]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         named = {str(k.arg): _argument(k.value) for k in node.keywords}
+        if len(named) < len(node.keywords):
+            raise CodecError(f"{node.func.id} is given the same argument twice")
         return [_build(node.func.id, [_argument(a) for a in node.args], named)]
     raise CodecError("stages are names like zstd or topk(0.01), joined by |")
 
@@ -60,7 +65,7 @@ def _stages(node: ast.expr) -> list[Stage]:
 def _argument(node: ast.expr) -> object:
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float, str):
         return node.value
     raise CodecError("arguments are numbers or words")
 

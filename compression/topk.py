@@ -30,6 +30,7 @@ class TopK:
     def __post_init__(self) -> None:
         if not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 1:
             raise CodecError(f"topk needs a fraction above 0 and up to 1, got {self.fraction!r}")
+        object.__setattr__(self, "fraction", float(self.fraction))  # topk(1) is topk(1.0)
 
     @property
     def gives(self) -> Form:
@@ -82,7 +83,9 @@ def _decode_gaps(side: bytes, count: int, size: int) -> Positions:
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > MAX_VARINT_BYTES:
-        raise WireError("topk position is too long")
+        raise WireError(f"topk position is longer than {MAX_VARINT_BYTES} bytes")
+    if ((raw[ends] == 0) & (lengths > 1)).any():
+        raise WireError("topk position is not in its shortest form")
     place = np.arange(len(raw)) - np.repeat(starts, lengths)
     gaps = np.add.reduceat((raw & 0x7F).astype(np.int64) << (7 * place), starts)
     positions = np.cumsum(gaps + 1) - 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featherfed.compression.buffer import Reader, varint
-from featherfed.compression.chain import Codec, chain
+from featherfed.compression.chain import MAX_MAGNITUDE, Codec, chain
 from featherfed.compression.errors import WireError
 from featherfed.compression.floats import Float16
 from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
@@ -22,9 +22,6 @@ from featherfed.compression.wire import seal, unseal
 
 SMALL = 1024
 """Tensors with fewer values (biases, normalisation) are not worth a lossy codec."""
-
-MAX_MAGNITUDE = 1e18
-"""No weight is larger: sums and squares of weights stay finite in float32."""
 
 _NEAR_LOSSLESS = chain(Float16())
 _ENVELOPE = 64  # more than magic, version, lengths and checksum take
@@ -51,7 +48,7 @@ def encode_update(
     """Encode `update` (float32, manifest shapes) plus the `residual` of the last one.
 
     Error feedback (Seide et al. 2014, Karimireddy et al. 2019) is used by codecs that ask for it;
-    others return no residual. Raises CodecError for values that are not finite, ValueError for
+    others return no residual. Raises CodecError for values beyond MAX_MAGNITUDE, ValueError for
     tensors that do not fit the manifest.
     """
     manifest.check(update)
@@ -62,14 +59,15 @@ def encode_update(
     decoded = decode_update(codec, manifest, payload, masks=masks)
     lost = None
     if codec.feedback:
-        lost = [_masked(t - d, m) for t, d, m in zip(target, decoded, _all(masks, manifest))]
+        triples = zip(target, decoded, _all(masks, manifest), strict=True)
+        lost = [_masked(t - d, m) for t, d, m in triples]
     return Encoded(payload, decoded, lost)
 
 
 def decode_update(
     codec: Codec, manifest: Manifest, payload: bytes, *, masks: Masks | None = None
 ) -> list[Array]:
-    """Return the update in `payload`, float32 in manifest shapes; raise WireError for anything else.
+    """Return the update in `payload`, float32 in manifest shapes; raise WireError otherwise.
 
     Safe on hostile bytes: nothing larger than the manifest's tensors is allocated.
     """
@@ -112,7 +110,7 @@ def apply_update(manifest: Manifest, base: Sequence[Array], update: Sequence[Arr
         if not (np.abs(weights[i]) <= MAX_MAGNITUDE).all():
             raise WireError(f"update takes tensor {spec.name!r} beyond {MAX_MAGNITUDE:g}")
         if spec.role is Role.NONNEGATIVE:
-            weights[i] = np.maximum(weights[i], np.float32(0))
+            weights[i] = np.where(weights[i] > 0, weights[i], np.float32(0))  # -0.0 too, everywhere
     return weights
 
 

@@ -61,8 +61,14 @@ def _initializers(model: Any) -> dict[str, Any]:
     By name, because a quantized layer's `kernel` is no longer its variable.
     """
     suffix = "_initializer"
+    kernels = {kind: f"{kind}_kernel" for kind in ("depthwise", "pointwise", "recurrent")}
+
+    def owner(attribute: str) -> str:
+        name = attribute.removesuffix(suffix)
+        return kernels.get(name, name)
+
     return {
-        f"{layer.name}/{attribute.removesuffix(suffix)}": getattr(layer, attribute)
+        f"{layer.name}/{owner(attribute)}": getattr(layer, attribute)
         for layer in model.submodules
         if isinstance(layer, tf_keras.layers.Layer)
         for attribute in vars(layer)

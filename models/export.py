@@ -1,4 +1,4 @@
-"""The finished model as files: TFLite in four kinds, and Keras' own format.
+"""The finished model as files: TFLite in four kinds, and one for Keras.
 
 float32, float16 (weights), dynamic (int8 weights) and int8 (all integers, uint8 in and out: a
 camera's bytes go straight in). Every kind sees images / 255; `featherfed.models.tflite` says how.
@@ -6,6 +6,7 @@ camera's bytes go straight in). Every kind sees images / 255; `featherfed.models
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ _SAMPLES = 200
 
 
 def export(model: FederatedModel, directory: str | Path, representative: Images) -> list[Path]:
-    """Write model_<kind>.tflite for every kind and model.keras; return their paths.
+    """Write model_<kind>.tflite for every kind and a Keras file; return their paths.
 
+    The Keras file is model.keras, or model.h5 for the quantizing methods; `load_keras` reads both.
     `representative` are uint8 images [N, H, W, C], N at least 1, from which int8 takes its ranges
     (a quantization-aware model has its own, but the converter asks all the same). Raises
     ValueError if there are none.
@@ -36,19 +38,27 @@ def export(model: FederatedModel, directory: str | Path, representative: Images)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     finished = model.finished()
+    quantizes = model.optimization.method.quantizes
     paths = []
     for kind in KINDS:
         path = folder / f"model_{kind}.tflite"
-        quantizes = model.optimization.method.quantizes
         path.write_bytes(_convert(finished, kind, quantizes, representative))
         paths.append(path)
-    keras_path = folder / "model.keras"
-    finished.save(keras_path)
-    return [*paths, keras_path]
+    return [*paths, _save(finished, folder, quantizes)]
+
+
+def _save(finished: Any, folder: Path, quantizes: bool) -> Path:
+    # TFMOT's quantize layers save in the .keras format but do not load from it.
+    path = folder / ("model.h5" if quantizes else "model.keras")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*saving your model as an HDF5", UserWarning)
+        # The .keras format takes no such argument; that model was never compiled.
+        finished.save(path, **({"include_optimizer": False} if quantizes else {}))
+    return path
 
 
 def load_keras(path: str | Path) -> Any:
-    """Load a model.keras that `export` wrote, of any method; only from someone you trust."""
+    """Load a model.keras or model.h5 that `export` wrote; only from someone you trust."""
     with quantize_scope():
         return tf_keras.models.load_model(path, compile=False)
 
@@ -66,7 +76,10 @@ def _convert(finished: Any, kind: str, quantizes: bool, representative: Images) 
         converter.representative_dataset = _samples(representative)
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
-    return bytes(converter.convert())
+    with warnings.catch_warnings():
+        # The representative images are those statistics; the check runs before they are used.
+        warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
+        return bytes(converter.convert())
 
 
 def _samples(images: Images) -> Callable[[], Iterator[list[Any]]]:

@@ -146,7 +146,7 @@ class FederatedModel:
             return self._model
         weights = self._model.get_weights()
         if self.optimization.method is Method.CLUSTER:
-            weights = wrapping.strip_clusters(self._clustered())
+            weights = wrapping.strip_clusters(self._clustered().model)
         model = from_json(self.model_json)
         model.set_weights(weights)
         return model
@@ -203,7 +203,8 @@ class FederatedModel:
         """Return a new plain model with this model's weights, without quantization ranges."""
         plain = from_json(self.model_json)
         own = {
-            spec.name: variable for spec, variable in zip(self.manifest, self._variables, strict=True)
+            spec.name: variable
+            for spec, variable in zip(self.manifest, self._variables, strict=True)
         }
         for variable in plain.weights:
             name = variable.name.removesuffix(":0")
@@ -211,19 +212,21 @@ class FederatedModel:
                 variable.assign(own[name])
         return plain
 
-    def _clustered(self) -> Any:
-        plain = from_json(self.model_json)
-        plain.set_weights(self._model.get_weights())
-        return wrapping.cluster(plain, self.optimization.num_clusters)
+    def _clustered(self, optimizer: str | None = None) -> Trainer:
+        """Return the trainer of a clustering model that starts from this model's weights."""
+        if self._trainer is None or optimizer not in (None, self._trainer.optimizer):
+            model = wrapping.cluster(self._plain_copy(), self.optimization.num_clusters)
+            self._trainer = Trainer(model, optimizer or "sgd")
+        own = {variable.name: variable.numpy() for variable in self._model.weights}
+        wrapping.set_clusters(self._trainer.model, own)
+        return self._trainer
 
     def _fit_clustered(
         self, images: Images, labels: Labels, optimizer: str, how: dict[str, Any]
     ) -> tuple[float, float]:
-        # Centroids and assignments are computed when the wrappers are built, so each fit builds.
-        tf_keras.backend.clear_session()
-        clustered = self._clustered()
-        result = Trainer(clustered, optimizer).fit(images, labels, **how)
-        self._model.set_weights(wrapping.strip_clusters(clustered))
+        trainer = self._clustered(optimizer)
+        result = trainer.fit(images, labels, **how)
+        self._model.set_weights(wrapping.strip_clusters(trainer.model))
         return result
 
 

@@ -36,7 +36,7 @@ class Trainer:
         if optimizer not in _OPTIMIZERS:
             raise ValueError(f"no optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         self.optimizer = optimizer
-        self._model = model
+        self.model = model
         self._optimizer = _OPTIMIZERS[optimizer]()
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
@@ -58,7 +58,7 @@ class Trainer:
         self._reset(learning_rate)
         steps = -(-len(images) // batch_size)
         extra = [_Progress(on_step, epochs * steps)] if on_step else []
-        history = self._model.fit(
+        history = self.model.fit(
             _batches(images, labels, epochs, batch_size, seed),
             epochs=epochs,
             steps_per_epoch=steps,

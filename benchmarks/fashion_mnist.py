@@ -1,0 +1,112 @@
+"""The seed configuration on Fashion-MNIST, as real federations over gRPC: `make bench`.
+
+Runs `featherfed demo` for every configuration and seed, keeps each run's metrics.json under
+benchmarks/results/fashion-mnist/, and prints the table of what is there. Runs that are there
+already are not made again: after a kill it goes on, and to measure anew, delete the file first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "fashion-mnist"
+
+FLOAT32 = ["--uplink", "float32", "--downlink", "float32"]
+QUANTIZE8 = ["--uplink", "quantize(8) | zstd", "--downlink", "quantize(8) | zstd"]
+CONFIGURATIONS: dict[str, list[str]] = {
+    "float32": FLOAT32,
+    "quantize8": QUANTIZE8,
+    "prune": [*QUANTIZE8, "--optimize", "prune"],
+    "qat": [*QUANTIZE8, "--optimize", "qat"],
+}
+PLAN = [
+    ("float32", 0), ("quantize8", 0), ("prune", 0), ("qat", 0),
+    ("float32", 1), ("quantize8", 1), ("float32", 2), ("quantize8", 2),
+    ("prune", 1), ("qat", 1), ("prune", 2), ("qat", 2),
+]  # fmt: skip
+
+
+def measure() -> None:
+    """Make every run of the plan that has no result yet."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, seed in PLAN:
+        result = RESULTS / f"{name}-seed{seed}.json"
+        if result.exists():
+            continue
+        print(f"{result.stem}: running", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "run"
+            command = [sys.executable, "-m", "featherfed.cli.main", "demo"]
+            command += ["--dataset", "fashion-mnist", "--seed", str(seed), "--output", str(output)]
+            subprocess.run([*command, *CONFIGURATIONS[name]], check=True)
+            shutil.copy(output / "metrics.json", result)
+
+
+def load() -> dict[str, list[Any]]:
+    """Return the measured runs by configuration, in order of seeds."""
+    found = {}
+    for name in CONFIGURATIONS:
+        paths = sorted(RESULTS.glob(f"{name}-seed*.json"))
+        if paths:
+            found[name] = [json.loads(path.read_text("utf-8")) for path in paths]
+    return found
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of the results table, in Markdown: means over the seeds."""
+    yield (
+        "| run | seeds | accuracy after 7 rounds | against float32, same seeds "
+        "| largest payload up | largest payload down | against float32 size |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    runs = load()
+    reference = {run["settings"]["seed"]: run["final"]["accuracy"] for run in runs["float32"]}
+    for name, of_name in runs.items():
+        accuracies = [run["final"]["accuracy"] for run in of_name]
+        paired = [a - reference[r["settings"]["seed"]] for a, r in zip(accuracies, of_name, strict=True)
+                  if r["settings"]["seed"] in reference]  # fmt: skip
+        up, down = (max(map(lambda r, s=s: _largest(r, s), of_name)) for s in ("uplink", "downlink"))
+        yield (
+            f"| {name} | {len(of_name)} | {_spread(accuracies)} "
+            f"| {100 * statistics.mean(paired):+.2f} points | {up:,} B | {down:,} B "
+            f"| {of_name[0]['float32_bytes'] / max(up, down):.1f}x less |"
+        )
+
+
+def models_table() -> Iterator[str]:
+    """Yield the lines of the table of exported models, from the first seed of every run."""
+    yield "| run | file | bytes | gzip -9 | accuracy on 10,000 images |"
+    yield "|---|---|---|---|---|"
+    for name, of_name in load().items():
+        for model in of_name[0]["final"]["models"]:
+            yield (
+                f"| {name} | {model['kind']} | {model['bytes']:,} | {model['gzip_bytes']:,} "
+                f"| {model['accuracy']:.4f} |"
+            )
+
+
+def _largest(run: Any, side: str) -> int:
+    """Return the largest payload of any client in any round, the final delivery included."""
+    clients = [c for r in run["rounds"] for c in r["clients"]]
+    if side == "downlink":
+        clients += run["final"]["clients"]
+    return max(client[side]["payload_bytes"] for client in clients)
+
+
+def _spread(values: list[float]) -> str:
+    texts = ", ".join(f"{value:.4f}" for value in values)
+    return f"{statistics.mean(values):.4f} ({texts})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--table"]:
+        measure()
+    print("\n".join([*table(), "", *models_table()]))
