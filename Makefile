@@ -39,8 +39,9 @@ test-all: dev ## all tests, the slow ones too
 	$(BIN)/pytest
 
 proto: dev ## regenerate proto/*_pb2* from proto/*.proto
-	$(PROTOC_VENV)/bin/python -m grpc_tools.protoc -Ifeatherfed/proto=proto --python_out=.links \
-	  --grpc_python_out=.links --pyi_out=.links featherfed/proto/federation.proto
+	PATH=$(PROTOC_VENV)/bin:$$PATH $(PROTOC_VENV)/bin/python -m grpc_tools.protoc -Ifeatherfed/proto=proto --python_out=.links \
+	  --grpc_python_out=.links --pyi_out=.links --mypy_grpc_out=.links \
+	  featherfed/proto/federation.proto
 
 check: dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -71,9 +71,12 @@ def table() -> Iterator[str]:
     reference = {run["settings"]["seed"]: run["final"]["accuracy"] for run in runs["float32"]}
     for name, of_name in runs.items():
         accuracies = [run["final"]["accuracy"] for run in of_name]
-        paired = [a - reference[r["settings"]["seed"]] for a, r in zip(accuracies, of_name, strict=True)
-                  if r["settings"]["seed"] in reference]  # fmt: skip
-        up, down = (max(map(lambda r, s=s: _largest(r, s), of_name)) for s in ("uplink", "downlink"))
+        paired = [
+            run["final"]["accuracy"] - reference[run["settings"]["seed"]]
+            for run in of_name
+            if run["settings"]["seed"] in reference
+        ]
+        up, down = (max(_largest(run, s) for run in of_name) for s in ("uplink", "downlink"))
         yield (
             f"| {name} | {len(of_name)} | {_spread(accuracies)} "
             f"| {100 * statistics.mean(paired):+.2f} points | {up:,} B | {down:,} B "

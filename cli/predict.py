@@ -68,4 +68,5 @@ def _read(path: Path) -> Images:
         raise ClientError(f"cannot read {path} as images: {error}") from error
     if array.dtype != np.uint8:
         raise ClientError(f"{path}: images must be uint8, not {array.dtype}")
-    return array[..., None] if array.ndim == 3 else array
+    images: Images = array[..., None] if array.ndim == 3 else array
+    return images

@@ -14,7 +14,8 @@ from featherfed.cli.artifacts import Artifacts
 from featherfed.compression.manifest import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
-from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.models.method import Method, Optimization
+from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import ARCHITECTURES
 from featherfed.server.conduct import serve

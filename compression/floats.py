@@ -80,8 +80,9 @@ class Float16:
         (exponent,) = _EXPONENT.unpack(side)
         if abs(exponent) > _EXPONENT_LIMIT:
             raise WireError(f"float16 exponent {exponent} is outside ±{_EXPONENT_LIMIT}")
-        with np.errstate(over="ignore", under="ignore"):
-            return np.ldexp(values.astype(np.float32), exponent).reshape(shape)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scaled: Array = np.ldexp(values.astype(np.float32), exponent)
+        return scaled.reshape(shape)
 
     def count(self, shape: Shape) -> int:
         """Return the size of `shape`."""

@@ -19,7 +19,8 @@ def initial_weights(manifest: Manifest, seed: int) -> list[Array]:
 def _draw(spec: TensorSpec, seed: int, stream: int) -> Array:
     if not isinstance(spec.initial, Uniform):
         return np.full(spec.shape, spec.initial.value, np.float32)
-    raw = np.random.Philox(key=[seed, stream]).random_raw(spec.size)
+    key = np.array([seed, stream], np.uint64)  # a list would pass through float64 from 2**63 on
+    raw = np.random.Philox(key=key).random_raw(spec.size)
     integers = (raw >> np.uint64(40)).astype(np.int64) - 2**23  # 24 bits, exact in float32
     unit = integers.astype(np.float32) * np.float32(2.0**-23)
     return (unit * np.float32(spec.initial.limit)).reshape(spec.shape)

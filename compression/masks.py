@@ -23,7 +23,8 @@ def magnitude_mask(tensor: Array, sparsity: float) -> Mask:
     magnitude = np.abs(tensor)
     keep = max(1, round(tensor.size * (1 - sparsity)))
     threshold = np.partition(magnitude, tensor.size - keep, axis=None)[tensor.size - keep]
-    return magnitude >= threshold
+    mask: Mask = magnitude >= threshold
+    return mask
 
 
 def magnitude_masks(manifest: Manifest, weights: Sequence[Array], sparsity: float) -> Masks:

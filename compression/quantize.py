@@ -69,7 +69,8 @@ class Quantize:
             raise WireError("quantize step or zero point is out of range")
         centred = values.reshape(-1, channels).astype(np.float32) - zero.astype(np.float32)
         with np.errstate(over="ignore", under="ignore"):
-            return (centred * step).reshape(shape)
+            scaled: Array = centred * step
+        return scaled.reshape(shape)
 
     def count(self, shape: Shape) -> int:
         """Return the size of `shape`."""

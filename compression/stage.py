@@ -90,7 +90,8 @@ def unpack(data: bytes, form: Form, count: int) -> Values:
     raw = np.frombuffer(data, dtype=np.uint8)
     bits = np.unpackbits(raw, count=count * form.bits, bitorder="little").reshape(count, form.bits)
     weights = (1 << np.arange(form.bits)).astype(form.dtype)
-    return (bits * weights).sum(axis=1, dtype=form.dtype)
+    values: Values = (bits * weights).sum(axis=1, dtype=form.dtype)
+    return values
 
 
 def packed_size(form: Form, count: int) -> int:

@@ -64,12 +64,13 @@ class TopK:
 
 def _encode_gaps(positions: Positions) -> bytes:
     """Return the distance of each position from the one before it, less one, as varints."""
-    gaps = np.diff(positions, prepend=-1) - 1
+    gaps: Positions = np.diff(positions, prepend=-1) - 1
     septets = (gaps[:, None] >> (7 * np.arange(MAX_VARINT_BYTES))) & 0x7F
-    needed = 1 + sum((gaps >> (7 * i) > 0).astype(np.int64) for i in range(1, MAX_VARINT_BYTES))
+    needed = 1 + np.sum([gaps >> (7 * i) > 0 for i in range(1, MAX_VARINT_BYTES)], axis=0)
     index = np.arange(MAX_VARINT_BYTES)
     septets |= np.where(index < needed[:, None] - 1, 0x80, 0)
-    return septets[index < needed[:, None]].astype(np.uint8).tobytes()
+    used: npt.NDArray[np.uint8] = septets[index < needed[:, None]].astype(np.uint8)
+    return used.tobytes()
 
 
 def _decode_gaps(side: bytes, count: int, size: int) -> Positions:
@@ -88,7 +89,7 @@ def _decode_gaps(side: bytes, count: int, size: int) -> Positions:
         raise WireError("topk position is not in its shortest form")
     place = np.arange(len(raw)) - np.repeat(starts, lengths)
     gaps = np.add.reduceat((raw & 0x7F).astype(np.int64) << (7 * place), starts)
-    positions = np.cumsum(gaps + 1) - 1
+    positions: Positions = np.cumsum(gaps + 1) - np.int64(1)
     if positions[-1] >= size:
         raise WireError(f"topk position {positions[-1]} is outside a tensor of {size} values")
     return positions

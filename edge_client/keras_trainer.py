@@ -11,7 +11,8 @@ import numpy.typing as npt
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trained
-from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.models.method import Method, Optimization
+from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = tuple(method.value for method in Method)

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """What a session needs of a server. Every method may raise Rejected, SessionLost, Unreachable."""
+    """What a session needs of a server; its methods raise Rejected, SessionLost, Unreachable."""
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Present the client, get session and plan."""
@@ -112,7 +112,8 @@ class GrpcTransport:
             before_sleep=self._say_waiting,
             reraise=True,
         )
-        return retrying(self._translate, call)
+        result: T = retrying(self._translate, call)
+        return result
 
     def _translate(self, call: Callable[[], T]) -> T:
         try:

@@ -55,30 +55,31 @@ def _role(variable: Any, trainable: bool) -> Role:
     return Role.NONNEGATIVE if last in _NONNEGATIVE else Role.STATISTIC
 
 
-def _initializers(model: Any) -> dict[str, Any]:
-    """Map "layer/kernel" to its initializer.
+def _initializers(model: Any) -> dict[int | str, Any]:
+    """Map a variable's id, and "layer/kernel", to its initializer.
 
-    By name, because a quantized layer's `kernel` is no longer its variable.
+    The name is for quantized layers, whose `kernel` is no longer their variable; the id for
+    wrappers, which give their own name to the variables of the layer inside.
     """
     suffix = "_initializer"
     kernels = {kind: f"{kind}_kernel" for kind in ("depthwise", "pointwise", "recurrent")}
+    found: dict[int | str, Any] = {}
+    for layer in model.submodules:
+        if not isinstance(layer, tf_keras.layers.Layer):
+            continue
+        for attribute in [name for name in vars(layer) if name.endswith(suffix)]:
+            name = attribute.removesuffix(suffix)
+            name = kernels.get(name, name)
+            initializer = getattr(layer, attribute)
+            found[f"{layer.name}/{name}"] = initializer
+            found[id(getattr(layer, name, layer))] = initializer
+    return found
 
-    def owner(attribute: str) -> str:
-        name = attribute.removesuffix(suffix)
-        return kernels.get(name, name)
 
-    return {
-        f"{layer.name}/{owner(attribute)}": getattr(layer, attribute)
-        for layer in model.submodules
-        if isinstance(layer, tf_keras.layers.Layer)
-        for attribute in vars(layer)
-        if attribute.endswith(suffix)
-    }
-
-
-def _initial(variable: Any, initializers: dict[str, Any]) -> Initial | None:
+def _initial(variable: Any, initializers: dict[int | str, Any]) -> Initial | None:
     name = "/".join(variable.name.removesuffix(":0").rsplit("/", 2)[-2:])
-    limit = uniform_limit(initializers.get(name), tuple(variable.shape))
+    initializer = initializers.get(id(variable), initializers.get(name))
+    limit = uniform_limit(initializer, tuple(variable.shape))
     if limit is not None:
         return Uniform(limit)
     values = variable.numpy()

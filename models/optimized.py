@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,40 +13,9 @@ import tf_keras
 from featherfed.compression.manifest import Array
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
+from featherfed.models.method import Method, Optimization
 from featherfed.models.serialization import ModelError, from_json, to_json
 from featherfed.models.training import Images, Labels, OnStep, Predictor, Trainer
-
-
-class Method(enum.StrEnum):
-    """What TFMOT does to the model in training."""
-
-    NONE = "none"
-    PRUNE = "prune"
-    CLUSTER = "cluster"
-    QAT = "qat"
-    PRUNE_QAT = "prune+qat"
-
-    @property
-    def prunes(self) -> bool:
-        """Whether rounds have masks."""
-        return self in (Method.PRUNE, Method.PRUNE_QAT)
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether quantization ranges are trained and exchanged."""
-        return self in (Method.QAT, Method.PRUNE_QAT)
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """The method and, for clustering, the number of unique values in a kernel (at least 2)."""
-
-    method: Method = Method.NONE
-    num_clusters: int = 16
-
-    def __post_init__(self) -> None:
-        if self.num_clusters < 2:
-            raise ValueError(f"num_clusters must be at least 2, got {self.num_clusters}")
 
 
 class FederatedModel:
@@ -106,11 +74,11 @@ class FederatedModel:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> tuple[float, float]:
-        """Train on uint8 images [N, H, W, C] and labels [N]; return the last epoch's loss, accuracy.
+        """Train on uint8 images [N, H, W, C], integer labels [N]; return loss and accuracy.
 
-        The optimizer starts afresh. With `sparsity` above 0 the method must prune, the weights are
-        masked to it, and what is zero at the start is zero at the end. Raises ValueError for
-        images, labels, sparsity or an optimizer that do not fit.
+        Both are those of the last epoch. The optimizer starts afresh. With `sparsity` above 0 the
+        method must prune; the weights are masked to it, and what is zero at the start is zero at
+        the end. Raises ValueError for images, labels, sparsity or an optimizer that do not fit.
         """
         self._check(images, labels, sparsity)
         how: dict[str, Any] = {

@@ -29,8 +29,9 @@ _MODEL_MODULES = frozenset(
 # Lambda runs code, the lookups and TextVectorization read the file they are told, and the base
 # classes do nothing useful by themselves.
 _REFUSED = frozenset(
-    "Lambda TFOpLambda SlicingOpLambda ClassMethod TFSMLayer StringLookup IntegerLookup "
-    "TextVectorization DenseFeatures Layer Wrapper AbstractRNNCell InputSpec".split()
+    {"Lambda", "TFOpLambda", "SlicingOpLambda", "ClassMethod", "TFSMLayer", "DenseFeatures"}
+    | {"StringLookup", "IntegerLookup", "TextVectorization"}
+    | {"Layer", "Wrapper", "AbstractRNNCell", "InputSpec"}
 )
 _ACTIVATION_KEYS = frozenset({"activation", "recurrent_activation"})
 

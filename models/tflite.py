@@ -7,6 +7,7 @@ input's own scale and zero point, which for the usual 1/255 and 0 is the byte it
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,23 +78,25 @@ def _encode(images: npt.NDArray[np.uint8], detail: dict[str, Any]) -> npt.NDArra
     scale, zero_point = detail["quantization"]
     limits = np.iinfo(detail["dtype"])
     steps = np.rint(values / np.float32(scale)) + zero_point
-    return np.clip(steps, limits.min, limits.max).astype(detail["dtype"])
+    clipped: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max)
+    return clipped.astype(detail["dtype"])
 
 
 def _decode(values: npt.NDArray[Any], detail: dict[str, Any]) -> npt.NDArray[np.float32]:
     if detail["dtype"] == np.float32:
         return np.array(values, np.float32)
     scale, zero_point = detail["quantization"]
-    return ((values.astype(np.float32) - zero_point) * np.float32(scale)).astype(np.float32)
+    centred = values.astype(np.float32) - np.float32(zero_point)
+    probabilities: npt.NDArray[np.float32] = centred * np.float32(scale)
+    return probabilities
 
 
 def _interpreter_class() -> Any:
     # The Interpreter of both, never LiteRT's CompiledModel: that one aborts on a Raspberry Pi 4.
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        return importlib.import_module("ai_edge_litert.interpreter").Interpreter
     except ImportError:
         return _tensorflow_interpreter
-    return Interpreter
 
 
 def _tensorflow_interpreter(path: str, num_threads: int) -> Any:

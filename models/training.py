@@ -102,7 +102,11 @@ def _batches(images: Images, labels: Labels, epochs: int, batch_size: int, seed:
     epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
         lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
     )
-    return epochs_of_batches.map(load).prefetch(2)
+    options = tf.data.Options()
+    # There is nothing to tune, and the tuner's thread sleeps up to a minute before it lets go of a
+    # pipeline that has ended.
+    options.autotune.enabled = False
+    return epochs_of_batches.map(load).prefetch(2).with_options(options)
 
 
 def to_float(images: Any) -> Any:

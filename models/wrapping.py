@@ -76,7 +76,8 @@ def keep_mask(weight: Array, sparsity: float) -> npt.NDArray[np.bool_]:
     magnitude = np.abs(weight)
     cut = weight.size - max(1, round(weight.size * (1 - sparsity)))
     threshold = np.partition(magnitude, cut, axis=None)[cut]
-    return (magnitude >= threshold) & (weight != 0)
+    kept: npt.NDArray[np.bool_] = (magnitude >= threshold) & (weight != 0)
+    return kept
 
 
 def cluster(model: Any, num_clusters: int) -> Any:
@@ -84,7 +85,7 @@ def cluster(model: Any, num_clusters: int) -> Any:
 
     Throw `model` away, it is changed. The gradient of a centroid is the average over its weights:
     TFMOT's default, the sum, grows with the layer and at ordinary learning rates destroys the
-    model (digits: 89 % accuracy to 10 % in two epochs; with the average it stays).
+    model (digits, one seed: 89 % accuracy to 10 % in two epochs; with the average it stays).
     """
 
     def cluster_layer(layer: Any) -> Any:
@@ -108,9 +109,10 @@ def cluster(model: Any, num_clusters: int) -> Any:
 def set_clusters(clustered: Any, weights: Mapping[str, Array]) -> None:
     """Start a fit of `clustered` from a plain model's weights, by variable name.
 
-    TFMOT computes centroids only when a wrapper is built. Setting them keeps the compiled model,
-    and k-means from TFMOT's evenly spaced start is deterministic and nearer to the weights than
-    any of TFMOT's own starts.
+    TFMOT computes centroids only when a wrapper is built; setting them keeps the compiled model.
+    They are k-means from TFMOT's evenly spaced start, which is deterministic. Untrained, on digits
+    and three seeds, that lost less than each of TFMOT's own starts with 4 clusters; with 16 its
+    squared error is k-means++'s and which start loses least depends on the seed.
     """
     for variable in clustered.weights:
         if variable.name in weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featherfed.report.model import Run
+from featherfed.report.metrics import Run
 from featherfed.report.style import (
     BLUE,
     CLIENT_COLORS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featherfed.report.model import Round, Run
+from featherfed.report.metrics import Round, Run
 from featherfed.report.summary import (
     NONE,
     Flow,
@@ -114,7 +114,7 @@ def final_row(run: Run) -> dict[str, object] | None:
         "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
         "seconds": seconds_text(run.final.seconds),
         "clients": len(run.final.deliveries),
-        "down": _flow_cells(flow(traffic for _, traffic in run.final.deliveries)),
+        "down": _flow_cells(flow(d.downlink for d in run.final.deliveries)),
         "version": run.final.version,
         "digest": run.final.digest,
     }
@@ -157,7 +157,7 @@ def total_facts(run: Run) -> str:
     """Say what the ledger counted in all, updates that did not count included."""
     if run.final is None:
         return ""
-    up, down = run.final.uplink, run.final.downlink
+    up, down = run.final.totals.uplink, run.final.totals.downlink
     return (
         f"The server's ledger counted {count_text(up.sent)} bytes up and {count_text(down.sent)}"
         " bytes down in all, refused and late updates included, of which"

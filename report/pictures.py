@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from featherfed.report.metrics import printable
-from featherfed.report.model import ReportError
+from featherfed.report.metrics import ReportError, printable
 from featherfed.report.style import WIDTH, short
 
 _SAMPLES_PER_CLASS = 5

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from featherfed.report import page
 from featherfed.report.curves import accuracy_figure, clients_figure
-from featherfed.report.metrics import read_metrics
-from featherfed.report.model import ReportError, Run
+from featherfed.report.metrics import ReportError, Run, read_metrics
 from featherfed.report.pictures import Pictures, read_pictures, samples_figure
 from featherfed.report.prediction import prediction_figure
 from featherfed.report.style import save_png, styled

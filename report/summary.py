@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featherfed.report.model import Round, Run, Traffic
+from featherfed.report.metrics import NOTHING_SENT, Round, Run, Traffic
 
 NONE = "\N{EN DASH}"
 
@@ -45,7 +45,7 @@ class Flow:
 def flow(transfers: Iterable[Traffic]) -> Flow:
     """Add up transfers."""
     items = list(transfers)
-    return Flow(len(items), sum(items, Traffic()))
+    return Flow(len(items), sum(items, NOTHING_SENT))
 
 
 def round_flows(rounds: Sequence[Round]) -> tuple[Flow, Flow]:
@@ -58,7 +58,7 @@ def run_flows(run: Run, client: str | None = None) -> tuple[Flow, Flow]:
     """Return uplink and downlink of the run or of one client, the final delivery included."""
     updates = [u for r in run.rounds for u in r.updates if client in (None, u.client)]
     deliveries = run.final.deliveries if run.final else ()
-    last = [traffic for name, traffic in deliveries if client in (None, name)]
+    last = [d.downlink for d in deliveries if client in (None, d.client)]
     return flow(u.uplink for u in updates), flow([*(u.downlink for u in updates), *last])
 
 
@@ -67,7 +67,7 @@ def all_clients(run: Run) -> tuple[str, ...]:
     failed = [
         name for r in run.rounds for name in (*r.missing, *(entry.client for entry in r.refused))
     ]
-    delivered = [name for name, _ in run.final.deliveries] if run.final else []
+    delivered = [d.client for d in run.final.deliveries] if run.final else []
     return tuple(dict.fromkeys([*run.client_names, *failed, *delivered]))
 
 

@@ -1,4 +1,4 @@
-"""The tables that the terminal shows after a run, at most 100 columns wide."""
+"""The tables that the terminal shows after a run, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -9,36 +9,32 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from featherfed.report.metrics import parse_metrics
-from featherfed.report.model import Round, Run
+from featherfed.report.metrics import Round, Run, parse_metrics
 from featherfed.report.summary import (
     Flow,
     bytes_text,
-    count_text,
     number_text,
     percent_text,
-    ratio_text,
     round_flows,
     run_flows,
+    seconds_text,
 )
 
 _COLUMNS = (
     "round",
     "accuracy",
     "loss",
-    "seconds",
+    "time",
     "clients",
-    "payload\nup",
-    "message\nup",
-    "ratio\nup",
-    "payload\ndown",
-    "message\ndown",
-    "ratio\ndown",
+    "up:\npayload",
+    "\nmessage",
+    "down:\npayload",
+    "\nmessage",
 )
 
 
 def round_table(metrics: Mapping[str, Any]) -> Table:
-    """One row per round: quality, then mean bytes per client and the ratio to float32, up/down.
+    """One row per round: quality, then mean bytes per client, up and down.
 
     ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
     """
@@ -47,12 +43,13 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
-        caption="bytes: mean per client; message: payload and framing; ratio: float32 / payload",
+        caption="bytes: mean per client; message: payload and framing; "
+        f"float32: {bytes_text(run.float32_bytes)}",
     )
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for entry in run.rounds:
-        table.add_row(*_round_row(run, entry))
+        table.add_row(*_round_row(entry))
     if run.final:
         table.add_section()
         table.add_row(*_final_row(run))
@@ -82,15 +79,15 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _round_row(run: Run, entry: Round) -> list[str]:
+def _round_row(entry: Round) -> list[str]:
     away = len(entry.missing) + len(entry.refused)
     return [
         str(entry.number),
         percent_text(entry.accuracy),
         number_text(entry.loss),
-        count_text(entry.seconds),
+        seconds_text(entry.seconds),
         f"{len(entry.updates)}/{len(entry.updates) + away}" if away else str(len(entry.updates)),
-        *_bytes(run, round_flows([entry])),
+        *_bytes(round_flows([entry])),
     ]
 
 
@@ -100,19 +97,18 @@ def _final_row(run: Run) -> list[str]:
         "all",
         percent_text(run.final.accuracy),
         number_text(run.final.loss),
-        count_text(run.final.seconds),
+        seconds_text(run.final.seconds),
         str(len(run.client_names)),
-        *_bytes(run, run_flows(run)),
+        *_bytes(run_flows(run)),
     ]
 
 
-def _bytes(run: Run, flows: tuple[Flow, Flow]) -> list[str]:
+def _bytes(flows: tuple[Flow, Flow]) -> list[str]:
     return [
         text
         for part in flows
         for text in (
             bytes_text(part.payload),
             bytes_text(part.message),
-            ratio_text(part.ratio(run.float32_bytes)),
         )
     ]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from featherfed.report.model import Run
+from featherfed.report.metrics import Run
 from featherfed.report.style import (
     BLUE,
     GREEN,
@@ -59,7 +59,7 @@ def _series(run: Run) -> tuple[Series, Series]:
             up.append((entry.number, sent))
             down.append((entry.number, received))
     if run.final and run.final.deliveries and down:
-        last = flow(traffic for _, traffic in run.final.deliveries)
+        last = flow(d.downlink for d in run.final.deliveries)
         down.append((run.rounds[-1].number + 1, last))
     return up, down
 

@@ -181,8 +181,8 @@ class Coordinator:
         if missing:
             raise Refused(
                 pb.MISSING_CAPABILITY,
-                f"the run needs {', '.join(missing)}, which this client cannot do; update featherfed "
-                "on it",
+                f"the run needs {', '.join(missing)}, which this client cannot do; update "
+                "featherfed on it",
             )
 
     def client_of(self, session: int) -> str:
@@ -224,10 +224,9 @@ class Coordinator:
             newest = versions[-1]
             if request.version != newest.version:
                 raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
-            have = request.have_version if request.HasField("have_version") else None
-            if have is not None and have < len(versions):
-                if versions[have].digest == request.have_digest:
-                    return self._shorter(delta_route(versions[have + 1 :]), newest)
+            have = request.have_version if request.HasField("have_version") else len(versions)
+            if have < len(versions) and versions[have].digest == request.have_digest:
+                return self._shorter(delta_route(versions[have + 1 :]), newest)
             if not self._seeded:
                 return self._snapshot_route(newest)
             start = seed_route(versions[0])

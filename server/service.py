@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -51,6 +51,7 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
@@ -59,18 +60,16 @@ def framed_size(message: Message) -> int:
     return FRAME_BYTES + message.ByteSize()
 
 
-def _refusals_to_status(
-    method: Callable[..., Awaitable[Message]],
-) -> Callable[..., Awaitable[Message]]:
+def _refusals_to_status(method: Method) -> Method:
     @functools.wraps(method)
-    async def wrapper(self: FederationService, request: Any, context: Context) -> Message:
+    async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
         try:
             return await method(self, request, context)
         except Refused as refusal:
             await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
             raise
 
-    return wrapper
+    return cast(Method, wrapper)
 
 
 class FederationService(pb_grpc.FederationServicer):
@@ -150,7 +149,7 @@ class FederationService(pb_grpc.FederationServicer):
 
     @_refusals_to_status
     async def SubmitUpdate(  # noqa: D102
-        self, stream: AsyncIterator[pb.UpdateChunk], context: Context
+        self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitReply:
         round_ = self._coordinator.ledger_round
         upload = _Upload(self._coordinator.max_update_bytes)
@@ -158,9 +157,9 @@ class FederationService(pb_grpc.FederationServicer):
         reply = pb.SubmitReply(outcome=pb.REFUSED)
         client = ""
         try:
-            header = await upload.read_header(stream)
+            header = await upload.read_header(request_iterator)
             client = await self._client(header.session)
-            payload = await upload.read_rest(stream)
+            payload = await upload.read_rest(request_iterator)
             outcome = await asyncio.to_thread(
                 self._coordinator.submit, client, header, payload, upload.message_bytes
             )
@@ -238,7 +237,7 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
     """
     server = grpc.aio.server(options=_OPTIONS)
     pb_grpc.add_FederationServicer_to_server(service, server)
-    checks = health.aio.HealthServicer()
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server

@@ -17,7 +17,6 @@ from featherfed.compression.manifest import Array, Manifest
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds import Phase, RunState
 
-
 _SCHEMA = Path(__file__).with_name("schema.sql")
 
 

@@ -1,4 +1,4 @@
-"""End to end over real gRPC on loopback, with a numpy model whose result can be computed by hand."""
+"""End to end over real gRPC on loopback, with a numpy model whose result is known."""
 
 from __future__ import annotations
 
@@ -373,7 +373,7 @@ def test_a_server_that_is_not_there_is_said_plainly() -> None:
 
 def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     server = federation(rounds=1)
-    with pytest.raises(ServerError, match="holds run 'test-[0-9a-f]+' with other settings"):
+    with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
         Federation(server.directory, server.settings.model_copy(update={"rounds": 2}))
 
 
@@ -417,4 +417,3 @@ def _hostile_float32(codec: Any) -> bytes:
         patch.setattr("featherfed.compression.chain.np.isfinite", lambda x: np.array(True))
         update = [np.full(spec.shape, np.nan, np.float32) for spec in MANIFEST]
         return encode_update(codec, MANIFEST, update).payload
-

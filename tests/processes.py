@@ -1,0 +1,87 @@
+"""Starting `featherfed` commands as processes, and waiting for what they do."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from featherfed.edge_client.errors import Unreachable
+from featherfed.edge_client.transport import GrpcTransport
+from featherfed.proto import federation_pb2 as pb
+
+
+class Processes:
+    """Commands in `directory`, their output in NAME.log; all are ended at the end of the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "featherfed.cli.main", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+            )
+        return self.running[name]
+
+    def join(self, name: str, address: str, data: str) -> subprocess.Popen[bytes]:
+        return self.start(
+            name, "join", address, "--data", data, "--name", name,
+            "--state-dir", f"state-{name}", "--threads", "1",
+        )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        self.running[name].send_signal(signal.SIGKILL)
+        self.running[name].wait()
+
+    def wait(self, name: str, seconds: float = 120) -> int:
+        return self.running[name].wait(seconds)
+
+    def log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text("utf-8", "replace")
+
+    def end(self) -> None:
+        for process in self.running.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a `featherfed` command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "featherfed.cli.main", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 90) -> Any:
+    """Return what `what` returns once it is true."""
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+def status(address: str) -> pb.StatusReply:
+    """Ask a server how it goes; an empty reply if there is no answer."""
+    transport = GrpcTransport(address, give_up_after=0)
+    try:
+        return transport.status()
+    except Unreachable:
+        return pb.StatusReply()
+    finally:
+        transport.close()

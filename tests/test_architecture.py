@@ -1,0 +1,127 @@
+"""The arrows of docs/design.md, and that each part imports with the others' dependencies absent."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "compression": set[str](),
+    "proto": set[str](),
+    "datasets": set[str](),
+    "report": set[str](),
+    "models": {"compression"},
+    "server": {"compression", "proto"},
+    "edge_client": {"compression", "proto", "models"},
+    "cli": {"compression", "proto", "datasets", "report", "models", "server", "edge_client"},
+}
+GRPC = {"server/service.py", "edge_client/transport.py"}
+TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
+PYDANTIC = {"server/settings.py", "report/metrics.py"}
+
+
+def modules(folder: str) -> Iterator[Path]:
+    return (p for p in (ROOT / folder).glob("**/*.py") if "_pb2" not in p.name)
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    for path in modules(folder):
+        for name in imports(path):
+            first, _, rest = name.partition(".")
+            if first == "featherfed":
+                target = rest.split(".")[0]
+                assert target in FOLDERS[folder] | {folder}, f"{relative(path)} imports {name}"
+                if target == "models" and folder == "edge_client":
+                    assert path.name == "keras_trainer.py", f"{relative(path)} imports {name}"
+
+
+def test_heavy_packages_are_known_where_it_is_their_job() -> None:
+    for folder in FOLDERS:
+        for path in modules(folder):
+            firsts = {name.split(".")[0] for name in imports(path)}
+            where = relative(path)
+            if firsts & {"grpc", "grpc_health", "grpc_reflection"}:
+                assert where in GRPC, where
+            if firsts & TENSORFLOW:
+                assert folder == "models" or where == "cli/join.py", where
+            if "pydantic" in firsts:
+                assert where in PYDANTIC, where
+            if folder == "compression":
+                ours = {"numpy", "zstandard", "featherfed"}
+                assert firsts <= ours | set(sys.stdlib_module_names), f"{where}: {firsts}"
+
+
+def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    found = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "benchmarks", "examples"}
+    assert found == set(FOLDERS)
+    for folder in [*FOLDERS, "tests"]:
+        assert not (ROOT / folder / "__init__.py").exists()
+    for folder in FOLDERS:
+        assert f'"featherfed.{folder}" = "{folder}"' in pyproject
+        assert f" {folder}" in makefile
+
+
+BASE = {"numpy", "zstandard", "grpc", "google", "tenacity", "typer", "rich"}
+SERVER = BASE | {"pydantic", "grpc_health", "grpc_reflection"}
+PARTS = {
+    "featherfed.compression.registry": {"numpy", "zstandard"},
+    "featherfed.compression.update": {"numpy", "zstandard"},
+    "featherfed.edge_client.session": BASE - {"typer", "rich"},
+    "featherfed.edge_client.transport": BASE - {"typer", "rich"},
+    "featherfed.models.tflite": {"numpy"},
+    "featherfed.cli.main": BASE,
+    "featherfed.datasets.sources": {"numpy"},
+    "featherfed.datasets.partition": {"numpy"},
+    "featherfed.server.conduct": SERVER - {"typer", "rich"},
+    "featherfed.server.metrics": SERVER - {"typer", "rich"},
+    "featherfed.report.render": {"numpy", "jinja2", "matplotlib", "pydantic", "PIL"},
+}
+HEAVY = [
+    "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",
+    "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "typer", "tomli_w",
+    "grpc", "tenacity", "zstandard",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", PARTS)
+def test_a_part_imports_without_the_others_dependencies(module: str) -> None:
+    absent = sorted(set(HEAVY) - PARTS[module] - transitive(PARTS[module]))
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {absent!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import {module}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def transitive(names: set[str]) -> set[str]:
+    """What those packages themselves import if it is there."""
+    needs = {"typer": {"rich"}, "matplotlib": {"PIL"}}
+    return set().union(*(needs.get(name, set()) for name in names))

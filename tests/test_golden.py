@@ -1,0 +1,129 @@
+"""Payloads of the past decode to what they always did. Golden files are never regenerated.
+
+A change that breaks one of these tests is a new version of the wire format (docs/wire-format.md).
+`python tests/test_golden.py --add` writes the files of new codecs and leaves all others alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_codecs import CODECS
+
+from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec, weights_digest
+from featherfed.compression.masks import Masks
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.update import decode_update, encode_update
+
+FOLDER = Path(__file__).parent / "golden"
+DIGESTS = FOLDER / "digests.json"
+
+MODEL = Manifest(
+    (
+        TensorSpec("conv", (4, 8, 33)),
+        TensorSpec("dense", (64, 17), prunable=True),
+        TensorSpec("bias", (17,)),
+        TensorSpec("mean", (17,), Role.STATISTIC),
+        TensorSpec("variance", (17,), Role.NONNEGATIVE),
+        TensorSpec("scale", ()),
+        TensorSpec("nothing", (0,)),
+    )
+)
+
+
+def shuffled(spec: TensorSpec) -> Array:
+    """Return multiples of 2**-12, none as large as another: they leave topk no choice."""
+    numbers = np.arange(spec.size, dtype=np.int64) * 7919 % max(1, spec.size)
+    return ((numbers * 4 - 1999) / 4096).astype(np.float32).reshape(spec.shape)
+
+
+UPDATE = [shuffled(spec) for spec in MODEL]
+MASKS: Masks = [
+    None,
+    (np.arange(64 * 17) % 3 > 0).reshape(64, 17),
+    *[None] * 5,
+]
+
+
+def path_of(text: str) -> Path:
+    return FOLDER / f"{re.sub('[^a-z0-9.]+', '-', text).strip('-')}.bin"
+
+
+def encode(text: str) -> bytes:
+    return encode_update(parse_codec(text), MODEL, UPDATE, masks=MASKS).payload
+
+
+def decoded_digest(text: str, payload: bytes) -> str:
+    return weights_digest(decode_update(parse_codec(text), MODEL, payload, masks=MASKS)).hex()
+
+
+def read_digests() -> dict[str, str]:
+    return json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
+
+
+def add_missing() -> list[Path]:
+    """Write the golden files that do not exist yet; return their paths."""
+    FOLDER.mkdir(exist_ok=True)
+    digests, added = read_digests(), []
+    for text in CODECS:
+        path = path_of(text)
+        if not path.exists():
+            path.write_bytes(encode(text))
+            added.append(path)
+        if text not in digests:
+            digests[text] = decoded_digest(text, path.read_bytes())
+    DIGESTS.write_text(json.dumps(digests, indent=2) + "\n")
+    return added
+
+
+def test_the_values_leave_topk_no_choice() -> None:
+    for tensor in UPDATE:
+        assert len(np.unique(np.abs(tensor))) == tensor.size
+
+
+def test_every_golden_file_belongs_to_one_codec() -> None:
+    names = [path_of(text).name for text in read_digests()]
+    assert sorted(names) == sorted(path.name for path in FOLDER.glob("*.bin"))
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_every_codec_has_a_golden_file(text: str) -> None:
+    assert path_of(text).exists(), "run: python tests/test_golden.py --add"
+
+
+@pytest.mark.parametrize("text", read_digests())
+def test_a_golden_payload_decodes_to_what_it_always_did(text: str) -> None:
+    assert decoded_digest(text, path_of(text).read_bytes()) == read_digests()[text]
+
+
+@pytest.mark.parametrize("text", [text for text in read_digests() if "zstd" not in text])
+def test_encoding_gives_the_golden_bytes(text: str) -> None:
+    """Not for zstd: its output may change between versions of the library."""
+    assert encode(text) == path_of(text).read_bytes()
+
+
+def test_adding_golden_files_never_overwrites_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.FOLDER", tmp_path)
+    monkeypatch.setattr(f"{__name__}.DIGESTS", tmp_path / "digests.json")
+    assert len(add_missing()) == len(CODECS)
+    kept, lost = path_of(CODECS[0]), path_of(CODECS[1])
+    kept.write_bytes(b"kept as it is")
+    lost.unlink()
+    assert add_missing() == [lost]
+    assert kept.read_bytes() == b"kept as it is"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--add", action="store_true", required=True, help="write missing files")
+    parser.parse_args()
+    for path in add_missing():
+        print(f"added {path}")

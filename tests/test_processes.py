@@ -1,0 +1,120 @@
+"""Real processes, real Keras training, real SIGKILL: `featherfed serve` and `featherfed join`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Processes, status, wait_until
+
+from featherfed.datasets.partition import partition
+from featherfed.datasets.sources import load_train_test
+
+RUN = """
+name = "kill"
+output = "out"
+rounds = {rounds}
+server = {{ port = {port}, linger = 5 }}
+model = {{ name = "mlp" }}
+training = {{ epochs = 40, learning_rate = 0.1 }}
+clients = {{ minimum = {minimum}, quorum = 0.5, deadline = {deadline}, patience = 2 }}
+"""
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path)
+    train, _ = load_train_test("digits")
+    for number, indices in enumerate(partition(train.labels, 3, "iid", 0)):
+        train.take(indices).save(tmp_path / f"data-{number}.npz")
+    yield made
+    made.end()
+
+
+def serve(processes: Processes, **values: object) -> str:
+    """Start (or start again) a server; return its address."""
+    run_file = processes.directory / "run.toml"
+    if not run_file.exists():
+        run_file.write_text(RUN.format(**values), "utf-8")
+    address = processes.directory / "out" / "server.address"
+    address.unlink(missing_ok=True)
+    processes.start("server", "serve", "run.toml")
+    wait_until(lambda: address.is_file() or processes.running["server"].poll() is not None)
+    assert processes.running["server"].poll() is None, processes.log("server")
+    return address.read_text("utf-8")
+
+
+def metrics(processes: Processes) -> Any:
+    return json.loads((processes.directory / "out" / "metrics.json").read_text("utf-8"))
+
+
+def client(processes: Processes, number: int, address: str) -> None:
+    processes.join(f"c{number}", address, f"data-{number}.npz")
+
+
+def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
+    processes: Processes,
+) -> None:
+    address = serve(processes, rounds=4, port=0, minimum=2, deadline=12)
+    client(processes, 0, address)
+    client(processes, 1, address)
+    wait_until(lambda: status(address).version >= 1)
+    client(processes, 2, address)  # the late one
+    wait_until(lambda: "round 2: training" in processes.log("c1"))
+    processes.kill("c1")  # in mid-round, never to come back
+    assert processes.wait("server") == 0, processes.log("server")
+    assert [processes.wait("c0"), processes.wait("c2")] == [0, 0]
+    rounds = metrics(processes)["rounds"]
+    assert len(rounds) == 4
+    assert [c["client"] for c in rounds[0]["clients"]] == ["c0", "c1"]
+    assert rounds[1]["missing"] == ["c1"]
+    assert [c["client"] for c in rounds[-1]["clients"]] == ["c0", "c2"]
+    assert rounds[-1]["missing"] == [], "no later round waits for the dead"
+    assert rounds[-1]["accuracy"] > 0.8
+
+
+def test_killed_at_any_moment_the_run_ends_with_the_same_model(processes: Processes) -> None:
+    digests = []
+    for disturbed in (False, True):
+        values = {"rounds": 3, "port": 0, "minimum": 2, "deadline": 120}
+        address = serve(processes, **values)
+        port = int(address.rpartition(":")[2])
+        client(processes, 0, address)
+        client(processes, 1, address)
+        if disturbed:
+            # Its clients look for it where it was.
+            run_file = processes.directory / "run.toml"
+            run_file.write_text(RUN.format(**{**values, "port": port}), "utf-8")
+            wait_until(lambda: "round 2: training" in processes.log("c0"))
+            processes.kill("server")
+            assert serve(processes) == address
+            wait_until(lambda: "round 3: training" in processes.log("c1"))
+            processes.kill("c1")
+            processes.kill("server")
+            client(processes, 1, address)
+            assert serve(processes) == address
+        assert processes.wait("server") == 0, processes.log("server")
+        assert [processes.wait("c0"), processes.wait("c1")] == [0, 0]
+        rounds = metrics(processes)["rounds"]
+        assert [len(r["clients"]) for r in rounds] == [2, 2, 2]
+        digests.append([r["digest"] for r in rounds])
+        for path in processes.directory.iterdir():
+            if not path.name.startswith("data-"):
+                path.rename(processes.directory.parent / f"{path.name}-{disturbed}")
+    assert digests[0] == digests[1]
+
+
+def test_other_settings_or_a_taken_port_are_said_plainly(processes: Processes) -> None:
+    address = serve(processes, rounds=1, port=0, minimum=1, deadline=60)
+    port = address.rpartition(":")[2]
+    (processes.directory / "other.toml").write_text('output = "other"', "utf-8")
+    processes.start("second", "serve", "other.toml", "--port", port)
+    assert processes.wait("second") == 1
+    assert f"featherfed: cannot listen on {address}: it is in use" in processes.log("second")
+    (processes.directory / "changed.toml").write_text('output = "out"\nrounds = 9', "utf-8")
+    processes.start("third", "serve", "changed.toml", "--port", "0")
+    assert processes.wait("third") == 1
+    assert "holds run 'kill-" in processes.log("third")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featherfed.server.rounds import (
+    TABLE,
+    Aggregated,
+    Event,
+    Heard,
+    Phase,
+    Policy,
+    Reported,
+    RunState,
+    Tick,
+    diagram,
+    sample,
+    step,
+)
+
+POLICY = Policy(rounds=2, minimum=3, quorum=0.6, deadline=100, patience=10)
+ALL = frozenset("abc")
+
+
+def tick(now: float, present: str = "abc", known: str = "abc") -> Tick:
+    return Tick(now, frozenset(present), frozenset(known))
+
+
+def run(*events: Event, state: RunState | None = None, policy: Policy = POLICY) -> RunState:
+    state = state or RunState()
+    for event in events:
+        state = step(state, event, policy)
+    return state
+
+
+def test_the_first_round_waits_for_the_minimum_however_long() -> None:
+    assert run(tick(0, "ab"), tick(1e6, "ab")).phase is Phase.GATHERING
+    opened = run(tick(0, "ab"), tick(5))
+    assert (opened.phase, opened.cohort, opened.required) == (Phase.TRAINING, ALL, 2)
+
+
+def test_a_round_closes_when_all_have_reported() -> None:
+    some = run(tick(0), Reported(1, "a"), Reported(2, "b"), tick(3))
+    assert some.phase is Phase.TRAINING
+    closed = run(Reported(4, "c"), state=some)
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, frozenset())
+
+
+def test_a_quorum_closes_a_round_at_the_deadline_and_not_before() -> None:
+    some = run(tick(0), Reported(1, "a"), Reported(2, "b"))
+    assert run(tick(99), state=some).phase is Phase.TRAINING
+    closed = run(tick(100), state=some)
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, {"c"})
+
+
+def test_without_a_quorum_the_deadline_asks_whoever_is_present() -> None:
+    late = run(tick(0), Reported(1, "a"), tick(100, "ad", "abcd"))
+    assert (late.phase, late.cohort) == (Phase.TRAINING, frozenset("abcd"))
+    closed = run(Reported(120, "d"), state=late)
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, {"b", "c"})
+
+
+def test_a_lost_client_is_not_waited_for_until_it_is_heard_of() -> None:
+    second = run(tick(0), Reported(1, "a"), Reported(2, "b"), tick(100), Aggregated(101))
+    assert (second.phase, second.round, second.lost) == (Phase.GATHERING, 2, {"c"})
+    assert run(tick(101, "ab"), state=second).cohort == {"a", "b"}
+    heard = run(Heard(101, "c"), state=second)
+    assert run(tick(102, "ab"), state=heard).phase is Phase.GATHERING
+    assert run(tick(102), state=heard).cohort == ALL
+
+
+def test_known_clients_that_are_away_get_their_patience_and_no_more() -> None:
+    second = RunState(round=2, since=200)
+    assert run(tick(209, "ab"), state=second).phase is Phase.GATHERING
+    assert run(tick(210, "ab"), state=second).cohort == {"a", "b"}
+    assert run(tick(1e6, "a"), state=second).phase is Phase.GATHERING, "one is no quorum of three"
+
+
+def test_a_run_ends_after_its_last_round() -> None:
+    closing = RunState(phase=Phase.AGGREGATING, round=2)
+    end = run(Aggregated(9), state=closing)
+    assert end.phase is Phase.FINISHED
+    assert run(tick(10), Heard(11, "a"), state=end) == end
+
+
+@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.AGGREGATING, Phase.FINISHED])
+def test_moves_that_are_not_in_the_table_are_bugs(phase: Phase) -> None:
+    with pytest.raises(KeyError):
+        step(RunState(phase=phase), Reported(0, "a"), POLICY)
+
+
+def test_every_phase_lets_time_pass_and_hears_clients() -> None:
+    for phase in Phase:
+        assert (phase, Tick) in TABLE
+        assert (phase, Heard) in TABLE
+
+
+def test_sampling_depends_on_names_seed_and_round_only() -> None:
+    names = [f"client-{i}" for i in range(20)]
+    policy = replace(POLICY, fraction=0.3)
+    first = sample(names, policy, 1)
+    assert len(first) == 6
+    assert sample(reversed(names), policy, 1) == first
+    assert sample(names, policy, 2) != first
+    assert sample(names, replace(policy, seed=1), 1) != first
+    assert sample(["only"], replace(policy, fraction=0.01), 1) == {"only"}
+
+
+def test_the_diagram_in_the_design_is_the_table() -> None:
+    design = Path(__file__).parent.parent / "docs" / "design.md"
+    assert f"```mermaid\n{diagram()}\n```" in design.read_text("utf-8")
