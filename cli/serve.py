@@ -18,8 +18,9 @@ from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import ARCHITECTURES
+from featherfed.server.admission import DataShape
 from featherfed.server.conduct import serve
-from featherfed.server.coordinator import Coordinator, DataShape, Evaluation
+from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.errors import ServerError
 from featherfed.server.plan import make_plan
 from featherfed.server.settings import Settings, load_settings

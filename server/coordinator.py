@@ -6,7 +6,6 @@ Knows neither gRPC nor TensorFlow nor the clock. Safe to call from several threa
 from __future__ import annotations
 
 import math
-import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -17,28 +16,19 @@ from featherfed.compression.errors import NonFiniteError, WireError
 from featherfed.compression.genesis import initial_weights
 from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.stage import Stage
 from featherfed.compression.update import apply_update, decode_update, max_payload
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import aggregate, rounds
+from featherfed.server.admission import DataShape, check_capabilities, check_data, check_name
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
+from featherfed.server.status import describe
 from featherfed.server.store import Entry, Store, Update, Version
-from featherfed.server.versions import (
-    RoundStart,
-    Route,
-    delta_route,
-    next_version,
-    seed_route,
-    snapshot_route,
-    start_round,
-)
+from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
 PRESENCE = 60.0
 """A client heard of within so many seconds is waiting for a task; its polls are shorter."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -55,14 +45,6 @@ class Evaluator(Protocol):
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return what float32 `weights` in manifest order are worth on the test set."""
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """What a client's data must look like to train the run's model."""
-
-    example_shape: tuple[int, ...]
-    class_names: tuple[str, ...]
 
 
 class Coordinator:
@@ -96,13 +78,12 @@ class Coordinator:
         self._downlink = parse_codec(settings.compression.downlink)
         self._policy = settings.policy
         self._last_seen: dict[str, float] = {}
-        self._snapshot: tuple[int, Route] | None = None
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights)
         self._state = store.load_state()
         self._clients = store.clients()
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
-        self._seeded = seed_digest == store.versions()[0].digest
+        self._router = Router(store, manifest, seeded=seed_digest == store.versions()[0].digest)
 
     def _begin(self, first_weights: Sequence[Array] | None) -> None:
         run = self._store.run()
@@ -128,15 +109,10 @@ class Coordinator:
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Admit a client, or let a known one in again; raise Refused if it cannot take part."""
         with self._lock:
-            if not _NAME.fullmatch(request.client):
-                raise Refused(
-                    pb.BAD_NAME,
-                    "a client name has 1 to 64 letters, digits, '.', '_' or '-' and starts with a "
-                    "letter or digit",
-                )
+            check_name(request.client)
             try:
-                self._check_data(request.data)
-                self._check_capabilities(request.capabilities)
+                check_data(request.data, self._data_shape)
+                check_capabilities(request.capabilities, self._needed())
             except Refused as refusal:
                 self.record_refusal(request.client, refusal)
                 raise
@@ -149,41 +125,11 @@ class Coordinator:
             self._hear(request.client)
             return pb.JoinReply(session=session, plan=self.plan)
 
-    def _check_data(self, data: pb.DataSummary) -> None:
-        wanted = self._data_shape
-        if tuple(data.example_shape) != wanted.example_shape:
-            raise Refused(
-                pb.DATA_MISMATCH,
-                f"examples of shape {tuple(data.example_shape)} do not fit the run's model, which "
-                f"takes {wanted.example_shape}; convert the data or join another run",
-            )
-        names = wanted.class_names
-        if not 1 <= data.num_classes <= len(names):
-            raise Refused(
-                pb.DATA_MISMATCH,
-                f"labels up to {int(data.num_classes) - 1} do not fit the run's model, which has "
-                f"{len(names)} classes",
-            )
-        if data.class_names and tuple(data.class_names) != names:
-            raise Refused(
-                pb.DATA_MISMATCH,
-                f"classes {', '.join(data.class_names)} are not the run's {', '.join(names)}; in a "
-                "folder of images, every class needs a subfolder, even an empty one",
-            )
-        if data.num_examples < 1:
-            raise Refused(pb.DATA_MISMATCH, "there is not one example to train on")
-
-    def _check_capabilities(self, has: pb.Capabilities) -> None:
-        stages: list[Stage] = [*self._uplink.stages, *self._downlink.stages]
-        missing = sorted({s.name for s in stages} - set(has.stages))
-        if self.settings.optimization.method not in has.methods:
-            missing.append(self.settings.optimization.method)
-        if missing:
-            raise Refused(
-                pb.MISSING_CAPABILITY,
-                f"the run needs {', '.join(missing)}, which this client cannot do; update "
-                "featherfed on it",
-            )
+    def _needed(self) -> set[str]:
+        """Return the codec stages and the method that a client must be able to do."""
+        codecs = (self._uplink, self._downlink)
+        stages = {stage.name for codec in codecs for stage in codec.stages}
+        return stages | {self.settings.optimization.method}
 
     def client_of(self, session: int) -> str:
         """Return the client whose session this is; raise Refused if it must join (again)."""
@@ -220,30 +166,7 @@ class Coordinator:
     def fetch(self, request: pb.FetchModelRequest) -> Route:
         """Return the smallest route to the newest version; raise Refused for any other version."""
         with self._lock:
-            versions = self._store.versions()
-            newest = versions[-1]
-            if request.version != newest.version:
-                raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
-            have = request.have_version if request.HasField("have_version") else len(versions)
-            if have < len(versions) and versions[have].digest == request.have_digest:
-                return self._shorter(delta_route(versions[have + 1 :]), newest)
-            if not self._seeded:
-                return self._snapshot_route(newest)
-            start = seed_route(versions[0])
-            deltas = delta_route(versions[1:])
-            return self._shorter(Route(start.links + deltas.links, deltas.data), newest)
-
-    def _shorter(self, route: Route, newest: Version) -> Route:
-        if not route.data:
-            return route
-        return min(route, self._snapshot_route(newest), key=lambda r: len(r.data))
-
-    def _snapshot_route(self, newest: Version) -> Route:
-        if self._snapshot is None or self._snapshot[0] != newest.version:
-            weights, _ = self._store.model(self.manifest)
-            route = snapshot_route(self.manifest, newest, weights)
-            self._snapshot = newest.version, route
-        return self._snapshot[1]
+            return self._router.route(request)
 
     @property
     def max_update_bytes(self) -> int:
@@ -424,36 +347,8 @@ class Coordinator:
     def status(self) -> pb.StatusReply:
         """Return where the run is, for people and progress bars."""
         with self._lock:
-            state = self._state
-            versions = self._store.versions()
-            reply = pb.StatusReply(
-                run=self.plan.run,
-                phase=state.phase,
-                round=state.round,
-                rounds=self._policy.rounds,
-                version=versions[-1].version,
-                wanted_clients=self._policy.minimum,
-            )
-            if versions[-1].accuracy is not None:
-                reply.accuracy = versions[-1].accuracy
-            for entry in self._store.ledger():
-                if entry.direction == "uplink":
-                    reply.uplink_bytes += entry.message_bytes
-                else:
-                    reply.downlink_bytes += entry.message_bytes
-            for client, (_, num_examples) in self._clients.items():
-                reply.clients.add(
-                    client=client, num_examples=num_examples, state=self._client_state(client)
-                )
-            return reply
-
-    def _client_state(self, client: str) -> str:
-        state = self._state
-        if client in state.lost:
-            return "lost"
-        if state.phase is Phase.TRAINING and client in state.cohort:
-            return "reported" if client in state.reported else "training"
-        return "present"
+            counts = {client: examples for client, (_, examples) in self._clients.items()}
+            return describe(self.plan.run, self._state, self._policy, self._store, counts)
 
 
 def _finite(value: float) -> float | None:

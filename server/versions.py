@@ -12,7 +12,8 @@ from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.compression.update import apply_update, encode_update
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.store import Version
+from featherfed.server.errors import Refused
+from featherfed.server.store import Store, Version
 
 SNAPSHOT = chain(Float32(), Zstd())
 """Bit-exact: a client that gets a snapshot holds the same weights as one that got deltas."""
@@ -65,23 +66,48 @@ class Route:
     data: bytes
 
 
-def seed_route(version: Version) -> Route:
-    """Return the route to a version 0 that the plan's seed gives: no payload."""
-    return Route([_link(pb.Link.SEED, version, 0)], b"")
+class Router:
+    """Finds the way from what a client holds to the newest version."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, seeded: bool) -> None:
+        """Route over the versions in `store`; `seeded`: version 0 is what the plan's seed gives."""
+        self._store = store
+        self._manifest = manifest
+        self._seeded = seeded
+        self._snapshot: tuple[int, Route] | None = None
+
+    def route(self, request: pb.FetchModelRequest) -> Route:
+        """Return the smallest route to the newest version; raise Refused for any other version."""
+        versions = self._store.versions()
+        newest = versions[-1]
+        if request.version != newest.version:
+            raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
+        have = request.have_version if request.HasField("have_version") else len(versions)
+        if have < len(versions) and versions[have].digest == request.have_digest:
+            return self._shorter(_deltas(versions[have + 1 :]), newest)
+        if not self._seeded:
+            return self._whole(newest)
+        seed, deltas = _link(pb.Link.SEED, versions[0], 0), _deltas(versions[1:])
+        return self._shorter(Route([seed, *deltas.links], deltas.data), newest)
+
+    def _shorter(self, route: Route, newest: Version) -> Route:
+        if not route.data:
+            return route
+        return min(route, self._whole(newest), key=lambda r: len(r.data))
+
+    def _whole(self, newest: Version) -> Route:
+        if self._snapshot is None or self._snapshot[0] != newest.version:
+            weights, _ = self._store.model(self._manifest)
+            payload = encode_update(SNAPSHOT, self._manifest, weights).payload
+            link = _link(pb.Link.SNAPSHOT, newest, len(payload))
+            link.codec = str(SNAPSHOT)
+            self._snapshot = newest.version, Route([link], payload)
+        return self._snapshot[1]
 
 
-def delta_route(chain_: Sequence[Version]) -> Route:
-    """Return the route over these versions' deltas."""
-    links = [_link(pb.Link.DELTA, v, len(v.payload)) for v in chain_]
-    return Route(links, b"".join(v.payload for v in chain_))
-
-
-def snapshot_route(manifest: Manifest, version: Version, weights: Sequence[Array]) -> Route:
-    """Return the route that carries a version's weights themselves."""
-    payload = encode_update(SNAPSHOT, manifest, weights).payload
-    link = _link(pb.Link.SNAPSHOT, version, len(payload))
-    link.codec = str(SNAPSHOT)
-    return Route([link], payload)
+def _deltas(versions: Sequence[Version]) -> Route:
+    links = [_link(pb.Link.DELTA, v, len(v.payload)) for v in versions]
+    return Route(links, b"".join(v.payload for v in versions))
 
 
 def _link(kind: pb.Link.Kind, version: Version, size: int) -> pb.Link:

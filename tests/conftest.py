@@ -18,8 +18,9 @@ from featherfed.edge_client.session import Profile, Session, Trained
 from featherfed.edge_client.state import ClientState, Held
 from featherfed.edge_client.transport import GrpcTransport, Transport
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.admission import DataShape
 from featherfed.server.conduct import serve
-from featherfed.server.coordinator import Coordinator, DataShape, Evaluation
+from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.plan import make_plan
 from featherfed.server.settings import Settings
 from featherfed.server.store import Store

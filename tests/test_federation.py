@@ -17,6 +17,7 @@ from featherfed.compression.genesis import initial_weights
 from featherfed.compression.masks import sparsity_of
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import encode_update
+from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
@@ -191,8 +192,8 @@ def test_retries_and_duplicates_change_nothing(federation: Start) -> None:
         ({"payload": bytes(10**6)}, "TOO_LARGE"),
         ({"flip": 40}, "MALFORMED"),
         ({"cut": 9}, "MALFORMED"),
-        ({"nan": True}, "NON_FINITE"),
-        ({"overflow": True}, "MALFORMED"),
+        ({"last_value": np.nan}, "NON_FINITE"),
+        ({"last_value": np.finfo(np.float32).max}, "MALFORMED"),
         ({"num_examples": 0}, "BAD_EXAMPLE_COUNT"),
         ({"num_examples": 101}, "BAD_EXAMPLE_COUNT"),
         ({"version": 7}, "WRONG_VERSION"),
@@ -399,11 +400,9 @@ def _payload(change: dict[str, Any]) -> bytes:
     if "payload" in change:
         return bytes(change["payload"])
     update = [np.float32(0.5) * (np.float32(1) - w) for w in initial_weights(MANIFEST, 0)]
-    if change.get("overflow"):
-        update[0] = np.full_like(update[0], np.finfo(np.float32).max)
     codec = parse_codec("float32")
-    if change.get("nan"):
-        return _hostile_float32(codec)
+    if "last_value" in change:
+        return _hostile_float32(codec, change["last_value"])
     payload = encode_update(codec, MANIFEST, update).payload
     if "flip" in change:
         at = change["flip"]
@@ -411,9 +410,10 @@ def _payload(change: dict[str, Any]) -> bytes:
     return payload[: len(payload) - change.get("cut", 0)]
 
 
-def _hostile_float32(codec: Any) -> bytes:
-    """A well-formed payload that decodes to NaN: an honest encoder refuses to make it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featherfed.compression.chain.np.isfinite", lambda x: np.array(True))
-        update = [np.full(spec.shape, np.nan, np.float32) for spec in MANIFEST]
-        return encode_update(codec, MANIFEST, update).payload
+def _hostile_float32(codec: Any, value: float) -> bytes:
+    """A well-formed payload that an honest encoder refuses to make."""
+    honest = encode_update(codec, MANIFEST, initial_weights(MANIFEST, 0)).payload
+    context = str(codec).encode() + MANIFEST.digest
+    body = bytearray(unseal(honest, context))
+    body[-4:] = np.float32(value).tobytes()
+    return seal(bytes(body), context)

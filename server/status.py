@@ -1,0 +1,42 @@
+"""Where a run is, for people and progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.rounds import Phase, Policy, RunState
+from featherfed.server.store import Store
+
+
+def describe(
+    run: str, state: RunState, policy: Policy, store: Store, num_examples: Mapping[str, int]
+) -> pb.StatusReply:
+    """Return the status; `num_examples` by client."""
+    newest = store.versions()[-1]
+    reply = pb.StatusReply(
+        run=run,
+        phase=state.phase,
+        round=state.round,
+        rounds=policy.rounds,
+        version=newest.version,
+        wanted_clients=policy.minimum,
+    )
+    if newest.accuracy is not None:
+        reply.accuracy = newest.accuracy
+    for entry in store.ledger():
+        if entry.direction == "uplink":
+            reply.uplink_bytes += entry.message_bytes
+        else:
+            reply.downlink_bytes += entry.message_bytes
+    for client, count in num_examples.items():
+        reply.clients.add(client=client, num_examples=count, state=_client_state(state, client))
+    return reply
+
+
+def _client_state(state: RunState, client: str) -> str:
+    if client in state.lost:
+        return "lost"
+    if state.phase is Phase.TRAINING and client in state.cohort:
+        return "reported" if client in state.reported else "training"
+    return "present"
