@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check bench clean
+.PHONY: help demo test test-all dev proto check bench readme clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ check: dev ## lint, format and types
 
 bench: $(VENV)/.dev ## measure the seed configuration on Fashion-MNIST (about an hour)
 	$(BIN)/python benchmarks/fashion_mnist.py
+
+readme: $(VENV)/.dev ## write the results tables into README.md from the committed measurements
+	$(BIN)/python benchmarks/fashion_mnist.py --readme
 
 clean: ## remove what the other targets made, but not runs/
 	rm -rf $(VENV) $(PROTOC_VENV) .links build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

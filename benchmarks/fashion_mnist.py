@@ -1,8 +1,8 @@
 """The seed configuration on Fashion-MNIST, as real federations over gRPC: `make bench`.
 
 Runs `featherfed demo` for every configuration and seed, keeps each run's metrics.json under
-benchmarks/results/fashion-mnist/, and prints the table of what is there. Runs that are there
-already are not made again: after a kill it goes on, and to measure anew, delete the file first.
+benchmarks/results/fashion-mnist/, and writes the tables of what is there into README.md. Runs that
+are there already are not made again: after a kill it goes on, and to measure anew, delete the file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "fashion-mnist"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 FLOAT32 = ["--uplink", "float32", "--downlink", "float32"]
 QUANTIZE8 = ["--uplink", "quantize(8) | zstd", "--downlink", "quantize(8) | zstd"]
@@ -96,6 +98,28 @@ def models_table() -> Iterator[str]:
             )
 
 
+def section() -> Iterator[str]:
+    """Yield the lines of the README's results."""
+    machines = {
+        " ".join(f"{k} {v}," for k, v in run["machine"].items()).rstrip(",")
+        for runs in load().values()
+        for run in runs
+    }
+    yield (
+        "Fashion-MNIST, 5 clients with 12,000 examples each, 7 rounds of 5 epochs, batch 32, SGD "
+        "0.01, a CNN of 225,034 parameters (900,136 bytes as float32), over real gRPC; payload "
+        "bytes per client and round. Made by `make bench`."
+    )
+    yield ""
+    yield from table()
+    yield ""
+    yield "The exported models of seed 0:"
+    yield ""
+    yield from models_table()
+    yield ""
+    yield "Measured on: " + "; ".join(sorted(machines)) + "."
+
+
 def _largest(run: Any, side: str) -> int:
     """Return the largest payload of any client in any round, the final delivery included."""
     clients = [c for r in run["rounds"] for c in r["clients"]]
@@ -109,7 +133,22 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ({texts})"
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--table"]:
+def readme() -> str:
+    """Return README.md with the tables of the committed measurements between its marks."""
+    before, rest = README.read_text("utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    return "\n".join([before + BEGIN, *section(), END + after])
+
+
+def main() -> None:
+    """Measure, or do what an argument says: `--readme` writes, `--readme-check` compares."""
+    if sys.argv[1:] == ["--readme-check"]:
+        sys.exit(README.read_text("utf-8") != readme())
+    if sys.argv[1:] != ["--readme"]:
         measure()
-    print("\n".join([*table(), "", *models_table()]))
+    README.write_text(readme(), "utf-8")
+    print("\n".join(section()))
+
+
+if __name__ == "__main__":
+    main()

@@ -110,9 +110,12 @@ def serve(
 ) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was."""
     log.set_up(verbose)
+    from featherfed.server.settings import load_settings
+
+    settings = load_settings(run_file)  # first, since what the rest imports takes seconds
     from featherfed.cli.serve import serve_run
 
-    sys.exit(0 if serve_run(run_file, host, port) else 3)
+    sys.exit(0 if serve_run(settings, host, port) else 3)
 
 
 @app.command()

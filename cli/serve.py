@@ -23,7 +23,7 @@ from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.errors import ServerError
 from featherfed.server.plan import make_plan
-from featherfed.server.settings import Settings, load_settings
+from featherfed.server.settings import Settings
 from featherfed.server.store import Store
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,8 @@ class KerasEvaluator:
         return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
 
 
-def serve_run(run_file: Path, host: str | None, port: int | None) -> bool:
-    """Serve the run of `run_file`; return whether it has finished."""
-    settings = load_settings(run_file)
+def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
+    """Serve the run that `settings` describe; return whether it has finished."""
     listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     settings = settings.model_copy(update={"server": settings.server.model_copy(update=listen)})
     output = Path(settings.output)

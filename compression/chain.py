@@ -26,6 +26,7 @@ from featherfed.compression.stage import (
     Stage,
     pack,
     packed_size,
+    stage_text,
     unpack,
 )
 
@@ -168,9 +169,7 @@ class Chain:
         return total
 
     def __str__(self) -> str:
-        from featherfed.compression.registry import format_codec
-
-        return format_codec(self)
+        return " | ".join(stage_text(stage) for stage in self.stages)
 
 
 def chain(*stages: Stage) -> Chain:

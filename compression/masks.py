@@ -20,6 +20,8 @@ Masks = Sequence[Mask | None]
 
 def magnitude_mask(tensor: Array, sparsity: float) -> Mask:
     """Return the bool mask of `tensor`'s shape; ties at the threshold are kept."""
+    if not tensor.size:
+        return np.ones(tensor.shape, np.bool_)
     magnitude = np.abs(tensor)
     keep = max(1, round(tensor.size * (1 - sparsity)))
     threshold = np.partition(magnitude, tensor.size - keep, axis=None)[tensor.size - keep]

@@ -1,10 +1,10 @@
-"""Codec text and back: `topk(0.01) | quantize(8) | zstd`. One dict, two functions, one error."""
+"""Codec text: `topk(0.01) | quantize(8) | zstd`. One dict, one function, one error."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from featherfed.compression.chain import Chain, chain
@@ -26,6 +26,7 @@ MAX_TEXT = 200
 def parse_codec(text: str) -> Chain:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
 
+    `str` of a codec is its canonical text, and gives an equal codec here.
     The text is a Python expression of names, calls with plain arguments, and `|`; nothing in it
     is evaluated.
     """
@@ -42,11 +43,6 @@ def parse_codec(text: str) -> Chain:
     if len(str(codec)) > MAX_TEXT:
         raise CodecError(f"codec text is longer than {MAX_TEXT} characters when written out")
     return codec
-
-
-def format_codec(codec: Chain) -> str:
-    """Return the canonical text; `parse_codec` of it gives an equal codec."""
-    return " | ".join(_format_stage(stage) for stage in codec.stages)
 
 
 def _stages(node: ast.expr) -> list[Stage]:
@@ -81,10 +77,3 @@ def _build(name: str, args: list[object], named: dict[str, object]) -> Stage:
         wanted = ", ".join(field.name for field in fields(STAGES[name]))
         raise CodecError(f"{name} takes ({wanted})") from None
     return stage
-
-
-def _format_stage(stage: Stage) -> str:
-    values = [(getattr(stage, f.name), f.default) for f in fields(stage)]  # type: ignore[arg-type]
-    while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
-        values.pop()
-    return stage.name + (f"({', '.join(str(v) for v, _ in values)})" if values else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -72,6 +72,14 @@ class ByteStage(Protocol):
 
 
 Stage = ArrayStage | ByteStage
+
+
+def stage_text(stage: Stage) -> str:
+    """Return the stage as codec text: its name, and the fields that differ from their defaults."""
+    values = [(getattr(stage, f.name), f.default) for f in fields(stage)]  # type: ignore[arg-type]
+    while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
+        values.pop()
+    return stage.name + (f"({', '.join(str(v) for v, _ in values)})" if values else "")
 
 
 def pack(values: Values, form: Form) -> bytes:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tf_keras
 
 from featherfed.compression.manifest import Array
+from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.method import Method, Optimization
@@ -134,21 +135,16 @@ class FederatedModel:
         self, images: Images, labels: Labels, optimizer: str, sparsity: float, how: dict[str, Any]
     ) -> tuple[float, float]:
         weights = self.get_weights()
-        masks = [
-            wrapping.keep_mask(tensor, sparsity) if spec.prunable else None
-            for spec, tensor in zip(self.manifest, weights, strict=True)
-        ]
-        self.set_weights(_masked(weights, masks))
+        masks = magnitude_masks(self.manifest, weights, sparsity)
+        self.set_weights(mask_weights(weights, masks))
         trainer, variables, callbacks = self._sparse_trainer(masks, optimizer)
         result = trainer.fit(images, labels, callbacks=callbacks, **how)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
-        self.set_weights(_masked([variable.numpy() for variable in variables], masks))
+        self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
         return result
 
-    def _sparse_trainer(
-        self, masks: list[Any], optimizer: str
-    ) -> tuple[Trainer, list[Any], list[Any]]:
+    def _sparse_trainer(self, masks: Masks, optimizer: str) -> tuple[Trainer, list[Any], list[Any]]:
         if self.optimization.method is Method.PRUNE:
             if self._sparse is None or self._sparse.trainer.optimizer != optimizer:
                 pruned = wrapping.prune(self._model)
@@ -204,10 +200,3 @@ class _Sparse:
     trainer: Trainer
     pattern: bytes
     variables: list[Any]
-
-
-def _masked(weights: Sequence[Array], masks: Sequence[Any]) -> list[Array]:
-    return [
-        tensor if mask is None else np.where(mask, tensor, np.float32(0))
-        for tensor, mask in zip(weights, masks, strict=True)
-    ]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tf_keras
 
 from featherfed.compression.manifest import Array
@@ -66,18 +65,6 @@ def _pruning_wrappers(model: Any) -> list[Any]:
 def pruning_callback() -> Any:
     """Return the callback that pruning wrappers need: it masks after the last step, too."""
     return tfmot.sparsity.keras.UpdatePruningStep()
-
-
-def keep_mask(weight: Array, sparsity: float) -> npt.NDArray[np.bool_]:
-    """Return which values of `weight` a fit may change: TFMOT's rule, and never a zero.
-
-    On weights that were masked to `sparsity` before, these are just the values that are not zero.
-    """
-    magnitude = np.abs(weight)
-    cut = weight.size - max(1, round(weight.size * (1 - sparsity)))
-    threshold = np.partition(magnitude, cut, axis=None)[cut]
-    kept: npt.NDArray[np.bool_] = (magnitude >= threshold) & (weight != 0)
-    return kept
 
 
 def cluster(model: Any, num_clusters: int) -> Any:

@@ -1,0 +1,72 @@
+"""What is built and generated is what is committed and what works when installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROTOC = ROOT / ".venv-proto" / "bin" / "python"
+
+
+def test_the_generated_modules_are_those_of_the_proto_file(tmp_path: Path) -> None:
+    if not PROTOC.exists():
+        pytest.skip("needs the generator's environment: make dev")
+    source = tmp_path / "featherfed"
+    source.mkdir()
+    (source / "proto").symlink_to(ROOT / "proto")
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(
+        [
+            str(PROTOC), "-m", "grpc_tools.protoc", "-Ifeatherfed/proto=featherfed/proto",
+            f"--python_out={out}", f"--grpc_python_out={out}", f"--pyi_out={out}",
+            f"--mypy_grpc_out={out}", "featherfed/proto/federation.proto",
+        ],
+        cwd=tmp_path,
+        env={"PATH": str(PROTOC.parent)},
+        check=True,
+    )  # fmt: skip
+    made = sorted((out / "featherfed" / "proto").iterdir())
+    assert [path.name for path in made] == sorted(
+        path.name for path in (ROOT / "proto").iterdir() if "_pb2" in path.name
+    )
+    for path in made:
+        committed = (ROOT / "proto" / path.name).read_text("utf-8")
+        assert path.read_text("utf-8") == committed, f"{path.name} is stale: make proto"
+
+
+def test_a_wheel_built_through_the_sdist_imports_whole(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    clean = tmp_path / "clean"
+    venv.create(clean)
+    python = clean / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    # The dependencies from here, but not this checkout: a path file inside a path is not read.
+    (packages,) = clean.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
+    code = """
+import importlib, pathlib, featherfed
+(folder,) = map(pathlib.Path, featherfed.__path__)
+assert 'clean' in folder.parts, folder
+paths = sorted(folder.glob('*/*.py'))
+for path in paths:
+    importlib.import_module(f'featherfed.{path.parent.name}.{path.stem}')
+print(len(paths))
+"""
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here = [
+        p for p in ROOT.glob("*/*.py") if p.parent.name not in ("tests", "benchmarks", "examples")
+    ]
+    assert int(done.stdout) == len(here), "every module is in the wheel"
+    assert (packages / "featherfed" / "report" / "template.html").exists()
+    assert (packages / "featherfed" / "server" / "schema.sql").exists()

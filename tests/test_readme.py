@@ -1,0 +1,90 @@
+"""Every command in the README is run by a test or by CI, and its results are the measured ones."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Processes, run, wait_until
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [
+    line.strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+RUN_BY_CI = {"make demo", "make test"}
+HELP = ".venv/bin/featherfed demo --help"
+LONG = ".venv/bin/featherfed demo --dataset fashion-mnist"
+"""Twelve minutes; `make bench` runs it, and test_cli.py the same with less data."""
+REAL_DEVICES = [
+    "featherfed serve examples/run.toml",
+    "featherfed join 127.0.0.1:8765 --name kitchen --data examples.digits:even",
+    "featherfed join 127.0.0.1:8765 --name garden --data examples.digits:odd",
+    "featherfed report runs/digits",
+    "featherfed predict runs/digits/model_int8.tflite",
+]
+
+
+def test_there_is_no_other_command_in_the_readme() -> None:
+    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, *REAL_DEVICES])
+
+
+def test_ci_runs_the_two_commands() -> None:
+    ci = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert set(ci) >= RUN_BY_CI
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path)
+    yield made
+    made.end()
+
+
+def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) -> None:
+    folder = processes.directory
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    serve, kitchen, garden, report, predict = [line.split()[1:] for line in REAL_DEVICES]
+    processes.start("server", *serve)
+    processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
+    processes.start("garden", *garden, "--state-dir", "garden")
+    assert processes.wait("server", 240) == 0, processes.log("server")
+    wait_until(lambda: all(p.poll() is not None for p in processes.running.values()))
+    assert processes.wait("kitchen") == processes.wait("garden") == 0
+    for command in (report, predict):
+        done = run(*command, cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_works_and_names_the_options_of_the_readme() -> None:
+    done = run(*HELP.split()[1:], cwd=ROOT)
+    assert done.returncode == 0
+    for option in LONG.split():
+        if option.startswith("--"):
+            assert option in done.stdout
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_results_are_made_from_the_committed_measurements() -> None:
+    done = run_benchmark("--readme-check")
+    assert done == 0, "run `make readme`"
+
+
+def run_benchmark(*arguments: str) -> int:
+    import subprocess
+    import sys
+
+    script = ROOT / "benchmarks" / "fashion_mnist.py"
+    return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
