@@ -3,7 +3,8 @@
 ValueError
 ├── CodecError          the caller's: codec text or tensors that cannot be encoded
 └── WireError           the peer's: bytes that are not what they should be
-    └── NonFiniteError  well-formed bytes that hold NaN or infinity
+    ├── NonFiniteError  well-formed bytes that hold NaN or infinity
+    └── OutOfRangeError well-formed bytes that make weights no training gives
 """
 
 from __future__ import annotations
@@ -19,3 +20,7 @@ class WireError(ValueError):
 
 class NonFiniteError(WireError):
     """Bytes from a peer that decode to NaN or infinity."""
+
+
+class OutOfRangeError(WireError):
+    """Bytes from a peer that decode to finite values beyond what any weight may be."""

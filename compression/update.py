@@ -13,7 +13,7 @@ import numpy as np
 
 from featherfed.compression.buffer import Reader, varint
 from featherfed.compression.chain import MAX_MAGNITUDE, Codec, chain
-from featherfed.compression.errors import WireError
+from featherfed.compression.errors import OutOfRangeError
 from featherfed.compression.floats import Float16
 from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
 from featherfed.compression.masks import Mask, Masks
@@ -99,16 +99,22 @@ def subtract(weights: Sequence[Array], base: Sequence[Array]) -> list[Array]:
     return [w - b for w, b in zip(weights, base, strict=True)]
 
 
-def apply_update(manifest: Manifest, base: Sequence[Array], update: Sequence[Array]) -> list[Array]:
+def apply_update(
+    manifest: Manifest,
+    base: Sequence[Array],
+    update: Sequence[Array],
+    *,
+    limit: float = MAX_MAGNITUDE,
+) -> list[Array]:
     """Return base + update; server and clients call this alone, so they stay bit-identical.
 
-    Raises WireError for weights beyond MAX_MAGNITUDE. A variance never falls below zero.
+    Raises OutOfRangeError for weights beyond `limit`. A variance never falls below zero.
     """
     with np.errstate(over="ignore"):
         weights = [b + u for b, u in zip(base, update, strict=True)]
     for i, spec in enumerate(manifest):
-        if not (np.abs(weights[i]) <= MAX_MAGNITUDE).all():
-            raise WireError(f"update takes tensor {spec.name!r} beyond {MAX_MAGNITUDE:g}")
+        if not (np.abs(weights[i]) <= limit).all():
+            raise OutOfRangeError(f"update takes tensor {spec.name!r} beyond {limit:g}")
         if spec.role is Role.NONNEGATIVE:
             weights[i] = np.where(weights[i] > 0, weights[i], np.float32(0))  # -0.0 too, everywhere
     return weights

@@ -166,7 +166,8 @@ class _Member:
             encoded = encode_update(codec, self.manifest, update, masks=masks, residual=residual)
         except CodecError as error:
             raise ClientError(
-                f"round {task.round}: the update cannot be encoded: {error}"
+                f"round {task.round}: training gave an update that cannot be sent ({error}); "
+                "check the data, or ask for a lower learning rate"
             ) from error
         target = (
             update if residual is None else [u + r for u, r in zip(update, residual, strict=True)]

@@ -28,6 +28,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISSING_CAPABILITY: _ClassVar[Reason]
     UNKNOWN_SESSION: _ClassVar[Reason]
     UNKNOWN_VERSION: _ClassVar[Reason]
+    OUT_OF_RANGE: _ClassVar[Reason]
 OUTCOME_UNSPECIFIED: Outcome
 ACCEPTED: Outcome
 DUPLICATE: Outcome
@@ -45,6 +46,7 @@ DATA_MISMATCH: Reason
 MISSING_CAPABILITY: Reason
 UNKNOWN_SESSION: Reason
 UNKNOWN_VERSION: Reason
+OUT_OF_RANGE: Reason
 
 class JoinRequest(_message.Message):
     __slots__ = ("client", "data", "capabilities")

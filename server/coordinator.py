@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from featherfed.compression.errors import NonFiniteError, WireError
+from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
 from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.registry import parse_codec
@@ -29,6 +29,9 @@ from featherfed.server.versions import RoundStart, Route, Router, next_version, 
 
 PRESENCE = 60.0
 """A client heard of within so many seconds is waiting for a task; its polls are shorter."""
+
+MAX_CLIENT_WEIGHT = 1e12
+"""Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,14 @@ class Coordinator:
         self._begin(first_weights)
         self._state = store.load_state()
         self._clients = store.clients()
+        self._sessions = {session: client for client, (session, _) in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
-        self._router = Router(store, manifest, seeded=seed_digest == store.versions()[0].digest)
+        self._router = Router(store, manifest, seeded=seed_digest == store.version(0).digest)
 
     def _begin(self, first_weights: Sequence[Array] | None) -> None:
         run = self._store.run()
-        if run and run[1] != self.settings.fingerprint:
+        fingerprint = f"{self.settings.fingerprint} {self.manifest.digest.hex()}"
+        if run and run[1] != fingerprint:
             raise ServerError(
                 f"{self.settings.output} holds run {run[0]!r} with other settings; choose another "
                 "output directory, restore the settings, or delete the directory to start anew"
@@ -101,7 +106,7 @@ class Coordinator:
         now = self._clock()
         with self._store.transaction():
             state = rounds.RunState(since=now)
-            self._store.create_run(self.plan.run, self.settings.fingerprint, now, state)
+            self._store.create_run(self.plan.run, fingerprint, now, state)
             self._store.add_version(version, weights, None)
 
     # ---- for clients ----
@@ -121,7 +126,10 @@ class Coordinator:
             self._store.save_client(
                 request.client, session, num_examples, request.capabilities.runtime, self._clock()
             )
+            if request.client in self._clients:
+                del self._sessions[self._clients[request.client][0]]
             self._clients[request.client] = (session, num_examples)
+            self._sessions[session] = request.client
             self._hear(request.client)
             return pb.JoinReply(session=session, plan=self.plan)
 
@@ -133,10 +141,10 @@ class Coordinator:
 
     def client_of(self, session: int) -> str:
         """Return the client whose session this is; raise Refused if it must join (again)."""
-        for client, (known, _) in self._clients.items():
-            if known == session:
-                return client
-        raise Refused(pb.UNKNOWN_SESSION, "join first; after a restart, join again")
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise Refused(pb.UNKNOWN_SESSION, "join first; after a restart, join again") from None
 
     def next_task(self, client: str) -> pb.NextTaskReply:
         """Return what the client should do now."""
@@ -187,9 +195,11 @@ class Coordinator:
             start = self._check_header(client, header)
         try:
             update = decode_update(self._uplink, self.manifest, payload, masks=start.masks)
-            apply_update(self.manifest, start.weights, update)
+            apply_update(self.manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
         except NonFiniteError as error:
             raise Refused(pb.NON_FINITE, str(error)) from error
+        except OutOfRangeError as error:
+            raise Refused(pb.OUT_OF_RANGE, str(error)) from error
         except WireError as error:
             raise Refused(pb.MALFORMED, str(error)) from error
         row = Update(
@@ -283,6 +293,8 @@ class Coordinator:
         return frozenset(c for c, at in self._last_seen.items() if now - at <= PRESENCE)
 
     def _move(self, event: rounds.Event) -> None:
+        if rounds.step(self._state, event, self._policy) == self._state:
+            return
         with self._store.transaction():
             after = self._write(event)
         self._state = after

@@ -22,16 +22,16 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
     run = store.run()
     assert run is not None, "a store holds a run from its first moment"
     ledger = _by_round_and_client(store.ledger())
-    versions = {v.version: v for v in store.versions()}
     refused = defaultdict(list)
     for row in store.refusals():
         refused[row["round"]].append({k: row[k] for k in ("client", "reason", "detail")})
+    newest = store.newest().version
     rounds = []
     for row in store.rounds():
         number = row["round"]
-        if number not in versions:
+        if number > newest:
             continue
-        version = versions[number]
+        version = store.version(number)
         updates = list(store.updates(number))
         rounds.append({
             "round": number,
@@ -62,7 +62,7 @@ def final(
     store: Store, settings: Settings, sparsity: float, models: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
-    last = store.versions()[-1]
+    last = store.newest()
     rows = store.rounds()
     entries = store.ledger()
     delivery = _by_round_and_client(entries)[settings.rounds + 1]

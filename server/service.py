@@ -39,6 +39,7 @@ STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
     pb.MISSING_CAPABILITY: grpc.StatusCode.FAILED_PRECONDITION,
     pb.UNKNOWN_SESSION: grpc.StatusCode.UNAUTHENTICATED,
     pb.UNKNOWN_VERSION: grpc.StatusCode.NOT_FOUND,
+    pb.OUT_OF_RANGE: grpc.StatusCode.INVALID_ARGUMENT,
 }
 
 _OPTIONS = [

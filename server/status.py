@@ -13,7 +13,7 @@ def describe(
     run: str, state: RunState, policy: Policy, store: Store, num_examples: Mapping[str, int]
 ) -> pb.StatusReply:
     """Return the status; `num_examples` by client."""
-    newest = store.versions()[-1]
+    newest = store.newest()
     reply = pb.StatusReply(
         run=run,
         phase=state.phase,

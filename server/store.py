@@ -207,8 +207,17 @@ class Store:
             None if residual is None else _to_blob(residual),
         )
 
+    def version(self, number: int) -> Version:
+        """Return one version; raise IndexError if there is none of this number."""
+        return Version(*self._run("SELECT * FROM versions WHERE version = ?", number)[0])
+
+    def newest(self) -> Version:
+        """Return the newest version."""
+        rows = self._run("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
+        return Version(*rows[0])
+
     def versions(self, after: int = -1) -> list[Version]:
-        """Return the versions above `after`, in order."""
+        """Return the versions above `after`, in order, with their payloads."""
         rows = self._run("SELECT * FROM versions WHERE version > ? ORDER BY version", after)
         return [Version(*row) for row in rows]
 

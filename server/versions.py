@@ -78,16 +78,17 @@ class Router:
 
     def route(self, request: pb.FetchModelRequest) -> Route:
         """Return the smallest route to the newest version; raise Refused for any other version."""
-        versions = self._store.versions()
-        newest = versions[-1]
+        newest = self._store.newest()
         if request.version != newest.version:
             raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
-        have = request.have_version if request.HasField("have_version") else len(versions)
-        if have < len(versions) and versions[have].digest == request.have_digest:
-            return self._shorter(_deltas(versions[have + 1 :]), newest)
+        have = request.have_version
+        knows_one = request.HasField("have_version") and have <= newest.version
+        if knows_one and self._store.version(have).digest == request.have_digest:
+            return self._shorter(_deltas(self._store.versions(after=have)), newest)
         if not self._seeded:
             return self._whole(newest)
-        seed, deltas = _link(pb.Link.SEED, versions[0], 0), _deltas(versions[1:])
+        seed = _link(pb.Link.SEED, self._store.version(0), 0)
+        deltas = _deltas(self._store.versions(after=0))
         return self._shorter(Route([seed, *deltas.links], deltas.data), newest)
 
     def _shorter(self, route: Route, newest: Version) -> Route:

@@ -25,7 +25,7 @@ from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import metrics
 from featherfed.server.errors import ServerError
-from featherfed.server.service import framed_size
+from featherfed.server.service import STATUS_OF_REASON, framed_size
 
 Start = Callable[..., Federation]
 
@@ -193,7 +193,7 @@ def test_retries_and_duplicates_change_nothing(federation: Start) -> None:
         ({"flip": 40}, "MALFORMED"),
         ({"cut": 9}, "MALFORMED"),
         ({"last_value": np.nan}, "NON_FINITE"),
-        ({"last_value": np.finfo(np.float32).max}, "MALFORMED"),
+        ({"last_value": np.finfo(np.float32).max}, "OUT_OF_RANGE"),
         ({"num_examples": 0}, "BAD_EXAMPLE_COUNT"),
         ({"num_examples": 101}, "BAD_EXAMPLE_COUNT"),
         ({"version": 7}, "WRONG_VERSION"),
@@ -417,3 +417,7 @@ def _hostile_float32(codec: Any, value: float) -> bytes:
     body = bytearray(unseal(honest, context))
     body[-4:] = np.float32(value).tobytes()
     return seal(bytes(body), context)
+
+
+def test_every_reason_has_a_status_code() -> None:
+    assert set(STATUS_OF_REASON) == set(pb.Reason.values())
