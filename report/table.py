@@ -17,7 +17,6 @@ from featherfed.report.summary import (
     percent_text,
     round_flows,
     run_flows,
-    seconds_text,
 )
 
 _COLUMNS = (
@@ -43,6 +42,7 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
+        pad_edge=False,
         caption="bytes: mean per client; message: payload and framing; "
         f"float32: {bytes_text(run.float32_bytes)}",
     )
@@ -85,7 +85,7 @@ def _round_row(entry: Round) -> list[str]:
         str(entry.number),
         percent_text(entry.accuracy),
         number_text(entry.loss),
-        seconds_text(entry.seconds),
+        _clock(entry.seconds),
         f"{len(entry.updates)}/{len(entry.updates) + away}" if away else str(len(entry.updates)),
         *_bytes(round_flows([entry])),
     ]
@@ -97,7 +97,7 @@ def _final_row(run: Run) -> list[str]:
         "all",
         percent_text(run.final.accuracy),
         number_text(run.final.loss),
-        seconds_text(run.final.seconds),
+        _clock(run.final.seconds),
         str(len(run.client_names)),
         *_bytes(run_flows(run)),
     ]
@@ -112,3 +112,15 @@ def _bytes(flows: tuple[Flow, Flow]) -> list[str]:
             bytes_text(part.message),
         )
     ]
+
+
+def _clock(seconds: float | None) -> str:
+    """Return minutes and seconds, as in 7:49, or hours and minutes, as in 3h25."""
+    if seconds is None:
+        return "–"
+    minutes = int(seconds // 60)
+    return (
+        f"{minutes // 60}h{minutes % 60:02}"
+        if minutes > 99
+        else f"{minutes}:{int(seconds % 60):02}"
+    )

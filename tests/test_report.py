@@ -304,13 +304,13 @@ def test_metrics_doc_names_every_key() -> None:
 
 
 def printed(table: Any) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table)
     return console.export_text()
 
 
-def test_round_table_fits_100_columns() -> None:
+def test_round_table_fits_80_columns() -> None:
     data = metrics(50, 30)
     for entry in data["rounds"]:
         entry["seconds"] = 12345.6
