@@ -23,11 +23,12 @@ $(PROTOC_VENV)/.done: | $(BIN)/python
 	$(PROTOC_VENV)/bin/pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.6.0' 'setuptools<81'
 	touch $@
 
-.links:
+.links/.done: Makefile
 	mkdir -p .links/featherfed
 	for d in cli compression datasets edge_client models proto report server; do ln -sfn ../../$$d .links/featherfed/$$d; done
+	touch $@
 
-dev: $(VENV)/.dev $(PROTOC_VENV)/.done .links ## set up .venv for development
+dev: $(VENV)/.dev $(PROTOC_VENV)/.done .links/.done ## set up .venv for development
 
 demo: $(VENV)/.dev ## five clients train on real digits over gRPC; see runs/demo
 	$(BIN)/featherfed demo

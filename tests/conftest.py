@@ -74,14 +74,16 @@ def settings(directory: Path, **changes: object) -> Settings:
 class Federation:
     """One run's server in a thread; clients are sessions in the caller's threads."""
 
-    def __init__(self, directory: Path, settings: Settings) -> None:
+    def __init__(
+        self, directory: Path, settings: Settings, first_weights: Sequence[Array] | None = None
+    ) -> None:
         self.directory = directory
         self.settings = settings
         self.store = Store(directory / "run.db")
         plan = make_plan(settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, MANIFEST, shape, Judge(), time.time
+            settings, self.store, plan, MANIFEST, shape, Judge(), time.time, first_weights
         )
         self.address = ""
         self.finished = False
@@ -173,10 +175,12 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Start federations with changed settings; all are closed at the end of the test."""
     made: list[Federation] = []
 
-    def start(folder: str = "run", **changes: object) -> Federation:
+    def start(
+        folder: str = "run", first_weights: Sequence[Array] | None = None, **changes: object
+    ) -> Federation:
         directory = tmp_path / folder
         directory.mkdir(exist_ok=True)
-        made.append(Federation(directory, settings(directory, **changes)))
+        made.append(Federation(directory, settings(directory, **changes), first_weights))
         return made[-1].start()
 
     yield start

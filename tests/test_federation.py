@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -182,6 +183,82 @@ def test_retries_and_duplicates_change_nothing(federation: Start) -> None:
     assert held[0].digest == expected[0].digest
     row = _metrics(server)["rounds"][0]["clients"][0]["uplink"]
     assert row["retry_bytes"] == 2 * row["message_bytes"]
+
+
+class Dies(BaseException):
+    """Stands for SIGKILL: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_client_that_dies_around_sending_counts_once(federation: Start, sent: bool) -> None:
+    codec = {"uplink": "topk(0.1) | quantize(4)", "downlink": "quantize(8) | zstd"}
+    undisturbed = federation("undisturbed", clients={"minimum": 1}, compression=codec)
+    expected = undisturbed.run_clients(undisturbed.client("a"))[0].digest
+
+    server = federation(clients={"minimum": 1}, compression=codec)
+    transport = server.transport()
+    submit = transport.submit_update
+
+    def die(header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
+        if sent:
+            submit(header, payload)
+        raise Dies
+
+    transport.submit_update = die  # type: ignore[method-assign]
+    rounds = []
+    trainer = Pull(1.0, lambda task: rounds.append(task.round))
+    with pytest.raises(Dies):
+        server.run_clients(server.client("a", trainer=trainer, transport=transport))
+    (held,) = server.run_clients(server.client("a", trainer=trainer))
+    assert rounds == [1, 2, 3], "the update that was ready is sent, not made again"
+    assert held.digest == expected
+
+
+def test_a_damaged_model_is_noticed_and_fetched_whole(federation: Start) -> None:
+    server = federation(rounds=2, clients={"minimum": 1})
+    damaged = []
+
+    def damage(task: pb.Train) -> None:
+        if task.round == 1:
+            state = ClientState(server.directory / "clients" / "a", _state_key(server))
+            held = state.held()
+            assert held is not None
+            held.weights[0][0, 0] += 1
+            state.save_held(held)
+            damaged.append(held.version)
+
+    (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, damage)))
+    assert damaged == [0]
+    assert held.digest == server.store.newest().digest
+
+
+def test_given_first_weights_are_downloaded(federation: Start) -> None:
+    first = [np.full(spec.shape, 0.25, np.float32) for spec in MANIFEST]
+    server = federation(rounds=1, clients={"minimum": 1}, first_weights=first, compression=FLOAT32)
+    (held,) = server.run_clients(server.client("a", value=1.0))
+    for tensor in held.weights:
+        np.testing.assert_array_equal(tensor, np.float32(0.625))
+    down = _metrics(server)["rounds"][0]["clients"][0]["downlink"]
+    assert down["payload_bytes"] > 0
+
+
+def test_a_full_disk_refuses_and_loses_nothing(
+    federation: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = federation(rounds=1, clients={"minimum": 1})
+    save = server.store.save_state
+    failures = [sqlite3.OperationalError("database or disk is full")]
+
+    def full_once(state: Any) -> None:
+        if state.reported and failures:
+            raise failures.pop()
+        save(state)
+
+    monkeypatch.setattr(server.store, "save_state", full_once)
+    (held,) = server.run_clients(server.client("a"))
+    assert not failures
+    assert held.version == 1
+    assert len(list(server.store.updates(1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -389,6 +466,10 @@ def test_sampling_a_fraction(federation: Start) -> None:
 def _join_request(name: str) -> pb.JoinRequest:
     session = Session(profile(name), None, None, None)  # type: ignore[arg-type]
     return session._join_request()
+
+
+def _state_key(server: Federation) -> str:
+    return f"{server.coordinator.plan.run} {MANIFEST.digest.hex()}"
 
 
 def _metrics(server: Federation) -> Any:
