@@ -18,7 +18,7 @@ from featherfed.compression.masks import sparsity_of
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import export
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import TfliteModel
+from featherfed.models.tflite import evaluate_tflite
 from featherfed.report.render import render
 from featherfed.server import metrics
 from featherfed.server.coordinator import Coordinator
@@ -93,13 +93,12 @@ class Artifacts:
             if path.suffix != ".tflite":
                 continue
             data = path.read_bytes()
-            predicted = TfliteModel(path).predict(self._test.images).argmax(axis=1)
             rows.append({
                 "file": path.name,
                 "kind": path.stem.removeprefix("model_"),
                 "bytes": len(data),
                 "gzip_bytes": len(gzip.compress(data, 9)),
-                "accuracy": float((predicted == self._test.labels).mean()),
+                "accuracy": evaluate_tflite(path, self._test.images, self._test.labels),
                 "num_examples": len(self._test),
             })  # fmt: skip
         return rows

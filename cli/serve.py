@@ -17,7 +17,7 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
-from featherfed.models.zoo import ARCHITECTURES
+from featherfed.models.zoo import build
 from featherfed.server.admission import DataShape
 from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator, Evaluation
@@ -101,11 +101,8 @@ def _optimization(settings: Settings) -> Optimization:
 
 def _model_json(settings: Settings, test: Dataset) -> str:
     name = settings.model.name
-    if name in ARCHITECTURES:
-        return to_json(ARCHITECTURES[name](test.input_shape, test.num_classes))
     if not name.endswith(".json"):
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ServerError(f"model.name {name!r} is neither built in ({known}) nor a .json file")
+        return to_json(build(name, test.input_shape, test.num_classes))
     try:
         return Path(name).read_text("utf-8")
     except OSError as error:

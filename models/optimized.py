@@ -14,8 +14,9 @@ from featherfed.compression.manifest import Array
 from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
+from featherfed.models.errors import ModelError
 from featherfed.models.method import Method, Optimization
-from featherfed.models.serialization import ModelError, from_json, to_json
+from featherfed.models.serialization import from_json, to_json
 from featherfed.models.training import Images, Labels, OnStep, Predictor, Trainer
 
 

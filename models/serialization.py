@@ -14,6 +14,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from featherfed.models.errors import ModelError
+
 MAX_JSON_BYTES = 1 << 20
 MAX_PARAMETERS = 1 << 26
 """256 MiB of float32: a model beyond this is refused before its variables are allocated."""
@@ -34,10 +36,6 @@ _REFUSED = frozenset(
     | {"Layer", "Wrapper", "AbstractRNNCell", "InputSpec"}
 )
 _ACTIVATION_KEYS = frozenset({"activation", "recurrent_activation"})
-
-
-class ModelError(ValueError):
-    """A model that is refused: it could run code, is too large, or cannot be trained here."""
 
 
 def _public_classes(module: Any, base: type) -> frozenset[str]:

@@ -15,20 +15,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.models.errors import ModelError
+
 
 class TfliteModel:
     """A classifier in a .tflite file.
 
-    Raises ValueError if the file is not a TFLite model with one input and one output, and
+    Raises ModelError if the file is not a TFLite model with one input and one output, and
     ImportError if there is neither ai-edge-litert nor TensorFlow.
     """
 
     def __init__(self, path: str | Path, *, batch_size: int = 250, num_threads: int = 1) -> None:
-        self._interpreter: Any = _interpreter_class()(str(path), num_threads=num_threads)
+        try:
+            self._interpreter: Any = _interpreter_class()(str(path), num_threads=num_threads)
+        except ValueError as error:
+            raise ModelError(f"{path} is not a TFLite model: {error}") from error
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
-            raise ValueError(f"{path} needs one input and one output to classify images")
+            raise ModelError(f"{path} needs one input and one output to classify images")
         self._input, self._output = inputs[0], outputs[0]
         self._batch_size = batch_size
         self._allocated = 0
@@ -41,10 +46,10 @@ class TfliteModel:
     def predict(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return float32 [N, classes] probabilities of uint8 images [N, H, W, C].
 
-        Raises ValueError if the images are not uint8 or not of the model's shape.
+        Raises ModelError if the images are not uint8 or not of the model's shape.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:
-            raise ValueError(
+            raise ModelError(
                 f"expected uint8 images [N, {', '.join(map(str, self.input_shape))}], "
                 f"got {images.dtype} {list(images.shape)}"
             )

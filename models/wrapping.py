@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras
 
 from featherfed.compression.manifest import Array
-from featherfed.models.serialization import ModelError
+from featherfed.models.errors import ModelError
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "distutils Version classes", DeprecationWarning)

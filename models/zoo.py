@@ -11,6 +11,8 @@ from typing import Any
 
 import tf_keras
 
+from featherfed.models.errors import ModelError
+
 Architecture = Callable[[tuple[int, int, int], int], Any]
 """(height, width, channels), number of classes -> an uncompiled tf_keras model."""
 
@@ -18,7 +20,7 @@ Architecture = Callable[[tuple[int, int, int], int], Any]
 def cnn(input_shape: tuple[int, int, int], num_classes: int) -> Any:
     """Return the two-convolution network: 225,034 parameters for (28, 28, 1) and 10 classes.
 
-    A pool that does not fit any more is left out. Raises ValueError if the image is too small
+    A pool that does not fit any more is left out. Raises ModelError if the image is too small
     for two 3x3 convolutions.
     """
     layers = tf_keras.layers
@@ -26,7 +28,7 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> Any:
     side = min(input_shape[:2])
     for number, filters in ((1, 32), (2, 64)):
         if side < 3:
-            raise ValueError(f"cnn needs images of at least 8x8 pixels, got {input_shape}")
+            raise ModelError(f"cnn needs images of at least 8x8 pixels, got {input_shape}")
         stack.append(layers.Conv2D(filters, 3, activation="relu", name=f"conv{number}"))
         side -= 2
         if side >= 2:
@@ -55,7 +57,8 @@ ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "mlp": mlp}
 
 
 def build(name: str, input_shape: tuple[int, int, int], num_classes: int) -> Any:
-    """Return the built-in model `name`; raises ValueError with the known names if there is none."""
+    """Return the built-in model `name`; raises ModelError with the known names if there is none."""
     if name not in ARCHITECTURES:
-        raise ValueError(f"no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(f"no model {name!r}; choose {known}, or a Keras configuration (.json)")
     return ARCHITECTURES[name](input_shape, num_classes)

@@ -109,7 +109,10 @@ def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None
         (("demo", "--optimize", "shrink"), "optimization.method"),
         (("demo", "--partition", "random"), "use iid or dirichlet:ALPHA"),
         (("demo", "--dataset", "nowhere"), "nowhere"),
-        (("demo", "--model", "vgg"), "neither built in (cnn, mlp) nor a .json file"),
+        (
+            ("demo", "--model", "vgg"),
+            "no model 'vgg'; choose cnn, mlp, or a Keras configuration (.json)",
+        ),
         (("demo", "--output", "full"), "full is not empty and holds no run"),
         (("serve", "nowhere.toml"), "cannot read run file nowhere.toml"),
         (("serve", "bad.toml"), "trainig: unknown key; did you mean 'training'?"),
@@ -118,6 +121,7 @@ def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None
         (("join", "127.0.0.1:1", "--data", "data.npz", "--give-up-after", "0"), "127.0.0.1:1"),
         (("report", "."), "metrics.json: no such file"),
         (("predict", "nowhere.tflite"), "no model file nowhere.tflite"),
+        (("predict", "bad.toml", "data.npz"), "bad.toml is not a TFLite model"),
     ],
 )
 def test_bad_input_is_one_plain_message(

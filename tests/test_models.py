@@ -24,9 +24,10 @@ from featherfed.compression.manifest import Fill, Role, Uniform
 from featherfed.compression.masks import magnitude_masks, mask_weights
 from featherfed.models import zoo
 from featherfed.models.description import uniform_limit
+from featherfed.models.errors import ModelError
 from featherfed.models.export import export, load_keras
 from featherfed.models.optimized import FederatedModel, Method, Optimization
-from featherfed.models.serialization import MAX_JSON_BYTES, ModelError, from_json, to_json
+from featherfed.models.serialization import MAX_JSON_BYTES, from_json, to_json
 from featherfed.models.tflite import TfliteModel, evaluate_tflite
 from featherfed.models.training import epoch_order
 from featherfed.models.wrapping import kmeans
