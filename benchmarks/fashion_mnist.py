@@ -66,7 +66,7 @@ def table() -> Iterator[str]:
     """Yield the lines of the results table, in Markdown: means over the seeds."""
     yield (
         "| run | seeds | accuracy after 7 rounds | against float32, same seeds "
-        "| largest payload up | largest payload down | against float32 size |"
+        "| up: mean (largest) | down: mean (largest) | last round up |"
     )
     yield "|---|---|---|---|---|---|---|"
     runs = load()
@@ -78,11 +78,10 @@ def table() -> Iterator[str]:
             for run in of_name
             if run["settings"]["seed"] in reference
         ]
-        up, down = (max(_largest(run, s) for run in of_name) for s in ("uplink", "downlink"))
         yield (
             f"| {name} | {len(of_name)} | {_spread(accuracies)} "
-            f"| {100 * statistics.mean(paired):+.2f} points | {up:,} B | {down:,} B "
-            f"| {of_name[0]['float32_bytes'] / max(up, down):.1f}x less |"
+            f"| {100 * statistics.mean(paired):+.2f} points | {_payload(of_name, 'uplink')} "
+            f"| {_payload(of_name, 'downlink')} | {_last_round(of_name):,.0f} |"
         )
 
 
@@ -120,12 +119,19 @@ def section() -> Iterator[str]:
     yield "Measured on: " + "; ".join(sorted(machines)) + "."
 
 
-def _largest(run: Any, side: str) -> int:
-    """Return the largest payload of any client in any round, the final delivery included."""
-    clients = [c for r in run["rounds"] for c in r["clients"]]
+def _payload(runs: list[Any], side: str) -> str:
+    """Return mean and largest payload of any client in any round, final delivery included."""
+    clients = [c for run in runs for r in run["rounds"] for c in r["clients"]]
     if side == "downlink":
-        clients += run["final"]["clients"]
-    return max(client[side]["payload_bytes"] for client in clients)
+        clients += [c for run in runs for c in run["final"]["clients"]]
+    sizes = [client[side]["payload_bytes"] for client in clients]
+    return f"{statistics.mean(sizes):,.0f} ({max(sizes):,})"
+
+
+def _last_round(runs: list[Any]) -> float:
+    return statistics.mean(
+        c["uplink"]["payload_bytes"] for run in runs for c in run["rounds"][-1]["clients"]
+    )
 
 
 def _spread(values: list[float]) -> str:
