@@ -30,10 +30,15 @@ _EXPANSION = 64  # a byte stage adds at most one part in this many to bytes it c
 
 @dataclass(frozen=True)
 class Encoded:
-    """A payload, what a receiver makes of it, and what the sender keeps for its next update."""
+    """A payload, what a receiver makes of it, and what the sender keeps for its next update.
+
+    `target` is what was to be sent, the old residual included; `residual` what the codec lost of
+    it, None for a codec without feedback.
+    """
 
     payload: bytes
     decoded: list[Array]
+    target: list[Array]
     residual: list[Array] | None
 
 
@@ -61,7 +66,7 @@ def encode_update(
     if codec.feedback:
         triples = zip(target, decoded, _all(masks, manifest), strict=True)
         lost = [_masked(t - d, m) for t, d, m in triples]
-    return Encoded(payload, decoded, lost)
+    return Encoded(payload, decoded, target, lost)
 
 
 def decode_update(

@@ -89,7 +89,7 @@ class Session:
         while True:
             task = self._transport.next_task(reply.session)
             if task.HasField("finished"):
-                return member.catch_up(task.finished.version)
+                return member.catch_up(task.finished.version, task.finished.digest)
             if task.HasField("train"):
                 member.do_round(task.train, trainer, self._profile.data.num_examples)
 
@@ -122,10 +122,10 @@ class _Member:
         self._seed = reply.plan.seed
         self._state = make_state(f"{reply.plan.run} {self.manifest.digest.hex()}")
 
-    def catch_up(self, version: int) -> Held:
-        """Return the asked version, downloading only what is missing."""
+    def catch_up(self, version: int, digest: bytes) -> Held:
+        """Return the version of this digest, downloading only what is missing."""
         held = self._state.held()
-        if held is None or held.version != version:
+        if held is None or (held.version, held.digest) != (version, digest):
             try:
                 held = self._fetch(version, held)
             except (DigestMismatch, WireError) as error:
@@ -154,7 +154,7 @@ class _Member:
         self._send(pending)
 
     def _make_update(self, task: pb.Train, trainer: Trainer, num_examples: int) -> Pending:
-        held = self.catch_up(task.version)
+        held = self.catch_up(task.version, task.digest)
         masks = magnitude_masks(self.manifest, held.weights, task.sparsity)
         start = mask_weights(held.weights, masks)
         log.info("round %d: training on %d examples", task.round, num_examples)
@@ -169,9 +169,6 @@ class _Member:
                 f"round {task.round}: training gave an update that cannot be sent ({error}); "
                 "check the data, or ask for a lower learning rate"
             ) from error
-        target = (
-            update if residual is None else [u + r for u, r in zip(update, residual, strict=True)]
-        )
         return Pending(
             task.round,
             task.version,
@@ -179,7 +176,7 @@ class _Member:
             trained.loss,
             trained.accuracy,
             encoded.payload,
-            target,
+            encoded.target,
             encoded.residual,
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression.manifest import Array
+from featherfed.compression.manifest import Array, weights_digest
 from featherfed.edge_client.errors import ClientError
 
 
@@ -60,12 +60,13 @@ class ClientState:
             ) from error
 
     def held(self) -> Held | None:
-        """Return the newest model version, if any."""
+        """Return the newest model version, if there is one and it is undamaged."""
         found = self._load("model")
         if found is None:
             return None
         facts, tensors = found
-        return Held(facts["version"], bytes.fromhex(facts["digest"]), tensors["weights"])
+        held = Held(facts["version"], bytes.fromhex(facts["digest"]), tensors["weights"])
+        return held if weights_digest(held.weights) == held.digest else None
 
     def save_held(self, held: Held) -> None:
         """Replace the held model."""

@@ -163,28 +163,32 @@ class NextTaskReply(_message.Message):
     def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "version", "codec", "sparsity", "deadline_seconds")
+    __slots__ = ("round", "version", "codec", "sparsity", "deadline_seconds", "digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
     version: int
     codec: str
     sparsity: float
     deadline_seconds: int
-    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., deadline_seconds: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., deadline_seconds: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "digest")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class FetchModelRequest(_message.Message):
     __slots__ = ("session", "version", "have_version", "have_digest")

@@ -84,6 +84,7 @@ class Coordinator:
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights)
         self._state = store.load_state()
+        self._digest = store.newest().digest
         self._clients = store.clients()
         self._sessions = {session: client for client, (session, _) in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
@@ -152,7 +153,8 @@ class Coordinator:
             self._hear(client)
             state = self._state
             if state.phase is Phase.FINISHED:
-                return pb.NextTaskReply(finished=pb.Finished(version=state.round))
+                end = pb.Finished(version=state.round, digest=self._digest)
+                return pb.NextTaskReply(finished=end)
             waiting = client in state.reported or client not in state.cohort
             if state.phase is not Phase.TRAINING or waiting:
                 return pb.NextTaskReply(wait=pb.Wait())
@@ -163,6 +165,7 @@ class Coordinator:
                 codec=str(self._uplink),
                 sparsity=self.settings.sparsity.at(state.round),
                 deadline_seconds=max(0, math.floor(left)),
+                digest=self._digest,
             )
             return pb.NextTaskReply(train=train)
 
@@ -336,6 +339,7 @@ class Coordinator:
                     self._store.grade_update(round_, *grade)
                 after = self._write(rounds.Aggregated(self._clock()))
             self._state = after
+            self._digest = version.digest
 
     def _grade(self, start: RoundStart, decoded: list[Array]) -> tuple[float | None, str | None]:
         if not self.settings.evaluation.every_client:

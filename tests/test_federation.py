@@ -14,14 +14,17 @@ from conftest import MANIFEST, SHAPE, Federation, Pull, profile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from featherfed.compression.errors import WireError
 from featherfed.compression.genesis import initial_weights
+from featherfed.compression.manifest import weights_digest
 from featherfed.compression.masks import sparsity_of
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import encode_update
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.session import Session
-from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state import ClientState, Held
 from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import metrics
@@ -230,6 +233,22 @@ def test_a_damaged_model_is_noticed_and_fetched_whole(federation: Start) -> None
     (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, damage)))
     assert damaged == [0]
     assert held.digest == server.store.newest().digest
+
+
+def test_a_step_that_does_not_lead_to_the_servers_digest_is_refused() -> None:
+    start = initial_weights(MANIFEST, 0)
+    codec = parse_codec("float32")
+    payload = encode_update(codec, MANIFEST, [w + 1 for w in start]).payload
+    link = pb.Link(kind=pb.Link.DELTA, version=1, codec="float32", size=len(payload))
+    held = Held(0, weights_digest(start), start)
+    with pytest.raises(DigestMismatch, match="version 1 differs from the server's"):
+        follow(MANIFEST, 0, held, [link], payload)
+    link.digest = weights_digest([w + (w + 1) for w in start])
+    assert follow(MANIFEST, 0, held, [link], payload).digest == link.digest
+    with pytest.raises(WireError, match="no version before the delta"):
+        follow(MANIFEST, 0, None, [link], payload)
+    with pytest.raises(WireError, match="do not belong together"):
+        follow(MANIFEST, 0, held, [link], payload + b"?")
 
 
 def test_given_first_weights_are_downloaded(federation: Start) -> None:
