@@ -1,4 +1,4 @@
-# Every target sets up what it needs; Python 3.11 or later and make are all that is assumed.
+# Every target sets up what it needs; Python 3.11 to 3.13 (with venv) and make are assumed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -120,12 +120,13 @@ def section() -> Iterator[str]:
 
 
 def _payload(runs: list[Any], side: str) -> str:
-    """Return mean and largest payload of any client in any round, final delivery included."""
+    """Return mean payload per client and round, and the largest; the last download included."""
     clients = [c for run in runs for r in run["rounds"] for c in r["clients"]]
     if side == "downlink":
         clients += [c for run in runs for c in run["final"]["clients"]]
     sizes = [client[side]["payload_bytes"] for client in clients]
-    return f"{statistics.mean(sizes):,.0f} ({max(sizes):,})"
+    per_round = sum(sizes) / sum(len(r["clients"]) for run in runs for r in run["rounds"])
+    return f"{per_round:,.0f} ({max(sizes):,})"
 
 
 def _last_round(runs: list[Any]) -> float:

@@ -33,6 +33,7 @@ from featherfed.server.settings import load_settings
 
 DIGITS_LEARNING_RATE = 0.1  # 287 examples a client need larger steps than 12,000
 LEARNING_RATE = 0.01
+MARK = ".featherfed-demo"  # a directory without it is somebody's work and is left alone
 LOG_TAIL = 15
 START_SECONDS = 120.0
 
@@ -95,8 +96,8 @@ def _prepare(options: DemoOptions) -> Path:
     """Empty the output directory of an earlier run, write the run file and check it."""
     output = options.output
     if output.exists() and any(output.iterdir()):
-        if not (output / "run.toml").is_file():
-            raise ClientError(f"{output} is not empty and holds no run; choose another --output")
+        if not (output / MARK).is_file():
+            raise ClientError(f"{output} is not empty and holds no demo; choose another --output")
         shutil.rmtree(output)
     settings: dict[str, Any] = {
         "name": "demo",
@@ -117,6 +118,7 @@ def _prepare(options: DemoOptions) -> Path:
         "evaluation": {"dataset": options.dataset},
     }
     output.mkdir(parents=True, exist_ok=True)
+    (output / MARK).touch()
     run_file = output / "run.toml"
     run_file.write_text(tomli_w.dumps(settings), "utf-8")
     load_settings(run_file)

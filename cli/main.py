@@ -85,7 +85,7 @@ def demo(
     partition: Annotated[str, typer.Option(help="iid or dirichlet:ALPHA.")] = "iid",
     model: Annotated[str, typer.Option(help="cnn, mlp or a Keras configuration (.json).")] = "cnn",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    output: Annotated[Path, typer.Option(help="Replaced if it holds a run.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Replaced if it holds a demo.")] = Path("runs/demo"),
     verbose: Verbose = False,
 ) -> None:
     """Train over real gRPC on this machine: a server and CLIENTS processes of their own."""
@@ -125,7 +125,9 @@ def join(
     data: Annotated[
         str, typer.Option(help="FILE.npz, a folder of images by class, or MODULE:FUNCTION.")
     ],
-    name: Annotated[str | None, typer.Option(help="Default: this machine's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Default: this machine's name and a mark.")
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Default: ~/.local/state/featherfed/NAME.")
     ] = None,

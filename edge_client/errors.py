@@ -4,6 +4,7 @@ Exception
 ├── ClientError (ValueError)  the user's: data, plan or state directory that cannot be used
 ├── Rejected                  the server's word: this client cannot take part, and why
 ├── SessionLost               the server does not know the session: join again
+├── StaleTask                 the round went on without this client: ask for the next task
 └── Unreachable               the link's: retried for as long as the user allowed
 """
 
@@ -20,6 +21,10 @@ class Rejected(Exception):
 
 class SessionLost(Exception):
     """The server does not know this session (any more); joining again gives a new one."""
+
+
+class StaleTask(Exception):
+    """The asked model version is not the newest any more; there is a newer task."""
 
 
 class Unreachable(Exception):

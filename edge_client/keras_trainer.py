@@ -13,6 +13,7 @@ from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trained
 from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
+from featherfed.models.training import OPTIMIZERS
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = tuple(method.value for method in Method)
@@ -36,6 +37,11 @@ class KerasTrainer:
 
         Raises ClientError if the plan asks for a model that this client builds differently.
         """
+        if plan.optimization.method not in METHODS or plan.training.optimizer not in OPTIMIZERS:
+            raise ClientError(
+                f"the plan asks for {plan.optimization.method!r} with "
+                f"{plan.training.optimizer!r}, which this client cannot do; update featherfed on it"
+            )
         optimization = Optimization(
             Method(plan.optimization.method), num_clusters=plan.optimization.num_clusters
         )

@@ -16,6 +16,11 @@ def manifest_of(plan: pb.Plan) -> Manifest:
         manifest = Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
     except ValueError as error:
         raise ClientError(f"the server's plan cannot be used: {error}") from error
+    training, optimization = plan.training, plan.optimization
+    if min(training.epochs, training.batch_size, optimization.num_clusters - 1) < 1:
+        raise ClientError("the server's plan has no epochs, no batch or no clusters; refused")
+    if not 0 < training.learning_rate < float("inf"):
+        raise ClientError(f"the server's plan has learning rate {training.learning_rate}; refused")
     if not 0 < manifest.num_values <= MAX_VALUES:
         raise ClientError(f"the server's plan has {manifest.num_values} parameters; refused")
     return manifest

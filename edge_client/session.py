@@ -6,6 +6,7 @@ Knows neither gRPC nor TensorFlow: a Transport talks and a Trainer trains.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from featherfed.compression.manifest import Array, Manifest
 from featherfed.compression.masks import magnitude_masks, mask_weights
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import encode_update, subtract
-from featherfed.edge_client.errors import ClientError, Rejected, SessionLost
+from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import ClientState, Held, Pending
@@ -23,6 +24,9 @@ from featherfed.edge_client.transport import Transport
 from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+EVICTED_WITHIN = 60.0
+"""A second loss of session within so many seconds is no restart of the server."""
 
 _COMES_BACK = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
 """Refusals that say nothing against the update itself: it goes back into the residual whole."""
@@ -75,10 +79,17 @@ class Session:
 
         Raises ClientError, Rejected or Unreachable, after which nothing is lost.
         """
+        lost_at = float("-inf")
         while True:
             try:
                 return self._take_part()
             except SessionLost as error:
+                if time.monotonic() - lost_at < EVICTED_WITHIN:
+                    raise Rejected(
+                        f"session lost twice within {EVICTED_WITHIN:.0f} s: another client uses "
+                        f"the name {self._profile.name!r}; choose one with --name"
+                    ) from error
+                lost_at = time.monotonic()
                 log.warning("session lost, joining again: %s", error)
 
     def _take_part(self) -> Held:
@@ -88,10 +99,13 @@ class Session:
         trainer = self._make_trainer(reply.plan, member.manifest)
         while True:
             task = self._transport.next_task(reply.session)
-            if task.HasField("finished"):
-                return member.catch_up(task.finished.version, task.finished.digest)
-            if task.HasField("train"):
-                member.do_round(task.train, trainer, self._profile.data.num_examples)
+            try:
+                if task.HasField("finished"):
+                    return member.catch_up(task.finished.version, task.finished.digest)
+                if task.HasField("train"):
+                    member.do_round(task.train, trainer, self._profile.data.num_examples)
+            except StaleTask as error:
+                log.warning("the run went on meanwhile: %s", error)
 
     def _join_request(self) -> pb.JoinRequest:
         profile = self._profile
@@ -130,9 +144,17 @@ class _Member:
                 held = self._fetch(version, held)
             except (DigestMismatch, WireError) as error:
                 log.warning("%s; fetching the whole model", error)
-                held = self._fetch(version, None)
+                held = self._fetch_whole(version)
+            if (held.version, held.digest) != (version, digest):
+                raise ClientError(f"the server sent another model than version {version}")
             self._state.save_held(held)
         return held
+
+    def _fetch_whole(self, version: int) -> Held:
+        try:
+            return self._fetch(version, None)
+        except (DigestMismatch, WireError) as error:
+            raise ClientError(f"the server's model cannot be used: {error}") from error
 
     def _fetch(self, version: int, held: Held | None) -> Held:
         request = pb.FetchModelRequest(session=self._session, version=version)
@@ -155,6 +177,8 @@ class _Member:
 
     def _make_update(self, task: pb.Train, trainer: Trainer, num_examples: int) -> Pending:
         held = self.catch_up(task.version, task.digest)
+        if not 0 <= task.sparsity < 1:
+            raise ClientError(f"the server asks for a sparsity of {task.sparsity}; refused")
         masks = magnitude_masks(self.manifest, held.weights, task.sparsity)
         start = mask_weights(held.weights, masks)
         log.info("round %d: training on %d examples", task.round, num_examples)

@@ -133,6 +133,6 @@ class ClientState:
                     groups.setdefault(key.split("/")[0], []).append(archive[key])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ClientError(f"{path} is damaged ({error}); delete it and join again") from error
         return (facts, groups) if facts.pop("run") == self._run else None

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import grpc
 import tenacity
 
-from featherfed.edge_client.errors import Rejected, SessionLost, Unreachable
+from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
@@ -32,7 +32,6 @@ _OPTIONS = [
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
@@ -83,11 +82,13 @@ class GrpcTransport:
 
     def _fetch(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
         links: list[pb.Link] = []
-        parts = []
+        data = bytearray()
         for chunk in self._stub.FetchModel(request, timeout=TRANSFER_TIMEOUT):
             links += chunk.links
-            parts.append(chunk.data)
-        return links, b"".join(parts)
+            data += chunk.data
+            if len(data) > sum(link.size for link in links):
+                raise Rejected(f"{self._address}: the server sends more than it announced")
+        return links, bytes(data)
 
     def submit_update(  # noqa: D102
         self, header: pb.UpdateHeader, payload: bytes
@@ -122,6 +123,8 @@ class GrpcTransport:
             text = f"{self._address}: {error.details()}"
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise SessionLost(text) from error
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise StaleTask(text) from error
             if error.code() in _FINAL:
                 raise Rejected(text) from error
             raise Unreachable(f"{text} ({error.code().name})") from error

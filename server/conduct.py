@@ -23,8 +23,9 @@ async def serve(
 ) -> bool:
     """Serve a run until its end, or until `stop` is set; return whether it has finished.
 
-    `on_listening` gets the address; `on_round` is called after every aggregated round and
-    `on_finished` after the last, both in a thread. Raises ServerError if the port is taken.
+    `on_listening` gets the address; `on_round` is called after every aggregated round, and
+    `on_finished` in the end, when those who are here have the final model; both in a thread.
+    Raises ServerError if the port is taken.
     """
     settings = coordinator.settings.server
     service = FederationService(coordinator)
@@ -33,8 +34,8 @@ async def serve(
     try:
         await _rounds(coordinator, service, stop, on_round)
         if coordinator.phase is Phase.FINISHED:
-            await asyncio.to_thread(on_finished)
             await _linger(coordinator, service, stop, settings.linger)
+            await asyncio.to_thread(on_finished)
     finally:
         await server.stop(GRACE_SECONDS)
     return coordinator.phase is Phase.FINISHED
@@ -46,15 +47,15 @@ async def _rounds(
     stop: asyncio.Event,
     on_round: Callable[[], None],
 ) -> None:
-    phase = coordinator.phase
+    known = None
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
-        before, phase = phase, await asyncio.to_thread(coordinator.tick)
-        if phase is Phase.AGGREGATING:
+        state = await asyncio.to_thread(coordinator.tick)
+        if state.phase is Phase.AGGREGATING:
             await asyncio.to_thread(coordinator.aggregate)
-            service.notify()
             await asyncio.to_thread(on_round)
-        elif phase is not before:
-            service.notify()
+        elif known != (state.phase, state.round, state.cohort):
+            known = state.phase, state.round, state.cohort
+            service.notify()  # there may be a task for someone
         else:
             await _pause(stop, TICK_SECONDS)
 

@@ -5,6 +5,7 @@ Knows neither gRPC nor TensorFlow nor the clock. Safe to call from several threa
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import threading
@@ -50,6 +51,15 @@ class Evaluator(Protocol):
         """Return what float32 `weights` in manifest order are worth on the test set."""
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What a client downloads, the round its bytes belong to, and whether it has had it before."""
+
+    route: Route
+    round: int
+    again: bool
+
+
 class Coordinator:
     """One run: join, next_task, fetch and submit for clients; tick and aggregate for the server."""
 
@@ -84,6 +94,10 @@ class Coordinator:
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights)
         self._state = store.load_state()
+        if self._state.phase is Phase.GATHERING:  # after a restart, clients get their patience anew
+            self._state = replace(self._state, since=clock())
+        if self._state.phase is Phase.FINISHED:  # and time to fetch the final model
+            self._last_seen = dict.fromkeys(store.clients(), clock())
         self._digest = store.newest().digest
         self._clients = store.clients()
         self._sessions = {session: client for client, (session, _) in self._clients.items()}
@@ -92,7 +106,8 @@ class Coordinator:
 
     def _begin(self, first_weights: Sequence[Array] | None) -> None:
         run = self._store.run()
-        fingerprint = f"{self.settings.fingerprint} {self.manifest.digest.hex()}"
+        model = hashlib.sha256(self.plan.model_json.encode() + self.manifest.digest).hexdigest()
+        fingerprint = f"{self.settings.fingerprint} {model}"
         if run and run[1] != fingerprint:
             raise ServerError(
                 f"{self.settings.output} holds run {run[0]!r} with other settings; choose another "
@@ -131,7 +146,6 @@ class Coordinator:
                 del self._sessions[self._clients[request.client][0]]
             self._clients[request.client] = (session, num_examples)
             self._sessions[session] = request.client
-            self._hear(request.client)
             return pb.JoinReply(session=session, plan=self.plan)
 
     def _needed(self) -> set[str]:
@@ -174,10 +188,13 @@ class Coordinator:
         if client in self._state.lost:
             self._move(rounds.Heard(self._clock(), client))
 
-    def fetch(self, request: pb.FetchModelRequest) -> Route:
+    def fetch(self, client: str, request: pb.FetchModelRequest) -> Delivery:
         """Return the smallest route to the newest version; raise Refused for any other version."""
         with self._lock:
-            return self._router.route(request)
+            self._last_seen[client] = self._clock()
+            route = self._router.route(request)
+            again = self._store.has_transfer(self.ledger_round, client)
+            return Delivery(route, self.ledger_round, again)
 
     @property
     def max_update_bytes(self) -> int:
@@ -253,13 +270,12 @@ class Coordinator:
             self._start = round_, start_round(self.manifest, weights, sparsity)
         return self._start[1]
 
-    def record_refusal(self, client: str, refusal: Refused) -> None:
-        """Write down a refusal, for the report."""
+    def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
+        """Write down a refusal of the given or the current round, for the report."""
         with self._lock:
             reason = pb.Reason.Name(refusal.reason)
-            self._store.add_refusal(
-                self._state.round, client, reason, refusal.detail, self._clock()
-            )
+            round_ = self._state.round if round_ is None else round_
+            self._store.add_refusal(round_, client, reason, refusal.detail, self._clock())
 
     @property
     def ledger_round(self) -> int:
@@ -272,10 +288,6 @@ class Coordinator:
             for entry in entries:
                 self._store.count(entry)
 
-    def was_delivered(self, round_: int, client: str) -> bool:
-        """Whether the client has already downloaded this round's model once."""
-        return self._store.has_transfer(round_, client)
-
     # ---- for the server ----
 
     @property
@@ -283,13 +295,13 @@ class Coordinator:
         """Where the run is."""
         return self._state.phase
 
-    def tick(self) -> Phase:
-        """Let time pass: open or close rounds that are due. Return the phase after it."""
+    def tick(self) -> rounds.RunState:
+        """Let time pass: open or close rounds that are due. Return the state after it."""
         with self._lock:
             now = self._clock()
             present = self._fresh() - self._state.lost
             self._move(rounds.Tick(now, present, frozenset(self._clients)))
-            return self._state.phase
+            return self._state
 
     def _fresh(self) -> frozenset[str]:
         now = self._clock()
@@ -355,9 +367,8 @@ class Coordinator:
     def everyone_has_finished(self) -> bool:
         """Whether every client that is still heard of has fetched the final model."""
         with self._lock:
-            here = self._fresh() - self._state.lost
             return self._state.phase is Phase.FINISHED and all(
-                self.was_delivered(self.ledger_round, client) for client in here
+                self._store.has_transfer(self.ledger_round, client) for client in self._fresh()
             )
 
     def status(self) -> pb.StatusReply:

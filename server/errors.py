@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from featherfed.proto import federation_pb2 as pb
 
+MAX_DETAIL = 400
+"""Characters of a refusal that travel and are kept: a peer's own text may be in it."""
+
 
 class Refused(Exception):
     """A peer's request that is not accepted; nothing has changed."""
 
     def __init__(self, reason: pb.Reason, detail: str) -> None:
-        super().__init__(f"{pb.Reason.Name(reason)}: {detail}")
         self.reason = reason
-        self.detail = detail
+        self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
+        super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
 
 
 class ServerError(ValueError):

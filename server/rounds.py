@@ -106,11 +106,13 @@ def sample(present: Iterable[str], policy: Policy, round_: int) -> frozenset[str
 
 def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
     """Open the round when everybody is here, or enough are and the others had their time."""
-    expected = event.known - state.lost
-    enough = policy.minimum if state.round == 1 else min(policy.minimum, len(expected))
     waited = event.now - state.since >= policy.patience
-    if state.round > 1 and waited:
+    if state.round == 1:
+        enough = policy.minimum
+    elif waited:
         enough = policy.required(policy.minimum)
+    else:
+        enough = len(event.known - state.lost)
     if len(event.present) < max(1, enough):
         return state
     cohort = sample(event.present, policy, state.round)

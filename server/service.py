@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -52,6 +52,7 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
+T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
@@ -129,12 +130,11 @@ class FederationService(pb_grpc.FederationServicer):
     ) -> AsyncIterator[pb.ModelChunk]:
         try:
             client = await self._client(request.session)
-            route = await asyncio.to_thread(self._coordinator.fetch, request)
+            delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
         except Refused as refusal:
             await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
             raise
-        round_ = self._coordinator.ledger_round
-        again = self._coordinator.was_delivered(round_, client)
+        route, round_ = delivery.route, delivery.round
         payload = message = 0
         try:
             for chunk in _model_chunks(route.links, route.data):
@@ -142,47 +142,55 @@ class FederationService(pb_grpc.FederationServicer):
                 payload += len(chunk.data)
                 message += framed_size(chunk)
         finally:
-            kind = "transfer" if payload == len(route.data) and not again else "retry"
+            whole = payload == len(route.data) and not delivery.again
             self._coordinator.count(
                 Entry(round_, client, "uplink", "control", 0, framed_size(request)),
-                Entry(round_, client, "downlink", kind, payload, message),
+                Entry(
+                    round_, client, "downlink", "transfer" if whole else "retry", payload, message
+                ),
             )
 
     @_refusals_to_status
     async def SubmitUpdate(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitReply:
-        round_ = self._coordinator.ledger_round
         upload = _Upload(self._coordinator.max_update_bytes)
-        outcome = pb.REFUSED
-        reply = pb.SubmitReply(outcome=pb.REFUSED)
-        client = ""
+        header = await upload.read_header(request_iterator)
+        client = await self._client(header.session)
+        round_ = min(header.round, self._coordinator.ledger_round)
+        accepted = False
         try:
-            header = await upload.read_header(request_iterator)
-            client = await self._client(header.session)
             payload = await upload.read_rest(request_iterator)
-            outcome = await asyncio.to_thread(
+            # Once begun it is seen through, also if the client hangs up: it may be journaled.
+            submit = asyncio.to_thread(
                 self._coordinator.submit, client, header, payload, upload.message_bytes
             )
+            outcome = await _see_through(submit)
+            accepted = outcome == pb.ACCEPTED
             reply = pb.SubmitReply(outcome=outcome)
         except Refused as refusal:
-            if refusal.reason == pb.UNKNOWN_SESSION:
-                raise
-            await asyncio.to_thread(self._coordinator.record_refusal, client, refusal)
-            reply.reason, reply.detail = refusal.reason, refusal.detail
+            await asyncio.to_thread(self._coordinator.record_refusal, client, refusal, round_)
+            reply = pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
         finally:
-            if client and outcome != pb.ACCEPTED:  # an accepted update is counted with its journal
+            if not accepted:  # an accepted update is counted in one transaction with its journal
                 retry = Entry(round_, client, "uplink", "retry", upload.size, upload.message_bytes)
                 self._coordinator.count(retry)
-        if client:
-            await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
-        self.notify()
+        await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
         return reply
 
     async def GetStatus(  # noqa: D102
         self, request: pb.StatusRequest, context: Context
     ) -> pb.StatusReply:
         return await asyncio.to_thread(self._coordinator.status)
+
+
+async def _see_through(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns, and let it end even if the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        return await task
 
 
 class _Upload:
@@ -217,6 +225,8 @@ class _Upload:
         return b"".join(self._parts)
 
     def _add(self, chunk: pb.UpdateChunk, first: bool = False) -> None:
+        if not first and not chunk.data:
+            raise Refused(pb.MALFORMED, "a chunk without data")
         self.size += len(chunk.data)
         self.message_bytes += framed_size(chunk)
         if not first and self.size > self._announced:

@@ -90,8 +90,8 @@ class Server(_Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     """0 takes a free port; the address is written to DIR/server.address."""
-    linger: Annotated[float, Field(ge=0)] = 20.0
-    """Seconds to stay after the last round for clients to fetch the final model."""
+    linger: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds to wait, at the most, for clients to fetch the final model after the last round."""
 
 
 class Settings(_Section):

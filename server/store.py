@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
+        self._alone = _lock_file(path.with_suffix(".lock"))
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
@@ -77,6 +79,7 @@ class Store:
         """Close the database."""
         with self._lock:
             self._db.close()
+            self._alone.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -253,6 +256,20 @@ class Store:
         """Return the whole ledger."""
         rows = self._run("SELECT * FROM ledger ORDER BY round, client, direction, kind")
         return [Entry(*row) for row in rows]
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """Return an open file that one process at a time can have; its end lets go, however it ends."""
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise ServerError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ServerError(f"another server uses {path.parent}; stop it first") from error
+    return file
 
 
 def _dump(state: RunState) -> str:

@@ -113,7 +113,7 @@ def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None
             ("demo", "--model", "vgg"),
             "no model 'vgg'; choose cnn, mlp, or a Keras configuration (.json)",
         ),
-        (("demo", "--output", "full"), "full is not empty and holds no run"),
+        (("demo", "--output", "full"), "full is not empty and holds no demo"),
         (("serve", "nowhere.toml"), "cannot read run file nowhere.toml"),
         (("serve", "bad.toml"), "trainig: unknown key; did you mean 'training'?"),
         (("join", "127.0.0.1:1", "--data", "nowhere.npz"), "nowhere.npz"),
@@ -130,6 +130,7 @@ def test_bad_input_is_one_plain_message(
     (tmp_path / "bad.toml").write_text("trainig = 1", "utf-8")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
+    (tmp_path / "full" / "run.toml").touch()
     load_train_test("digits")[1].save(tmp_path / "data.npz")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stderr

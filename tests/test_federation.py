@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import MANIFEST, SHAPE, Federation, Pull, profile
+from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -28,8 +29,11 @@ from featherfed.edge_client.state import ClientState, Held
 from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import metrics
+from featherfed.server.admission import DataShape
+from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.service import STATUS_OF_REASON, framed_size
+from featherfed.server.store import Store
 
 Start = Callable[..., Federation]
 
@@ -59,7 +63,7 @@ def test_uneven_clients_are_averaged_by_their_examples(federation: Start) -> Non
 
 
 def test_the_order_of_arrival_does_not_matter(federation: Start) -> None:
-    digests = []
+    digests, arrivals = [], []
     for order in ("abc", "cab"):
         server = federation(order, rounds=1)
         gates = {name: threading.Event() for name in order}
@@ -79,6 +83,9 @@ def test_the_order_of_arrival_does_not_matter(federation: Start) -> None:
             server.client(n, trainer=Pull(values[n], wait_for_turn(n))) for n in sorted(order)
         ]
         digests.append(server.run_clients(*sessions)[0].digest)
+        rows = server.store._run("SELECT client FROM updates ORDER BY rowid")
+        arrivals.append("".join(row[0] for row in rows))
+    assert arrivals == ["abc", "cab"]
     assert digests[0] == digests[1]
 
 
@@ -95,7 +102,8 @@ def test_pruning_reaches_its_sparsity_in_the_global_model(federation: Start) -> 
 def test_a_silent_client_holds_a_round_until_the_deadline_only(federation: Start) -> None:
     server = federation(rounds=2, clients=TWO)
     silent = server.transport()
-    silent.join(_join_request("silent"))
+    session = silent.join(_join_request("silent")).session
+    threading.Thread(target=silent.next_task, args=(session,)).start()
     held = server.run_clients(server.client("alive"))
     server.join()
     rounds = _metrics(server)["rounds"]
@@ -139,7 +147,7 @@ def test_a_straggler_is_refused_and_keeps_its_work(federation: Start) -> None:
 
 
 def test_a_client_that_joins_late_takes_part_from_the_next_round(federation: Start) -> None:
-    server = federation(rounds=3, clients=TWO)
+    server = federation(rounds=3, clients={**TWO, "deadline": 30})
     late_may_come = threading.Event()
     late_is_there = threading.Event()
 
@@ -249,6 +257,42 @@ def test_a_step_that_does_not_lead_to_the_servers_digest_is_refused() -> None:
         follow(MANIFEST, 0, None, [link], payload)
     with pytest.raises(WireError, match="do not belong together"):
         follow(MANIFEST, 0, held, [link], payload + b"?")
+
+
+def test_a_round_that_closes_before_the_download_costs_the_client_nothing(
+    federation: Start,
+) -> None:
+    server = federation(rounds=3, clients=TWO)
+    transport = server.transport()
+    fetch = transport.fetch_model
+    delayed = []
+
+    def fetch_late(request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
+        if request.version == 0:
+            deadline = time.monotonic() + 20
+            while server.store.newest().version == 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            delayed.append(server.store.newest().version)
+        return fetch(request)
+
+    transport.fetch_model = fetch_late  # type: ignore[method-assign]
+    held = server.run_clients(server.client("slow", transport=transport), server.client("quick"))
+    assert delayed
+    assert held[0].digest == held[1].digest
+
+
+def test_two_clients_of_one_name_are_told(federation: Start) -> None:
+    server = federation(rounds=1, clients={"minimum": 2, "deadline": 30})
+    first, second = server.transport(), server.transport()
+    poll = first.next_task
+
+    def evict(session: int) -> pb.NextTaskReply:
+        second.join(_join_request("twin"))
+        return poll(session)
+
+    first.next_task = evict  # type: ignore[method-assign]
+    with pytest.raises(Rejected, match="another client uses the name 'twin'"):
+        server.client("twin", transport=first).run()
 
 
 def test_given_first_weights_are_downloaded(federation: Start) -> None:
@@ -427,14 +471,16 @@ def test_a_client_that_lost_its_model_gets_the_shortest_way_back(federation: Sta
     (held,) = server.run_clients(server.client("only"))
     session = server.coordinator.join(_join_request("new")).session
     nothing = pb.FetchModelRequest(session=session, version=3)
-    route = server.coordinator.fetch(nothing)
+    route = server.coordinator.fetch("new", nothing).route
     assert [link.kind for link in route.links] == [pb.Link.SEED] + 3 * [pb.Link.DELTA]
     wrong = pb.FetchModelRequest(session=session, version=3, have_version=2, have_digest=b"?")
-    assert len(server.coordinator.fetch(wrong).links) == 4, "a digest mismatch starts over"
+    assert len(server.coordinator.fetch("new", wrong).route.links) == 4, (
+        "a digest mismatch starts over"
+    )
     right = pb.FetchModelRequest(
         session=session, version=3, have_version=3, have_digest=held.digest
     )
-    assert server.coordinator.fetch(right).links == []
+    assert server.coordinator.fetch("new", right).route.links == []
 
 
 def test_health_and_reflection_answer(federation: Start) -> None:
@@ -470,8 +516,18 @@ def test_a_server_that_is_not_there_is_said_plainly() -> None:
 
 def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     server = federation(rounds=1)
+    changed = server.settings.model_copy(update={"rounds": 2})
+    shape = DataShape(SHAPE, CLASSES)
     with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
-        Federation(server.directory, server.settings.model_copy(update={"rounds": 2}))
+        Coordinator(
+            changed, server.store, server.coordinator.plan, MANIFEST, shape, Judge(), time.time
+        )
+
+
+def test_two_servers_do_not_share_a_run(federation: Start) -> None:
+    server = federation(rounds=1)
+    with pytest.raises(ServerError, match="another server uses .*run; stop it first"):
+        Store(server.directory / "run.db")
 
 
 def test_sampling_a_fraction(federation: Start) -> None:

@@ -58,19 +58,19 @@ def client(processes: Processes, number: int, address: str) -> None:
 def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
     processes: Processes,
 ) -> None:
-    address = serve(processes, rounds=4, port=0, minimum=2, deadline=12)
+    address = serve(processes, rounds=4, port=0, minimum=2, deadline=30)
     client(processes, 0, address)
     client(processes, 1, address)
     wait_until(lambda: status(address).version >= 1)
-    client(processes, 2, address)  # the late one
     wait_until(lambda: "round 2: training" in processes.log("c1"))
     processes.kill("c1")  # in mid-round, never to come back
+    client(processes, 2, address)  # the late one
     assert processes.wait("server") == 0, processes.log("server")
     assert [processes.wait("c0"), processes.wait("c2")] == [0, 0]
     rounds = metrics(processes)["rounds"]
     assert len(rounds) == 4
     assert [c["client"] for c in rounds[0]["clients"]] == ["c0", "c1"]
-    assert rounds[1]["missing"] == ["c1"]
+    assert rounds[1]["missing"] == ["c1"], "the round closed by quorum at its deadline"
     assert [c["client"] for c in rounds[-1]["clients"]] == ["c0", "c2"]
     assert rounds[-1]["missing"] == [], "no later round waits for the dead"
     assert rounds[-1]["accuracy"] > 0.8
@@ -114,6 +114,7 @@ def test_other_settings_or_a_taken_port_are_said_plainly(processes: Processes) -
     processes.start("second", "serve", "other.toml", "--port", port)
     assert processes.wait("second") == 1
     assert f"featherfed: cannot listen on {address}: it is in use" in processes.log("second")
+    processes.kill("server")
     (processes.directory / "changed.toml").write_text('output = "out"\nrounds = 9', "utf-8")
     processes.start("third", "serve", "changed.toml", "--port", "0")
     assert processes.wait("third") == 1

@@ -78,6 +78,13 @@ def test_known_clients_that_are_away_get_their_patience_and_no_more() -> None:
     assert run(tick(1e6, "a"), state=second).phase is Phase.GATHERING, "one is no quorum of three"
 
 
+def test_after_a_restart_the_others_are_waited_for() -> None:
+    policy = replace(POLICY, minimum=2)
+    second = RunState(round=2, since=200)
+    assert run(tick(201, "ab"), state=second, policy=policy).phase is Phase.GATHERING
+    assert run(tick(202, "abc"), state=second, policy=policy).cohort == ALL
+
+
 def test_a_run_ends_after_its_last_round() -> None:
     closing = RunState(phase=Phase.AGGREGATING, round=2)
     end = run(Aggregated(9), state=closing)
