@@ -526,7 +526,7 @@ def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
 
 def test_two_servers_do_not_share_a_run(federation: Start) -> None:
     server = federation(rounds=1)
-    with pytest.raises(ServerError, match="another server uses .*run; stop it first"):
+    with pytest.raises(ServerError, match=r"another server uses .*run; stop it first"):
         Store(server.directory / "run.db")
 
 
