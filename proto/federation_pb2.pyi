@@ -163,20 +163,18 @@ class NextTaskReply(_message.Message):
     def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "version", "codec", "sparsity", "deadline_seconds", "digest")
+    __slots__ = ("round", "version", "codec", "sparsity", "digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
     version: int
     codec: str
     sparsity: float
-    deadline_seconds: int
     digest: bytes
-    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., deadline_seconds: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ()

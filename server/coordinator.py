@@ -93,13 +93,13 @@ class Coordinator:
         self._last_seen: dict[str, float] = {}
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights)
+        self._clients = store.clients()
         self._state = store.load_state()
         if self._state.phase is Phase.GATHERING:  # after a restart, clients get their patience anew
             self._state = replace(self._state, since=clock())
         if self._state.phase is Phase.FINISHED:  # and time to fetch the final model
-            self._last_seen = dict.fromkeys(store.clients(), clock())
+            self._last_seen = dict.fromkeys(self._clients, clock())
         self._digest = store.newest().digest
-        self._clients = store.clients()
         self._sessions = {session: client for client, (session, _) in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
         self._router = Router(store, manifest, seeded=seed_digest == store.version(0).digest)
@@ -172,13 +172,11 @@ class Coordinator:
             waiting = client in state.reported or client not in state.cohort
             if state.phase is not Phase.TRAINING or waiting:
                 return pb.NextTaskReply(wait=pb.Wait())
-            left = state.since + self._policy.deadline - self._clock()
             train = pb.Train(
                 round=state.round,
                 version=state.round - 1,
                 codec=str(self._uplink),
                 sparsity=self.settings.sparsity.at(state.round),
-                deadline_seconds=max(0, math.floor(left)),
                 digest=self._digest,
             )
             return pb.NextTaskReply(train=train)
