@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from featherfed.compression.buffer import MAX_VARINT_BYTES, Reader, varint
+from featherfed.compression.context import PLAIN, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
+from featherfed.compression.key import Key
 from featherfed.compression.manifest import Array
 from featherfed.compression.stage import (
     FLOATS,
@@ -45,10 +47,18 @@ class Codec(Protocol):
     def feedback(self) -> bool:
         """The sender must keep the residual and add it to its next update (error feedback)."""
 
-    def encode(self, tensors: Sequence[Array]) -> bytes:
+    @property
+    def takes_all(self) -> bool:
+        """Small trainable tensors too: near-lossless would cost more than all the rest."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the stages that a peer must know."""
+
+    def encode(self, tensors: Sequence[Array], context: Context = PLAIN) -> bytes:
         """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
 
-    def decode(self, data: bytes, shapes: Sequence[Shape]) -> list[Array]:
+    def decode(self, data: bytes, shapes: Sequence[Shape], context: Context = PLAIN) -> list[Array]:
         """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
 
     def limit(self, shapes: Sequence[Shape]) -> int:
@@ -100,7 +110,17 @@ class Chain:
         """Any stage asks for it."""
         return any(stage.feedback for stage in self._arrays)
 
-    def encode(self, tensors: Sequence[Array]) -> bytes:
+    @property
+    def takes_all(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The names of its stages."""
+        return frozenset(stage.name for stage in self.stages)
+
+    def encode(self, tensors: Sequence[Array], context: Context = PLAIN) -> bytes:
         """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
         sides: list[bytes] = []
         values: list[bytes] = []
@@ -110,8 +130,9 @@ class Chain:
                     f"tensor {number} holds NaN, infinity or values beyond {MAX_MAGNITUDE:g}"
                 )
             x = tensor
+            key = context.own.child(number)
             for stage in self._arrays:
-                x, side = stage.encode(x)
+                x, side = stage.encode(x, key)
                 sides += [varint(len(side)), side]
             values.append(pack(x.ravel(), self._form))
         data = b"".join(sides + values)
@@ -119,14 +140,17 @@ class Chain:
             data = compressor.compress(data)
         return data
 
-    def decode(self, data: bytes, shapes: Sequence[Shape]) -> list[Array]:
+    def decode(self, data: bytes, shapes: Sequence[Shape], context: Context = PLAIN) -> list[Array]:
         """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
         limit = self.limit(shapes)
         for compressor in reversed(self._bytes):
             data = compressor.decompress(data, limit)
         reader = Reader(data)
         sides = [self._read_sides(reader, shape) for shape in shapes]
-        tensors = [self._read_tensor(reader, *pair) for pair in zip(sides, shapes, strict=True)]
+        tensors = [
+            self._read_tensor(reader, side, shape, context.own.child(number))
+            for number, (side, shape) in enumerate(zip(sides, shapes, strict=True))
+        ]
         reader.finish()
         return tensors
 
@@ -139,14 +163,14 @@ class Chain:
             sides.append(reader.take(length))
         return sides
 
-    def _read_tensor(self, reader: Reader, sides: list[bytes], shape: Shape) -> Array:
+    def _read_tensor(self, reader: Reader, sides: list[bytes], shape: Shape, key: Key) -> Array:
         shapes = self._shapes(shape)
         count = int(np.prod(shapes[-1]))
         x = unpack(reader.take(packed_size(self._form, count)), self._form, count)
         for stage, side, inner in zip(
             reversed(self._arrays), reversed(sides), reversed(shapes[:-1]), strict=True
         ):
-            x = stage.decode(x, side, inner)
+            x = stage.decode(x, side, inner, key)
         if not np.isfinite(x).all():
             raise NonFiniteError("an update holds NaN or infinity")
         return x.astype(np.float32).reshape(shape)

@@ -1,4 +1,4 @@
-"""Stages that keep floats as floats: `float32` (exact) and `float16` (near-lossless)."""
+"""Stages that keep floats as floats: `float32` (exact), `float16` (near-lossless), `float8`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from featherfed.compression.errors import WireError
+from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.manifest import Array
-from featherfed.compression.stage import FLOATS, HALVES, Form, Shape, Values
+from featherfed.compression.stage import FLOATS, HALVES, Form, Shape, Values, symbols
 
 _EXPONENT = struct.Struct("<h")
 _EXPONENT_LIMIT = 200
@@ -31,11 +32,11 @@ class Float32:
         """Floats."""
         return FLOATS
 
-    def encode(self, x: Array) -> tuple[Values, bytes]:
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
         """Return the values of `x`."""
         return x.ravel(), b""
 
-    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return the values in `shape`."""
         if side:
             raise WireError("float32 has no side information")
@@ -67,13 +68,13 @@ class Float16:
         """Half-precision floats."""
         return HALVES
 
-    def encode(self, x: Array) -> tuple[Values, bytes]:
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
         """Return `x` scaled to the middle of float16's range, and the exponent."""
         largest = float(np.max(np.abs(x), initial=0.0))
         exponent = math.frexp(largest)[1] - _TOP if largest else 0
         return np.ldexp(x.ravel(), -exponent).astype("<f2"), _EXPONENT.pack(exponent)
 
-    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return the values times two to the exponent in `side`."""
         if len(side) != _EXPONENT.size:
             raise WireError(f"float16 needs {_EXPONENT.size} bytes of exponent, got {len(side)}")
@@ -83,6 +84,42 @@ class Float16:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             scaled: Array = np.ldexp(values.astype(np.float32), exponent)
         return scaled.reshape(shape)
+
+    def count(self, shape: Shape) -> int:
+        """Return the size of `shape`."""
+        return math.prod(shape)
+
+    def side_limit(self, shape: Shape) -> int:
+        """Return the size of the exponent."""
+        return _EXPONENT.size
+
+
+@dataclass(frozen=True)
+class Float8:
+    """The upper half of `float16` (E5M2): one byte a value and 2 a tensor.
+
+    Cut off towards zero, at most a quarter of the value: a variance that shrinks never falls below
+    where it should.
+    """
+
+    name: ClassVar[str] = "float8"
+    lossless: ClassVar[bool] = False
+    feedback: ClassVar[bool] = True
+
+    @property
+    def gives(self) -> Form:
+        """Bytes."""
+        return symbols(8)
+
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
+        """Return the upper bytes of the halves, and the exponent."""
+        values, side = Float16().encode(x)
+        return (values.view("<u2") >> 8).astype(np.uint8), side
+
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
+        """Return the values, the cut bits as zero."""
+        halves = (values.astype("<u2") << 8).view("<f2")
+        return Float16().decode(halves, side, shape)
 
     def count(self, shape: Shape) -> int:
         """Return the size of `shape`."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.manifest import Array
 from featherfed.compression.stage import Form, Shape, Values, symbols
 
@@ -45,7 +46,7 @@ class Quantize:
     def _channels(self, shape: Shape) -> int:
         return max(1, shape[-1]) if self.axis == "channel" and len(shape) > 1 else 1
 
-    def encode(self, x: Array) -> tuple[Values, bytes]:
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
         """Return the codes; the side is every channel's float32 step, then its uint16 zero."""
         rows = x.reshape(-1, self._channels(x.shape))
         top = 2**self.bits - 1
@@ -58,7 +59,7 @@ class Quantize:
         side = step.astype("<f4").tobytes() + zero.astype("<u2").tobytes()
         return codes.astype(self.gives.dtype).ravel(), side
 
-    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return (code - zero) * step for every code."""
         channels = self._channels(shape)
         if len(side) != channels * _SIDE_BYTES:

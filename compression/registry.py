@@ -7,23 +7,24 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from featherfed.compression.chain import Chain, chain
+from featherfed.compression.chain import Codec, chain
 from featherfed.compression.errors import CodecError
-from featherfed.compression.floats import Float16, Float32
+from featherfed.compression.floats import Float8, Float16, Float32
 from featherfed.compression.lossless import Zstd
 from featherfed.compression.quantize import Quantize
+from featherfed.compression.sketch import Sketch
 from featherfed.compression.stage import Stage
 from featherfed.compression.topk import TopK
 
 STAGES: dict[str, type[Any]] = {
-    stage.name: stage for stage in (Float32, Float16, Quantize, TopK, Zstd)
+    stage.name: stage for stage in (Float32, Float16, Quantize, TopK, Zstd, Float8, Sketch)
 }
 """Every stage by its name in codec text."""
 
 MAX_TEXT = 200
 
 
-def parse_codec(text: str) -> Chain:
+def parse_codec(text: str) -> Codec:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
 
     `str` of a codec is its canonical text, and gives an equal codec here.
@@ -37,7 +38,7 @@ def parse_codec(text: str) -> Chain:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CodecError(f"{text!r} is not a codec; write e.g. quantize(8) | zstd") from error
     try:
-        codec = chain(*_stages(tree))
+        codec = _join(_stages(tree))
     except CodecError as error:
         raise CodecError(f"codec {text!r}: {error}") from None
     if len(str(codec)) > MAX_TEXT:
@@ -45,7 +46,17 @@ def parse_codec(text: str) -> Chain:
     return codec
 
 
-def _stages(node: ast.expr) -> list[Stage]:
+def _join(stages: list[Stage | Sketch]) -> Codec:
+    match stages:
+        case [Sketch() as sketch]:
+            return sketch
+        case _ if any(isinstance(stage, Sketch) for stage in stages):
+            raise CodecError("sketch is a whole codec: nothing comes before or after it")
+        case _:
+            return chain(*stages)  # type: ignore[arg-type]
+
+
+def _stages(node: ast.expr) -> list[Stage | Sketch]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_stages(node.left), *_stages(node.right)]
     if isinstance(node, ast.Name):
@@ -66,13 +77,13 @@ def _argument(node: ast.expr) -> object:
     raise CodecError("arguments are numbers or words")
 
 
-def _build(name: str, args: list[object], named: dict[str, object]) -> Stage:
+def _build(name: str, args: list[object], named: dict[str, object]) -> Stage | Sketch:
     if name not in STAGES:
         close = difflib.get_close_matches(name, STAGES, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise CodecError(f"unknown stage {name!r}{hint} Stages: {', '.join(sorted(STAGES))}")
     try:
-        stage: Stage = STAGES[name](*args, **named)
+        stage: Stage | Sketch = STAGES[name](*args, **named)
     except TypeError:
         wanted = ", ".join(field.name for field in fields(STAGES[name]))
         raise CodecError(f"{name} takes ({wanted})") from None

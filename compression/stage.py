@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.manifest import Array
 
 Shape = tuple[int, ...]
@@ -45,10 +46,14 @@ class ArrayStage(Protocol):
     def gives(self) -> Form:
         """What the stage hands on."""
 
-    def encode(self, x: Array) -> tuple[Values, bytes]:
-        """Return the 1-D values handed on and the side information; x is finite float32."""
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
+        """Return the 1-D values handed on and the side information; x is finite float32.
 
-    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+        `key`: randomness that both sides share, other for every tensor of every update; equal in,
+        equal out. Stages that need none ignore it.
+        """
+
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return the float32 array of `shape`; raise WireError if `side` cannot be right."""
 
     def count(self, shape: Shape) -> int:

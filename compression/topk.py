@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from featherfed.compression.buffer import MAX_VARINT_BYTES
 from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.manifest import Array
 from featherfed.compression.stage import FLOATS, Form, Shape, Values
 
@@ -37,7 +38,7 @@ class TopK:
         """Floats."""
         return FLOATS
 
-    def encode(self, x: Array) -> tuple[Values, bytes]:
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
         """Return the kept values in order of position; the side holds the gaps between them."""
         flat = x.ravel()
         k = self.count(x.shape)
@@ -46,7 +47,7 @@ class TopK:
         kept = np.sort(np.argpartition(-np.abs(flat), k - 1)[:k])
         return flat[kept], _encode_gaps(kept)
 
-    def decode(self, values: Values, side: bytes, shape: Shape) -> Array:
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return zeros with `values` at the positions told by `side`."""
         size = math.prod(shape)
         out = np.zeros(size, np.float32)

@@ -2,21 +2,30 @@
 
 Per tensor, by role and size, never by name: trainable tensors of SMALL values or more take the
 codec; smaller ones and statistics travel near-lossless. What a pruning mask removes is not sent.
+
+A sketch is so small that near-lossless would cost more than the rest: it takes all trainable
+tensors, and statistics travel as 8-bit floats, each by one client of the round if all by all would
+be too dear.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from featherfed.compression.allocation import Report, restrict
 from featherfed.compression.buffer import Reader, varint
 from featherfed.compression.chain import MAX_MAGNITUDE, Codec, chain
+from featherfed.compression.context import PLAIN, Context
 from featherfed.compression.errors import OutOfRangeError
-from featherfed.compression.floats import Float16
+from featherfed.compression.floats import Float8, Float16
 from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
 from featherfed.compression.masks import Mask, Masks
+from featherfed.compression.sketch import Sketch
 from featherfed.compression.stage import Shape
 from featherfed.compression.wire import seal, unseal
 
@@ -24,6 +33,8 @@ SMALL = 1024
 """Tensors with fewer values (biases, normalisation) are not worth a lossy codec."""
 
 _NEAR_LOSSLESS = chain(Float16())
+_CHEAP = chain(Float8())
+_STATISTICS_SHARE = 8  # statistics may take one part in this many of a sketch, else they are shared
 _ENVELOPE = 64  # more than magic, version, lengths and checksum take
 _EXPANSION = 64  # a byte stage adds at most one part in this many to bytes it cannot compress
 
@@ -49,6 +60,7 @@ def encode_update(
     *,
     masks: Masks | None = None,
     residual: Sequence[Array] | None = None,
+    context: Context = PLAIN,
 ) -> Encoded:
     """Encode `update` (float32, manifest shapes) plus the `residual` of the last one.
 
@@ -60,8 +72,8 @@ def encode_update(
     target = list(update)
     if codec.feedback and residual is not None:
         target = [u + r for u, r in zip(update, residual, strict=True)]
-    payload = _encode(codec, manifest, target, masks)
-    decoded = decode_update(codec, manifest, payload, masks=masks)
+    payload = _encode(codec, manifest, target, masks, context)
+    decoded = decode_update(codec, manifest, payload, masks=masks, context=context)
     lost = None
     if codec.feedback:
         triples = zip(target, decoded, _all(masks, manifest), strict=True)
@@ -70,32 +82,77 @@ def encode_update(
 
 
 def decode_update(
-    codec: Codec, manifest: Manifest, payload: bytes, *, masks: Masks | None = None
+    codec: Codec,
+    manifest: Manifest,
+    payload: bytes,
+    *,
+    masks: Masks | None = None,
+    context: Context = PLAIN,
 ) -> list[Array]:
     """Return the update in `payload`, float32 in manifest shapes; raise WireError otherwise.
 
-    Safe on hostile bytes: nothing larger than the manifest's tensors is allocated.
+    Safe on hostile bytes: nothing larger than the manifest's tensors is allocated. What
+    `coverage` says was not sent is zero.
     """
-    reader = Reader(unseal(payload, _context(codec, manifest)))
-    coarse, fine = _split(codec, manifest)
-    coarse_data = reader.take(reader.varint())
-    fine_data = reader.take(reader.remaining)
-    shapes = _kept_shapes(manifest, masks)
+    parts = _Parts(codec, manifest, masks, context)
+    coarse_data, fine_data = parts.split(payload)
     values: dict[int, Array] = {}
-    for part, indices, data in ((codec, coarse, coarse_data), (_NEAR_LOSSLESS, fine, fine_data)):
-        values.update(zip(indices, part.decode(data, [shapes[i] for i in indices]), strict=True))
+    decoded = codec.decode(coarse_data, parts.coarse_shapes, parts.context)
+    values.update(zip(parts.coarse, decoded, strict=True))
+    values.update(zip(parts.fine, parts.decode_fine(fine_data), strict=True))
     return [
         _expand(values[i], mask, spec)
         for i, (spec, mask) in enumerate(zip(manifest, _all(masks, manifest), strict=True))
     ]
 
 
+def coverage(codec: Codec, manifest: Manifest, context: Context = PLAIN) -> list[Mask | None]:
+    """Return by tensor where an update holds a value, None where it is everywhere.
+
+    A sketch is unbiased and counts as everywhere; of shared statistics a client sends a part.
+    """
+    parts = _Parts(codec, manifest, None, context)
+    masks: list[Mask | None] = [None] * len(manifest)
+    if parts.slices > 1:
+        sent = np.zeros(parts.fine_size, np.bool_)
+        sent[context.slot % context.slots :: parts.slices] = True
+        for i, mask in zip(parts.fine, parts.cut(sent), strict=True):
+            masks[i] = mask
+    return masks
+
+
+def read_report(
+    codec: Codec,
+    manifest: Manifest,
+    payload: bytes,
+    *,
+    masks: Masks | None = None,
+    context: Context = PLAIN,
+) -> Report | None:
+    """Return what a payload that decodes reports of importance, None if it reports nothing.
+
+    What is left of a tensor under a mask says nothing of the whole one's rows and columns.
+    """
+    if not isinstance(codec, Sketch) or _kept_shapes(manifest, masks) != _kept_shapes(
+        manifest, None
+    ):
+        return None
+    parts = _Parts(codec, manifest, masks, context)
+    data, _ = parts.split(payload)
+    return codec.read_report(data, parts.coarse_shapes, context)
+
+
+def sketched_shapes(manifest: Manifest, masks: Masks | None = None) -> list[Shape]:
+    """Return the shapes that an allocation of importance speaks of."""
+    shapes = _kept_shapes(manifest, masks)
+    return [shapes[i] for i, s in enumerate(manifest) if s.role is Role.TRAINABLE]
+
+
 def max_payload(codec: Codec, manifest: Manifest) -> int:
     """Return the most bytes an honest payload can have; more is refused before it is read."""
-    coarse, fine = _split(codec, manifest)
-    shapes = [spec.shape for spec in manifest]
-    limit = codec.limit([shapes[i] for i in coarse])
-    limit += _NEAR_LOSSLESS.limit([shapes[i] for i in fine])
+    parts = _Parts(codec, manifest, None, PLAIN)
+    limit = codec.limit(parts.coarse_shapes)
+    limit += _NEAR_LOSSLESS.limit([parts.shapes[i] for i in parts.fine])
     return limit + limit // _EXPANSION + _ENVELOPE
 
 
@@ -125,26 +182,76 @@ def apply_update(
     return weights
 
 
-def _encode(codec: Codec, manifest: Manifest, tensors: list[Array], masks: Masks | None) -> bytes:
+def _encode(
+    codec: Codec, manifest: Manifest, tensors: list[Array], masks: Masks | None, context: Context
+) -> bytes:
     kept = [t if m is None else t[m] for t, m in zip(tensors, _all(masks, manifest), strict=True)]
-    coarse, fine = _split(codec, manifest)
-    data = codec.encode([kept[i] for i in coarse])
-    body = varint(len(data)) + data + _NEAR_LOSSLESS.encode([kept[i] for i in fine])
-    return seal(body, _context(codec, manifest))
+    parts = _Parts(codec, manifest, masks, context)
+    data = codec.encode([kept[i] for i in parts.coarse], parts.context)
+    body = varint(len(data)) + data + parts.encode_fine([kept[i] for i in parts.fine])
+    return seal(body, parts.seal_context)
 
 
-def _split(codec: Codec, manifest: Manifest) -> tuple[list[int], list[int]]:
-    """Return the indices of the tensors that take the codec, and of those that do not."""
+class _Parts:
+    """Which tensors take the codec and which are sent in a finer one, and how."""
 
-    def is_coarse(spec: TensorSpec) -> bool:
-        return codec.lossless or (spec.role is Role.TRAINABLE and spec.size >= SMALL)
+    def __init__(
+        self, codec: Codec, manifest: Manifest, masks: Masks | None, context: Context
+    ) -> None:
+        def is_coarse(spec: TensorSpec) -> bool:
+            if codec.lossless:
+                return True
+            return spec.role is Role.TRAINABLE and (codec.takes_all or spec.size >= SMALL)
 
-    coarse = [i for i, spec in enumerate(manifest) if is_coarse(spec)]
-    return coarse, [i for i in range(len(manifest)) if i not in set(coarse)]
+        self.shapes = _kept_shapes(manifest, masks)
+        self.coarse = [i for i, spec in enumerate(manifest) if is_coarse(spec)]
+        self.fine = [i for i in range(len(manifest)) if i not in set(self.coarse)]
+        self.coarse_shapes = [self.shapes[i] for i in self.coarse]
+        self.context = context
+        if context.allocation and codec.takes_all:
+            whole = [manifest.specs[i].shape for i in self.coarse]
+            fitting = restrict(context.allocation, whole, self.coarse_shapes)
+            self.context = replace(context, allocation=fitting)
+        self.fine_size = sum(math.prod(self.shapes[i]) for i in self.fine)
+        self.seal_context = str(codec).encode() + manifest.digest + context.digest
+        self.slices = 1
+        self._cheap = codec.takes_all
+        self._slot = context.slot % context.slots
+        if codec.takes_all:
+            room = codec.limit(self.coarse_shapes) // _STATISTICS_SHARE
+            self.slices = 1 if self.fine_size <= room else context.slots
 
+    def split(self, payload: bytes) -> tuple[bytes, bytes]:
+        """Return the two parts of a payload; raise WireError if it is none."""
+        reader = Reader(unseal(payload, self.seal_context))
+        coarse_data = reader.take(reader.varint())
+        return coarse_data, reader.take(reader.remaining)
 
-def _context(codec: Codec, manifest: Manifest) -> bytes:
-    return str(codec).encode() + manifest.digest
+    def encode_fine(self, tensors: list[Array]) -> bytes:
+        if not self._cheap:
+            return _NEAR_LOSSLESS.encode(tensors)
+        values = np.concatenate([*(t.ravel() for t in tensors), np.zeros(0, np.float32)])
+        return _CHEAP.encode([values[self._slot :: self.slices]]) if self.fine_size else b""
+
+    def decode_fine(self, data: bytes) -> list[Array]:
+        if not self._cheap:
+            return _NEAR_LOSSLESS.decode(data, [self.shapes[i] for i in self.fine])
+        values = np.zeros(self.fine_size, np.float32)
+        sent = values[self._slot :: self.slices]
+        shapes = [sent.shape] if self.fine_size else []
+        for x in _CHEAP.decode(data, shapes):
+            sent[:] = x
+        return self.cut(values)
+
+    def cut(self, values: Any) -> list[Any]:
+        """Return one vector over all fine tensors as these tensors."""
+        shapes = [self.shapes[i] for i in self.fine]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        return (
+            [x.reshape(s) for x, s in zip(np.split(values, ends[:-1]), shapes, strict=True)]
+            if shapes
+            else []
+        )
 
 
 def _all(masks: Masks | None, manifest: Manifest) -> Masks:

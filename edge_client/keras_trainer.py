@@ -31,9 +31,10 @@ class KerasTrainer:
         labels: npt.NDArray[np.int64],
         *,
         client: str,
-        on_step: Callable[[int, int, int], None],
+        on_step: Callable[[int, int, int], None] | None = None,
+        model: FederatedModel | None = None,
     ) -> None:
-        """Build the model; `on_step` gets round, steps done and steps in all.
+        """Build the model, or share one; `on_step` gets round, steps done and steps in all.
 
         Raises ClientError if the plan asks for a model that this client builds differently.
         """
@@ -45,7 +46,7 @@ class KerasTrainer:
         optimization = Optimization(
             Method(plan.optimization.method), num_clusters=plan.optimization.num_clusters
         )
-        self._model = FederatedModel(plan.model_json, optimization)
+        self._model = model or FederatedModel(plan.model_json, optimization)
         if self._model.manifest.digest != manifest.digest:
             raise ClientError(
                 "this client's Keras builds the plan's model with other tensors than the server's; "
@@ -61,6 +62,7 @@ class KerasTrainer:
     def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
         """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
         self._model.set_weights(weights)
+        report = self._on_step
         identity = f"{self._seed}/{task.round}/{self._client}".encode()
         loss, accuracy = self._model.fit(
             self._images,
@@ -71,6 +73,6 @@ class KerasTrainer:
             optimizer=self._training.optimizer,
             sparsity=task.sparsity,
             seed=zlib.crc32(identity),
-            on_step=lambda done, total: self._on_step(task.round, done, total),
+            on_step=None if report is None else lambda done, total: report(task.round, done, total),
         )
         return Trained(self._model.get_weights(), loss, accuracy)

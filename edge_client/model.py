@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
+from featherfed.compression.allocation import Allocation
+from featherfed.compression.average import Average, Part, Round, average, round_key
+from featherfed.compression.chain import Codec
+from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.genesis import initial_weights
+from featherfed.compression.key import Key
 from featherfed.compression.manifest import Array, Manifest, weights_digest
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import apply_update, decode_update
+from featherfed.compression.update import apply_update, decode_update, sketched_shapes
 from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
 
@@ -30,8 +37,8 @@ def follow(
     for link in links:
         payload = data[at : at + link.size]
         at += link.size
-        weights = _step(manifest, seed, held, link, payload)
-        held = Held(link.version, weights_digest(weights), weights)
+        weights, allocation = _step(manifest, seed, held, link, payload)
+        held = Held(link.version, weights_digest(weights), weights, allocation)
         if held.digest != link.digest:
             raise DigestMismatch(f"version {link.version} differs from the server's")
     if at != len(data) or held is None:
@@ -41,19 +48,54 @@ def follow(
 
 def _step(
     manifest: Manifest, seed: int, held: Held | None, link: pb.Link, payload: bytes
-) -> list[Array]:
+) -> tuple[list[Array], Allocation | None]:
     if link.kind == pb.Link.SEED:
-        return initial_weights(manifest, seed)
-    try:
-        codec = parse_codec(link.codec)
-    except CodecError as error:
-        raise WireError(f"the server uses an unknown codec: {error}") from error
+        return initial_weights(manifest, seed), None
+    allocation = allocation_of(link, manifest)
     if link.kind == pb.Link.SNAPSHOT:
-        return decode_update(codec, manifest, payload)
+        return decode_update(_codec(link.codec), manifest, payload), allocation
     if held is None or link.version != held.version + 1:
         raise WireError(f"no version before the delta to version {link.version}")
     if not 0 <= link.sparsity < 1:
         raise WireError(f"a sparsity of {link.sparsity} makes no sense")
     masks = magnitude_masks(manifest, held.weights, link.sparsity)
-    update = decode_update(codec, manifest, payload, masks=masks)
-    return apply_update(manifest, mask_weights(held.weights, masks), update)
+    base = mask_weights(held.weights, masks)
+    key = round_key(seed, link.version)
+    if link.kind == pb.Link.BUNDLE:
+        mean = _unbundle(manifest, payload, key, masks, held.allocation)
+        return apply_update(manifest, base, mean.mean()), mean.allocation()
+    context = Context(key.child("mean"))
+    update = decode_update(_codec(link.codec), manifest, payload, masks=masks, context=context)
+    return apply_update(manifest, base, update), allocation or held.allocation
+
+
+def _unbundle(
+    manifest: Manifest, payload: bytes, key: Key, masks: Masks, allocation: Allocation | None
+) -> Average:
+    try:
+        bundle = pb.Bundle.FromString(payload)
+    except DecodeError as error:
+        raise WireError("the server's bundle of updates is damaged") from error
+    if not bundle.slots or not bundle.parts or not all(p.num_examples for p in bundle.parts):
+        raise WireError("the server's bundle holds no updates or parts without examples")
+    parts = [
+        Part(p.slot, p.num_examples, str(_codec(p.codec or bundle.codec)), p.payload)
+        for p in bundle.parts
+    ]
+    return average(manifest, Round(key, bundle.slots, masks, allocation), parts)
+
+
+def _codec(text: str) -> Codec:
+    try:
+        return parse_codec(text)
+    except CodecError as error:
+        raise WireError(f"the server uses an unknown codec: {error}") from error
+
+
+def allocation_of(link: pb.Link, manifest: Manifest) -> Allocation | None:
+    """Return the importance that a link tells, checked, or None if it tells nothing."""
+    if not link.HasField("allocation"):
+        return None
+    allocation = Allocation(link.allocation.levels, link.allocation.profile)
+    allocation.check(sketched_shapes(manifest))
+    return allocation

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from featherfed.compression.average import Round, round_key
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.compression.masks import magnitude_masks, mask_weights
@@ -177,17 +178,24 @@ class _Member:
 
     def _make_update(self, task: pb.Train, trainer: Trainer, num_examples: int) -> Pending:
         held = self.catch_up(task.version, task.digest)
-        if not 0 <= task.sparsity < 1:
-            raise ClientError(f"the server asks for a sparsity of {task.sparsity}; refused")
+        if not 0 <= task.sparsity < 1 or not task.slots:
+            raise ClientError(
+                f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
+                "refused"
+            )
         masks = magnitude_masks(self.manifest, held.weights, task.sparsity)
         start = mask_weights(held.weights, masks)
         log.info("round %d: training on %d examples", task.round, num_examples)
         trained = trainer.train(start, task)
         update = subtract(trained.weights, start)
+        round_ = Round(round_key(self._seed, task.round), task.slots, masks, held.allocation)
+        context = round_.context(task.slot)
         residual = self._state.residual()
         try:
             codec = parse_codec(task.codec)
-            encoded = encode_update(codec, self.manifest, update, masks=masks, residual=residual)
+            encoded = encode_update(
+                codec, self.manifest, update, masks=masks, residual=residual, context=context
+            )
         except CodecError as error:
             raise ClientError(
                 f"round {task.round}: training gave an update that cannot be sent ({error}); "

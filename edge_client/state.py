@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.compression.allocation import Allocation
 from featherfed.compression.manifest import Array, weights_digest
 from featherfed.edge_client.errors import ClientError
 
@@ -28,6 +29,8 @@ class Held:
     version: int
     digest: bytes
     weights: list[Array]
+    allocation: Allocation | None = None
+    """What is known of the importance of coordinates at this version."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,23 @@ class ClientState:
         if found is None:
             return None
         facts, tensors = found
-        held = Held(facts["version"], bytes.fromhex(facts["digest"]), tensors["weights"])
+        codes = [bytes.fromhex(text) for text in facts["allocation"] or ()]
+        held = Held(
+            facts["version"],
+            bytes.fromhex(facts["digest"]),
+            tensors["weights"],
+            Allocation(*codes) if codes else None,
+        )
         return held if weights_digest(held.weights) == held.digest else None
 
     def save_held(self, held: Held) -> None:
         """Replace the held model."""
-        facts = {"version": held.version, "digest": held.digest.hex()}
+        known = held.allocation
+        facts = {
+            "version": held.version,
+            "digest": held.digest.hex(),
+            "allocation": known and (known.levels.hex(), known.profile.hex()),
+        }
         self._save("model", facts, {"weights": held.weights})
 
     def residual(self) -> list[Array] | None:

@@ -163,18 +163,22 @@ class NextTaskReply(_message.Message):
     def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "version", "codec", "sparsity", "digest")
+    __slots__ = ("round", "version", "codec", "sparsity", "digest", "slot", "slots")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     round: int
     version: int
     codec: str
     sparsity: float
     digest: bytes
-    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    slot: int
+    slots: int
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ..., slot: _Optional[int] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ()
@@ -209,28 +213,62 @@ class ModelChunk(_message.Message):
     def __init__(self, links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Link(_message.Message):
-    __slots__ = ("kind", "version", "digest", "codec", "sparsity", "size")
+    __slots__ = ("kind", "version", "digest", "codec", "sparsity", "size", "allocation")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         SEED: _ClassVar[Link.Kind]
         DELTA: _ClassVar[Link.Kind]
         SNAPSHOT: _ClassVar[Link.Kind]
+        BUNDLE: _ClassVar[Link.Kind]
     SEED: Link.Kind
     DELTA: Link.Kind
     SNAPSHOT: Link.Kind
+    BUNDLE: Link.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATION_FIELD_NUMBER: _ClassVar[int]
     kind: Link.Kind
     version: int
     digest: bytes
     codec: str
     sparsity: float
     size: int
-    def __init__(self, kind: _Optional[_Union[Link.Kind, str]] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., size: _Optional[int] = ...) -> None: ...
+    allocation: Allocation
+    def __init__(self, kind: _Optional[_Union[Link.Kind, str]] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., size: _Optional[int] = ..., allocation: _Optional[_Union[Allocation, _Mapping]] = ...) -> None: ...
+
+class Allocation(_message.Message):
+    __slots__ = ("levels", "profile")
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    levels: bytes
+    profile: bytes
+    def __init__(self, levels: _Optional[bytes] = ..., profile: _Optional[bytes] = ...) -> None: ...
+
+class Bundle(_message.Message):
+    __slots__ = ("slots", "codec", "parts")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    slots: int
+    codec: str
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, slots: _Optional[int] = ..., codec: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("slot", "num_examples", "codec", "payload")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    num_examples: int
+    codec: str
+    payload: bytes
+    def __init__(self, slot: _Optional[int] = ..., num_examples: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UpdateChunk(_message.Message):
     __slots__ = ("header", "data")

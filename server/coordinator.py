@@ -13,19 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from featherfed.compression.average import Average, Part, Round, round_key
+from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
 from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import apply_update, decode_update, max_payload
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server import aggregate, rounds
+from featherfed.server import rounds
 from featherfed.server.admission import DataShape, check_capabilities, check_data, check_name
+from featherfed.server.budget import Uplink
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
 from featherfed.server.status import describe
-from featherfed.server.store import Entry, Store, Update, Version
+from featherfed.server.store import Entry, Member, Store, Update, Version
 from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
 PRESENCE = 60.0
@@ -73,11 +76,13 @@ class Coordinator:
         evaluator: Evaluator,
         clock: Callable[[], float],
         first_weights: Sequence[Array] | None = None,
+        secret: int | None = None,
     ) -> None:
         """Begin the run that `settings` describe, or go on with the one in `store`.
 
-        `first_weights`: version 0, if it is not what the plan's seed gives. Raises ServerError if
-        the store holds another run.
+        `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of
+        cohorts and slots, below 2**63, random if it is not given. Raises ServerError if the store
+        holds another run.
         """
         self.settings = settings
         self.manifest = manifest
@@ -87,24 +92,26 @@ class Coordinator:
         self._evaluator = evaluator
         self._clock = clock
         self._lock = threading.RLock()
-        self._uplink = parse_codec(settings.compression.uplink)
-        self._downlink = parse_codec(settings.compression.downlink)
-        self._policy = settings.policy
+        compression = settings.compression
+        self._uplink = Uplink(compression.uplink, manifest, settings.rounds)
+        self._fallback = parse_codec(compression.fallback)
+        self._downlink = parse_codec(compression.downlink)
         self._last_seen: dict[str, float] = {}
         self._start: tuple[int, RoundStart] | None = None
-        self._begin(first_weights)
+        self._begin(first_weights, secrets.randbits(63) if secret is None else secret)
+        self._policy = replace(settings.policy, seed=store.secret())
         self._clients = store.clients()
         self._state = store.load_state()
         if self._state.phase is Phase.GATHERING:  # after a restart, clients get their patience anew
             self._state = replace(self._state, since=clock())
         if self._state.phase is Phase.FINISHED:  # and time to fetch the final model
             self._last_seen = dict.fromkeys(self._clients, clock())
-        self._digest = store.newest().digest
-        self._sessions = {session: client for client, (session, _) in self._clients.items()}
+        self._digest, self._allocation = store.newest().digest, store.newest().allocation
+        self._sessions = {member.session: client for client, member in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
         self._router = Router(store, manifest, seeded=seed_digest == store.version(0).digest)
 
-    def _begin(self, first_weights: Sequence[Array] | None) -> None:
+    def _begin(self, first_weights: Sequence[Array] | None, secret: int) -> None:
         run = self._store.run()
         model = hashlib.sha256(self.plan.model_json.encode() + self.manifest.digest).hexdigest()
         fingerprint = f"{self.settings.fingerprint} {model}"
@@ -118,11 +125,11 @@ class Coordinator:
             return
         self.plan.run = f"{self.settings.name}-{secrets.token_hex(4)}"
         weights = first_weights or initial_weights(self.manifest, self.plan.seed)
-        version = Version(0, weights_digest(weights), "", 0.0, b"")
+        version = Version(0, weights_digest(weights), "delta", "", 0.0, b"")
         now = self._clock()
         with self._store.transaction():
             state = rounds.RunState(since=now)
-            self._store.create_run(self.plan.run, fingerprint, now, state)
+            self._store.create_run(self.plan.run, fingerprint, now, secret, state)
             self._store.add_version(version, weights, None)
 
     # ---- for clients ----
@@ -133,26 +140,29 @@ class Coordinator:
             check_name(request.client)
             try:
                 check_data(request.data, self._data_shape)
-                check_capabilities(request.capabilities, self._needed())
+                check_capabilities(request.capabilities, self._needed(request.capabilities))
             except Refused as refusal:
                 self.record_refusal(request.client, refusal)
                 raise
             session = secrets.randbits(63)
-            num_examples = request.data.num_examples
-            self._store.save_client(
-                request.client, session, num_examples, request.capabilities.runtime, self._clock()
-            )
+            stages = frozenset(request.capabilities.stages)
+            member = Member(session, request.data.num_examples, stages)
+            runtime = request.capabilities.runtime
+            self._store.save_client(request.client, member, runtime, self._clock())
             if request.client in self._clients:
-                del self._sessions[self._clients[request.client][0]]
-            self._clients[request.client] = (session, num_examples)
+                del self._sessions[self._clients[request.client].session]
+            self._clients[request.client] = member
             self._sessions[session] = request.client
             return pb.JoinReply(session=session, plan=self.plan)
 
-    def _needed(self) -> set[str]:
-        """Return the codec stages and the method that a client must be able to do."""
-        codecs = (self._uplink, self._downlink)
-        stages = {stage.name for codec in codecs for stage in codec.stages}
-        return stages | {self.settings.optimization.method}
+    def _needed(self, has: pb.Capabilities) -> set[str]:
+        """Return the codec stages and the method that a client must be able to do.
+
+        Broadcasts it cannot decode reach it as snapshots.
+        """
+        if self._uplink.stages <= set(has.stages):
+            return {self.settings.optimization.method}
+        return {*self._fallback.needs, self.settings.optimization.method}
 
     def client_of(self, session: int) -> str:
         """Return the client whose session this is; raise Refused if it must join (again)."""
@@ -175,11 +185,25 @@ class Coordinator:
             train = pb.Train(
                 round=state.round,
                 version=state.round - 1,
-                codec=str(self._uplink),
+                codec=self._codec_of(client),
                 sparsity=self.settings.sparsity.at(state.round),
                 digest=self._digest,
+                slot=self._slot_of(client),
+                slots=state.slots,
             )
             return pb.NextTaskReply(train=train)
+
+    def _slot_of(self, client: str) -> int:
+        return self._state.cohort.index(client) % self._state.slots
+
+    def _codec_of(self, client: str) -> str:
+        """Return the codec of a client's update in this round: the run's, or what it knows."""
+        state = self._state
+        masked = self.settings.sparsity.at(state.round) > 0
+        text = self._uplink.codec(state.slots, state.round, masked=masked)
+        if parse_codec(text).needs <= self._clients[client].stages:
+            return text
+        return str(self._fallback)
 
     def _hear(self, client: str) -> None:
         self._last_seen[client] = self._clock()
@@ -190,14 +214,16 @@ class Coordinator:
         """Return the smallest route to the newest version; raise Refused for any other version."""
         with self._lock:
             self._last_seen[client] = self._clock()
-            route = self._router.route(request)
+            route = self._router.route(request, self._clients[client].stages)
             again = self._store.has_transfer(self.ledger_round, client)
             return Delivery(route, self.ledger_round, again)
 
-    @property
-    def max_update_bytes(self) -> int:
-        """The most payload bytes an honest update can have."""
-        return max_payload(self._uplink, self.manifest)
+    def max_update_bytes(self, client: str) -> int:
+        """Return the most payload bytes an honest update of this client can have now."""
+        with self._lock:
+            if client not in self._state.cohort:
+                return max_payload(self._fallback, self.manifest)
+            return max_payload(parse_codec(self._codec_of(client)), self.manifest)
 
     def submit(
         self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
@@ -210,9 +236,16 @@ class Coordinator:
             self._last_seen[client] = self._clock()
             if self._store.has_update(header.round, client):
                 return pb.DUPLICATE
-            start = self._check_header(client, header)
+            start, round_ = self._check_header(client, header), self._round()
+            part = Part(self._slot_of(client), header.num_examples, self._codec_of(client), payload)
         try:
-            update = decode_update(self._uplink, self.manifest, payload, masks=start.masks)
+            update = decode_update(
+                parse_codec(part.codec),
+                self.manifest,
+                payload,
+                masks=start.masks,
+                context=round_.context(part.slot),
+            )
             apply_update(self.manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
         except NonFiniteError as error:
             raise Refused(pb.NON_FINITE, str(error)) from error
@@ -223,6 +256,8 @@ class Coordinator:
         row = Update(
             header.round,
             client,
+            part.slot,
+            part.codec,
             header.num_examples,
             payload,
             _finite(header.train_loss),
@@ -252,7 +287,7 @@ class Coordinator:
                 f"trained from version {header.version}; round {state.round} starts from "
                 f"{state.round - 1}",
             )
-        _, joined_with = self._clients[client]
+        joined_with = self._clients[client].num_examples
         if not 1 <= header.num_examples <= joined_with:
             raise Refused(
                 pb.BAD_EXAMPLE_COUNT,
@@ -267,6 +302,16 @@ class Coordinator:
             sparsity = self.settings.sparsity.at(round_)
             self._start = round_, start_round(self.manifest, weights, sparsity)
         return self._start[1]
+
+    def _round(self) -> Round:
+        """Return what everybody in the round knows."""
+        state = self._state
+        return Round(
+            round_key(self.plan.seed, state.round),
+            state.slots,
+            self._round_start().masks,
+            self._allocation,
+        )
 
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
         """Write down a refusal of the given or the current round, for the report."""
@@ -328,17 +373,21 @@ class Coordinator:
         """Fold the closed round's updates into the next version, judge it, and go on."""
         round_ = self._state.round
         start = self._round_start()
-        mean = aggregate.start(self.manifest, self._store.num_examples(round_))
+        mean = Average(self.manifest, self._round(), sum(self._store.num_examples(round_)))
+        forwards = self.settings.compression.broadcast == "auto"
+        bundle = pb.Bundle(slots=self._state.slots) if forwards else None
         grades: list[tuple[str, float | None, str | None]] = []
         for update in self._store.updates(round_):
             assert update.payload is not None, "payloads are kept until the round is aggregated"
-            decoded = decode_update(self._uplink, self.manifest, update.payload, masks=start.masks)
-            mean = aggregate.fold(mean, decoded, update.num_examples)
+            part = Part(update.slot, update.num_examples, update.codec, update.payload)
+            decoded = mean.add(part)
+            bundle = self._bundle(bundle, part)
             grades.append((update.client, *self._grade(start, decoded)))
         _, residual = self._store.model(self.manifest)
         sparsity = self.settings.sparsity.at(round_)
+        context = Context(round_key(self.plan.seed, round_).child("mean"))
         step = next_version(
-            self._downlink, self.manifest, round_, start, mean.totals, residual, sparsity
+            self._downlink, self.manifest, round_, start, mean, bundle, context, residual, sparsity
         )
         result = self._evaluator.evaluate(step.weights)
         version = replace(step.version, loss=result.loss, accuracy=result.accuracy)
@@ -349,7 +398,18 @@ class Coordinator:
                     self._store.grade_update(round_, *grade)
                 after = self._write(rounds.Aggregated(self._clock()))
             self._state = after
-            self._digest = version.digest
+            self._digest, self._allocation = version.digest, version.allocation
+
+    def _bundle(self, bundle: pb.Bundle | None, part: Part) -> pb.Bundle | None:
+        """Return the bundle with one more part, or None once it is larger than the model."""
+        if bundle is None or bundle.ByteSize() > 4 * self.manifest.num_values:
+            return None
+        bundle.codec = bundle.codec or part.codec
+        codec = "" if part.codec == bundle.codec else part.codec
+        bundle.parts.add(
+            slot=part.slot, num_examples=part.num_examples, codec=codec, payload=part.payload
+        )
+        return bundle
 
     def _grade(self, start: RoundStart, decoded: list[Array]) -> tuple[float | None, str | None]:
         if not self.settings.evaluation.every_client:
@@ -372,7 +432,7 @@ class Coordinator:
     def status(self) -> pb.StatusReply:
         """Return where the run is, for people and progress bars."""
         with self._lock:
-            counts = {client: examples for client, (_, examples) in self._clients.items()}
+            counts = {client: member.num_examples for client, member in self._clients.items()}
             return describe(self.plan.run, self._state, self._policy, self._store, counts)
 
 

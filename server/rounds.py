@@ -41,6 +41,7 @@ class Policy:
     patience: float = 30.0
     """How long to wait for known clients that are away, once a quorum of `minimum` is present."""
     seed: int = 0
+    """Of cohorts and slots; kept from the clients, who else could tell whose update is whose."""
 
     def required(self, clients: int) -> int:
         """Return how many of `clients` make a quorum, at least one."""
@@ -54,7 +55,10 @@ class RunState:
     phase: Phase = Phase.GATHERING
     round: int = 1
     since: float = 0.0
-    cohort: frozenset[str] = frozenset()
+    cohort: tuple[str, ...] = ()
+    """The round's clients in the order of their slots; later helpers stand at the end."""
+    slots: int = 0
+    """How many clients the round began with."""
     reported: frozenset[str] = frozenset()
     required: int = 0
     lost: frozenset[str] = frozenset()
@@ -96,12 +100,12 @@ class Aggregated:
 Event = Tick | Reported | Heard | Aggregated
 
 
-def sample(present: Iterable[str], policy: Policy, round_: int) -> frozenset[str]:
-    """Return the round's cohort; the same for the same present clients, seed and round."""
+def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ...]:
+    """Return the round's cohort in random order; it follows from clients, seed and round."""
     names = sorted(present)
     count = max(1, math.ceil(policy.fraction * len(names)))
     order = np.argsort(np.random.Philox(key=[policy.seed, round_]).random_raw(len(names)))
-    return frozenset(names[i] for i in order[:count])
+    return tuple(names[i] for i in order[:count])
 
 
 def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
@@ -121,6 +125,7 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
         phase=Phase.TRAINING,
         since=event.now,
         cohort=cohort,
+        slots=len(cohort),
         reported=frozenset(),
         required=policy.required(len(cohort)),
     )
@@ -136,14 +141,16 @@ def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
     """Close at the deadline with a quorum; without one, ask whoever is present to help."""
     overdue = event.now - state.since >= policy.deadline
     if overdue and len(state.reported) < state.required:
-        state = replace(state, cohort=state.cohort | event.present)
+        helpers = sorted(event.present - set(state.cohort))
+        state = replace(state, cohort=(*state.cohort, *helpers))
     return _close_if_due(state, event.now, policy)
 
 
 def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
     overdue = now - state.since >= policy.deadline
-    if state.cohort <= state.reported or (overdue and len(state.reported) >= state.required):
-        lost = (state.lost | state.cohort) - state.reported
+    cohort = frozenset(state.cohort)
+    if cohort <= state.reported or (overdue and len(state.reported) >= state.required):
+        lost = (state.lost | cohort) - state.reported
         return replace(state, phase=Phase.AGGREGATING, since=now, lost=lost)
     return state
 

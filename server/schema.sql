@@ -5,21 +5,26 @@ CREATE TABLE IF NOT EXISTS run (
     name        TEXT NOT NULL,
     fingerprint TEXT NOT NULL,          -- of the settings that must not change in mid-run
     started     REAL NOT NULL,          -- seconds since the epoch, as all times here
+    secret      INTEGER NOT NULL,       -- seed of cohorts and slots
     state       TEXT NOT NULL           -- rounds.RunState as JSON
 );
 CREATE TABLE IF NOT EXISTS clients (
     client       TEXT PRIMARY KEY,
     session      INTEGER NOT NULL UNIQUE,
     num_examples INTEGER NOT NULL,
+    stages       TEXT NOT NULL,         -- codec stages it knows, separated by spaces
     runtime      TEXT NOT NULL,
     joined       REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS versions (
     version  INTEGER PRIMARY KEY,       -- 0 is the start, r the result of round r
     digest   BLOB NOT NULL,
+    kind     TEXT NOT NULL,             -- of its payload: delta or bundle
     codec    TEXT NOT NULL,
-    sparsity REAL NOT NULL,             -- of the mask its delta was made under
-    payload  BLOB NOT NULL,             -- the delta from the version before; empty for 0
+    sparsity REAL NOT NULL,             -- of the mask its payload was made under
+    payload  BLOB NOT NULL,             -- leads here from the version before; empty for 0
+    levels   BLOB,                      -- importance of tensors, and of rows and columns
+    profile  BLOB,
     loss     REAL,
     accuracy REAL
 );
@@ -38,6 +43,8 @@ CREATE TABLE IF NOT EXISTS rounds (
 CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it is acknowledged
     round          INTEGER NOT NULL,
     client         TEXT NOT NULL,
+    slot           INTEGER NOT NULL,
+    codec          TEXT NOT NULL,
     num_examples   INTEGER NOT NULL,
     payload        BLOB,                -- dropped once the round is aggregated
     train_loss     REAL,

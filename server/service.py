@@ -17,11 +17,10 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
 
 CHUNK_BYTES = 64 * 1024
-FRAME_BYTES = 5
-"""gRPC's prefix of every message: a compression flag and a length."""
 MAX_WAIT_SECONDS = 25
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 
@@ -55,11 +54,6 @@ _OPTIONS = [
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
-
-
-def framed_size(message: Message) -> int:
-    """Return the bytes a message takes in its gRPC stream: frame prefix and serialised protobuf."""
-    return FRAME_BYTES + message.ByteSize()
 
 
 def _refusals_to_status(method: Method) -> Method:
@@ -154,13 +148,14 @@ class FederationService(pb_grpc.FederationServicer):
     async def SubmitUpdate(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitReply:
-        upload = _Upload(self._coordinator.max_update_bytes)
+        upload = _Upload()
         header = await upload.read_header(request_iterator)
         client = await self._client(header.session)
+        limit = await asyncio.to_thread(self._coordinator.max_update_bytes, client)
         round_ = min(header.round, self._coordinator.ledger_round)
         accepted = False
         try:
-            payload = await upload.read_rest(request_iterator)
+            payload = await upload.read_rest(request_iterator, limit)
             # Once begun it is seen through, also if the client hangs up: it may be journaled.
             submit = asyncio.to_thread(
                 self._coordinator.submit, client, header, payload, upload.message_bytes
@@ -194,10 +189,9 @@ async def _see_through(work: Coroutine[Any, Any, T]) -> T:
 
 
 class _Upload:
-    """Collects one update's chunks, never more than announced nor than `limit`."""
+    """Collects one update's chunks, never more than announced."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._announced = 0
         self._parts: list[bytes] = []
         self.size = 0
@@ -212,11 +206,10 @@ class _Upload:
             return chunk.header
         raise Refused(pb.MALFORMED, "the first chunk must hold the header")
 
-    async def read_rest(self, stream: AsyncIterator[pb.UpdateChunk]) -> bytes:
-        if self._announced > self._limit:
+    async def read_rest(self, stream: AsyncIterator[pb.UpdateChunk], limit: int) -> bytes:
+        if self._announced > limit:
             raise Refused(
-                pb.TOO_LARGE,
-                f"{self._announced} bytes; the run's codec needs {self._limit} at most",
+                pb.TOO_LARGE, f"{self._announced} bytes; the round's codec needs {limit} at most"
             )
         async for chunk in stream:
             self._add(chunk)

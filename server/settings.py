@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featherfed.compression.registry import parse_codec
+from featherfed.server.budget import check_uplink
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds import Policy
 from featherfed.server.schedule import DENSE, SparsitySchedule
@@ -59,10 +60,16 @@ class Optimization(_Section):
 
 
 class Compression(_Section):
-    """Codecs, as text."""
+    """What travels in which codec."""
 
-    uplink: CodecText = "quantize(8) | zstd"
+    uplink: Annotated[str, AfterValidator(check_uplink)] = "quantize(8) | zstd"
+    """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
+    fallback: CodecText = "quantize(8) | zstd"
+    """For clients that do not know the uplink's codec."""
     downlink: CodecText = "quantize(8) | zstd"
+    """Of the mean update, for clients to which the updates themselves are not forwarded."""
+    broadcast: Literal["auto", "aggregate"] = "auto"
+    """Forward the clients' updates if that is smallest, or always send their mean alone."""
 
 
 class Clients(_Section):

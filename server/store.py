@@ -8,12 +8,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from featherfed.compression.allocation import Allocation
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds import Phase, RunState
@@ -35,15 +36,30 @@ class Entry:
 
 @dataclass(frozen=True)
 class Version:
-    """One model version; `payload` is the delta from the one before, empty for version 0."""
+    """One model version; `payload` leads to it from the one before, empty for version 0.
+
+    It is a delta in `codec`, or the clients' own updates (`kind` "bundle"). `allocation` is what is
+    known of importance from then on.
+    """
 
     version: int
     digest: bytes
+    kind: str
     codec: str
     sparsity: float
     payload: bytes
+    allocation: Allocation | None = None
     loss: float | None = None
     accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client that has joined: its newest session, its examples, the codec stages it knows."""
+
+    session: int
+    num_examples: int
+    stages: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,8 @@ class Update:
 
     round: int
     client: str
+    slot: int
+    codec: str
     num_examples: int
     payload: bytes | None
     train_loss: float | None = None
@@ -102,11 +120,18 @@ class Store:
 
     # ---- the run ----
 
-    def create_run(self, name: str, fingerprint: str, started: float, state: RunState) -> None:
+    def create_run(
+        self, name: str, fingerprint: str, started: float, secret: int, state: RunState
+    ) -> None:
         """Write the run's only row."""
         self._run(
-            "INSERT INTO run VALUES (1, ?, ?, ?, ?)", name, fingerprint, started, _dump(state)
-        )
+            "INSERT INTO run VALUES (1, ?, ?, ?, ?, ?)",
+            name, fingerprint, started, secret, _dump(state),
+        )  # fmt: skip
+
+    def secret(self) -> int:
+        """Return the seed of cohorts and slots."""
+        return int(self._run("SELECT secret FROM run")[0][0])
 
     def run(self) -> tuple[str, str, float] | None:
         """Return name, fingerprint and start of the run, or None if there is none yet."""
@@ -123,21 +148,20 @@ class Store:
 
     # ---- clients ----
 
-    def save_client(
-        self, client: str, session: int, num_examples: int, runtime: str, now: float
-    ) -> None:
+    def save_client(self, client: str, member: Member, runtime: str, now: float) -> None:
         """Write a client; a known one gets the new session."""
         self._run(
-            "INSERT INTO clients VALUES (?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
             "session = excluded.session, num_examples = excluded.num_examples, "
-            "runtime = excluded.runtime",
-            client, session, num_examples, runtime, now,
+            "stages = excluded.stages, runtime = excluded.runtime",
+            client, member.session, member.num_examples, " ".join(sorted(member.stages)),
+            runtime, now,
         )  # fmt: skip
 
-    def clients(self) -> dict[str, tuple[int, int]]:
-        """Return (session, num_examples) by client, in name order."""
-        rows = self._run("SELECT client, session, num_examples FROM clients ORDER BY client")
-        return {row[0]: (row[1], row[2]) for row in rows}
+    def clients(self) -> dict[str, Member]:
+        """Return all clients by name, in name order."""
+        sql = "SELECT client, session, num_examples, stages FROM clients ORDER BY client"
+        return {row[0]: Member(row[1], row[2], frozenset(row[3].split())) for row in self._run(sql)}
 
     # ---- rounds, updates, versions ----
 
@@ -159,7 +183,8 @@ class Store:
 
     def add_update(self, update: Update) -> None:
         """Journal an update; raise sqlite3.IntegrityError if the client has one in this round."""
-        self._run("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *asdict(update).values())
+        marks = ", ".join("?" * len(fields(update)))
+        self._run(f"INSERT INTO updates VALUES ({marks})", *asdict(update).values())
 
     def has_update(self, round_: int, client: str) -> bool:
         """Whether the client's update of this round was journaled."""
@@ -167,15 +192,15 @@ class Store:
         return bool(self._run(sql, round_, client))
 
     def updates(self, round_: int) -> Iterator[Update]:
-        """Yield a round's updates in client order, one payload in memory at a time."""
-        names = self._run("SELECT client FROM updates WHERE round = ? ORDER BY client", round_)
+        """Yield a round's updates in order of slots, one payload in memory at a time."""
+        names = self._run("SELECT client FROM updates WHERE round = ? ORDER BY slot", round_)
         for (client,) in names:
             rows = self._run("SELECT * FROM updates WHERE round = ? AND client = ?", round_, client)
             yield Update(*rows[0])
 
     def num_examples(self, round_: int) -> list[int]:
-        """Return the numbers of examples of a round's updates, in client order."""
-        rows = self._run("SELECT num_examples FROM updates WHERE round = ? ORDER BY client", round_)
+        """Return the numbers of examples of a round's updates, in order of slots."""
+        rows = self._run("SELECT num_examples FROM updates WHERE round = ? ORDER BY slot", round_)
         return [row[0] for row in rows]
 
     def grade_update(
@@ -202,7 +227,13 @@ class Store:
         self, version: Version, weights: Sequence[Array], residual: Sequence[Array] | None
     ) -> None:
         """Write a version and make it the newest."""
-        self._run("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)", *asdict(version).values())
+        allocation = version.allocation
+        self._run(
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            version.version, version.digest, version.kind, version.codec, version.sparsity,
+            version.payload, allocation and allocation.levels, allocation and allocation.profile,
+            version.loss, version.accuracy,
+        )  # fmt: skip
         self._run(
             "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?)",
             version.version,
@@ -212,17 +243,17 @@ class Store:
 
     def version(self, number: int) -> Version:
         """Return one version; raise IndexError if there is none of this number."""
-        return Version(*self._run("SELECT * FROM versions WHERE version = ?", number)[0])
+        return _version(self._run("SELECT * FROM versions WHERE version = ?", number)[0])
 
     def newest(self) -> Version:
         """Return the newest version."""
         rows = self._run("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
-        return Version(*rows[0])
+        return _version(rows[0])
 
     def versions(self, after: int = -1) -> list[Version]:
         """Return the versions above `after`, in order, with their payloads."""
         rows = self._run("SELECT * FROM versions WHERE version > ? ORDER BY version", after)
-        return [Version(*row) for row in rows]
+        return [_version(row) for row in rows]
 
     def model(self, manifest: Manifest) -> tuple[list[Array], list[Array] | None]:
         """Return the newest version's weights and the server's residual."""
@@ -272,18 +303,26 @@ def _lock_file(path: Path) -> IO[bytes]:
     return file
 
 
+def _version(row: Any) -> Version:
+    fields = dict(row)
+    levels, profile = fields.pop("levels"), fields.pop("profile")
+    allocation = None if levels is None else Allocation(levels, profile)
+    return Version(**fields, allocation=allocation)
+
+
 def _dump(state: RunState) -> str:
     fields = asdict(state)
-    for name in ("cohort", "reported", "lost"):
+    for name in ("reported", "lost"):
         fields[name] = sorted(fields[name])
     return json.dumps(fields)
 
 
 def _load(text: str) -> RunState:
     fields = json.loads(text)
-    for name in ("cohort", "reported", "lost"):
+    for name in ("reported", "lost"):
         fields[name] = frozenset(fields[name])
-    return RunState(**{**fields, "phase": Phase(fields["phase"])})
+    cohort = tuple(fields["cohort"])
+    return RunState(**{**fields, "phase": Phase(fields["phase"]), "cohort": cohort})
 
 
 def _to_blob(tensors: Sequence[Array]) -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from featherfed.compression.average import Average
 from featherfed.compression.chain import Codec, chain
+from featherfed.compression.context import Context
 from featherfed.compression.floats import Float32
 from featherfed.compression.lossless import Zstd
 from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
+from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import apply_update, encode_update
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
@@ -47,15 +50,36 @@ def next_version(
     manifest: Manifest,
     number: int,
     start: RoundStart,
-    mean: Sequence[Array],
+    mean: Average,
+    bundle: pb.Bundle | None,
+    context: Context,
     residual: Sequence[Array] | None,
     sparsity: float,
 ) -> NextVersion:
-    """Encode the mean update once, and adopt what clients will decode as the new truth."""
-    encoded = encode_update(codec, manifest, mean, masks=start.masks, residual=residual)
-    weights = apply_update(manifest, start.weights, encoded.decoded)
-    version = Version(number, weights_digest(weights), str(codec), sparsity, encoded.payload)
-    return NextVersion(version, weights, encoded.residual)
+    """Adopt what clients will decode as the new truth: the `bundle`, or the mean in `codec`.
+
+    The bundle loses nothing and is taken if it is no larger. What the codec loses is in the new
+    residual, which goes into the next mean that is encoded.
+    """
+    exact = mean.mean()
+    encoded = encode_update(
+        codec, manifest, exact, masks=start.masks, residual=residual, context=context
+    )
+    payload = b"" if bundle is None else bundle.SerializeToString(deterministic=True)
+    forward = bundle is not None and len(payload) <= len(encoded.payload)
+    update = exact if forward else encoded.decoded
+    weights = apply_update(manifest, start.weights, update)
+    version = Version(
+        number,
+        weights_digest(weights),
+        "bundle" if forward else "delta",
+        "" if forward else str(codec),
+        sparsity,
+        payload if forward else encoded.payload,
+        mean.allocation(),
+    )
+    kept = list(residual) if residual is not None else None
+    return NextVersion(version, weights, kept if forward else encoded.residual)
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,11 @@ class Route:
 
     links: list[pb.Link]
     data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of payloads and links."""
+        return len(self.data) + sum(link.ByteSize() for link in self.links)
 
 
 class Router:
@@ -76,47 +105,76 @@ class Router:
         self._seeded = seeded
         self._snapshot: tuple[int, Route] | None = None
 
-    def route(self, request: pb.FetchModelRequest) -> Route:
-        """Return the smallest route to the newest version; raise Refused for any other version."""
+    def route(self, request: pb.FetchModelRequest, stages: frozenset[str]) -> Route:
+        """Return the smallest route to the newest version that a client with `stages` can follow.
+
+        Raises Refused for any other version.
+        """
         newest = self._store.newest()
         if request.version != newest.version:
             raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
         have = request.have_version
         knows_one = request.HasField("have_version") and have <= newest.version
         if knows_one and self._store.version(have).digest == request.have_digest:
-            return self._shorter(_deltas(self._store.versions(after=have)), newest)
+            return self._shorter([], have, newest, stages)
         if not self._seeded:
             return self._whole(newest)
-        seed = _link(pb.Link.SEED, self._store.version(0), 0)
-        deltas = _deltas(self._store.versions(after=0))
-        return self._shorter(Route([seed, *deltas.links], deltas.data), newest)
+        return self._shorter([_link(pb.Link.SEED, self._store.version(0))], 0, newest, stages)
 
-    def _shorter(self, route: Route, newest: Version) -> Route:
-        if not route.data:
-            return route
-        return min(route, self._whole(newest), key=lambda r: len(r.data))
+    def _shorter(
+        self, first: list[pb.Link], have: int, newest: Version, stages: frozenset[str]
+    ) -> Route:
+        if have == newest.version:
+            return Route(first, b"")
+        steps = self._store.versions(after=have)
+        whole = self._whole(newest)
+        if not all(codecs_of(step) <= stages for step in steps):
+            return whole
+        known = self._store.version(have).allocation
+        links = []
+        for step in steps:
+            links.append(_link(_KINDS[step.kind], step))
+            if step.kind == "delta" and step.allocation != known:
+                _describe(links[-1], step)
+            known = step.allocation
+        route = Route([*first, *links], b"".join(step.payload for step in steps))
+        return min(route, whole, key=lambda r: r.size)
 
     def _whole(self, newest: Version) -> Route:
         if self._snapshot is None or self._snapshot[0] != newest.version:
             weights, _ = self._store.model(self._manifest)
             payload = encode_update(SNAPSHOT, self._manifest, weights).payload
-            link = _link(pb.Link.SNAPSHOT, newest, len(payload))
-            link.codec = str(SNAPSHOT)
+            link = _link(pb.Link.SNAPSHOT, newest)
+            link.size, link.codec = len(payload), str(SNAPSHOT)
+            _describe(link, newest)
             self._snapshot = newest.version, Route([link], payload)
         return self._snapshot[1]
 
 
-def _deltas(versions: Sequence[Version]) -> Route:
-    links = [_link(pb.Link.DELTA, v, len(v.payload)) for v in versions]
-    return Route(links, b"".join(v.payload for v in versions))
+_KINDS = {"delta": pb.Link.DELTA, "bundle": pb.Link.BUNDLE}
 
 
-def _link(kind: pb.Link.Kind, version: Version, size: int) -> pb.Link:
+def codecs_of(version: Version) -> frozenset[str]:
+    """Return the names of the codec stages that its payload takes."""
+    if version.kind == "delta":
+        return parse_codec(version.codec).needs
+    bundle = pb.Bundle.FromString(version.payload)
+    texts = {part.codec or bundle.codec for part in bundle.parts}
+    return frozenset().union(*(parse_codec(text).needs for text in texts))
+
+
+def _link(kind: pb.Link.Kind, version: Version) -> pb.Link:
     return pb.Link(
         kind=kind,
         version=version.version,
         digest=version.digest,
         codec=version.codec,
         sparsity=version.sparsity,
-        size=size,
+        size=len(version.payload),
     )
+
+
+def _describe(link: pb.Link, version: Version) -> None:
+    if version.allocation is not None:
+        link.allocation.levels = version.allocation.levels
+        link.allocation.profile = version.allocation.profile

@@ -83,7 +83,7 @@ class Federation:
         plan = make_plan(settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, MANIFEST, shape, Judge(), time.time, first_weights
+            settings, self.store, plan, MANIFEST, shape, Judge(), time.time, first_weights, secret=1
         )
         self.address = ""
         self.finished = False

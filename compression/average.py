@@ -1,0 +1,107 @@
+"""FedAvg (McMahan et al. 2017): the mean of the clients' updates weighted by their examples.
+
+The server and, where updates are forwarded, every client average with this code alone, in order of
+slots: the order fixes the last bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featherfed.compression.allocation import Allocation, Report, merge
+from featherfed.compression.context import Context
+from featherfed.compression.key import Key
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.masks import Mask, Masks
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.update import coverage, decode_update, read_report, sketched_shapes
+
+
+@dataclass(frozen=True)
+class Round:
+    """What everybody in a round knows: its key, its number of slots, its masks, and importance."""
+
+    key: Key
+    slots: int
+    masks: Masks
+    allocation: Allocation | None
+
+    def context(self, slot: int) -> Context:
+        """Return the context of the update from `slot`; beyond `slots` they are used again."""
+        return Context(self.key, slot % self.slots, self.slots, self.allocation)
+
+
+def round_key(seed: int, round_: int) -> Key:
+    """Return the randomness that everybody in a round shares."""
+    return Key.root(seed).child("round", round_)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One update as it was sent, and its weight in the mean."""
+
+    slot: int
+    num_examples: int
+    codec: str
+    payload: bytes
+
+
+class Average:
+    """A mean under way: float32 totals of one model, whatever the number of clients."""
+
+    def __init__(self, manifest: Manifest, round_: Round, num_examples: int) -> None:
+        """Begin with nothing; `num_examples` are those of all updates that will be added."""
+        self._manifest = manifest
+        self._round = round_
+        self._num_examples = num_examples
+        self._totals = [np.zeros(spec.shape, np.float32) for spec in manifest]
+        self._shares: list[Array | None] = [None] * len(manifest)
+        self._weight = np.float32(0)
+        self._reports: list[Report] = []
+
+    def add(self, part: Part) -> list[Array]:
+        """Add an update and return it decoded; raise WireError or CodecError if that fails."""
+        codec = parse_codec(part.codec)
+        manifest, masks, context = self._manifest, self._round.masks, self._round.context(part.slot)
+        update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
+        report = read_report(codec, manifest, part.payload, masks=masks, context=context)
+        if report is not None:
+            self._reports.append(report)
+        weight = np.float32(part.num_examples / self._num_examples)
+        covered = coverage(codec, manifest, context)
+        for i, (total, tensor) in enumerate(zip(self._totals, update, strict=True)):
+            total += weight * tensor
+            self._share(i, covered[i], weight)
+        self._weight += weight
+        return update
+
+    def _share(self, number: int, covered: Mask | None, weight: np.float32) -> None:
+        share = self._shares[number]
+        if covered is not None and share is None:
+            share = self._shares[number] = np.full(covered.shape, self._weight, np.float32)
+        if share is not None:
+            share += weight if covered is None else weight * covered
+
+    def mean(self) -> list[Array]:
+        """Return the mean: of a tensor sent in parts, over those who sent the value."""
+        return [
+            total
+            if share is None
+            else np.divide(total, np.where(share > 0, share, 1), dtype=np.float32)
+            for total, share in zip(self._totals, self._shares, strict=True)
+        ]
+
+    def allocation(self) -> Allocation | None:
+        """Return what is known of importance after this round."""
+        return merge(self._round.allocation, self._reports, sketched_shapes(self._manifest))
+
+
+def average(manifest: Manifest, round_: Round, parts: Sequence[Part]) -> Average:
+    """Return the average of `parts`, which must be in order of their slots."""
+    under_way = Average(manifest, round_, sum(part.num_examples for part in parts))
+    for part in parts:
+        under_way.add(part)
+    return under_way

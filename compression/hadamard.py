@@ -1,0 +1,81 @@
+"""Random rotation: signs and Hadamard transforms over blocks whose sizes are powers of two.
+
+After it every value of a block carries a little of all others, roughly normally distributed: one
+bit each then says most of what there is (Vargaftik et al. 2021, DRIVE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+
+from featherfed.compression.key import Key
+from featherfed.compression.manifest import Array
+
+SMALLEST = 64
+LARGEST = 4096
+
+
+def padded(count: int) -> int:
+    """Return `count` rounded up to a multiple of SMALLEST."""
+    return -(-count // SMALLEST) * SMALLEST
+
+
+def rotate(x: Array, key: Key) -> Array:
+    """Return float32 [padded(n)] whose squares sum up to those of float32 [n] `x`."""
+    flat = np.zeros(padded(x.size), np.float32)
+    flat[: x.size] = x.ravel()
+    flat *= key.signs(flat.size)
+    return _transform(flat, orthonormal=True)
+
+
+def rotate_back(z: Array, key: Key) -> Array:
+    """Return float32 [padded(n)], sqrt(block size) times the inverse of `rotate`.
+
+    Where `z` holds whole numbers (signs, levels) below 2**11 every sum is exact, hence the same on
+    every platform; `roots` is what is left to divide by.
+    """
+    return _transform(np.ascontiguousarray(z, np.float32), orthonormal=False) * key.signs(z.size)
+
+
+def roots(count: int) -> Array:
+    """Return float32 [padded(n)]: 1 / sqrt(size) of the block that each value lies in."""
+    out = np.empty(padded(count), np.float32)
+    for start, size, number in _runs(out.size):
+        out[start : start + size * number] = np.float32(size**-0.5)
+    return out
+
+
+def _runs(total: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, block size, number of blocks) that cover `total` values, largest first."""
+    start, size = 0, LARGEST
+    while start < total:
+        number = (total - start) // size
+        if number:
+            yield start, size, number
+            start += size * number
+        size //= 2
+
+
+def _transform(flat: Array, *, orthonormal: bool) -> Array:
+    out = np.empty_like(flat)
+    for start, size, number in _runs(flat.size):
+        end = start + size * number
+        # H of size a*b is the Kronecker product of H of size a and of size b: two small products.
+        left, right = _matrix(size // SMALLEST), _matrix(SMALLEST)
+        blocks = left @ (flat[start:end].reshape(number, size // SMALLEST, SMALLEST) @ right)
+        out[start:end] = blocks.ravel()
+        if orthonormal:
+            out[start:end] *= np.float32(size**-0.5)
+    return out
+
+
+@cache
+def _matrix(size: int) -> Array:
+    """Return the Hadamard matrix in Sylvester's order, float32 [size, size] of +1 and -1."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix

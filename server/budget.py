@@ -1,0 +1,146 @@
+"""From a byte budget to the codec of a round: only the cohort's total bits count.
+
+The noise of a sketched mean falls with the bits of all clients together, so the budget is the
+cohort's and K clients send 1/K of it each. What is left after overhead is spread over the rounds:
+the noise of early rounds is trained away, that of the last ones stays in the model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+
+import numpy as np
+
+from featherfed.compression.average import Round, round_key
+from featherfed.compression.errors import CodecError
+from featherfed.compression.manifest import Manifest
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import Sketch
+from featherfed.compression.update import encode_update
+
+PRESETS: dict[str, str | float] = {
+    "exact": "quantize(8) | zstd",
+    "transparent": 315.0,
+    "balanced": 1010.0,
+    "extreme": 1510.0,
+}
+"""A codec, or how many times smaller than float32 the update of each of five clients is."""
+
+FEW = 2
+"""So few clients do not average noise away: they send the largest values instead."""
+
+_CLIENTS = 5
+_UNITS = {"B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2}
+_TEXT = re.compile(r"(\d+(?:\.\d+)?) ?(B|kB|KiB|MB|MiB)(?:/round)?")
+_LARGEST = "topk({:.3g}) | quantize(4) | zstd"
+_BLOCK = 64  # bits: a sketch sends whole blocks
+_REPORT_SHARE = 3  # a report of importance may take one part in this many of a client's budget
+
+
+def check_uplink(text: str) -> str:
+    """Return the canonical form of a preset, a budget such as `4kB/round`, or codec text.
+
+    Raises CodecError.
+    """
+    if text in PRESETS:
+        return text
+    if match := _TEXT.fullmatch(text.strip()):
+        if float(match[1]) <= 0:
+            raise CodecError("a budget of no bytes leaves nothing to send; try 4kB/round")
+        return f"{match[1]}{match[2]}/round"
+    try:
+        return str(parse_codec(text))
+    except CodecError as error:
+        presets = ", ".join(PRESETS)
+        raise CodecError(
+            f"{error} A preset ({presets}) or a budget (4kB/round) will do too"
+        ) from None
+
+
+class Uplink:
+    """What the clients of each round send, from a checked `uplink` text."""
+
+    def __init__(self, text: str, manifest: Manifest, rounds: int) -> None:
+        self._manifest = manifest
+        self._rounds = rounds
+        self._codec: str | None = None
+        self._cohort_bytes = 0.0
+        preset = PRESETS.get(text)
+        if isinstance(preset, float):
+            self._cohort_bytes = _CLIENTS * 4 * manifest.num_values / preset
+        elif match := _TEXT.fullmatch(text):
+            self._cohort_bytes = float(match[1]) * _UNITS[match[2]]
+        else:
+            self._codec = preset or text
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Names of the codec stages that a client needs in any round."""
+        if self._codec is not None:
+            return parse_codec(self._codec).needs
+        return (
+            parse_codec("sketch(0.1)").needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
+        )
+
+    def codec(self, cohort: int, round_: int, *, masked: bool = False) -> str:
+        """Return the codec for each of `cohort` clients in a round, counted from 1."""
+        if self._codec is not None:
+            return self._codec
+        return _plan(self._manifest, self._cohort_bytes / cohort, cohort, self._rounds, masked)[
+            round_ - 1
+        ]
+
+
+def schedule(rounds: int) -> list[float]:
+    """Return by round how many times the mean a client sends: cheap early, fine late."""
+    return [_weight(r, rounds) for r in range(1, rounds + 1)]
+
+
+def _weight(round_: int, rounds: int) -> float:
+    return 1.0
+
+
+@cache
+def _plan(
+    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, masked: bool
+) -> list[str]:
+    if cohort <= FEW:
+        return [_largest_values(manifest, client_bytes)] * rounds
+    values = sum(spec.size for spec in manifest if spec.role == "trainable")
+    bare = _size(manifest, cohort, "bare")
+    reporting = _size(manifest, cohort, "profile")
+    reports = not masked and (reporting - bare) * _REPORT_SHARE <= client_bytes
+    sides = ["profile" if reports and _reports(r, rounds) else "bare" for r in range(1, rounds + 1)]
+    overhead = sum(reporting if side == "profile" else bare for side in sides)
+    blocks = (client_bytes * rounds - overhead) * 8 / _BLOCK
+    weights = schedule(rounds)
+    plan = []
+    for weight, side in zip(weights, sides, strict=True):
+        own = max(1, math.floor(blocks * weight / sum(weights)))
+        density = min(1.0, own * _BLOCK / values)
+        plan.append(str(Sketch(float(f"{density:.4g}"), 1, side)))
+    return plan
+
+
+def _reports(round_: int, rounds: int) -> bool:
+    """Importance changes fast at first, then slowly: rounds 1, 2, 4, 8, ... but not the last."""
+    return round_ & (round_ - 1) == 0 and round_ < rounds
+
+
+def _size(manifest: Manifest, cohort: int, side: str) -> int:
+    """Return the bytes of a payload besides its sketched bits, really encoded."""
+    nothing = [np.zeros(spec.shape, np.float32) for spec in manifest]
+    context = Round(round_key(0, 1), cohort, [None] * len(manifest), None).context(0)
+    least = Sketch(1e-9, 1, side)
+    return len(encode_update(least, manifest, nothing, context=context).payload) - _BLOCK // 8
+
+
+def _largest_values(manifest: Manifest, client_bytes: float) -> str:
+    """Return sparse ternary with error feedback (STC) of about `client_bytes`."""
+    bits = 8 * client_bytes / manifest.num_values
+    fraction = bits / 4
+    for _ in range(20):  # a kept value costs its sign and its position, log2(1/fraction) + 1.5 bits
+        fraction = bits / (2.5 + math.log2(1 / min(fraction, 0.5)))
+    return str(parse_codec(_LARGEST.format(min(0.5, fraction))))

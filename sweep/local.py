@@ -1,0 +1,118 @@
+"""A transport that calls the coordinator directly: the same messages, counted alike, no gRPC."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from featherfed.edge_client.errors import Rejected
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator import Coordinator
+from featherfed.server.errors import Refused
+from featherfed.server.rounds import Phase
+from featherfed.server.sizes import framed_size
+from featherfed.server.store import Entry
+
+
+class LocalServer:
+    """What `conduct` and `service` are for gRPC: whoever has news for the server drives the run."""
+
+    def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
+        self.coordinator = coordinator
+        self._on_round = on_round
+        self._known: object = None
+        self._news = 0
+        self._failed = False
+        self._changed = threading.Condition(threading.RLock())
+
+    def drive(self) -> None:
+        """Open, close and aggregate rounds that are due, and wake those who wait for it."""
+        with self._changed:
+            state = self.coordinator.tick()
+            while state.phase is Phase.AGGREGATING:
+                self.coordinator.aggregate()
+                self._on_round()
+                state = self.coordinator.tick()
+            if self._known != (state.phase, state.round, state.cohort):
+                self._known = state.phase, state.round, state.cohort
+                self._news += 1
+                self._changed.notify_all()
+
+    def fail(self) -> None:
+        """Let everybody who waits give up: the run cannot go on."""
+        with self._changed:
+            self._failed = True
+            self._changed.notify_all()
+
+    def next_task(self, client: str) -> pb.NextTaskReply:
+        """Return the client's next task, as soon as there is one."""
+        while True:
+            with self._changed:
+                mark = self._news
+            reply = self.coordinator.next_task(client)
+            if not reply.HasField("wait"):
+                return reply
+            self.drive()
+            with self._changed:
+                self._changed.wait_for(lambda mark=mark: self._news != mark or self._failed)
+                if self._failed:
+                    raise Rejected("another part of the run has failed")
+
+
+class LocalTransport:
+    """Implements the client's `Transport` in the server's own process."""
+
+    def __init__(self, server: LocalServer) -> None:
+        self._server = server
+        self._coordinator = server.coordinator
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Join; raise Rejected if refused."""
+        try:
+            reply = self._coordinator.join(request)
+        except Refused as refusal:
+            raise Rejected(str(refusal)) from refusal
+        self._count_control(request.client, framed_size(request), framed_size(reply))
+        return reply
+
+    def next_task(self, session: int) -> pb.NextTaskReply:
+        """Wait for something to do, as long as it takes."""
+        client = self._coordinator.client_of(session)
+        reply = self._server.next_task(client)
+        request = pb.NextTaskRequest(session=session, wait_seconds=1)
+        self._count_control(client, framed_size(request), framed_size(reply))
+        return reply
+
+    def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
+        """Return links and payloads, counted as one message."""
+        client = self._coordinator.client_of(request.session)
+        delivery = self._coordinator.fetch(client, request)
+        route = delivery.route
+        size = framed_size(pb.ModelChunk(links=route.links, data=route.data))
+        kind = "retry" if delivery.again else "transfer"
+        self._coordinator.count(
+            Entry(delivery.round, client, "uplink", "control", 0, framed_size(request)),
+            Entry(delivery.round, client, "downlink", kind, len(route.data), size),
+        )
+        return route.links, route.data
+
+    def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
+        """Send an update, counted as one message."""
+        client = self._coordinator.client_of(header.session)
+        size = framed_size(pb.UpdateChunk(header=header, data=payload))
+        try:
+            outcome = self._coordinator.submit(client, header, payload, size)
+        except Refused as refusal:
+            return pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
+        self._server.drive()
+        return pb.SubmitReply(outcome=outcome)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _count_control(self, client: str, up: int, down: int) -> None:
+        round_ = self._coordinator.ledger_round
+        self._coordinator.count(
+            Entry(round_, client, "uplink", "control", 0, up),
+            Entry(round_, client, "downlink", "control", 0, down),
+        )

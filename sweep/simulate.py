@@ -1,0 +1,103 @@
+"""One whole federation in one process: real coordinator, sessions, codecs and ledger, no gRPC."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.edge_client.session import Profile, Session, Trainer
+from featherfed.edge_client.state import ClientState, Held
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.admission import DataShape
+from featherfed.server.coordinator import Coordinator, Evaluator
+from featherfed.server.metrics import collect, final
+from featherfed.server.plan import make_plan
+from featherfed.server.settings import Settings
+from featherfed.server.store import Store
+from featherfed.sweep.local import LocalServer, LocalTransport
+
+MakeTrainer = Callable[[str, pb.Plan, Manifest], Trainer]
+"""Client name, plan and manifest -> the trainer of that client's data."""
+
+
+def simulate(
+    settings: Settings,
+    *,
+    model_json: str,
+    manifest: Manifest,
+    data_shape: DataShape,
+    clients: Mapping[str, pb.DataSummary],
+    make_trainer: MakeTrainer,
+    evaluator: Evaluator,
+    first_weights: list[Array] | None = None,
+    on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run `settings` to the end; return what metrics.json would hold (docs/metrics.md).
+
+    Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
+    Clients are threads; time stands still, so nobody is ever late. Raises what a client raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
+        store = Store(Path(scratch) / "run.db")
+        try:
+            coordinator = Coordinator(
+                settings,
+                store,
+                make_plan(settings, model_json, manifest),
+                manifest,
+                data_shape,
+                evaluator,
+                lambda: 0.0,
+                first_weights=first_weights,
+                secret=settings.seed,
+            )
+
+            def report() -> None:
+                newest = store.newest()
+                on_round(newest.version, newest.accuracy)
+
+            server = LocalServer(coordinator, report)
+            methods = (settings.optimization.method,)
+            sessions = [
+                Session(
+                    Profile(name, data, "simulated", methods, "0"),
+                    LocalTransport(server),
+                    lambda plan, manifest, name=name: make_trainer(name, plan, manifest),
+                    lambda run, name=name: ClientState(Path(scratch) / name, run),
+                )
+                for name, data in clients.items()
+            ]
+            held = _run_all(server, sessions)
+            newest = store.newest()
+            assert all(h.digest == newest.digest for h in held), "a client holds another model"
+            metrics: dict[str, Any] = collect(store, settings, manifest, facts or {})
+            metrics["final"] = final(store, settings, 0.0, [])
+            return metrics
+        finally:
+            store.close()
+
+
+def _run_all(server: LocalServer, sessions: list[Session]) -> list[Held]:
+    held: list[Held] = []
+    errors: list[BaseException] = []
+
+    def run(session: Session) -> None:
+        try:
+            held.append(session.run())
+        except BaseException as error:
+            errors.append(error)
+            server.fail()
+
+    threads = [threading.Thread(target=run, args=(s,), daemon=True) for s in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return held
