@@ -54,7 +54,8 @@ class LocalServer:
                 return reply
             self.drive()
             with self._changed:
-                self._changed.wait_for(lambda mark=mark: self._news != mark or self._failed)
+                while self._news == mark and not self._failed:
+                    self._changed.wait()
                 if self._failed:
                     raise Rejected("another part of the run has failed")
 

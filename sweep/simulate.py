@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def simulate(
                 Session(
                     Profile(name, data, "simulated", methods, "0"),
                     LocalTransport(server),
-                    lambda plan, manifest, name=name: make_trainer(name, plan, manifest),
-                    lambda run, name=name: ClientState(Path(scratch) / name, run),
+                    partial(make_trainer, name),
+                    partial(ClientState, Path(scratch) / name),
                 )
                 for name, data in clients.items()
             ]

@@ -19,6 +19,7 @@ FOLDERS = {
     "models": {"compression"},
     "server": {"compression", "proto"},
     "edge_client": {"compression", "proto", "models"},
+    "sweep": {"compression", "proto", "server", "edge_client"},
     "cli": {"compression", "proto", "datasets", "report", "models", "server", "edge_client"},
 }
 GRPC = {"server/service.py", "edge_client/transport.py"}

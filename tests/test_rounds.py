@@ -38,7 +38,7 @@ def run(*events: Event, state: RunState | None = None, policy: Policy = POLICY) 
 def test_the_first_round_waits_for_the_minimum_however_long() -> None:
     assert run(tick(0, "ab"), tick(1e6, "ab")).phase is Phase.GATHERING
     opened = run(tick(0, "ab"), tick(5))
-    assert (opened.phase, opened.cohort, opened.required) == (Phase.TRAINING, ALL, 2)
+    assert (opened.phase, set(opened.cohort), opened.required) == (Phase.TRAINING, ALL, 2)
 
 
 def test_a_round_closes_when_all_have_reported() -> None:
@@ -57,7 +57,7 @@ def test_a_quorum_closes_a_round_at_the_deadline_and_not_before() -> None:
 
 def test_without_a_quorum_the_deadline_asks_whoever_is_present() -> None:
     late = run(tick(0), Reported(1, "a"), tick(100, "ad", "abcd"))
-    assert (late.phase, late.cohort) == (Phase.TRAINING, frozenset("abcd"))
+    assert (late.phase, set(late.cohort)) == (Phase.TRAINING, set("abcd"))
     closed = run(Reported(120, "d"), state=late)
     assert (closed.phase, closed.lost) == (Phase.AGGREGATING, {"b", "c"})
 
@@ -65,16 +65,16 @@ def test_without_a_quorum_the_deadline_asks_whoever_is_present() -> None:
 def test_a_lost_client_is_not_waited_for_until_it_is_heard_of() -> None:
     second = run(tick(0), Reported(1, "a"), Reported(2, "b"), tick(100), Aggregated(101))
     assert (second.phase, second.round, second.lost) == (Phase.GATHERING, 2, {"c"})
-    assert run(tick(101, "ab"), state=second).cohort == {"a", "b"}
+    assert set(run(tick(101, "ab"), state=second).cohort) == {"a", "b"}
     heard = run(Heard(101, "c"), state=second)
     assert run(tick(102, "ab"), state=heard).phase is Phase.GATHERING
-    assert run(tick(102), state=heard).cohort == ALL
+    assert set(run(tick(102), state=heard).cohort) == ALL
 
 
 def test_known_clients_that_are_away_get_their_patience_and_no_more() -> None:
     second = RunState(round=2, since=200)
     assert run(tick(209, "ab"), state=second).phase is Phase.GATHERING
-    assert run(tick(210, "ab"), state=second).cohort == {"a", "b"}
+    assert set(run(tick(210, "ab"), state=second).cohort) == {"a", "b"}
     assert run(tick(1e6, "a"), state=second).phase is Phase.GATHERING, "one is no quorum of three"
 
 
@@ -82,7 +82,7 @@ def test_after_a_restart_the_others_are_waited_for() -> None:
     policy = replace(POLICY, minimum=2)
     second = RunState(round=2, since=200)
     assert run(tick(201, "ab"), state=second, policy=policy).phase is Phase.GATHERING
-    assert run(tick(202, "abc"), state=second, policy=policy).cohort == ALL
+    assert set(run(tick(202, "abc"), state=second, policy=policy).cohort) == ALL
 
 
 def test_a_run_ends_after_its_last_round() -> None:
@@ -112,7 +112,7 @@ def test_sampling_depends_on_names_seed_and_round_only() -> None:
     assert sample(reversed(names), policy, 1) == first
     assert sample(names, policy, 2) != first
     assert sample(names, replace(policy, seed=1), 1) != first
-    assert sample(["only"], replace(policy, fraction=0.01), 1) == {"only"}
+    assert sample(["only"], replace(policy, fraction=0.01), 1) == ("only",)
 
 
 def test_the_diagram_in_the_design_is_the_table() -> None:

@@ -1,0 +1,299 @@
+"""The sketch codec, the importance behind it, and the mean that both sides make of a round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featherfed.compression import allocation as importance
+from featherfed.compression.allocation import Allocation, grid_of, measure, merge
+from featherfed.compression.average import Part, Round, average, round_key
+from featherfed.compression.chain import Codec
+from featherfed.compression.context import Context
+from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
+from featherfed.compression.key import Key
+from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import Sketch
+from featherfed.compression.update import (
+    coverage,
+    decode_update,
+    encode_update,
+    max_payload,
+    read_report,
+    sketched_shapes,
+)
+
+MODEL = Manifest(
+    (
+        TensorSpec("kernel", (300, 40), prunable=True),
+        TensorSpec("bias", (40,)),
+        TensorSpec("mean", (40,), Role.STATISTIC),
+        TensorSpec("variance", (40,), Role.NONNEGATIVE),
+        TensorSpec("scale", ()),
+        TensorSpec("nothing", (0,)),
+    )
+)
+SHAPES = sketched_shapes(MODEL)
+TEXTS = ["sketch(0.05)", "sketch(0.05, 1, profile)", "sketch(0.2, 2)", "sketch(0.4, 4, profile)"]
+KEY = round_key(3, 1)
+
+
+def some_update(seed: int = 0) -> list[Array]:
+    """Rows and columns of very different size, as in trained kernels."""
+    rng = np.random.default_rng(seed)
+    rows = np.exp(rng.normal(size=(300, 1)))
+    update = [rng.normal(size=s.shape).astype(np.float32) * np.float32(0.01) for s in MODEL]
+    update[0] = (update[0] * rows).astype(np.float32)
+    return update
+
+
+def the_round(slots: int = 5, seed: int = 3, known: Allocation | None = None) -> Round:
+    return Round(round_key(seed, 1), slots, [None] * len(MODEL), known)
+
+
+# ---- rotation and shared randomness ----
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 4096, 9999])
+def test_rotation_keeps_lengths_and_can_be_undone(size: int) -> None:
+    x = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    key = Key.root(1).child("x")
+    z = rotate(x, key)
+    assert z.shape == (padded(size),)
+    assert np.vdot(z, z) == pytest.approx(np.vdot(x, x), rel=1e-5)
+    assert rotate_back(z, key)[:size] * roots(size)[:size] == pytest.approx(x, abs=1e-5)
+
+
+def test_rotating_whole_numbers_back_is_exact() -> None:
+    z = np.random.default_rng(0).integers(-15, 16, 8192).astype(np.float32)
+    back = rotate_back(z, KEY)
+    assert (back == np.rint(back)).all()
+
+
+def test_a_key_gives_the_same_stream_for_ever() -> None:
+    words = Key.root(2**63 + 1).child("round", 7).words(2)
+    assert [hex(word) for word in words] == ["0x3900c294ae4314fe", "0xa29cfdb9b35243bd"]
+    assert Key.root(0).child("ab") != Key.root(0).child("a", "b")
+
+
+# ---- importance ----
+
+
+def test_only_large_matrices_have_a_profile() -> None:
+    assert grid_of((300, 40)).profiled
+    assert not grid_of((40,)).profiled
+    assert not grid_of((12000,)).profiled, "what a mask leaves"
+    assert not grid_of((20, 40)).profiled
+    assert not grid_of((2, 600)).profiled
+
+
+def test_reports_of_all_slots_make_the_allocation_whole() -> None:
+    own = measure([some_update()[i] for i in (0, 1, 4, 5)])
+    reports = [
+        importance.read_report(importance.report(own, slot, 5), SHAPES, slot, 5)
+        for slot in range(5)
+    ]
+    assert merge(None, reports, SHAPES) == own
+    partial = merge(None, reports[:2], SHAPES)
+    assert partial is not None
+    assert partial.profile[2] == importance.NEUTRAL
+    assert merge(own, [], SHAPES) == own
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e15])
+def test_importance_of_any_scale_is_finite(scale: float) -> None:
+    tensors = [(some_update()[0] * np.float32(scale)).astype(np.float32)]
+    measure(tensors).check([t.shape for t in tensors])
+
+
+def test_an_allocation_that_does_not_fit_is_refused() -> None:
+    fitting = importance.flat(SHAPES)
+    fitting.check(SHAPES)
+    for wrong in (
+        Allocation(fitting.levels[1:], fitting.profile),
+        Allocation(fitting.levels, fitting.profile[1:]),
+        Allocation(b"\xff" * len(fitting.levels), fitting.profile),
+        Allocation(fitting.levels, b"\x10" * len(fitting.profile)),
+    ):
+        with pytest.raises(WireError, match="does not fit"):
+            wrong.check(SHAPES)
+
+
+# ---- the codec ----
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_and_codec_are_the_same(text: str) -> None:
+    assert str(parse_codec(text)) == text
+    assert parse_codec(str(parse_codec(text))) == parse_codec(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sketch", "sketch(0)", "sketch(2)", "sketch(0.1, 3)", "sketch(0.1, 1, x)",
+     "sketch(0.1) | zstd", "topk(0.1) | sketch(0.1)", "sketch('a')"],
+)  # fmt: skip
+def test_a_wrong_sketch_is_a_codec_error(text: str) -> None:
+    with pytest.raises(CodecError):
+        parse_codec(text)
+
+
+def mean_of_many(codec: Codec, x: list[Array], known: Allocation | None, runs: int) -> list[Array]:
+    total = [np.zeros(t.shape) for t in x]
+    for run in range(runs):
+        context = Context(round_key(run, 1), run % 5, 5, known)
+        decoded = codec.decode(codec.encode(x, context), [t.shape for t in x], context)
+        total = [t + d for t, d in zip(total, decoded, strict=True)]
+    return [(t / runs).astype(np.float32) for t in total]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_sketch_is_unbiased(text: str, known: bool) -> None:
+    x = [some_update()[i] for i in (0, 1, 4, 5)]
+    mean = mean_of_many(parse_codec(text), x, measure(x) if known else None, 600)
+    flat, got = (np.concatenate([t.ravel() for t in ts]) for ts in (x, mean))
+    assert np.vdot(got, flat) / np.vdot(flat, flat) == pytest.approx(1, abs=0.05)
+    assert np.corrcoef(got, flat)[0, 1] > 0.8
+
+
+def test_knowing_importance_lowers_the_weighted_noise() -> None:
+    x = [some_update()[i] for i in (0, 1, 4, 5)]
+    rows = np.square(x[0]).mean(axis=1, keepdims=True)
+
+    def noise(known: Allocation | None) -> float:
+        codec, losses = Sketch(0.02), []
+        for run in range(60):
+            context = Context(round_key(run, 1), 0, 5, known)
+            decoded = codec.decode(codec.encode(x, context), [t.shape for t in x], context)
+            losses.append(float((rows * np.square(decoded[0] - x[0])).mean()))
+        return float(np.mean(losses))
+
+    assert noise(measure(x)) < 0.5 * noise(None)
+
+
+def test_clients_of_a_round_send_different_coordinates() -> None:
+    shape = (160, 128)  # strata of exactly ten coordinates
+    x = [np.ones(shape, np.float32)]
+    seen = np.zeros(shape, int)
+    for slot in range(5):
+        context = Context(KEY, slot, 5)
+        (y,) = Sketch(0.1).decode(Sketch(0.1).encode(x, context), [shape], context)
+        seen += y != 0
+    assert seen.max() == 1
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_update_has_the_bytes_that_its_density_says(text: str) -> None:
+    encoded = encode_update(parse_codec(text), MODEL, some_update(), context=Context(KEY, 1, 5))
+    density = parse_codec(text).density  # type: ignore[attr-defined]
+    assert len(encoded.payload) <= max_payload(parse_codec(text), MODEL)
+    assert abs(len(encoded.payload) - 12041 * density / 8) < 120 + 45 * ("profile" in text)
+    assert encoded.residual is None
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_payload_of_another_slot_or_round_is_refused(text: str) -> None:
+    codec, context = parse_codec(text), Context(KEY, 1, 5)
+    payload = encode_update(codec, MODEL, some_update(), context=context).payload
+    for other in (
+        replace(context, slot=2),
+        replace(context, key=round_key(3, 2)),
+        replace(context, allocation=importance.flat(SHAPES)),
+    ):
+        with pytest.raises(WireError, match="checksum"):
+            decode_update(codec, MODEL, payload, context=other)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e19])
+def test_what_is_not_finite_cannot_be_sketched(bad: float) -> None:
+    update = some_update()
+    update[0][0, 0] = bad
+    with pytest.raises(CodecError, match="NaN"):
+        encode_update(parse_codec(TEXTS[0]), MODEL, update)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_hostile_bytes_give_wire_errors_or_finite_tensors(text: str, data: st.DataObject) -> None:
+    codec, context = parse_codec(text), Context(KEY, 1, 5)
+    honest = codec.encode([some_update()[i] for i in (0, 1, 4, 5)], context)
+    position = data.draw(st.integers(0, len(honest) - 1))
+    noise = data.draw(st.binary(max_size=80))
+    hostile = honest[:position] + noise + honest[position + len(noise) :]
+    try:
+        decoded = codec.decode(hostile, SHAPES, context)
+    except WireError:
+        return
+    assert all(np.isfinite(tensor).all() for tensor in decoded)
+
+
+# ---- the mean ----
+
+
+def parts_of(text: str, round_: Round, updates: list[list[Array]]) -> list[Part]:
+    codec = parse_codec(text)
+    return [
+        Part(slot, 10 * (slot + 1), text, encode_update(
+            codec, MODEL, update, context=round_.context(slot)
+        ).payload)
+        for slot, update in enumerate(updates)
+    ]  # fmt: skip
+
+
+def test_statistics_that_are_shared_out_average_over_those_who_sent_them() -> None:
+    round_ = the_round()
+    update = [np.full(s.shape, np.float32(0.5)) for s in MODEL]
+    parts = parts_of("sketch(0.005)", round_, [update] * 5)
+    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.context(0))
+    assert covered[2] is not None
+    assert 0 < covered[2].sum() < 40
+    for present in (parts, parts[1:], parts[:1]):
+        mean = average(MODEL, round_, present).mean()
+        sent = np.zeros(40, bool)
+        for part in present:
+            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.context(part.slot))[2]
+            assert mask is not None
+            sent |= mask
+        assert mean[2] == pytest.approx(np.where(sent, 0.5, 0))
+
+
+def test_a_mixed_fleet_averages() -> None:
+    round_ = the_round(slots=3)
+    updates = [some_update(seed) for seed in range(3)]
+    exact = parts_of("float32", round_, updates)
+    mixed = [exact[0], *parts_of("sketch(1.0, 4)", round_, updates)[1:]]
+    wanted, got = average(MODEL, round_, exact).mean(), average(MODEL, round_, mixed).mean()
+    overlap = np.vdot(wanted[0], got[0]) / np.vdot(wanted[0], wanted[0])
+    assert overlap == pytest.approx(1, abs=0.2)
+
+
+def test_the_mean_tells_the_next_rounds_importance() -> None:
+    round_ = the_round()
+    updates = [some_update(7)] * 5
+    reporting = average(MODEL, round_, parts_of("sketch(0.05, 1, profile)", round_, updates))
+    known = reporting.allocation()
+    assert known == measure([updates[0][i] for i in (0, 1, 4, 5)])
+    bare = average(
+        MODEL, the_round(known=known), parts_of(TEXTS[0], the_round(known=known), updates)
+    )
+    assert bare.allocation() == known
+
+
+def test_under_a_mask_only_what_is_kept_is_sketched() -> None:
+    known = measure([some_update()[i] for i in (0, 1, 4, 5)])
+    mask = np.random.default_rng(0).random((300, 40)) < 0.2
+    masks = [mask, *[None] * 5]
+    codec, context = parse_codec("sketch(0.5, 1, profile)"), Context(KEY, 0, 5, known)
+    payload = encode_update(codec, MODEL, some_update(), masks=masks, context=context).payload
+    decoded = decode_update(codec, MODEL, payload, masks=masks, context=context)
+    assert not decoded[0][~mask].any()
+    assert decoded[0][mask].any()
+    assert read_report(codec, MODEL, payload, masks=masks, context=context) is None

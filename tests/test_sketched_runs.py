@@ -1,0 +1,239 @@
+"""Whole federations with sketches: budgets, forwarding, mixed fleets, and the same without gRPC."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
+from conftest import settings as run_settings
+
+from featherfed.compression.errors import CodecError
+from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.registry import parse_codec
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.admission import DataShape
+from featherfed.server.budget import PRESETS, Uplink, check_uplink, schedule
+from featherfed.sweep.simulate import simulate
+
+Start = Callable[..., Federation]
+VALUES = {"a": 0.1, "b": 0.7, "c": -0.3}
+SKETCHED = {"uplink": "sketch(0.3, 1, profile)"}
+
+
+def run_all(server: Federation, values: dict[str, float] = VALUES) -> list[Any]:
+    return server.run_clients(*(server.client(name, value) for name, value in values.items()))
+
+
+def kinds(server: Federation) -> list[str]:
+    return [version.kind for version in server.store.versions(after=0)]
+
+
+# ---- budgets ----
+
+MODEL = Manifest((TensorSpec("kernel", (1600, 128)), TensorSpec("bias", (128,))))
+
+
+@pytest.mark.parametrize("preset", ["transparent", "balanced", "extreme"])
+@pytest.mark.parametrize("clients", [5, 20])
+def test_a_preset_keeps_the_cohorts_budget_over_the_rounds(preset: str, clients: int) -> None:
+    uplink, ratio = Uplink(preset, MODEL, 7), PRESETS[preset]
+    assert isinstance(ratio, float)
+    total = 0.0
+    for round_ in range(1, 8):
+        codec = parse_codec(uplink.codec(clients, round_))
+        report = (3 + 1728 // clients) / 2 if "profile" in str(codec) else 0
+        total += clients * (MODEL.num_values * codec.density / 8 + 20 + report)  # type: ignore[attr-defined]
+    assert total / 7 == pytest.approx(5 * 4 * MODEL.num_values / ratio, rel=0.1)
+
+
+def test_few_clients_send_the_largest_values_instead() -> None:
+    uplink = Uplink("4kB/round", MODEL, 7)
+    assert "sketch" in uplink.codec(3, 1)
+    for clients in (1, 2):
+        assert uplink.codec(clients, 1).startswith("topk(")
+
+
+def test_a_mask_ends_reports_of_importance() -> None:
+    uplink = Uplink("balanced", MODEL, 7)
+    assert "profile" in uplink.codec(5, 1)
+    assert "profile" not in uplink.codec(5, 1, masked=True)
+    assert "profile" not in uplink.codec(5, 3)
+
+
+def test_the_schedule_spends_what_a_constant_one_would() -> None:
+    for rounds in (1, 2, 7, 30):
+        assert len(schedule(rounds)) == rounds
+        assert sum(schedule(rounds)) == pytest.approx(rounds)
+
+
+@pytest.mark.parametrize("text", ["", "0kB/round", "4 parsecs", "balanced | zstd", "sketch(0)"])
+def test_an_uplink_that_means_nothing_is_explained(text: str) -> None:
+    with pytest.raises(CodecError):
+        check_uplink(text)
+
+
+def test_budgets_are_written_in_the_usual_ways() -> None:
+    assert check_uplink("4 kB/round") == check_uplink("4kB") == "4kB/round"
+    assert check_uplink("quantize( 8 )|zstd") == "quantize(8) | zstd"
+
+
+# ---- runs over gRPC ----
+
+
+def test_updates_are_forwarded_when_that_is_smallest(federation: Start) -> None:
+    server = federation(compression=SKETCHED)
+    held = run_all(server)
+    assert kinds(server) == ["bundle"] * 3
+    assert {h.digest for h in held} == {server.store.newest().digest}
+    newest = server.store.newest()
+    assert newest.allocation is not None
+    assert all(h.allocation == newest.allocation for h in held)
+    bundle = pb.Bundle.FromString(newest.payload)
+    assert [part.slot for part in bundle.parts] == [0, 1, 2]
+    names = b"".join(name.encode() + b"\n" for name in VALUES)
+    assert names not in newest.payload
+
+
+def test_a_run_can_forbid_forwarding(federation: Start) -> None:
+    server = federation(compression={**SKETCHED, "downlink": "float32", "broadcast": "aggregate"})
+    held = run_all(server)
+    assert kinds(server) == ["delta"] * 3
+    assert all(h.allocation == server.store.newest().allocation for h in held)
+    forwarded = federation("forwarded", compression=SKETCHED)
+    run_all(forwarded)
+    assert server.store.newest().digest == forwarded.store.newest().digest
+
+
+def test_a_late_client_learns_importance_with_its_first_model(federation: Start) -> None:
+    first_round_done = threading.Event()
+    server = federation(
+        compression=SKETCHED,
+        rounds=4,
+        clients={"minimum": 2, "quorum": 1.0, "deadline": 30, "patience": 0},
+    )
+    early = Pull(0.2, lambda task: task.round == 2 and first_round_done.set())
+    late = server.client("late")
+
+    def join_late() -> Any:
+        assert first_round_done.wait(20)
+        return server.run_clients(late)[0]
+
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(join_late()))
+    thread.start()
+    held = server.run_clients(server.client("a", trainer=early), server.client("b"))
+    thread.join(60)
+    assert {h.digest for h in [*held, *results]} == {server.store.newest().digest}
+    assert results[0].allocation == server.store.newest().allocation
+
+
+class _Old:
+    """A session's transport that hides what an old client does not know."""
+
+    def __init__(self, inner: Any, unknown: str) -> None:
+        self._inner, self._unknown = inner, unknown
+        self.kinds: list[int] = []
+        self.codecs: list[str] = []
+
+    def join(self, request: pb.JoinRequest) -> Any:
+        known = [s for s in request.capabilities.stages if s != self._unknown]
+        del request.capabilities.stages[:]
+        request.capabilities.stages.extend(known)
+        return self._inner.join(request)
+
+    def next_task(self, session: int) -> Any:
+        reply = self._inner.next_task(session)
+        if reply.HasField("train"):
+            self.codecs.append(reply.train.codec)
+        return reply
+
+    def fetch_model(self, request: pb.FetchModelRequest) -> Any:
+        links, data = self._inner.fetch_model(request)
+        self.kinds += [link.kind for link in links]
+        return links, data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_client_that_knows_no_sketch_takes_part_in_another_codec(federation: Start) -> None:
+    server = federation(compression={**SKETCHED, "downlink": "quantize(8)"})
+    old = _Old(server.transport(), "sketch")
+    held = server.run_clients(
+        server.client("a", 0.1), server.client("b", 0.7), server.client("c", transport=old)
+    )
+    assert {h.digest for h in held} == {server.store.newest().digest}
+    assert old.codecs == ["quantize(8) | zstd"] * 3
+    assert pb.Link.BUNDLE not in old.kinds
+
+
+def test_a_client_that_knows_nothing_useful_is_told(federation: Start) -> None:
+    server = federation(compression={**SKETCHED, "fallback": "sketch(0.3)"})
+    from featherfed.edge_client.errors import Rejected
+
+    with pytest.raises(Rejected, match="sketch"):
+        server.client("c", transport=_Old(server.transport(), "sketch")).run()
+
+
+def test_variances_stay_valid_whatever_clients_send(federation: Start) -> None:
+    server = federation(compression={"uplink": "sketch(0.01)"})
+    run_all(server, {"a": -5.0, "b": -1.0, "c": 0.0})
+    weights, _ = server.store.model(MANIFEST)
+    assert (weights[2] >= 0).all()
+
+
+# ---- without gRPC ----
+
+
+@pytest.mark.parametrize(
+    "uplink", ["quantize(8) | zstd", "balanced", "2kB/round", "sketch(0.3, 1, profile)"]
+)
+def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
+    federation: Start, tmp_path: Path, uplink: str
+) -> None:
+    changes: dict[str, Any] = {"compression": {"uplink": uplink}, "seed": 1}
+    server = federation(**changes)
+    run_all(server)
+    metrics = simulate(
+        run_settings(tmp_path, **changes),
+        model_json="{}",
+        manifest=MANIFEST,
+        data_shape=DataShape(SHAPE, CLASSES),
+        clients={name: profile(name).data for name in VALUES},
+        make_trainer=lambda name, plan, manifest: Pull(VALUES[name]),
+        evaluator=Judge(),
+    )
+    real = [version.digest.hex() for version in server.store.versions(after=0)]
+    assert [r["digest"] for r in metrics["rounds"]] == real
+    payloads = [
+        [(c["client"], c["uplink"]["payload_bytes"]) for c in r["clients"]]
+        for r in metrics["rounds"]
+    ]
+    entries = {
+        (e.round, e.client): e.payload_bytes
+        for e in server.store.ledger()
+        if (e.direction, e.kind) == ("uplink", "transfer")
+    }
+    for round_, of_round in enumerate(payloads, 1):
+        assert all(entries[round_, client] == size for client, size in of_round)
+
+
+def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
+    class Broken(Pull):
+        def train(self, weights: Any, task: Any) -> Any:
+            raise ZeroDivisionError("this client's disk is full")
+
+    with pytest.raises(ZeroDivisionError):
+        simulate(
+            run_settings(tmp_path),
+            model_json="{}",
+            manifest=MANIFEST,
+            data_shape=DataShape(SHAPE, CLASSES),
+            clients={name: profile(name).data for name in VALUES},
+            make_trainer=lambda name, plan, manifest: Broken(1.0) if name == "b" else Pull(1.0),
+            evaluator=Judge(),
+        )
