@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | report | predict`."""
+"""The command line: `featherfed demo | serve | join | sweep | report | predict`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def _extra_for(module: str) -> str:
         "matplotlib": "report",
         "jinja2": "report",
         "PIL": "images",
+        "pyarrow": "sweep",
     }
     return f"pip install 'featherfed[{extras.get(module.split('.')[0], 'demo')}]'"
 
@@ -140,6 +141,21 @@ def join(
     from featherfed.cli.join import join_run
 
     join_run(address, data, name, state_dir, threads, give_up_after)
+
+
+@app.command()
+@_errors_for_people
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Instead of the sweep file's.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
+    log.set_up(verbose)
+    from featherfed.cli.sweep import run_sweep
+
+    run_sweep(sweep_file, workers, output)
 
 
 @app.command()

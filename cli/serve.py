@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from featherfed.cli.artifacts import Artifacts
-from featherfed.compression.manifest import Array
+from featherfed.cli.build import KerasEvaluator, build_model
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
-from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.serialization import to_json
-from featherfed.models.zoo import build
 from featherfed.server.admission import DataShape
 from featherfed.server.conduct import serve
-from featherfed.server.coordinator import Coordinator, Evaluation
+from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.plan import make_plan
 from featherfed.server.settings import Settings
 from featherfed.server.store import Store
 
 log = logging.getLogger(__name__)
-
-
-class KerasEvaluator:
-    """Judges weights on the test set; the example picture is its first."""
-
-    def __init__(self, model: FederatedModel, test: Dataset) -> None:
-        self._model = model
-        self._test = test
-
-    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        """Return loss, accuracy and the example's class probabilities."""
-        self._model.set_weights(weights)
-        loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
-        probabilities = self._model.predict(self._test.images[:1])[0]
-        return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
 
 
 def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
@@ -54,7 +34,7 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
     _, test = load_train_test(settings.evaluation.dataset)
-    model = FederatedModel(_model_json(settings, test), _optimization(settings))
+    model = build_model(settings, test)
     store = Store(output / "run.db")
     try:
         coordinator = _coordinator(settings, store, model, test)
@@ -91,19 +71,3 @@ def _coordinator(
         time.time,
         first_weights=model.get_weights() if model.unseeded else None,
     )
-
-
-def _optimization(settings: Settings) -> Optimization:
-    return Optimization(
-        Method(settings.optimization.method), num_clusters=settings.optimization.num_clusters
-    )
-
-
-def _model_json(settings: Settings, test: Dataset) -> str:
-    name = settings.model.name
-    if not name.endswith(".json"):
-        return to_json(build(name, test.input_shape, test.num_classes))
-    try:
-        return Path(name).read_text("utf-8")
-    except OSError as error:
-        raise ServerError(f"cannot read model configuration {name}: {error.strerror}") from error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from featherfed.report.table import models_table, round_table
 
@@ -17,3 +20,19 @@ def show_tables(directory: Path) -> None:
     console.print(round_table(data))
     if "final" in data:
         console.print(models_table(data))
+
+
+def show_sweep(tables: list[tuple[str, list[dict[str, str]]]]) -> None:
+    """Print the codecs of each place of a sweep, and what they cost."""
+    for title, rows in tables:
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("codec", overflow="fold")
+        columns = {
+            "seeds": "seeds", "up": "up", "down": "down", "accuracy": "accuracy",
+            "lost": "points lost", "to_target": "to target",
+        }  # fmt: skip
+        for heading in columns.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(Text(row["codec"]), *(row[name] for name in columns))
+        Console().print(table)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from featherfed.report import page
@@ -16,18 +13,8 @@ from featherfed.report.metrics import ReportError, Run, read_metrics
 from featherfed.report.pictures import Pictures, read_pictures, samples_figure
 from featherfed.report.prediction import prediction_figure
 from featherfed.report.style import save_png, styled
+from featherfed.report.template import Plot, fill, write
 from featherfed.report.traffic import bytes_figure
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture on the page; ``uri`` holds the PNG itself."""
-
-    title: str
-    note: str
-    alt: str
-    uri: str
-
 
 _TEXTS = {
     "samples": (
@@ -71,7 +58,7 @@ def render(directory: Path) -> Path:
     pictures = read_pictures(source) if source.is_file() else None
     try:
         plots = _draw(run, pictures, directory / "plots")
-        return _write(directory / "report.html", _fill(run, plots))
+        return write(directory / "report.html", _fill(run, plots))
     except OSError as error:
         raise ReportError(
             f"{directory}: cannot write the report ({error}); free space or allow writing there"
@@ -102,14 +89,8 @@ def _draw(run: Run, pictures: Pictures | None, folder: Path) -> list[Plot]:
 
 
 def _fill(run: Run, plots: list[Plot]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html").render(
+    return fill(
+        "run.html",
         run=run,
         plots=plots,
         tiles=page.tiles(run),
@@ -120,11 +101,3 @@ def _fill(run: Run, plots: list[Plot]) -> str:
         models=page.model_rows(run),
         refusals=page.refusal_rows(run),
     )
-
-
-def _write(path: Path, text: str) -> Path:
-    # A reader that reloads the page must never see half of it.
-    draft = path.with_suffix(".html.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path

@@ -59,6 +59,11 @@ def check_uplink(text: str) -> str:
         ) from None
 
 
+def is_codec(text: str) -> bool:
+    """Whether a checked uplink is the text of a codec, not a preset or a budget."""
+    return text not in PRESETS and not _TEXT.fullmatch(text)
+
+
 class Uplink:
     """What the clients of each round send, from a checked `uplink` text."""
 

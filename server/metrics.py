@@ -40,6 +40,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "seconds": round(row["closed"] - row["opened"], 3),
             "version": number,
             "digest": version.digest.hex(),
+            "broadcast": version.kind,
             "sparsity": version.sparsity,
             "clients": [_client(u, ledger[number]) for u in updates],
             "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
@@ -90,6 +91,7 @@ def _client(update: Update, ledger: dict[str, dict[str, Bytes]]) -> dict[str, An
         "accuracy": update.accuracy,
         "train_loss": update.train_loss,
         "train_accuracy": update.train_accuracy,
+        "codec": update.codec,
         **ledger[update.client],
     }
 

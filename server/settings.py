@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,7 @@ def _codec_text(text: str) -> str:
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Method = Literal["none", "prune", "cluster", "qat", "prune+qat"]
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -164,32 +165,36 @@ class Settings(_Section):
 
 def load_settings(path: Path) -> Settings:
     """Return the settings in a run file; raise ServerError that names each wrong key."""
+    return read_toml(path, Settings, "run file")
+
+
+def read_toml(path: Path, section: type[Section], what: str) -> Section:
+    """Return a TOML file as a `section`; raise ServerError that names each wrong key."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ServerError(f"cannot read run file {path}: {error.strerror}") from error
+        raise ServerError(f"cannot read {what} {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ServerError(f"{path} is not valid TOML: {error}") from error
     try:
-        return Settings.model_validate(data)
+        return section.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, section, what) for item in error.errors()]
         raise ServerError("\n".join([f"{path} cannot be used:", *lines])) from None
 
 
-def _explain(item: Any) -> str:
-    *parents, key = [str(part) for part in item["loc"]] or ["run file"]
+def _explain(item: Any, root: type[BaseModel], what: str) -> str:
+    *parents, key = [str(part) for part in item["loc"]] or [what]
     dotted = ".".join([*parents, key])
     if item["type"] != "extra_forbidden":
         return f"  {dotted}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
-    known = sorted(_keys(parents))
+    known = sorted(_keys(root, parents))
     close = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"  {dotted}: unknown key; {hint}Known keys: {', '.join(known)}"
 
 
-def _keys(parents: list[str]) -> list[str]:
-    section: type[BaseModel] = Settings
+def _keys(section: type[BaseModel], parents: list[str]) -> list[str]:
     for parent in parents:
         annotation = section.model_fields[parent].annotation
         section = annotation if isinstance(annotation, type) else get_args(annotation)[0]

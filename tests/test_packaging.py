@@ -68,5 +68,5 @@ print(len(paths))
         p for p in ROOT.glob("*/*.py") if p.parent.name not in ("tests", "benchmarks", "examples")
     ]
     assert int(done.stdout) == len(here), "every module is in the wheel"
-    assert (packages / "featherfed" / "report" / "template.html").exists()
+    assert (packages / "featherfed" / "report" / "run.html").exists()
     assert (packages / "featherfed" / "server" / "schema.sql").exists()

@@ -1,0 +1,53 @@
+"""The concrete parts that `serve` and `sweep` build from a run's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from featherfed.compression.manifest import Array
+from featherfed.datasets.dataset import Dataset
+from featherfed.models.method import Method, Optimization
+from featherfed.models.optimized import FederatedModel
+from featherfed.models.serialization import to_json
+from featherfed.models.zoo import build
+from featherfed.server.coordinator import Evaluation
+from featherfed.server.errors import ServerError
+from featherfed.server.settings import Settings
+
+
+class KerasEvaluator:
+    """Judges weights on the test set; the example picture is its first."""
+
+    def __init__(self, model: FederatedModel, test: Dataset) -> None:
+        self._model = model
+        self._test = test
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        """Return loss, accuracy and the example's class probabilities."""
+        self._model.set_weights(weights)
+        loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
+        probabilities = self._model.predict(self._test.images[:1])[0]
+        return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
+
+
+def build_model(settings: Settings, test: Dataset) -> FederatedModel:
+    """Return the run's model for images and classes like those of `test`.
+
+    Raises ServerError if its configuration cannot be read, ModelError if it cannot be used.
+    """
+    optimization = Optimization(
+        Method(settings.optimization.method), num_clusters=settings.optimization.num_clusters
+    )
+    return FederatedModel(_model_json(settings, test), optimization)
+
+
+def _model_json(settings: Settings, test: Dataset) -> str:
+    name = settings.model.name
+    if not name.endswith(".json"):
+        return to_json(build(name, test.input_shape, test.num_classes))
+    try:
+        return Path(name).read_text("utf-8")
+    except OSError as error:
+        raise ServerError(f"cannot read model configuration {name}: {error.strerror}") from error

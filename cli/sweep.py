@@ -1,0 +1,196 @@
+"""`featherfed sweep`: run a grid of federations, one process per core, and report on all of them.
+
+Each run is a file of its own as soon as it is finished: after a kill, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from featherfed.cli.artifacts import machine
+from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.cli.tables import show_sweep
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.datasets.partition import parse_scheme, partition
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.keras_trainer import KerasTrainer
+from featherfed.edge_client.session import Trained, Trainer
+from featherfed.proto import federation_pb2 as pb
+from featherfed.report.frontier import render_sweep
+from featherfed.server.admission import DataShape
+from featherfed.server.coordinator import Evaluation, Evaluator
+from featherfed.server.errors import ServerError
+from featherfed.sweep import results
+from featherfed.sweep.grid import Case, Sweep, load_sweep
+from featherfed.sweep.simulate import simulate
+
+log = logging.getLogger(__name__)
+
+_rounds: Queue[int] | None = None  # in a worker: where it says that a round is done
+
+
+def run_sweep(path: Path, workers: int, output: Path | None) -> None:
+    """Make the runs of a sweep file that have no result yet, then the tables and the page."""
+    sweep = load_sweep(path)
+    cases = list(sweep.cases())
+    for case in cases:
+        parse_scheme(case.partition)
+    output = output or Path(sweep.output)
+    try:
+        (output / "cases").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServerError(f"cannot write to {output}: {error.strerror}") from error
+    missing = [case for case in cases if not results.is_done(output, case)]
+    if len(missing) < len(cases):
+        typer.echo(f"{len(cases) - len(missing)} of {len(cases)} runs are there already")
+    if missing:
+        _run_all(missing, output, min(workers or os.cpu_count() or 1, len(missing)))
+    _report(sweep, cases, output)
+
+
+def _report(sweep: Sweep, cases: Sequence[Case], output: Path) -> None:
+    rows, rounds = [], []
+    for case in cases:
+        metrics = results.load(output, case)
+        rows.append(results.case_row(case, metrics))
+        rounds.extend(results.round_rows(case, metrics))
+    results.write_tables(output, rows, rounds)
+    page, table = render_sweep(
+        output, sweep.name, rows, rounds, sweep.baseline, sweep.target_accuracy
+    )
+    show_sweep(table)
+    typer.echo(f"report: {page}")
+
+
+def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
+    # TensorFlow does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    rounds: Queue[int] = context.Queue()
+    with (
+        _progress() as progress,
+        ProcessPoolExecutor(workers, context, _start_worker, (rounds,)) as pool,
+    ):
+        bar = progress.add_task("rounds", total=sum(case.settings.rounds for case in cases))
+        follower = threading.Thread(target=_follow, args=(rounds, progress, bar))
+        follower.start()
+        open_: dict[Future[float], Case] = {
+            pool.submit(_run_case, case, output): case for case in cases
+        }
+        try:
+            while open_:
+                done, _ = wait(open_, return_when=FIRST_COMPLETED)
+                for future in done:
+                    case = open_.pop(future)
+                    accuracy = future.result()
+                    progress.console.print(f"{case.name}: accuracy {accuracy:.4f}", soft_wrap=True)
+        except BrokenProcessPool as error:
+            raise ServerError(
+                "a worker was killed, perhaps for lack of memory; finished runs are kept: run the "
+                "same command again, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            rounds.put(0)
+            follower.join()
+
+
+def _follow(rounds: Queue[int], progress: Progress, bar: object) -> None:
+    while rounds.get():
+        progress.advance(bar)  # type: ignore[arg-type]
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
+
+
+def _start_worker(rounds: Queue[int]) -> None:
+    """Give each worker one thread: runs in parallel use the cores better, and repeat exactly."""
+    global _rounds
+    _rounds = rounds
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _run_case(case: Case, output: Path) -> float:
+    """Run a case in this process, keep its metrics, and return the final accuracy."""
+    settings = case.settings
+    train, test = load_train_test(case.dataset)
+    shards = partition(train.labels, case.clients, case.partition, case.seed)
+    data = {f"client-{i}": train.take(indices) for i, indices in enumerate(shards)}
+    model = build_model(settings, test)
+    turn = threading.Lock()
+
+    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest) -> _InTurn:
+        images, labels = data[name].images, data[name].labels
+        return _InTurn(turn, KerasTrainer(plan, manifest, images, labels, client=name, model=model))
+
+    def on_round(round_: int, accuracy: float | None) -> None:
+        if _rounds is not None:
+            _rounds.put(round_)
+
+    metrics = simulate(
+        settings,
+        model_json=model.model_json,
+        manifest=model.manifest,
+        data_shape=DataShape(test.input_shape, test.class_names),
+        clients={
+            name: pb.DataSummary(
+                num_examples=len(part),
+                example_shape=part.input_shape,
+                class_names=part.class_names if part.has_class_names else (),
+                num_classes=train.num_classes,
+            )
+            for name, part in data.items()
+        },
+        make_trainer=make_trainer,
+        evaluator=_EvaluatorInTurn(turn, KerasEvaluator(model, test)),
+        first_weights=model.get_weights() if model.unseeded else None,
+        on_round=on_round,
+        facts={
+            "featherfed": importlib.metadata.version("featherfed"),
+            "num_test_examples": len(test),
+            "machine": machine(),
+        },
+    )
+    results.save(output, case, metrics)
+    return float(metrics["final"]["accuracy"])
+
+
+class _InTurn:
+    """A trainer that shares its model with the others of the process."""
+
+    def __init__(self, turn: threading.Lock, trainer: Trainer) -> None:
+        self._turn = turn
+        self._trainer = trainer
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        with self._turn:
+            return self._trainer.train(weights, task)
+
+
+class _EvaluatorInTurn:
+    """The same for an evaluator."""
+
+    def __init__(self, turn: threading.Lock, evaluator: Evaluator) -> None:
+        self._turn = turn
+        self._evaluator = evaluator
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        with self._turn:
+            return self._evaluator.evaluate(weights)

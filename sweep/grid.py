@@ -1,0 +1,139 @@
+"""A sweep file (TOML): the grid of runs to make, as frozen, validated settings."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from featherfed.server.budget import check_uplink, is_codec
+from featherfed.server.settings import Settings, read_toml
+
+_AXES = ("dataset", "model", "partition", "clients")
+Axis = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scheme(_Section):
+    """How updates travel in some of the runs: the run file's `[compression]`, and a name."""
+
+    label: str
+    compression: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            text = check_uplink(value)
+            both_ways = {"downlink": text} if is_codec(text) else {}
+            return {"label": text, "compression": {"uplink": text, **both_ways}}
+        if isinstance(value, dict) and "label" in value and "compression" not in value:
+            rest = {key: item for key, item in value.items() if key != "label"}
+            return {"label": value["label"], "compression": rest}
+        return value
+
+
+class Grid(_Section):
+    """Every combination of these is run."""
+
+    codec: Annotated[tuple[Scheme, ...], Field(min_length=1)]
+    """Presets, budgets, codec text (for both directions), or tables with a label."""
+    dataset: Axis = ("digits",)
+    model: Axis = ("cnn",)
+    partition: Axis = ("iid",)
+    clients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5,)
+    seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+
+    @field_validator("codec")
+    @classmethod
+    def _labels_differ(cls, schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
+        labels = [scheme.label for scheme in schemes]
+        if len(set(labels)) < len(labels):
+            raise ValueError("two codecs have the same label; give one a label of its own")
+        return schemes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a sweep."""
+
+    label: str
+    dataset: str
+    model: str
+    partition: str
+    clients: int
+    seed: int
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """A file name that people can read and no other case shares."""
+        words = [self.dataset, self.model, self.partition, f"{self.clients}clients", self.label]
+        text = "-".join([re.sub(r"[^a-z0-9.]+", "-", w.lower()).strip("-.") for w in words])
+        return f"{text[:100]}-seed{self.seed}-{self.digest[:8]}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the result depends on."""
+        text = f"{self.label}/{self.partition}/{self.clients}/{self.settings.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Sweep(_Section):
+    """A whole sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
+    output: str = "runs/sweep"
+    baseline: str = "float32"
+    """The label that the loss of accuracy is measured against, seed by seed."""
+    target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """For "bytes to reach it"; by default one point less than the baseline's mean."""
+    grid: Grid
+    run: dict[str, Any] = {}
+    """What all runs share, as in a run file."""
+
+    @model_validator(mode="after")
+    def _every_case_is_valid(self) -> Sweep:
+        clash = {"seed", "model", "clients", "name", "output", "compression"} & set(self.run)
+        if clash:
+            raise ValueError(f"[run] sets {', '.join(sorted(clash))}, which the grid decides")
+        list(self.cases())
+        return self
+
+    def cases(self) -> Iterator[Case]:
+        """Yield every run of the grid; seeds vary slowest, so that early results span codecs."""
+        g = self.grid
+        for seed, *place in itertools.product(g.seed, *(getattr(g, axis) for axis in _AXES)):
+            for scheme in g.codec:
+                dataset, model, partition, clients = place
+                settings = self._settings(scheme, dataset, model, partition, clients, seed)
+                yield Case(scheme.label, dataset, model, partition, clients, seed, settings)
+
+    def _settings(
+        self, scheme: Scheme, dataset: str, model: str, partition: str, clients: int, seed: int
+    ) -> Settings:
+        evaluation = {"every_client": False, **self.run.get("evaluation", {}), "dataset": dataset}
+        return Settings.model_validate({
+            **self.run,
+            "name": self.name,
+            "seed": seed,
+            "model": {"name": model},
+            "compression": scheme.compression,
+            "clients": {"minimum": clients, "quorum": 1.0},
+            "evaluation": evaluation,
+            "notes": {"clients": clients, "partition": partition, "codec": scheme.label},
+        })  # fmt: skip
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Return the sweep in a file; raise ServerError that names each wrong key."""
+    return read_toml(path, Sweep, "sweep file")

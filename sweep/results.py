@@ -1,0 +1,117 @@
+"""What a sweep leaves: a file per run, and all of them as CSV and Parquet tables."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from featherfed.sweep.grid import Case
+
+Row = dict[str, Any]
+
+
+def result_path(output: Path, case: Case) -> Path:
+    """Return where the metrics of a case are kept."""
+    return output / "cases" / f"{case.name}.json"
+
+
+def is_done(output: Path, case: Case) -> bool:
+    """Whether this very case, by its settings, has a result."""
+    return result_path(output, case).is_file()
+
+
+def save(output: Path, case: Case, metrics: dict[str, Any]) -> None:
+    """Keep the metrics of a finished case; the file is whole or absent."""
+    path = result_path(output, case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(metrics, indent=1), "utf-8")
+    scratch.replace(path)
+
+
+def load(output: Path, case: Case) -> dict[str, Any]:
+    """Return the metrics of a finished case."""
+    metrics: dict[str, Any] = json.loads(result_path(output, case).read_text("utf-8"))
+    return metrics
+
+
+def case_row(case: Case, metrics: dict[str, Any]) -> Row:
+    """Return one line for a run; bytes are means per client and round."""
+    rounds = len(metrics["rounds"])
+    share = case.clients * rounds
+    final = metrics["final"]
+    totals = final["totals"]
+    return {
+        **_place(case),
+        "uplink": case.settings.compression.uplink,
+        "downlink": case.settings.compression.downlink,
+        "broadcast": case.settings.compression.broadcast,
+        "rounds": rounds,
+        "accuracy": final["accuracy"],
+        "loss": final["loss"],
+        "float32_bytes": metrics["float32_bytes"],
+        "up_payload_bytes": totals["uplink"]["payload_bytes"] / share,
+        "up_sent_bytes": _sent(totals["uplink"]) / share,
+        "down_payload_bytes": totals["downlink"]["payload_bytes"] / share,
+        "down_sent_bytes": _sent(totals["downlink"]) / share,
+        "digest": final["digest"],
+    }
+
+
+def round_rows(case: Case, metrics: dict[str, Any]) -> list[Row]:
+    """Return a line per round; bytes are means per client.
+
+    `cumulative_bytes` is payload both ways until the clients hold the round's new version.
+    """
+    rows, sent = [], 0.0
+    downs = [_mean(r["clients"], "downlink") for r in metrics["rounds"]]
+    downs.append(_mean(metrics["final"]["clients"], "downlink"))
+    sent = downs[0]
+    for entry, down in zip(metrics["rounds"], downs[1:], strict=True):
+        up = _mean(entry["clients"], "uplink")
+        sent += up + down
+        rows.append({
+            **_place(case),
+            "round": entry["round"],
+            "accuracy": entry["accuracy"],
+            "loss": entry["loss"],
+            "broadcast": entry["broadcast"],
+            "up_payload_bytes": up,
+            "down_payload_bytes": down,
+            "cumulative_bytes": sent,
+        })  # fmt: skip
+    return rows
+
+
+def write_tables(output: Path, rows: Sequence[Row], rounds: Sequence[Row]) -> None:
+    """Write results and rounds, each as .csv and .parquet."""
+    for name, lines in (("results", rows), ("rounds", rounds)):
+        table = pa.Table.from_pylist(list(lines))
+        pyarrow.csv.write_csv(table, output / f"{name}.csv")
+        pyarrow.parquet.write_table(table, output / f"{name}.parquet")
+
+
+def _place(case: Case) -> Row:
+    return {
+        "codec": case.label,
+        "dataset": case.dataset,
+        "model": case.model,
+        "partition": case.partition,
+        "clients": case.clients,
+        "seed": case.seed,
+    }
+
+
+def _sent(totals: dict[str, int]) -> int:
+    return totals["message_bytes"] + totals["control_bytes"] + totals["retry_bytes"]
+
+
+def _mean(clients: Sequence[Any], side: str) -> float:
+    return statistics.mean(c[side]["payload_bytes"] for c in clients) if clients else 0.0
