@@ -78,8 +78,19 @@ def demo(
     learning_rate: Annotated[
         float | None, typer.Option(help="0.01, or 0.1 for digits.", show_default=False)
     ] = None,
-    uplink: Annotated[str, typer.Option(metavar="CODEC")] = "quantize(8) | zstd",
-    downlink: Annotated[str, typer.Option(metavar="CODEC")] = "quantize(8) | zstd",
+    uplink: Annotated[
+        str,
+        typer.Option(
+            "--uplink",
+            "--budget",
+            metavar="TEXT",
+            help="exact, transparent, balanced, extreme; a budget of all clients together, such as "
+            "4kB/round; or codec text.",
+        ),
+    ] = "balanced",
+    downlink: Annotated[
+        str, typer.Option(metavar="CODEC", help="Of the mean, where updates are not forwarded.")
+    ] = "quantize(7) | zstd",
     optimize: Annotated[
         str, typer.Option(metavar="METHOD", help="none, prune, cluster, qat or prune+qat.")
     ] = "none",

@@ -26,13 +26,13 @@ def show_sweep(tables: list[tuple[str, list[dict[str, str]]]]) -> None:
     """Print the codecs of each place of a sweep, and what they cost."""
     for title, rows in tables:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("codec", overflow="fold")
+        table.add_column("codec", overflow="fold", min_width=16)
         columns = {
-            "seeds": "seeds", "up": "up", "down": "down", "accuracy": "accuracy",
-            "lost": "points lost", "to_target": "to target",
+            "seeds": "n", "up": "bytes\nup", "down": "\ndown", "accuracy": "\naccuracy",
+            "lost": "points\nlost", "to_target": "bytes to\ntarget",
         }  # fmt: skip
-        for heading in columns.values():
-            table.add_column(heading, justify="right", no_wrap=True)
+        for name, heading in columns.items():
+            table.add_column(heading, justify="right", no_wrap=name != "to_target")
         for row in rows:
             table.add_row(Text(row["codec"]), *(row[name] for name in columns))
         Console().print(table)

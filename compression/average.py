@@ -19,15 +19,23 @@ from featherfed.compression.masks import Mask, Masks
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import coverage, decode_update, read_report, sketched_shapes
 
+FULL_STEP = 256
+"""A server learning rate of one, in the 256ths that it is counted in."""
+
 
 @dataclass(frozen=True)
 class Round:
-    """What everybody in a round knows: its key, its number of slots, its masks, and importance."""
+    """What everybody in a round knows: its key, its number of slots, its masks, and importance.
+
+    `server_rate` is the server learning rate (Reddi et al. 2021) in 256ths: the share of the mean
+    that trainable tensors take over. State that is not trained takes over all of it.
+    """
 
     key: Key
     slots: int
     masks: Masks
     allocation: Allocation | None
+    server_rate: int = FULL_STEP
 
     def context(self, slot: int) -> Context:
         """Return the context of the update from `slot`; beyond `slots` they are used again."""
@@ -86,12 +94,19 @@ class Average:
             share += weight if covered is None else weight * covered
 
     def mean(self) -> list[Array]:
-        """Return the mean: of a tensor sent in parts, over those who sent the value."""
-        return [
+        """Return the mean at the server's rate: of a tensor sent in parts, over those who sent."""
+        mean = [
             total
             if share is None
             else np.divide(total, np.where(share > 0, share, 1), dtype=np.float32)
             for total, share in zip(self._totals, self._shares, strict=True)
+        ]
+        if self._round.server_rate == FULL_STEP:
+            return mean
+        rate = np.float32(self._round.server_rate / FULL_STEP)
+        return [
+            rate * tensor if spec.role == "trainable" else tensor
+            for spec, tensor in zip(self._manifest, mean, strict=True)
         ]
 
     def allocation(self) -> Allocation | None:

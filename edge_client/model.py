@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from featherfed.compression.allocation import Allocation
-from featherfed.compression.average import Average, Part, Round, average, round_key
+from featherfed.compression.average import FULL_STEP, Average, Part, Round, average, round_key
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
@@ -82,7 +82,10 @@ def _unbundle(
         Part(p.slot, p.num_examples, str(_codec(p.codec or bundle.codec)), p.payload)
         for p in bundle.parts
     ]
-    return average(manifest, Round(key, bundle.slots, masks, allocation), parts)
+    rate = bundle.server_rate or FULL_STEP
+    if rate > FULL_STEP:
+        raise WireError(f"a server rate of {rate} 256ths is more than the whole mean")
+    return average(manifest, Round(key, bundle.slots, masks, allocation, rate), parts)
 
 
 def _codec(text: str) -> Codec:

@@ -249,14 +249,16 @@ class Allocation(_message.Message):
     def __init__(self, levels: _Optional[bytes] = ..., profile: _Optional[bytes] = ...) -> None: ...
 
 class Bundle(_message.Message):
-    __slots__ = ("slots", "codec", "parts")
+    __slots__ = ("slots", "codec", "parts", "server_rate")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_RATE_FIELD_NUMBER: _ClassVar[int]
     slots: int
     codec: str
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, slots: _Optional[int] = ..., codec: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    server_rate: int
+    def __init__(self, slots: _Optional[int] = ..., codec: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., server_rate: _Optional[int] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("slot", "num_examples", "codec", "payload")

@@ -10,23 +10,32 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
-from featherfed.compression.average import Round, round_key
+from featherfed.compression.average import FULL_STEP, Round, round_key
 from featherfed.compression.errors import CodecError
 from featherfed.compression.manifest import Manifest
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
 from featherfed.compression.update import encode_update
 
-PRESETS: dict[str, str | float] = {
-    "exact": "quantize(8) | zstd",
-    "transparent": 315.0,
-    "balanced": 1010.0,
-    "extreme": 1510.0,
+
+class Preset(NamedTuple):
+    """What each of five clients sends: float32 / `ratio`, but never less than `floor` bytes."""
+
+    ratio: float
+    floor: float
+
+
+PRESETS: dict[str, str | Preset] = {
+    "exact": "quantize(7) | zstd",
+    "transparent": Preset(315, 900),
+    "balanced": Preset(1010, 400),
+    "extreme": Preset(1510, 250),
 }
-"""A codec, or how many times smaller than float32 the update of each of five clients is."""
+"""A codec, or a budget: small models cannot be compressed as much as large ones."""
 
 FEW = 2
 """So few clients do not average noise away: they send the largest values instead."""
@@ -35,6 +44,9 @@ _CLIENTS = 5
 _UNITS = {"B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2}
 _TEXT = re.compile(r"(\d+(?:\.\d+)?) ?(B|kB|KiB|MB|MiB)(?:/round)?")
 _LARGEST = "topk({:.3g}) | quantize(4) | zstd"
+_LAST_STEPS = (128, 192)  # 256ths, by rounds left
+_SETTLED = 5  # rounds: shorter runs still need whole steps
+_NOISY = 0.25  # share of the coordinates that all clients together send
 _BLOCK = 64  # bits: a sketch sends whole blocks
 _REPORT_SHARE = 3  # a report of importance may take one part in this many of a client's budget
 
@@ -73,8 +85,9 @@ class Uplink:
         self._codec: str | None = None
         self._cohort_bytes = 0.0
         preset = PRESETS.get(text)
-        if isinstance(preset, float):
-            self._cohort_bytes = _CLIENTS * 4 * manifest.num_values / preset
+        if isinstance(preset, Preset):
+            each = max(4 * manifest.num_values / preset.ratio, preset.floor)
+            self._cohort_bytes = _CLIENTS * each
         elif match := _TEXT.fullmatch(text):
             self._cohort_bytes = float(match[1]) * _UNITS[match[2]]
         else:
@@ -88,6 +101,19 @@ class Uplink:
         return (
             parse_codec("sketch(0.1)").needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
         )
+
+    def server_rate(self, cohort: int, round_: int) -> int:
+        """Return the server learning rate of a round in 256ths.
+
+        The noise of the last rounds is never trained away: if few coordinates are sent, the last
+        two steps are shortened, which averages the last versions.
+        """
+        left = self._rounds - round_
+        if self._codec is not None or cohort <= FEW or self._rounds < _SETTLED or left > 1:
+            return FULL_STEP
+        codec = parse_codec(self.codec(cohort, round_))
+        noisy = isinstance(codec, Sketch) and codec.density * cohort < _NOISY
+        return _LAST_STEPS[left] if noisy else FULL_STEP
 
     def codec(self, cohort: int, round_: int, *, masked: bool = False) -> str:
         """Return the codec for each of `cohort` clients in a round, counted from 1."""

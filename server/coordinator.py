@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from featherfed.compression.average import Average, Part, Round, round_key
+from featherfed.compression.average import FULL_STEP, Average, Part, Round, round_key
 from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
@@ -311,6 +311,7 @@ class Coordinator:
             state.slots,
             self._round_start().masks,
             self._allocation,
+            self._uplink.server_rate(state.slots, state.round),
         )
 
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
@@ -373,9 +374,11 @@ class Coordinator:
         """Fold the closed round's updates into the next version, judge it, and go on."""
         round_ = self._state.round
         start = self._round_start()
-        mean = Average(self.manifest, self._round(), sum(self._store.num_examples(round_)))
+        shared = self._round()
+        mean = Average(self.manifest, shared, sum(self._store.num_examples(round_)))
         forwards = self.settings.compression.broadcast == "auto"
-        bundle = pb.Bundle(slots=self._state.slots) if forwards else None
+        rate = shared.server_rate % FULL_STEP  # 0, which costs nothing, is the whole mean
+        bundle = pb.Bundle(slots=shared.slots, server_rate=rate) if forwards else None
         grades: list[tuple[str, float | None, str | None]] = []
         for update in self._store.updates(round_):
             assert update.payload is not None, "payloads are kept until the round is aggregated"

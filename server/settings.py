@@ -63,11 +63,11 @@ class Optimization(_Section):
 class Compression(_Section):
     """What travels in which codec."""
 
-    uplink: Annotated[str, AfterValidator(check_uplink)] = "quantize(8) | zstd"
+    uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
     """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
-    fallback: CodecText = "quantize(8) | zstd"
+    fallback: CodecText = "quantize(7) | zstd"
     """For clients that do not know the uplink's codec."""
-    downlink: CodecText = "quantize(8) | zstd"
+    downlink: CodecText = "quantize(7) | zstd"
     """Of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
     """Forward the clients' updates if that is smallest, or always send their mean alone."""

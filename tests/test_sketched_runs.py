@@ -40,8 +40,7 @@ MODEL = Manifest((TensorSpec("kernel", (1600, 128)), TensorSpec("bias", (128,)))
 @pytest.mark.parametrize("preset", ["transparent", "balanced", "extreme"])
 @pytest.mark.parametrize("clients", [5, 20])
 def test_a_preset_keeps_the_cohorts_budget_over_the_rounds(preset: str, clients: int) -> None:
-    uplink, ratio = Uplink(preset, MODEL, 7), PRESETS[preset]
-    assert isinstance(ratio, float)
+    uplink, (ratio, _) = Uplink(preset, MODEL, 7), PRESETS[preset]
     total = 0.0
     for round_ in range(1, 8):
         codec = parse_codec(uplink.codec(clients, round_))
@@ -237,3 +236,19 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
             make_trainer=lambda name, plan, manifest: Broken(1.0) if name == "b" else Pull(1.0),
             evaluator=Judge(),
         )
+
+
+def test_the_last_steps_are_short_where_few_coordinates_are_sent(federation: Start) -> None:
+    rates = [Uplink("balanced", MODEL, 7).server_rate(5, r) for r in range(1, 8)]
+    assert rates == [256] * 5 + [192, 128]
+    assert Uplink("transparent", MODEL, 7).server_rate(5, 7) == 256
+    assert Uplink("balanced", MODEL, 3).server_rate(5, 3) == 256
+    assert Uplink("sketch(0.01)", MODEL, 7).server_rate(5, 7) == 256
+
+
+def test_clients_take_the_same_short_steps(federation: Start) -> None:
+    server = federation(compression={"uplink": "0.2kB/round"}, rounds=5)
+    held = run_all(server)
+    assert {h.digest for h in held} == {server.store.newest().digest}
+    rates = [pb.Bundle.FromString(v.payload).server_rate for v in server.store.versions(after=0)]
+    assert rates == [0, 0, 0, 192, 128]
