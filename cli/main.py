@@ -90,7 +90,7 @@ def demo(
     ] = "balanced",
     downlink: Annotated[
         str, typer.Option(metavar="CODEC", help="Of the mean, where updates are not forwarded.")
-    ] = "quantize(7) | zstd",
+    ] = "deadzone(0.15) | zstd",
     optimize: Annotated[
         str, typer.Option(metavar="METHOD", help="none, prune, cluster, qat or prune+qat.")
     ] = "none",

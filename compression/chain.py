@@ -48,6 +48,10 @@ class Codec(Protocol):
         """The sender must keep the residual and add it to its next update (error feedback)."""
 
     @property
+    def keyed(self) -> bool:
+        """A payload means nothing without the context it was made in."""
+
+    @property
     def takes_all(self) -> bool:
         """Small trainable tensors too: near-lossless would cost more than all the rest."""
 
@@ -109,6 +113,11 @@ class Chain:
     def feedback(self) -> bool:
         """Any stage asks for it."""
         return any(stage.feedback for stage in self._arrays)
+
+    @property
+    def keyed(self) -> bool:
+        """Any stage is."""
+        return any(stage.keyed for stage in self._arrays)
 
     @property
     def takes_all(self) -> bool:

@@ -26,6 +26,7 @@ class Float32:
     name: ClassVar[str] = "float32"
     lossless: ClassVar[bool] = True
     feedback: ClassVar[bool] = False
+    keyed: ClassVar[bool] = False
 
     @property
     def gives(self) -> Form:
@@ -62,6 +63,7 @@ class Float16:
     name: ClassVar[str] = "float16"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
+    keyed: ClassVar[bool] = False
 
     @property
     def gives(self) -> Form:
@@ -105,6 +107,7 @@ class Float8:
     name: ClassVar[str] = "float8"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    keyed: ClassVar[bool] = False
 
     @property
     def gives(self) -> Form:

@@ -31,6 +31,7 @@ class Quantize:
     name: ClassVar[str] = "quantize"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= MAX_BITS:

@@ -8,16 +8,33 @@ from dataclasses import fields
 from typing import Any
 
 from featherfed.compression.chain import Codec, chain
+from featherfed.compression.deadzone import DeadZone
+from featherfed.compression.eden import Eden
 from featherfed.compression.errors import CodecError
 from featherfed.compression.floats import Float8, Float16, Float32
 from featherfed.compression.lossless import Zstd
+from featherfed.compression.qsgd import Qsgd
 from featherfed.compression.quantize import Quantize
+from featherfed.compression.sign import Sign
 from featherfed.compression.sketch import Sketch
 from featherfed.compression.stage import Stage
 from featherfed.compression.topk import TopK
 
 STAGES: dict[str, type[Any]] = {
-    stage.name: stage for stage in (Float32, Float16, Quantize, TopK, Zstd, Float8, Sketch)
+    stage.name: stage
+    for stage in (
+        Float32,
+        Float16,
+        Float8,
+        Quantize,
+        DeadZone,
+        Qsgd,
+        Sign,
+        Eden,
+        TopK,
+        Zstd,
+        Sketch,
+    )
 }
 """Every stage by its name in codec text."""
 

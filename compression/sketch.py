@@ -58,6 +58,7 @@ class Sketch:
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
     takes_all: ClassVar[bool] = True
+    keyed: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"sketch"})
 
     def __post_init__(self) -> None:

@@ -42,6 +42,9 @@ class ArrayStage(Protocol):
     feedback: ClassVar[bool]
     """The sender must keep what this stage loses and add it to the next round's update."""
 
+    keyed: ClassVar[bool]
+    """Decoding needs the key that encoding had."""
+
     @property
     def gives(self) -> Form:
         """What the stage hands on."""

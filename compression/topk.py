@@ -27,6 +27,7 @@ class TopK:
     name: ClassVar[str] = "topk"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 1:

@@ -214,7 +214,7 @@ class _Parts:
             self.context = replace(context, allocation=fitting)
         self.fine_size = sum(math.prod(self.shapes[i]) for i in self.fine)
         self.seal_context = str(codec).encode() + manifest.digest
-        if codec.takes_all:  # what it means depends on the round and the slot
+        if codec.keyed:  # what it means depends on the round and the slot
             self.seal_context += context.digest
         self.slices = 1
         self._cheap = codec.takes_all

@@ -18,6 +18,7 @@ from featherfed.report.style import (
     INK,
     MUTED,
     WIDTH,
+    bytes_axis,
     percent_axis,
     round_axis,
     save_png,
@@ -200,7 +201,7 @@ def frontier_figure(place: Place) -> Figure:
     _frontier(
         axes[1],
         place,
-        "up and down together",
+        "both ways",
         lambda s: s.mean("up_payload_bytes") + s.mean("down_payload_bytes"),
     )
     axes[0].set_ylabel("final test accuracy")
@@ -221,8 +222,8 @@ def _frontier(axes: Axes, place: Place, title: str, cost: Callable[[Scheme], flo
             color=_color(i), marker=_marker(i), markersize=7, capsize=3, linestyle="none",
             label=short(scheme.codec, 44), zorder=2,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_title(f"Payload bytes per client and round, {title}")
+    bytes_axis(axes)
+    axes.set_title(f"Payload per client and round, {title}")
     percent_axis(axes)
 
 
@@ -249,8 +250,8 @@ def progress_figure(place: Place) -> Figure:
                 label=short(scheme.codec, 44),
             )  # fmt: skip
     left.set_title("Test accuracy over the rounds")
-    right.set_title("Test accuracy over payload bytes per client, both ways")
-    right.set_xscale("log")
+    right.set_title("Over payload per client, both ways")
+    bytes_axis(right)
     percent_axis(left)
     if numbers:
         round_axis(left, numbers)

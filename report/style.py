@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, PercentFormatter
 
 # Okabe and Ito's palette: distinct also for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -77,6 +77,14 @@ def short(text: str, limit: int = 18) -> str:
 def percent_axis(axes: Axes) -> None:
     """Label the y axis in percent."""
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def bytes_axis(axes: Axes) -> None:
+    """Make the x axis logarithmic, in bytes."""
+    axes.set_xscale("log")
+    # Plain numbers: matplotlib writes powers of ten as math, which the style leaves unparsed.
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def round_axis(axes: Axes, rounds: Sequence[int], final: bool = False) -> None:

@@ -65,9 +65,9 @@ class Compression(_Section):
 
     uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
     """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
-    fallback: CodecText = "quantize(7) | zstd"
+    fallback: CodecText = "quantize(8) | zstd"
     """For clients that do not know the uplink's codec."""
-    downlink: CodecText = "quantize(7) | zstd"
+    downlink: CodecText = "deadzone(0.15) | zstd"
     """Of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
     """Forward the clients' updates if that is smallest, or always send their mean alone."""
