@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import threading
 from dataclasses import fields
 from typing import Any
 
@@ -40,6 +41,10 @@ STAGES: dict[str, type[Any]] = {
 
 MAX_TEXT = 200
 
+# CPython 3.11 counts the depth of syntax trees for all threads together, and raises SystemError
+# when two build one at the same time (python/cpython#106905).
+_one_at_a_time = threading.Lock()
+
 
 def parse_codec(text: str) -> Codec:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
@@ -51,7 +56,8 @@ def parse_codec(text: str) -> Codec:
     if len(text) > MAX_TEXT:
         raise CodecError(f"codec text is longer than {MAX_TEXT} characters")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with _one_at_a_time:
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CodecError(f"{text!r} is not a codec; write e.g. quantize(8) | zstd") from error
     try:

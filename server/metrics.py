@@ -32,7 +32,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
         if number > newest:
             continue
         version = store.version(number)
-        updates = list(store.updates(number))
+        updates = sorted(store.updates(number), key=lambda update: update.client)
         rounds.append({
             "round": number,
             "accuracy": version.accuracy,

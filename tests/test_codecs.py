@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,12 @@ def error_bound(codec: Chain, x: Array) -> float:  # noqa: C901 - a case for eac
             top = 2**stage.bits - 1
             bound = max(bound, spread / top * (0.5 + top * 2.0**-22) + top * 2.0**-149)
     return bound
+
+
+def test_codec_text_is_parsed_in_many_threads_at_once() -> None:
+    text = "topk(0.5) | topk(0.5) | quantize(2, channel)"
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(parse_codec, [text] * 4000)) == {parse_codec(text)}
 
 
 # ---- every codec ----

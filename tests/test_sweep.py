@@ -1,0 +1,114 @@
+"""Sweep files, and a whole sweep of two small runs that is killed and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from processes import Processes, run, wait_until
+
+from featherfed.report.frontier import group, table_rows
+from featherfed.server.errors import ServerError
+from featherfed.sweep.grid import load_sweep
+
+SWEEP = """
+name = "small"
+output = "out"
+
+[grid]
+codec = ["float32", "balanced", { label = "aggregate", uplink = "balanced", broadcast = "aggregate" }]
+model = ["mlp"]
+clients = [3]
+seed = [0, 1]
+
+[run]
+rounds = 2
+
+[run.training]
+epochs = 3
+learning_rate = 0.1
+"""
+
+
+def load(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "sweep.toml").write_text(text, "utf-8")
+    return [case.label for case in load_sweep(tmp_path / "sweep.toml").cases()]
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    assert load(tmp_path, SWEEP) == ["float32", "balanced", "aggregate"] * 2
+    cases = list(load_sweep(tmp_path / "sweep.toml").cases())
+    assert len({case.name for case in cases}) == 6
+    assert [c.settings.compression.downlink for c in cases[:2]] == [
+        "float32",
+        "deadzone(0.15) | zstd",
+    ], "codec text goes both ways, a preset up"
+    assert cases[2].settings.compression.broadcast == "aggregate"
+    assert all(case.settings.clients.minimum == 3 for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("seed = [0, 1]", "sede = [0, 1]", "did you mean 'seed'"),
+        ("seed = [0, 1]", "seed = []", "grid.seed"),
+        ('"float32", ', '"flaot32", ', "float32"),
+        ('"aggregate", uplink', '"balanced", uplink', "same label"),
+        ("rounds = 2", "rounds = 2\nseed = 4", "which the grid decides"),
+        ("rounds = 2", "rounds = 0", "rounds"),
+    ],
+)
+def test_a_wrong_sweep_file_is_explained(
+    tmp_path: Path, before: str, after: str, told: str
+) -> None:
+    with pytest.raises(ServerError, match=told):
+        load(tmp_path, SWEEP.replace(before, after))
+
+
+def row(codec: str, seed: int, accuracy: float, up: float) -> dict[str, object]:
+    place = {"dataset": "d", "model": "m", "partition": "iid", "clients": 5}
+    sizes = {name: up for name in ("up_payload_bytes", "up_sent_bytes", "down_payload_bytes")}
+    return {
+        **place, **sizes, "codec": codec, "seed": seed, "accuracy": accuracy,
+        "float32_bytes": 1000, "down_sent_bytes": up, "round": 1, "cumulative_bytes": 2 * up,
+    }  # fmt: skip
+
+
+def test_the_table_pairs_seeds_and_counts_bytes_to_the_target() -> None:
+    rows = [row("float32", 0, 0.9, 1000), row("float32", 1, 0.8, 1000)]
+    rows += [row("small", 0, 0.88, 10), row("small", 1, 0.8, 30)]
+    (place,) = group(rows, rows)
+    exact, small = table_rows(place, "float32", 0.85)
+    assert (exact["lost"], exact["up_ratio"]) == ("+0.00 ± 0.00", "1.0×")
+    assert (small["lost"], small["up"], small["up_ratio"]) == ("+1.00 ± 1.41", "20", "50.0×")
+    assert (exact["to_target"], small["to_target"]) == ("2,000 B (1 of 2)", "20 B (1 of 2)")
+    assert table_rows(place, "nothing", None)[0]["lost"] == "–"
+
+
+def test_a_sweep_goes_on_after_a_kill_and_reports(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP, "utf-8")
+    killed = Processes(tmp_path)
+    killed.start("sweep", "sweep", "sweep.toml", "--workers", "1")
+    cases = tmp_path / "out" / "cases"
+    wait_until(lambda: cases.is_dir() and any(cases.glob("*.json")))
+    killed.kill("sweep")
+    before = {path: path.stat().st_mtime_ns for path in cases.glob("*.json")}
+    done = run("sweep", "sweep.toml", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(before)} of 6 runs are there already" in done.stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["codec"] for r in rows] == ["float32", "balanced", "aggregate"] * 2
+    assert pyarrow.parquet.read_table(tmp_path / "out" / "rounds.parquet").num_rows == 12
+    of = {r["codec"]: r for r in rows if r["seed"] == "0"}
+    assert of["balanced"]["up_payload_bytes"] == of["aggregate"]["up_payload_bytes"]
+    assert float(of["balanced"]["up_payload_bytes"]) < float(of["float32"]["up_payload_bytes"]) / 50
+    first = json.loads(next(iter(sorted(before))).read_text("utf-8"))
+    assert first["rounds"][0]["broadcast"] in {"delta", "bundle"}
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "digits, mlp, iid, 3 clients" in page
+    assert page.count("data:image/png") == 2
