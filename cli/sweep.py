@@ -121,10 +121,19 @@ def _start_worker(rounds: Queue[int]) -> None:
     """Give each worker one thread: runs in parallel use the cores better, and repeat exactly."""
     global _rounds
     _rounds = rounds
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for its next run forever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_case(case: Case, output: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -88,13 +89,33 @@ def test_the_table_pairs_seeds_and_counts_bytes_to_the_target() -> None:
     assert table_rows(place, "nothing", None)[0]["lost"] == "–"
 
 
+def children_of(pid: int) -> list[int]:
+    parents = {
+        int(stat.parent.name): int(stat.read_text().rpartition(")")[2].split()[1])
+        for stat in Path("/proc").glob("[0-9]*/stat")
+    }
+    return [child for child, parent in parents.items() if parent == pid]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans under /proc")
 def test_a_sweep_goes_on_after_a_kill_and_reports(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP, "utf-8")
     killed = Processes(tmp_path)
-    killed.start("sweep", "sweep", "sweep.toml", "--workers", "1")
+    process = killed.start("sweep", "sweep", "sweep.toml", "--workers", "1")
     cases = tmp_path / "out" / "cases"
     wait_until(lambda: cases.is_dir() and any(cases.glob("*.json")))
+    children = children_of(process.pid)
+    assert children
     killed.kill("sweep")
+    wait_until(lambda: not any(is_alive(child) for child in children))
     before = {path: path.stat().st_mtime_ns for path in cases.glob("*.json")}
     done = run("sweep", "sweep.toml", "--workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
