@@ -20,7 +20,11 @@ name = "small"
 output = "out"
 
 [grid]
-codec = ["float32", "balanced", { label = "aggregate", uplink = "balanced", broadcast = "aggregate" }]
+codec = [
+  "float32",
+  "balanced",
+  { label = "aggregate", uplink = "balanced", broadcast = "aggregate" },
+]
 model = ["mlp"]
 clients = [3]
 seed = [0, 1]
