@@ -90,7 +90,7 @@ def demo(
     ] = "balanced",
     downlink: Annotated[
         str, typer.Option(metavar="CODEC", help="Of the mean, where updates are not forwarded.")
-    ] = "deadzone(0.15) | zstd",
+    ] = "deadzone(0.15) | zstd(1)",
     optimize: Annotated[
         str, typer.Option(metavar="METHOD", help="none, prune, cluster, qat or prune+qat.")
     ] = "none",

@@ -30,7 +30,7 @@ class Preset(NamedTuple):
 
 
 PRESETS: dict[str, str | Preset] = {
-    "exact": "deadzone(0.15) | zstd",
+    "exact": "deadzone(0.15) | zstd(1)",
     "transparent": Preset(315, 900),
     "balanced": Preset(1010, 400),
     "extreme": Preset(1510, 250),

@@ -67,7 +67,7 @@ class Compression(_Section):
     """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
     fallback: CodecText = "quantize(8) | zstd"
     """For clients that do not know the uplink's codec."""
-    downlink: CodecText = "deadzone(0.15) | zstd"
+    downlink: CodecText = "deadzone(0.15) | zstd(1)"
     """Of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
     """Forward the clients' updates if that is smallest, or always send their mean alone."""

@@ -49,7 +49,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert len({case.name for case in cases}) == 6
     assert [c.settings.compression.downlink for c in cases[:2]] == [
         "float32",
-        "deadzone(0.15) | zstd",
+        "deadzone(0.15) | zstd(1)",
     ], "codec text goes both ways, a preset up"
     assert cases[2].settings.compression.broadcast == "aggregate"
     assert all(case.settings.clients.minimum == 3 for case in cases)
