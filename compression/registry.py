@@ -13,7 +13,9 @@ from featherfed.compression.deadzone import DeadZone
 from featherfed.compression.eden import Eden
 from featherfed.compression.errors import CodecError
 from featherfed.compression.floats import Float8, Float16, Float32
+from featherfed.compression.kmeans import KMeans
 from featherfed.compression.lossless import Zstd
+from featherfed.compression.lowrank import LowRank
 from featherfed.compression.qsgd import Qsgd
 from featherfed.compression.quantize import Quantize
 from featherfed.compression.sign import Sign
@@ -32,6 +34,8 @@ STAGES: dict[str, type[Any]] = {
         Qsgd,
         Sign,
         Eden,
+        KMeans,
+        LowRank,
         TopK,
         Zstd,
         Sketch,

@@ -151,7 +151,9 @@ def sketched_shapes(manifest: Manifest, masks: Masks | None = None) -> list[Shap
 def max_payload(codec: Codec, manifest: Manifest) -> int:
     """Return the most bytes an honest payload can have; more is refused before it is read."""
     parts = _Parts(codec, manifest, None, PLAIN)
-    limit = codec.limit(parts.coarse_shapes)
+    # What a mask leaves of a tensor is a vector.
+    vectors = [(math.prod(shape),) for shape in parts.coarse_shapes]
+    limit = max(codec.limit(parts.coarse_shapes), codec.limit(vectors))
     limit += _NEAR_LOSSLESS.limit([parts.shapes[i] for i in parts.fine])
     return limit + limit // _EXPANSION + _ENVELOPE
 

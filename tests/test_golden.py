@@ -102,9 +102,11 @@ def test_a_golden_payload_decodes_to_what_it_always_did(text: str) -> None:
     assert decoded_digest(text, path_of(text).read_bytes()) == read_digests()[text]
 
 
-@pytest.mark.parametrize("text", [text for text in read_digests() if "zstd" not in text])
+@pytest.mark.parametrize(
+    "text", [text for text in read_digests() if "zstd" not in text and "lowrank" not in text]
+)
 def test_encoding_gives_the_golden_bytes(text: str) -> None:
-    """Not for zstd: its output may change between versions of the library."""
+    """Not for zstd, whose output may change, nor for what comes out of a matrix library."""
     assert encode(text) == path_of(text).read_bytes()
 
 

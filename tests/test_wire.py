@@ -219,6 +219,11 @@ def test_a_section_longer_than_the_payload_is_refused(announced: int) -> None:
 
 ZEROS = bytes(4 * KERNEL)
 CODES = bytes(KERNEL)
+BITS = bytes(KERNEL // 8)
+
+
+def f32(value: float) -> bytes:
+    return struct.pack("<f", value)
 
 
 def quantizer(step: float, zero: int) -> bytes:
@@ -260,6 +265,23 @@ HOSTILE = [
     (TOP, side(gaps(*[2**35 - 1] * 7)) + SEVEN, "outside"),
     (TOP, side(gaps(*[0] * 6) + b"\x80\0") + SEVEN, "shortest form"),
     (TOP, side(gaps(*[0] * 6) + b"\xff" * 5 + b"\1") + SEVEN, "longer than 5 bytes"),
+    ("float8", side(b"\0") + CODES, "needs 2 bytes of exponent"),
+    ("deadzone(0.2)", side(b"\0" * 3) + CODES, "needs 4 side bytes, got 3"),
+    ("deadzone(0.2)", side(f32(np.nan)) + CODES, "deadzone step is out of range"),
+    ("deadzone(0.2)", side(f32(-1)) + CODES, "deadzone step is out of range"),
+    ("sign", side(b"") + BITS, "needs 4 side bytes, got 0"),
+    ("sign", side(f32(np.inf)) + BITS, "sign magnitude is out of range"),
+    ("sign", side(f32(-1)) + BITS, "sign magnitude is out of range"),
+    ("qsgd(3)", side(f32(1) * 2) + b"\3" * KERNEL, "needs 12 side bytes, got 8"),
+    ("qsgd(3)", side(f32(1) * 4) + b"\3" * KERNEL, "qsgd: 16 bytes of side information"),
+    ("qsgd(3)", side(f32(1) * 2 + f32(np.nan)) + b"\3" * KERNEL, "qsgd norm is out of range"),
+    ("qsgd(3)", side(f32(1) * 3) + b"\7" * KERNEL, "qsgd code is beyond 6"),
+    ("eden", side(f32(np.nan)) + BITS, "eden scale is out of range"),
+    ("eden", side(f32(1)) + BITS[:-1], "truncated"),
+    ("kmeans(1)", side(f32(1)) + BITS, "needs 8 side bytes, got 4"),
+    ("kmeans(1)", side(f32(0) + f32(np.inf)) + BITS, "kmeans centroid is out of range"),
+    ("lowrank(1)", side(b"\0") + bytes(4 * 72), "lowrank: 1 bytes of side information"),
+    ("lowrank(1)", side(b"") + bytes(4 * 71), "truncated"),
     ("zstd", b"", "cut short"),
     ("zstd", b"not a frame at all", "zstd: .*frame"),
     ("zstd", frame(ZEROS)[:-1], "cut short"),
@@ -280,6 +302,8 @@ NOT_FINITE = [
     ("float16", side(b"\1\0") + b"\1\x7c" + bytes(2 * KERNEL - 2)),  # a signalling NaN
     ("float16", side(struct.pack("<h", 200)) + struct.pack("<e", 1) + bytes(2 * KERNEL - 2)),
     ("quantize(8)", side(quantizer(3e38, 0)) + b"\xff" * KERNEL),
+    ("deadzone(0.2)", side(f32(3e38)) + b"\xff" * KERNEL),
+    ("lowrank(1)", side(b"") + struct.pack("<f", 1e30) * 72),
     (TOP, side(gaps(*[5] * 7)) + SEVEN[:-4] + struct.pack("<f", np.nan)),
 ]
 
@@ -300,6 +324,13 @@ def test_a_section_that_is_not_finite_is_refused_as_such(text: str, section: byt
 
 
 HARMLESS = [
+    ("float8", side(b"\0\0") + CODES),
+    ("deadzone(0.2)", side(f32(1)) + CODES),
+    ("sign", side(f32(1)) + BITS),
+    ("qsgd(3)", side(f32(1) * 3) + b"\6" * KERNEL),
+    ("eden", side(f32(1)) + BITS),
+    ("kmeans(1)", side(f32(1) + f32(0)) + BITS),
+    ("lowrank(1)", side(b"") + bytes(4 * 72)),
     ("float32", side(b"") + ZEROS),
     ("float16", side(b"\0\0") + ZEROS[::2]),
     ("float16", side(struct.pack("<h", -200)) + b"\1" * 2 * KERNEL),
