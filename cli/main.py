@@ -95,7 +95,9 @@ def demo(
         str, typer.Option(metavar="METHOD", help="none, prune, cluster, qat or prune+qat.")
     ] = "none",
     partition: Annotated[str, typer.Option(help="iid or dirichlet:ALPHA.")] = "iid",
-    model: Annotated[str, typer.Option(help="cnn, mlp or a Keras configuration (.json).")] = "cnn",
+    model: Annotated[
+        str, typer.Option(help="cnn, mlp, mobile, gru or a Keras configuration (.json).")
+    ] = "cnn",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     output: Annotated[Path, typer.Option(help="Replaced if it holds a demo.")] = Path("runs/demo"),
     verbose: Verbose = False,

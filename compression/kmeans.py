@@ -17,6 +17,8 @@ from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.manifest import Array
 from featherfed.compression.stage import Form, Shape, Values, symbols
 
+Centroids = npt.NDArray[np.float64]
+
 _ITERATIONS = 20
 _DRAWN = 65536  # values that the centroids are found from
 
@@ -46,7 +48,8 @@ class KMeans:
         flat = x.ravel()
         centroids = _centroids(flat, 2**self.bits).astype("<f4")
         borders = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
-        return np.searchsorted(borders, flat).astype(np.uint8), centroids.tobytes()
+        codes: Values = np.searchsorted(borders, flat).astype(np.uint8)
+        return codes, centroids.tobytes()
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return the centroids."""
@@ -64,22 +67,32 @@ class KMeans:
 
     def side_limit(self, shape: Shape) -> int:
         """Return four bytes a centroid."""
-        return 4 * 2**self.bits
+        return 4 << self.bits
 
 
-def _centroids(flat: Array, number: int) -> npt.NDArray[np.float64]:
+def _centroids(flat: Array, number: int) -> Centroids:
     """Return `number` centroids, not falling; zeros if there are no values."""
     if not flat.size:
         return np.zeros(number)
-    values = np.sort(flat[:: -(-flat.size // _DRAWN)]).astype(np.float64)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
     # Between equally filled cells and equally wide ones lies the best start.
     places = (np.arange(number) + 0.5) / number
-    centroids = (np.quantile(values, places) + np.quantile(flat, [0, 1]) @ [1 - places, places]) / 2
-    for _ in range(_ITERATIONS):
-        ends = np.searchsorted(values, (centroids[1:] + centroids[:-1]) / 2)
-        ends = np.concatenate([[0], ends, [len(values)]])
-        counts = np.diff(ends)
-        means = (sums[ends[1:]] - sums[ends[:-1]]) / np.maximum(counts, 1)
-        centroids = np.where(counts > 0, means, centroids)
-    return np.maximum.accumulate(centroids)
+    low, high = float(flat.min()), float(flat.max())
+    drawn = flat[:: -(-flat.size // _DRAWN)]
+    start = (np.quantile(drawn, places) + low + (high - low) * places) / 2
+    return np.maximum.accumulate(lloyd(drawn, start, _ITERATIONS))
+
+
+def lloyd(values: Array, centroids: Centroids, iterations: int) -> Centroids:
+    """Return rising float64 [k] `centroids` after so many steps of k-means in one dimension.
+
+    A centroid that no value is nearest to stays where it is.
+    """
+    ordered = np.sort(values, axis=None).astype(np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    for _ in range(iterations):
+        middles = (centroids[1:] + centroids[:-1]) / 2
+        edges = np.concatenate([[0], np.searchsorted(ordered, middles), [ordered.size]])
+        sizes = np.diff(edges)
+        means = np.diff(sums[edges]) / np.maximum(sizes, 1)
+        centroids = np.where(sizes > 0, means, centroids)
+    return centroids

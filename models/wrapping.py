@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
+from featherfed.compression.kmeans import lloyd
 from featherfed.compression.manifest import Array
 from featherfed.models.errors import ModelError
 
@@ -112,16 +113,8 @@ def set_clusters(clustered: Any, weights: Mapping[str, Array]) -> None:
 
 def kmeans(values: Array, count: int, iterations: int = 30) -> Array:
     """Return `count` float32 centroids of the values: Lloyd's algorithm from a linear start."""
-    ordered = np.sort(values, axis=None).astype(np.float64)
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    centroids = np.linspace(ordered[0], ordered[-1], count)
-    for _ in range(iterations):
-        middles = (centroids[1:] + centroids[:-1]) / 2
-        edges = np.concatenate([[0], np.searchsorted(ordered, middles), [ordered.size]])
-        sizes = np.diff(edges)
-        means = np.diff(sums[edges]) / np.maximum(sizes, 1)
-        centroids = np.where(sizes > 0, means, centroids)
-    return centroids.astype(np.float32)
+    start = np.linspace(values.min(), values.max(), count, dtype=np.float64)
+    return lloyd(values, start, iterations).astype(np.float32)
 
 
 def strip_clusters(clustered: Any) -> list[Array]:

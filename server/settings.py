@@ -35,7 +35,7 @@ class Model(_Section):
     """The model to train."""
 
     name: str = "cnn"
-    """A built-in architecture (cnn, mlp), or a path to a Keras model configuration (.json)."""
+    """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
 
 
 class Training(_Section):

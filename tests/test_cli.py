@@ -111,7 +111,7 @@ def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None
         (("demo", "--dataset", "nowhere"), "nowhere"),
         (
             ("demo", "--model", "vgg"),
-            "no model 'vgg'; choose cnn, mlp, or a Keras configuration (.json)",
+            "no model 'vgg'; choose cnn, mlp, mobile, gru, or a Keras configuration (.json)",
         ),
         (("demo", "--output", "full"), "full is not empty and holds no demo"),
         (("serve", "nowhere.toml"), "cannot read run file nowhere.toml"),

@@ -81,7 +81,13 @@ def federated(
 
 @pytest.mark.parametrize(
     ("name", "shape", "parameters"),
-    [("cnn", (28, 28, 1), 225_034), ("cnn", SHAPE, 28_426), ("mlp", SHAPE, 9_610)],
+    [
+        ("cnn", (28, 28, 1), 225_034),
+        ("cnn", SHAPE, 28_426),
+        ("mlp", SHAPE, 9_610),
+        ("mobile", (28, 28, 1), 50_698),
+        ("gru", (28, 28, 1), 61_962),
+    ],
 )
 def test_architectures_have_their_size(
     name: str, shape: tuple[int, int, int], parameters: int
@@ -93,7 +99,7 @@ def test_architectures_have_their_size(
 
 
 def test_architectures_that_do_not_exist_or_fit() -> None:
-    with pytest.raises(ValueError, match="cnn, mlp"):
+    with pytest.raises(ValueError, match="cnn, mlp, mobile, gru"):
         zoo.build("vgg", SHAPE, 10)
     with pytest.raises(ValueError, match="8x8"):
         zoo.build("cnn", (6, 6, 1), 10)
