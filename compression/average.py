@@ -28,7 +28,8 @@ class Round:
     """What everybody in a round knows: its key, its number of slots, its masks, and importance.
 
     `server_rate` is the server learning rate (Reddi et al. 2021) in 256ths: the share of the mean
-    that trainable tensors take over. State that is not trained takes over all of it.
+    that trainable tensors take over. State that is not trained takes over all of it. `statistics`
+    are the base's values of that state (`statistics_of`).
     """
 
     key: Key
@@ -36,10 +37,17 @@ class Round:
     masks: Masks
     allocation: Allocation | None
     server_rate: int = FULL_STEP
+    statistics: Array | None = None
 
     def context(self, slot: int) -> Context:
         """Return the context of the update from `slot`; beyond `slots` they are used again."""
-        return Context(self.key, slot % self.slots, self.slots, self.allocation)
+        return Context(self.key, slot % self.slots, self.slots, self.allocation, self.statistics)
+
+
+def statistics_of(manifest: Manifest, weights: Sequence[Array]) -> Array:
+    """Return the values of all tensors that are not trained, float32 [n]."""
+    state = [w.ravel() for s, w in zip(manifest, weights, strict=True) if s.role != "trainable"]
+    return np.concatenate([*state, np.zeros(0, np.float32)])
 
 
 def round_key(seed: int, round_: int) -> Key:

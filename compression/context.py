@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from featherfed.compression.allocation import Allocation
 from featherfed.compression.key import NO_KEY, Key
+from featherfed.compression.manifest import Array
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,15 @@ class Context:
 
     `key` is the round's, the same for all its clients. `slot` of `slots` is the client's place in
     the round: clients in different slots send different coordinates. `allocation` is what is known
-    of the importance of coordinates, None if nothing is yet.
+    of the importance of coordinates, None if nothing is yet. `statistics` are the base's values of
+    all tensors that are not trained, float32 [n], zeros if None: a sketch sends new values of them.
     """
 
     key: Key = NO_KEY
     slot: int = 0
     slots: int = 1
     allocation: Allocation | None = None
+    statistics: Array | None = field(default=None, compare=False)
 
     @property
     def own(self) -> Key:

@@ -34,7 +34,14 @@ from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.hadamard import LARGEST, SMALLEST, roots, rotate, rotate_back
 from featherfed.compression.key import Key
 from featherfed.compression.manifest import Array
-from featherfed.compression.stage import Shape, pack, packed_size, symbols, unpack
+from featherfed.compression.stage import (
+    Shape,
+    pack,
+    packed_size,
+    stage_text,
+    symbols,
+    unpack,
+)
 
 Integers = npt.NDArray[np.int64]
 
@@ -47,12 +54,14 @@ class Sketch:
     """`density` bits per parameter, `bits` of them for each value sent.
 
     With `profile`, the payload reports importance besides: a byte per tensor, and this client's
-    share of the codes of rows and columns.
+    share of the codes of rows and columns. State that is not trained is `sent` along as 8-bit
+    floats, or `held` as it was.
     """
 
     density: float
     bits: int = 1
     side: str = "bare"
+    statistics: str = "sent"
 
     name: ClassVar[str] = "sketch"
     lossless: ClassVar[bool] = False
@@ -68,6 +77,8 @@ class Sketch:
             raise CodecError(f"sketch sends 1, 2 or 4 bits a value, not {self.bits!r}")
         if self.side not in ("bare", "profile"):
             raise CodecError(f"sketch sends bare bits or a profile too, not {self.side!r}")
+        if self.statistics not in ("sent", "held"):
+            raise CodecError(f"statistics are sent or held, not {self.statistics!r}")
         object.__setattr__(self, "density", float(self.density))
 
     def encode(self, tensors: Sequence[Array], context: Context = PLAIN) -> bytes:
@@ -157,12 +168,7 @@ class Sketch:
         return levels
 
     def __str__(self) -> str:
-        arguments = [repr(self.density)]
-        if self.bits != 1 or self.side != "bare":
-            arguments.append(str(self.bits))
-        if self.side != "bare":
-            arguments.append(self.side)
-        return f"sketch({', '.join(arguments)})"
+        return stage_text(self)
 
 
 def _chunks(count: int) -> int:

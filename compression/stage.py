@@ -82,12 +82,12 @@ class ByteStage(Protocol):
 Stage = ArrayStage | ByteStage
 
 
-def stage_text(stage: Stage) -> str:
-    """Return the stage as codec text: its name, and the fields that differ from their defaults."""
-    values = [(getattr(stage, f.name), f.default) for f in fields(stage)]  # type: ignore[arg-type]
+def stage_text(stage: Any) -> str:
+    """Return a stage as codec text: its name and its fields, but for defaults at the end."""
+    values = [(getattr(stage, f.name), f.default) for f in fields(stage)]
     while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
         values.pop()
-    return stage.name + (f"({', '.join(str(v) for v, _ in values)})" if values else "")
+    return str(stage.name) + (f"({', '.join(str(v) for v, _ in values)})" if values else "")
 
 
 def pack(values: Values, form: Form) -> bytes:

@@ -4,8 +4,9 @@ Per tensor, by role and size, never by name: trainable tensors of SMALL values o
 codec; smaller ones and statistics travel near-lossless. What a pruning mask removes is not sent.
 
 A sketch is so small that near-lossless would cost more than the rest: it takes all trainable
-tensors, and statistics travel as 8-bit floats, each by one client of the round if all by all would
-be too dear.
+tensors. Statistics, if it sends them, travel as 8-bit floats, each by one client of the round if
+all by all would be too dear. They are the new values, not the change: a variance that falls from 1
+to 0.01 must be right to a part of 0.01.
 """
 
 from __future__ import annotations
@@ -113,9 +114,10 @@ def coverage(codec: Codec, manifest: Manifest, context: Context = PLAIN) -> list
     """
     parts = _Parts(codec, manifest, None, context)
     masks: list[Mask | None] = [None] * len(manifest)
-    if parts.slices > 1:
+    if parts.held or parts.slices > 1:
         sent = np.zeros(parts.fine_size, np.bool_)
-        sent[context.slot % context.slots :: parts.slices] = True
+        if not parts.held:
+            sent[context.slot % context.slots :: parts.slices] = True
         for i, mask in zip(parts.fine, parts.cut(sent), strict=True):
             masks[i] = mask
     return masks
@@ -219,7 +221,11 @@ class _Parts:
         if codec.keyed:  # what it means depends on the round and the slot
             self.seal_context += context.digest
         self.slices = 1
+        self.held = isinstance(codec, Sketch) and codec.statistics == "held"
         self._cheap = codec.takes_all
+        self._base = np.zeros(self.fine_size, np.float32)
+        if codec.takes_all and context.statistics is not None:
+            self._base = context.statistics
         self._slot = context.slot % context.slots
         if codec.takes_all:
             room = codec.limit(self.coarse_shapes) // _STATISTICS_SHARE
@@ -234,18 +240,20 @@ class _Parts:
     def encode_fine(self, tensors: list[Array]) -> bytes:
         if not self._cheap:
             return _NEAR_LOSSLESS.encode(tensors)
-        values = np.concatenate([*(t.ravel() for t in tensors), np.zeros(0, np.float32)])
-        return _CHEAP.encode([values[self._slot :: self.slices]]) if self.fine_size else b""
+        if self.held or not self.fine_size:
+            return b""
+        values = self._base + np.concatenate([t.ravel() for t in tensors])
+        return _CHEAP.encode([values[self._slot :: self.slices]])
 
     def decode_fine(self, data: bytes) -> list[Array]:
         if not self._cheap:
             return _NEAR_LOSSLESS.decode(data, [self.shapes[i] for i in self.fine])
-        values = np.zeros(self.fine_size, np.float32)
-        sent = values[self._slot :: self.slices]
-        shapes = [sent.shape] if self.fine_size else []
-        for x in _CHEAP.decode(data, shapes):
-            sent[:] = x
-        return self.cut(values)
+        update = np.zeros(self.fine_size, np.float32)
+        own = slice(self._slot, None, self.slices)
+        shapes = [] if self.held or not self.fine_size else [update[own].shape]
+        for values in _CHEAP.decode(data, shapes):
+            update[own] = values - self._base[own]
+        return self.cut(update)
 
     def cut(self, values: Any) -> list[Any]:
         """Return one vector over all fine tensors as these tensors."""

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from featherfed.compression.allocation import Allocation
-from featherfed.compression.average import FULL_STEP, Average, Part, Round, average, round_key
+from featherfed.compression.average import (
+    FULL_STEP,
+    Average,
+    Part,
+    Round,
+    average,
+    round_key,
+    statistics_of,
+)
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
@@ -62,7 +70,7 @@ def _step(
     base = mask_weights(held.weights, masks)
     key = round_key(seed, link.version)
     if link.kind == pb.Link.BUNDLE:
-        mean = _unbundle(manifest, payload, key, masks, held.allocation)
+        mean = _unbundle(manifest, payload, key, masks, held.allocation, base)
         return apply_update(manifest, base, mean.mean()), mean.allocation()
     context = Context(key.child("mean"))
     update = decode_update(_codec(link.codec), manifest, payload, masks=masks, context=context)
@@ -70,7 +78,12 @@ def _step(
 
 
 def _unbundle(
-    manifest: Manifest, payload: bytes, key: Key, masks: Masks, allocation: Allocation | None
+    manifest: Manifest,
+    payload: bytes,
+    key: Key,
+    masks: Masks,
+    allocation: Allocation | None,
+    base: Sequence[Array],
 ) -> Average:
     try:
         bundle = pb.Bundle.FromString(payload)
@@ -85,7 +98,8 @@ def _unbundle(
     rate = bundle.server_rate or FULL_STEP
     if rate > FULL_STEP:
         raise WireError(f"a server rate of {rate} 256ths is more than the whole mean")
-    return average(manifest, Round(key, bundle.slots, masks, allocation, rate), parts)
+    statistics = statistics_of(manifest, base)
+    return average(manifest, Round(key, bundle.slots, masks, allocation, rate, statistics), parts)
 
 
 def _codec(text: str) -> Codec:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from featherfed.compression.average import Round, round_key
+from featherfed.compression.average import Round, round_key, statistics_of
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.compression.masks import magnitude_masks, mask_weights
@@ -188,7 +188,13 @@ class _Member:
         log.info("round %d: training on %d examples", task.round, num_examples)
         trained = trainer.train(start, task)
         update = subtract(trained.weights, start)
-        round_ = Round(round_key(self._seed, task.round), task.slots, masks, held.allocation)
+        round_ = Round(
+            round_key(self._seed, task.round),
+            task.slots,
+            masks,
+            held.allocation,
+            statistics=statistics_of(self.manifest, start),
+        )
         context = round_.context(task.slot)
         residual = self._state.residual()
         try:

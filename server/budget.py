@@ -23,7 +23,10 @@ from featherfed.compression.update import encode_update
 
 
 class Preset(NamedTuple):
-    """What each of five clients sends: float32 / `ratio`, but never less than `floor` bytes."""
+    """What each of five clients sends: float32 / `ratio`, but never less than `floor` bytes.
+
+    What statistics cost, such as those of batch normalisation, comes on top.
+    """
 
     ratio: float
     floor: float
@@ -87,7 +90,7 @@ class Uplink:
         preset = PRESETS.get(text)
         if isinstance(preset, Preset):
             each = max(4 * manifest.num_values / preset.ratio, preset.floor)
-            self._cohort_bytes = _CLIENTS * each
+            self._cohort_bytes = _CLIENTS * (each + _statistics_bytes(manifest, rounds))
         elif match := _TEXT.fullmatch(text):
             self._cohort_bytes = float(match[1]) * _UNITS[match[2]]
         else:
@@ -124,13 +127,10 @@ class Uplink:
         ]
 
 
-def schedule(rounds: int) -> list[float]:
-    """Return by round how many times the mean a client sends: cheap early, fine late."""
-    return [_weight(r, rounds) for r in range(1, rounds + 1)]
-
-
-def _weight(round_: int, rounds: int) -> float:
-    return 1.0
+def _statistics_bytes(manifest: Manifest, rounds: int) -> float:
+    """Return what statistics cost a client of a preset's cohort in the mean of the rounds."""
+    sizes = [_size(manifest, _CLIENTS, "bare", state) for state in _states(manifest, rounds)]
+    return sum(sizes) / rounds - _size(manifest, _CLIENTS, "bare", "held")
 
 
 @cache
@@ -140,31 +140,36 @@ def _plan(
     if cohort <= FEW:
         return [_largest_values(manifest, client_bytes)] * rounds
     values = sum(spec.size for spec in manifest if spec.role == "trainable")
-    bare = _size(manifest, cohort, "bare")
-    reporting = _size(manifest, cohort, "profile")
+    bare = _size(manifest, cohort, "bare", "sent")
+    reporting = _size(manifest, cohort, "profile", "sent")
     reports = not masked and (reporting - bare) * _REPORT_SHARE <= client_bytes
-    sides = ["profile" if reports and _reports(r, rounds) else "bare" for r in range(1, rounds + 1)]
-    overhead = sum(reporting if side == "profile" else bare for side in sides)
-    blocks = (client_bytes * rounds - overhead) * 8 / _BLOCK
-    weights = schedule(rounds)
-    plan = []
-    for weight, side in zip(weights, sides, strict=True):
-        own = max(1, math.floor(blocks * weight / sum(weights)))
-        density = min(1.0, own * _BLOCK / values)
-        plan.append(str(Sketch(float(f"{density:.4g}"), 1, side)))
-    return plan
+    sides = ["profile" if reports and _is_told(r, rounds) else "bare" for r in range(1, rounds + 1)]
+    states = _states(manifest, rounds)
+    parts = list(zip(sides, states, strict=True))
+    overhead = sum(_size(manifest, cohort, side, state) for side, state in parts)
+    blocks = max(1, math.floor((client_bytes * rounds - overhead) * 8 / _BLOCK / rounds))
+    density = float(f"{min(1.0, blocks * _BLOCK / values):.4g}")
+    return [str(Sketch(density, 1, side, state)) for side, state in parts]
 
 
-def _reports(round_: int, rounds: int) -> bool:
-    """Importance changes fast at first, then slowly: rounds 1, 2, 4, 8, ... but not the last."""
+def _states(manifest: Manifest, rounds: int) -> list[str]:
+    """Return by round whether statistics are sent: training does not read them, only inference."""
+    if all(spec.role == "trainable" for spec in manifest):
+        return ["sent"] * rounds
+    return ["sent" if r == rounds or _is_told(r, rounds) else "held" for r in range(1, rounds + 1)]
+
+
+def _is_told(round_: int, rounds: int) -> bool:
+    """Importance and statistics change fast, then slowly: rounds 1, 2, 4, ... but not the last."""
     return round_ & (round_ - 1) == 0 and round_ < rounds
 
 
-def _size(manifest: Manifest, cohort: int, side: str) -> int:
+@cache
+def _size(manifest: Manifest, cohort: int, side: str, statistics: str) -> int:
     """Return the bytes of a payload besides its sketched bits, really encoded."""
     nothing = [np.zeros(spec.shape, np.float32) for spec in manifest]
     context = Round(round_key(0, 1), cohort, [None] * len(manifest), None).context(0)
-    least = Sketch(1e-9, 1, side)
+    least = Sketch(1e-9, 1, side, statistics)
     return len(encode_update(least, manifest, nothing, context=context).payload) - _BLOCK // 8
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from featherfed.compression.average import FULL_STEP, Average, Part, Round, round_key
+from featherfed.compression.average import FULL_STEP, Average, Part, Round, round_key, statistics_of
 from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
@@ -312,6 +312,7 @@ class Coordinator:
             self._round_start().masks,
             self._allocation,
             self._uplink.server_rate(state.slots, state.round),
+            statistics_of(self.manifest, self._round_start().weights),
         )
 
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:

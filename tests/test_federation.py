@@ -472,7 +472,7 @@ def test_a_client_that_lost_its_model_gets_the_shortest_way_back(federation: Sta
     session = server.coordinator.join(_join_request("new")).session
     nothing = pb.FetchModelRequest(session=session, version=3)
     route = server.coordinator.fetch("new", nothing).route
-    assert [link.kind for link in route.links] == [pb.Link.SEED] + 3 * [pb.Link.BUNDLE]
+    assert [link.kind for link in route.links] == [pb.Link.SEED] + 3 * [pb.Link.DELTA]
     wrong = pb.FetchModelRequest(session=session, version=3, have_version=2, have_digest=b"?")
     assert len(server.coordinator.fetch("new", wrong).route.links) == 4, (
         "a digest mismatch starts over"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featherfed.compression import allocation as importance
 from featherfed.compression.allocation import Allocation, grid_of, measure, merge
-from featherfed.compression.average import Part, Round, average, round_key
+from featherfed.compression.average import Part, Round, average, round_key, statistics_of
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
@@ -263,6 +263,39 @@ def test_statistics_that_are_shared_out_average_over_those_who_sent_them() -> No
             assert mask is not None
             sent |= mask
         assert mean[2] == pytest.approx(np.where(sent, 0.5, 0))
+
+
+def test_statistics_travel_as_values_not_as_changes() -> None:
+    """A variance that falls from 1 to 0.01 would drown in the rounding of the fall."""
+    base = [np.zeros(s.shape, np.float32) for s in MODEL]
+    base[3] += 1
+    statistics = statistics_of(MODEL, base)
+    assert statistics.tolist() == [0.0] * 40 + [1.0] * 40
+    context = replace(the_round(slots=1), statistics=statistics).context(0)
+    update = [np.zeros(s.shape, np.float32) for s in MODEL]
+    wanted = np.geomspace(0.001, 10, 40, dtype=np.float32)
+    update[2], update[3] = -wanted, wanted - base[3]
+    codec = parse_codec("sketch(0.05)")
+    payload = encode_update(codec, MODEL, update, context=context).payload
+    decoded = decode_update(codec, MODEL, payload, context=context)
+    assert decoded[2] == pytest.approx(-wanted, rel=0.125)
+    assert base[3] + decoded[3] == pytest.approx(wanted, rel=0.126)
+
+
+def test_statistics_that_are_held_cost_nothing_and_stay() -> None:
+    round_ = replace(the_round(), statistics=np.ones(80, np.float32))
+    codec = parse_codec("sketch(0.05, 1, bare, held)")
+    parts = parts_of(str(codec), round_, [some_update(seed) for seed in range(5)])
+    with_them = parts_of("sketch(0.05)", round_, [some_update()])[0]
+    assert len(parts[0].payload) == len(with_them.payload) - 80 // 5 - 3
+    mean = average(MODEL, round_, parts).mean()
+    assert mean[0].any()
+    assert not mean[2].any()
+    assert not mean[3].any()
+    others = parts_of("float32", round_, [some_update(5)] * 2)
+    assert average(MODEL, round_, [*parts[:3], others[1]]).mean()[2] == pytest.approx(
+        some_update(5)[2]
+    ), "the mean is over those who sent them"
 
 
 def test_a_mixed_fleet_averages() -> None:

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
 from conftest import settings as run_settings
 
+from featherfed.compression.average import Round, round_key
 from featherfed.compression.errors import CodecError
-from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.update import encode_update
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.admission import DataShape
-from featherfed.server.budget import PRESETS, Uplink, check_uplink, schedule
+from featherfed.server.budget import PRESETS, Uplink, check_uplink
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
@@ -63,10 +66,22 @@ def test_a_mask_ends_reports_of_importance() -> None:
     assert "profile" not in uplink.codec(5, 3)
 
 
-def test_the_schedule_spends_what_a_constant_one_would() -> None:
-    for rounds in (1, 2, 7, 30):
-        assert len(schedule(rounds)) == rounds
-        assert sum(schedule(rounds)) == pytest.approx(rounds)
+STATEFUL = Manifest((*MODEL, TensorSpec("variance", (5000,), Role.NONNEGATIVE)))
+
+
+def test_statistics_are_sent_when_they_change_fast_and_at_the_end() -> None:
+    texts = [Uplink("balanced", STATEFUL, 7).codec(5, r) for r in range(1, 8)]
+    held = [parse_codec(text).statistics == "held" for text in texts]
+    assert held == [False, False, True, False, True, True, False]
+    nothing = [np.zeros(spec.shape, np.float32) for spec in STATEFUL]
+    context = Round(round_key(0, 1), 5, [None] * 3, None).context(0)
+    sizes = [
+        len(encode_update(parse_codec(text), STATEFUL, nothing, context=context).payload)
+        for text in texts
+    ]
+    each = STATEFUL.num_values * 4 / 1010 + 5000 / 5 * 4 / 7
+    assert sum(sizes) / 7 == pytest.approx(each, abs=20)
+    assert all("held" not in Uplink("balanced", MODEL, 7).codec(5, r) for r in range(1, 8))
 
 
 @pytest.mark.parametrize("text", ["", "0kB/round", "4 parsecs", "balanced | zstd", "sketch(0)"])

@@ -60,7 +60,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     [
         ("seed = [0, 1]", "sede = [0, 1]", "did you mean 'seed'"),
         ("seed = [0, 1]", "seed = []", "grid.seed"),
-        ('"float32", ', '"flaot32", ', "float32"),
+        ('"float32",', '"flaot32",', "float32"),
         ('"aggregate", uplink', '"balanced", uplink', "same label"),
         ("rounds = 2", "rounds = 2\nseed = 4", "which the grid decides"),
         ("rounds = 2", "rounds = 0", "rounds"),
