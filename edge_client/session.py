@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EVICTED_WITHIN = 60.0
 """A second loss of session within so many seconds is no restart of the server."""
 
+_DIGEST_START = 8  # bytes that tell a version; what follows from it is checked in full
 _COMES_BACK = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
 """Refusals that say nothing against the update itself: it goes back into the residual whole."""
 
@@ -161,7 +162,7 @@ class _Member:
         request = pb.FetchModelRequest(session=self._session, version=version)
         if held is not None:
             request.have_version = held.version
-            request.have_digest = held.digest
+            request.have_digest = held.digest[:_DIGEST_START]
         links, data = self._transport.fetch_model(request)
         return follow(self.manifest, self._seed, held, links, data)
 

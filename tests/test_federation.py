@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sqlite3
 import threading
 import time
@@ -464,6 +466,70 @@ class _Meter:
 
     def SubmitUpdate(self, chunks: Any, timeout: float) -> Any:
         return self._down(self._stub.SubmitUpdate(map(self._up, chunks), timeout=timeout))
+
+
+def test_what_is_not_payload_is_a_tenth_of_868_bytes(federation: Start) -> None:
+    """All messages that a client sends in a round, polls included."""
+    server = federation(rounds=3, compression={"uplink": "sketch(0.9)"})
+    server.run_clients(*(server.client(name) for name in "abc"))
+    sent = [e for e in server.store.ledger() if e.round == 2 and e.direction == "uplink"]
+    payloads = [e.payload_bytes for e in sent if e.payload_bytes]
+    assert len(payloads) == 3
+    assert min(payloads) > 300, "small enough payloads have shorter lengths"
+    overhead = sum(e.message_bytes for e in sent) - sum(payloads)
+    assert overhead / 3 <= 86.8
+
+
+class Wire:
+    """A TCP relay that counts the bytes of each direction."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._to = host, int(port)
+        self.bytes = {"up": 0, "down": 0}
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with self._server:
+            here, _ = self._server.accept()
+        there = socket.create_connection(self._to)
+        both = [(here, there, "up"), (there, here, "down")]
+        relays = [threading.Thread(target=self._relay, args=one) for one in both]
+        with here, there:
+            for relay in relays:
+                relay.start()
+            for relay in relays:
+                relay.join()
+
+    def _relay(self, one: socket.socket, other: socket.socket, way: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                self.bytes[way] += len(data)
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+def test_what_http2_adds_to_the_ledger_is_known(federation: Start) -> None:
+    """docs/metrics.md gives these figures: per connection, and per round of three calls."""
+    seen = []
+    for folder, rounds in (("short", 2), ("long", 12)):
+        server = federation(folder, rounds=rounds)
+        wire = Wire(server.address)
+        transport = GrpcTransport(wire.address, give_up_after=10)
+        watched = server.client("a", transport=transport)
+        server.run_clients(watched, server.client("b"), server.client("c"))
+        transport.close()
+        entries = [e for e in server.store.ledger() if e.client == "a"]
+        counted = [
+            sum(e.message_bytes for e in entries if e.direction == way)
+            for way in ("uplink", "downlink")
+        ]
+        seen.append((wire.bytes["up"] - counted[0], wire.bytes["down"] - counted[1]))
+    for short, long in zip(*seen, strict=True):
+        assert 0 < short < 2500
+        assert 60 < (long - short) / 10 < 300
 
 
 def test_a_client_that_lost_its_model_gets_the_shortest_way_back(federation: Start) -> None:
