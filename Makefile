@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check bench readme clean
+.PHONY: help demo test test-all dev proto check fuzz bench readme clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ check: dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .links/featherfed
+
+fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests/corpus
+	$(BIN)/python tests/fuzz.py --seconds 600
 
 bench: $(VENV)/.dev ## measure the seed configuration on Fashion-MNIST (about an hour)
 	$(BIN)/python benchmarks/fashion_mnist.py

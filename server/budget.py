@@ -51,7 +51,7 @@ _LAST_STEPS = (128, 192)  # 256ths, by rounds left
 _SETTLED = 5  # rounds: shorter runs still need whole steps
 _NOISY = 0.25  # share of the coordinates that all clients together send
 _BLOCK = 64  # bits: a sketch sends whole blocks
-_REPORT_SHARE = 3  # a report of importance may take one part in this many of a client's budget
+_REPORT_SHARE = 3  # reports of importance may take one part in this many of a client's bytes
 
 
 def check_uplink(text: str) -> str:
@@ -140,10 +140,10 @@ def _plan(
     if cohort <= FEW:
         return [_largest_values(manifest, client_bytes)] * rounds
     values = sum(spec.size for spec in manifest if spec.role == "trainable")
-    bare = _size(manifest, cohort, "bare", "sent")
-    reporting = _size(manifest, cohort, "profile", "sent")
-    reports = not masked and (reporting - bare) * _REPORT_SHARE <= client_bytes
-    sides = ["profile" if reports and _is_told(r, rounds) else "bare" for r in range(1, rounds + 1)]
+    sides = ["profile" if _is_told(r, rounds) else "bare" for r in range(1, rounds + 1)]
+    report = _size(manifest, cohort, "profile", "sent") - _size(manifest, cohort, "bare", "sent")
+    if masked or sides.count("profile") * report * _REPORT_SHARE > client_bytes * rounds:
+        sides = ["bare"] * rounds
     states = _states(manifest, rounds)
     parts = list(zip(sides, states, strict=True))
     overhead = sum(_size(manifest, cohort, side, state) for side, state in parts)

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Coverage-guided fuzzing of everything that decodes a peer's bytes: `make fuzz`.
+
+An input is one byte that chooses a target, and the target's bytes. Every checksum is zero here:
+mutated bytes would never have the right one. Any bytes give a value or a typed error; all else is a
+finding. tests/corpus holds the fewest inputs that reach all that was ever reached.
+"""
+
+# ruff: noqa: E402 - what is fuzzed must be imported under instrumentation
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+CORPUS = Path(__file__).parent / "corpus"
+WORKER = "FEATHERFED_FUZZ_WORKER"
+
+try:
+    import atheris
+
+    with atheris.instrument_imports(include=["featherfed.compression", "featherfed.edge_client"]):
+        importlib.import_module("featherfed.edge_client.model")
+except ImportError:  # no wheel for this platform: the corpus is replayed all the same
+    atheris = None
+
+from featherfed.compression.allocation import measure
+from featherfed.compression.chain import Codec
+from featherfed.compression.context import Context
+from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.key import Key
+from featherfed.compression.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.update import (
+    decode_update,
+    encode_update,
+    read_report,
+    sketched_shapes,
+)
+from featherfed.compression.wire import seal, unseal
+from featherfed.edge_client.model import DigestMismatch, follow
+from featherfed.edge_client.state import Held
+from featherfed.proto import federation_pb2 as pb
+
+MODEL = Manifest(
+    (
+        TensorSpec("kernel", (40, 32), prunable=True),
+        TensorSpec("bias", (32,)),
+        TensorSpec("mean", (32,), Role.STATISTIC),
+        TensorSpec("variance", (32,), Role.NONNEGATIVE),
+        TensorSpec("nothing", (0,)),
+    )
+)
+WEIGHTS = [np.ones(spec.shape, np.float32) for spec in MODEL]
+KNOWN = measure([np.ones(shape, np.float32) for shape in sketched_shapes(MODEL)])
+CONTEXT = Context(Key.root(1), 1, 3, KNOWN, np.ones(64, np.float32))
+
+CODECS = [
+    "float32 | zstd",
+    "float16",
+    "quantize(3, channel)",
+    "topk(0.01) | quantize(4) | zstd",
+    "deadzone(0.2) | zstd",
+    "topk(0.02) | sign",
+    "qsgd(3)",
+    "eden",
+    "kmeans(2)",
+    "lowrank(1) | float16",
+    "sketch(0.1)",
+    "sketch(0.3, 4, profile)",
+]
+
+
+def seal_context(codec: Codec) -> bytes:
+    return str(codec).encode() + MODEL.digest + (CONTEXT.digest if codec.keyed else b"")
+
+
+def update_of(text: str) -> Callable[[bytes], object]:
+    codec = parse_codec(text)
+
+    def decode(data: bytes) -> None:
+        payload = seal(data, seal_context(codec))
+        decoded = decode_update(codec, MODEL, payload, context=CONTEXT)
+        read_report(codec, MODEL, payload, context=CONTEXT)
+        MODEL.check(decoded)
+        assert all(np.isfinite(tensor).all() for tensor in decoded)
+
+    return decode
+
+
+def envelope(data: bytes) -> None:
+    decode_update(parse_codec("float32"), MODEL, data)
+
+
+def bundle(data: bytes) -> None:
+    held = Held(0, b"", WEIGHTS, KNOWN)
+    link = pb.Link(kind=pb.Link.BUNDLE, version=1, size=len(data))
+    follow(MODEL, 1, held, [link], data)
+
+
+def links(data: bytes) -> None:
+    chunk = pb.ModelChunk.FromString(data)
+    follow(MODEL, 1, Held(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
+
+
+def codec_text(data: bytes) -> None:
+    codec = parse_codec(data.decode("utf-8", "replace"))
+    assert parse_codec(str(codec)) == codec
+
+
+TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS)]
+no_checksums = mock.patch("featherfed.compression.wire.zlib", SimpleNamespace(crc32=lambda *_: 0))
+
+
+def one_input(data: bytes) -> None:
+    """Give the bytes to the target they choose."""
+    if data:
+        with no_checksums, contextlib.suppress(WireError, CodecError, DigestMismatch, DecodeError):
+            TARGETS[data[0] % len(TARGETS)](data[1:])
+
+
+def examples() -> list[bytes]:
+    """Return an input for every target that is right, and gives a value."""
+    with no_checksums:
+        return list(_examples())
+
+
+def _examples() -> Iterator[bytes]:
+    update = [np.linspace(-1, 1, s.size, dtype=np.float32).reshape(s.shape) for s in MODEL]
+    parts = []
+    for number, text in enumerate(CODECS):
+        codec = parse_codec(text)
+        payload = encode_update(codec, MODEL, update, context=CONTEXT).payload
+        body = unseal(payload, seal_context(codec))
+        yield bytes([4 + number]) + body
+        yield b"\3" + text.encode()
+        parts.append(pb.Part(slot=1, num_examples=1, codec=text, payload=payload))
+    payload = encode_update(parse_codec("float32"), MODEL, update).payload
+    yield b"\0" + payload
+    for part in parts:
+        whole = pb.Bundle(slots=3, codec="float32", parts=[part], server_rate=128)
+        yield b"\1" + whole.SerializeToString()
+    kinds = [pb.Link.SEED, pb.Link.SNAPSHOT, pb.Link.DELTA]
+    steps = [
+        pb.Link(
+            kind=kind, version=1, codec="float32", size=0 if kind == pb.Link.SEED else len(payload)
+        )
+        for kind in kinds
+    ]
+    for step in steps:
+        data = payload if step.size else b""
+        yield b"\2" + pb.ModelChunk(links=[step], data=data).SerializeToString()
+
+
+def fuzz(seconds: int, corpus: Path) -> int:
+    """Search for so long from `corpus` and the examples; return 0 and minimise it, or a failure."""
+    # libFuzzer starts this file again when it merges: hence the shebang and the environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, WORKER: "1"}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Path(scratch) / "found"
+        found.mkdir()
+        for number, example in enumerate(examples()):
+            (found / f"example-{number}").write_bytes(example)
+        limits = ["-timeout=5", "-rss_limit_mb=2048", "-max_len=4096"]
+        search = [*limits, f"-max_total_time={seconds}", f"-artifact_prefix={corpus.parent}/"]
+        done = subprocess.run(
+            [__file__, *search, str(found), str(corpus)], env=environment, check=False
+        )
+        if done.returncode == 0:
+            merge = [__file__, *limits, "-merge=1", str(corpus), str(found)]
+            subprocess.run(merge, env=environment, check=True)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    if atheris is None:
+        sys.exit("atheris has no wheel for this platform; pytest replays the corpus without it")
+    if WORKER in os.environ:
+        atheris.Setup(sys.argv, one_input)
+        atheris.Fuzz()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--corpus", type=Path, default=CORPUS)
+    options = parser.parse_args()
+    options.corpus.mkdir(exist_ok=True)
+    sys.exit(fuzz(options.seconds, options.corpus))

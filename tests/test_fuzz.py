@@ -1,0 +1,27 @@
+"""The fuzzing corpus is replayed, and grown for some seconds where atheris has a wheel."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import fuzz
+import pytest
+
+
+def test_every_example_gives_a_value() -> None:
+    for example in fuzz.examples():
+        with fuzz.no_checksums:
+            fuzz.TARGETS[example[0]](example[1:])
+
+
+@pytest.mark.parametrize("path", sorted(fuzz.CORPUS.iterdir()), ids=lambda path: path.name[:8])
+def test_an_input_of_the_corpus_gives_a_value_or_a_typed_error(path: Path) -> None:
+    fuzz.one_input(path.read_bytes())
+
+
+@pytest.mark.skipif(fuzz.atheris is None, reason="atheris has no wheel for this platform")
+def test_some_seconds_of_fuzzing_find_nothing(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(fuzz.CORPUS, corpus)
+    assert fuzz.fuzz(10, corpus) == 0
