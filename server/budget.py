@@ -35,8 +35,8 @@ class Preset(NamedTuple):
 PRESETS: dict[str, str | Preset] = {
     "exact": "deadzone(0.15) | zstd(1)",
     "transparent": Preset(315, 900),
-    "balanced": Preset(1010, 400),
-    "extreme": Preset(1510, 250),
+    "balanced": Preset(1020, 400),
+    "extreme": Preset(1545, 250),
 }
 """A codec, or a budget: small models cannot be compressed as much as large ones."""
 

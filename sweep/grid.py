@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from featherfed.server.budget import check_uplink, is_codec
+from featherfed.server.budget import PRESETS, check_uplink, is_codec
 from featherfed.server.settings import Settings, read_toml
 
 _AXES = ("dataset", "model", "partition", "clients")
@@ -83,8 +83,9 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the result depends on."""
-        text = f"{self.label}/{self.partition}/{self.clients}/{self.settings.fingerprint}"
+        """SHA-256 of all that the result depends on, what a preset means included."""
+        preset = PRESETS.get(self.settings.compression.uplink)
+        text = f"{self.label}/{self.partition}/{self.clients}/{self.settings.fingerprint}/{preset}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

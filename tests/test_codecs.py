@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from featherfed.compression.chain import MAX_MAGNITUDE, Chain
+from featherfed.compression.context import Context
 from featherfed.compression.deadzone import DeadZone
 from featherfed.compression.eden import Eden
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.floats import Float8, Float16
 from featherfed.compression.genesis import initial_weights
+from featherfed.compression.key import Key
 from featherfed.compression.kmeans import KMeans
 from featherfed.compression.lowrank import LowRank
 from featherfed.compression.manifest import (
@@ -777,3 +779,31 @@ def test_kmeans_errs_less_than_uniform_steps_on_a_normal_distribution() -> None:
         errors.append(float(np.mean(np.square(x - y))))
     assert errors[0] == pytest.approx(0.0345, rel=0.03), "Lloyd-Max on a normal (Max 1960)"
     assert errors[0] < 0.5 * errors[1]
+
+
+# ---- the classics ----
+
+
+def test_deadzone_rounds_towards_zero_and_cuts_off() -> None:
+    x = np.tile(np.array([0.6, 0.7, -0.6, -0.7, 1.6, 1.7], np.float32), 50)
+    x /= np.sqrt(np.mean(np.square(x)))
+    for step in (0.1, 1.0, 0.01):
+        values, side = DeadZone(step).encode(x)
+        assert struct.unpack("<f", side)[0] == pytest.approx(step)
+        levels = np.minimum(np.floor(np.abs(x) / step + 1 / 3), 127)
+        assert (values.astype(int) - 127 == np.copysign(levels, x)).all()
+
+
+@pytest.mark.parametrize("text", ["qsgd(1)", "eden"])
+def test_unbiased_codecs_are(text: str) -> None:
+    codec, rng = parse_codec(text), np.random.Generator(np.random.PCG64(3))
+    x = rng.standard_normal(512).astype(np.float32)
+    mean, runs = np.zeros(512), 600
+    for run in range(runs):
+        context = Context(Key.root(run))
+        (y,) = codec.decode(codec.encode([x], context), [x.shape], context)
+        mean += y / runs
+    overlap = float(np.vdot(mean, x) / np.vdot(x, x))
+    assert overlap == pytest.approx(1, abs=0.05)
+    noise = {"qsgd(1)": math.sqrt(512), "eden": 1.0}[text]  # of one run, relative to x
+    assert np.linalg.norm(mean - x) < 2 * noise * np.linalg.norm(x) / math.sqrt(runs)

@@ -79,7 +79,7 @@ def test_statistics_are_sent_when_they_change_fast_and_at_the_end() -> None:
         len(encode_update(parse_codec(text), STATEFUL, nothing, context=context).payload)
         for text in texts
     ]
-    each = STATEFUL.num_values * 4 / 1010 + 5000 / 5 * 4 / 7
+    each = STATEFUL.num_values * 4 / PRESETS["balanced"].ratio + 5000 / 5 * 4 / 7
     assert sum(sizes) / 7 == pytest.approx(each, abs=20)
     assert all("held" not in Uplink("balanced", MODEL, 7).codec(5, r) for r in range(1, 8))
 
