@@ -52,11 +52,16 @@ check: dev ## lint, format and types
 fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests/corpus
 	$(BIN)/python tests/fuzz.py --seconds 600
 
-bench: $(VENV)/.dev ## measure the seed configuration on Fashion-MNIST (about an hour)
-	$(BIN)/python benchmarks/fashion_mnist.py
+SWEEPS := presets models peers clients noniid rounds
 
-readme: $(VENV)/.dev ## write the results tables into README.md from the committed measurements
-	$(BIN)/python benchmarks/fashion_mnist.py --readme
+bench: $(VENV)/.dev ## measure everything in docs/results.md (a day of one core; goes on after a kill)
+	for sweep in $(SWEEPS); do $(BIN)/featherfed sweep benchmarks/$$sweep.toml || exit; done
+	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/tables.py
+
+readme: $(VENV)/.dev ## write the tables of README.md and docs/results.md from what was measured
+	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove what the other targets made, but not runs/
 	rm -rf $(VENV) $(PROTOC_VENV) .links build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

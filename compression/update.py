@@ -12,8 +12,9 @@ to 0.01 must be right to a part of 0.01.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,14 @@ class Encoded:
     """
 
     payload: bytes
-    decoded: list[Array]
     target: list[Array]
     residual: list[Array] | None
+    _decode: Callable[[], list[Array]] = field(compare=False)
+
+    @cached_property
+    def decoded(self) -> list[Array]:
+        """What a receiver makes of the payload."""
+        return self._decode()
 
 
 def encode_update(
@@ -74,12 +80,15 @@ def encode_update(
     if codec.feedback and residual is not None:
         target = [u + r for u, r in zip(update, residual, strict=True)]
     payload = _encode(codec, manifest, target, masks, context)
-    decoded = decode_update(codec, manifest, payload, masks=masks, context=context)
-    lost = None
-    if codec.feedback:
-        triples = zip(target, decoded, _all(masks, manifest), strict=True)
-        lost = [_masked(t - d, m) for t, d, m in triples]
-    return Encoded(payload, decoded, target, lost)
+
+    def decode() -> list[Array]:
+        return decode_update(codec, manifest, payload, masks=masks, context=context)
+
+    if not codec.feedback:
+        return Encoded(payload, target, None, decode)
+    decoded = decode()
+    triples = zip(target, decoded, _all(masks, manifest), strict=True)
+    return Encoded(payload, target, [_masked(t - d, m) for t, d, m in triples], lambda: decoded)
 
 
 def decode_update(

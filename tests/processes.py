@@ -55,14 +55,14 @@ class Processes:
                 process.wait()
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a `featherfed` command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "featherfed.cli.main", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
     )
 

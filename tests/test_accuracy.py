@@ -1,0 +1,101 @@
+"""Accuracy against bytes: small frontiers that are measured here, and the committed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pytest
+from processes import run
+
+from featherfed.datasets.idx import has_idx_files
+from featherfed.datasets.sources import fashion_mnist_folders
+from featherfed.report.frontier import Scheme, group
+
+ROOT = Path(__file__).parent.parent
+PRESETS = ["exact", "transparent", "balanced", "extreme"]
+SWEEP = """
+[grid]
+codec = ["float32", "exact", "transparent", "balanced", "extreme"]
+dataset = ["{dataset}"]
+model = ["{model}"]
+
+[run]
+rounds = 7
+
+[run.training]
+epochs = 5
+learning_rate = {rate}
+"""
+
+
+def frontier(folder: Path) -> dict[str, Scheme]:
+    """Return the codecs of a sweep's only place, by label."""
+    rows, rounds = (
+        pyarrow.csv.read_csv(folder / f"{name}.csv").to_pylist() for name in ("results", "rounds")
+    )
+    (place,) = group(rows, rounds)
+    return {scheme.codec: scheme for scheme in place.schemes}
+
+
+def lost(schemes: dict[str, Scheme], codec: str) -> float:
+    """Return the points of accuracy that a codec loses, the mean over seeds."""
+    reference = {row["seed"]: row["accuracy"] for row in schemes["float32"].runs}
+    losses = [reference[row["seed"]] - row["accuracy"] for row in schemes[codec].runs]
+    return 100 * sum(losses) / len(losses)
+
+
+def measured(tmp_path: Path, timeout: float = 240, **values: Any) -> dict[str, Scheme]:
+    (tmp_path / "sweep.toml").write_text(SWEEP.format(**values), "utf-8")
+    done = run("sweep", "sweep.toml", "--output", "out", cwd=tmp_path, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return frontier(tmp_path / "out")
+
+
+def test_presets_on_digits_cost_few_bytes_and_little_accuracy(tmp_path: Path) -> None:
+    schemes = measured(tmp_path, dataset="digits", model="cnn", rate=0.1)
+    assert schemes["float32"].mean("accuracy") > 0.95
+    # One of the 360 test images is 0.28 points.
+    limits = {"exact": 0.6, "transparent": 1.2, "balanced": 1.2, "extreme": 1.7}
+    for codec, limit in limits.items():
+        assert lost(schemes, codec) <= limit, codec
+    ups = [schemes[codec].mean("up_payload_bytes") for codec in PRESETS]
+    assert ups == sorted(ups, reverse=True)
+    assert ups[1:] == [pytest.approx(size, rel=0.1) for size in (900, 400, 250)]
+    assert schemes["balanced"].mean("down_payload_bytes") < 5.5 * ups[2]
+    assert {row["broadcast"] for row in schemes["balanced"].rounds} == {"bundle"}
+    assert {row["broadcast"] for row in schemes["exact"].rounds} == {"delta"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    not any(map(has_idx_files, fashion_mnist_folders())),
+    reason="Fashion-MNIST's idx files are not here: apt-get install dataset-fashion-mnist",
+)
+def test_presets_on_fashion_mnist_cost_few_bytes_and_little_accuracy(tmp_path: Path) -> None:
+    schemes = measured(tmp_path, 3500, dataset="fashion-mnist", model="mlp", rate=0.01)
+    assert schemes["float32"].mean("accuracy") > 0.84
+    limits = {"exact": 0.3, "transparent": 0.8, "balanced": 1.2, "extreme": 1.7}
+    for codec, limit in limits.items():
+        assert lost(schemes, codec) <= limit, codec
+
+
+@pytest.mark.parametrize(
+    ("codec", "up", "down", "points"),
+    [
+        ("exact", 140_000, 140_000, 0.1),
+        ("transparent", 2_900, 14_500, 0.4),
+        ("balanced", 900, 4_500, 0.6),
+        ("extreme", 600, 3_000, 1.0),
+    ],
+)
+def test_the_committed_results_of_the_seed_configuration_keep_their_promise(
+    codec: str, up: float, down: float, points: float
+) -> None:
+    schemes = frontier(ROOT / "benchmarks" / "results" / "presets")
+    assert len(schemes[codec].runs) == len(schemes["float32"].runs) == 3
+    assert schemes[codec].mean("up_payload_bytes") <= up
+    assert schemes[codec].mean("down_payload_bytes") <= down
+    assert lost(schemes, codec) <= points
