@@ -26,6 +26,8 @@ RUN_BY_CI = {"make demo", "make test"}
 HELP = ".venv/bin/featherfed demo --help"
 LONG = ".venv/bin/featherfed demo --dataset fashion-mnist"
 """Twelve minutes; `make bench` runs it, and test_cli.py the same with less data."""
+SWEEP = ".venv/bin/featherfed sweep examples/sweep.toml"
+"""test_accuracy.py runs it."""
 REAL_DEVICES = [
     "featherfed serve examples/run.toml",
     "featherfed join 127.0.0.1:8765 --name kitchen --data examples.digits:even",
@@ -36,7 +38,7 @@ REAL_DEVICES = [
 
 
 def test_there_is_no_other_command_in_the_readme() -> None:
-    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, *REAL_DEVICES])
+    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, SWEEP, *REAL_DEVICES])
 
 
 def test_ci_runs_the_two_commands() -> None:
