@@ -51,6 +51,7 @@ _LAST_STEPS = (128, 192)  # 256ths, by rounds left
 _SETTLED = 5  # rounds: shorter runs still need whole steps
 _NOISY = 0.25  # share of the coordinates that all clients together send
 _BLOCK = 64  # bits: a sketch sends whole blocks
+_STATISTICS_SHARE = 8  # statistics that take less than one part in this many are always sent
 _REPORT_SHARE = 3  # reports of importance may take one part in this many of a client's bytes
 
 
@@ -90,7 +91,7 @@ class Uplink:
         preset = PRESETS.get(text)
         if isinstance(preset, Preset):
             each = max(4 * manifest.num_values / preset.ratio, preset.floor)
-            self._cohort_bytes = _CLIENTS * (each + _statistics_bytes(manifest, rounds))
+            self._cohort_bytes = _CLIENTS * (each + _statistics_bytes(manifest, each, rounds))
         elif match := _TEXT.fullmatch(text):
             self._cohort_bytes = float(match[1]) * _UNITS[match[2]]
         else:
@@ -127,9 +128,10 @@ class Uplink:
         ]
 
 
-def _statistics_bytes(manifest: Manifest, rounds: int) -> float:
+def _statistics_bytes(manifest: Manifest, client_bytes: float, rounds: int) -> float:
     """Return what statistics cost a client of a preset's cohort in the mean of the rounds."""
-    sizes = [_size(manifest, _CLIENTS, "bare", state) for state in _states(manifest, rounds)]
+    states = _states(manifest, client_bytes, _CLIENTS, rounds)
+    sizes = [_size(manifest, _CLIENTS, "bare", state) for state in states]
     return sum(sizes) / rounds - _size(manifest, _CLIENTS, "bare", "held")
 
 
@@ -144,7 +146,7 @@ def _plan(
     report = _size(manifest, cohort, "profile", "sent") - _size(manifest, cohort, "bare", "sent")
     if masked or sides.count("profile") * report * _REPORT_SHARE > client_bytes * rounds:
         sides = ["bare"] * rounds
-    states = _states(manifest, rounds)
+    states = _states(manifest, client_bytes, cohort, rounds)
     parts = list(zip(sides, states, strict=True))
     overhead = sum(_size(manifest, cohort, side, state) for side, state in parts)
     blocks = max(1, math.floor((client_bytes * rounds - overhead) * 8 / _BLOCK / rounds))
@@ -152,9 +154,13 @@ def _plan(
     return [str(Sketch(density, 1, side, state)) for side, state in parts]
 
 
-def _states(manifest: Manifest, rounds: int) -> list[str]:
-    """Return by round whether statistics are sent: training does not read them, only inference."""
-    if all(spec.role == "trainable" for spec in manifest):
+def _states(manifest: Manifest, client_bytes: float, cohort: int, rounds: int) -> list[str]:
+    """Return by round whether statistics are sent.
+
+    Many are those of batch normalisation, which training does not read, only inference.
+    """
+    cost = _size(manifest, cohort, "bare", "sent") - _size(manifest, cohort, "bare", "held")
+    if cost * _STATISTICS_SHARE <= client_bytes:
         return ["sent"] * rounds
     return ["sent" if r == rounds or _is_told(r, rounds) else "held" for r in range(1, rounds + 1)]
 
