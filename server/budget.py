@@ -106,7 +106,7 @@ class Uplink:
             parse_codec("sketch(0.1)").needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
         )
 
-    def server_rate(self, cohort: int, round_: int) -> int:
+    def server_rate(self, cohort: int, round_: int, sparsity: float = 0.0) -> int:
         """Return the server learning rate of a round in 256ths.
 
         The noise of the last rounds is never trained away: if few coordinates are sent, the last
@@ -115,17 +115,19 @@ class Uplink:
         left = self._rounds - round_
         if self._codec is not None or cohort <= FEW or self._rounds < _SETTLED or left > 1:
             return FULL_STEP
-        codec = parse_codec(self.codec(cohort, round_))
+        codec = parse_codec(self.codec(cohort, round_, sparsity))
         noisy = isinstance(codec, Sketch) and codec.density * cohort < _NOISY
         return _LAST_STEPS[left] if noisy else FULL_STEP
 
-    def codec(self, cohort: int, round_: int, *, masked: bool = False) -> str:
-        """Return the codec for each of `cohort` clients in a round, counted from 1."""
+    def codec(self, cohort: int, round_: int, sparsity: float = 0.0) -> str:
+        """Return the codec for each of `cohort` clients in a round, counted from 1.
+
+        The bytes stay the same under a mask of some `sparsity`: more of what it keeps is sent.
+        """
         if self._codec is not None:
             return self._codec
-        return _plan(self._manifest, self._cohort_bytes / cohort, cohort, self._rounds, masked)[
-            round_ - 1
-        ]
+        each = self._cohort_bytes / cohort
+        return _plan(self._manifest, each, cohort, self._rounds, sparsity)[round_ - 1]
 
 
 def _statistics_bytes(manifest: Manifest, client_bytes: float, rounds: int) -> float:
@@ -137,20 +139,22 @@ def _statistics_bytes(manifest: Manifest, client_bytes: float, rounds: int) -> f
 
 @cache
 def _plan(
-    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, masked: bool
+    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, sparsity: float
 ) -> list[str]:
     if cohort <= FEW:
         return [_largest_values(manifest, client_bytes)] * rounds
-    values = sum(spec.size for spec in manifest if spec.role == "trainable")
+    kept = sum(
+        spec.size * (1 - sparsity * spec.prunable) for spec in manifest if spec.role == "trainable"
+    )
     sides = ["profile" if _is_told(r, rounds) else "bare" for r in range(1, rounds + 1)]
     report = _size(manifest, cohort, "profile", "sent") - _size(manifest, cohort, "bare", "sent")
-    if masked or sides.count("profile") * report * _REPORT_SHARE > client_bytes * rounds:
+    if sparsity > 0 or sides.count("profile") * report * _REPORT_SHARE > client_bytes * rounds:
         sides = ["bare"] * rounds
     states = _states(manifest, client_bytes, cohort, rounds)
     parts = list(zip(sides, states, strict=True))
     overhead = sum(_size(manifest, cohort, side, state) for side, state in parts)
     blocks = max(1, math.floor((client_bytes * rounds - overhead) * 8 / _BLOCK / rounds))
-    density = float(f"{min(1.0, blocks * _BLOCK / values):.4g}")
+    density = float(f"{min(1.0, blocks * _BLOCK / kept):.4g}")
     return [str(Sketch(density, 1, side, state)) for side, state in parts]
 
 

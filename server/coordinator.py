@@ -199,8 +199,8 @@ class Coordinator:
     def _codec_of(self, client: str) -> str:
         """Return the codec of a client's update in this round: the run's, or what it knows."""
         state = self._state
-        masked = self.settings.sparsity.at(state.round) > 0
-        text = self._uplink.codec(state.slots, state.round, masked=masked)
+        sparsity = self.settings.sparsity.at(state.round)
+        text = self._uplink.codec(state.slots, state.round, sparsity)
         if parse_codec(text).needs <= self._clients[client].stages:
             return text
         return str(self._fallback)
@@ -306,12 +306,13 @@ class Coordinator:
     def _round(self) -> Round:
         """Return what everybody in the round knows."""
         state = self._state
+        sparsity = self.settings.sparsity.at(state.round)
         return Round(
             round_key(self.plan.seed, state.round),
             state.slots,
             self._round_start().masks,
             self._allocation,
-            self._uplink.server_rate(state.slots, state.round),
+            self._uplink.server_rate(state.slots, state.round, sparsity),
             statistics_of(self.manifest, self._round_start().weights),
         )
 

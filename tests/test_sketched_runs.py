@@ -62,11 +62,19 @@ def test_few_clients_send_the_largest_values_instead() -> None:
 def test_a_mask_ends_reports_of_importance() -> None:
     uplink = Uplink("balanced", MODEL, 7)
     assert "profile" in uplink.codec(5, 1)
-    assert "profile" not in uplink.codec(5, 1, masked=True)
+    assert "profile" not in uplink.codec(5, 1, 0.5)
     assert "profile" not in uplink.codec(5, 3)
 
 
 STATEFUL = Manifest((*MODEL, TensorSpec("variance", (5000,), Role.NONNEGATIVE)))
+
+
+def test_under_a_mask_the_bytes_go_to_what_it_keeps() -> None:
+    pruned = Manifest((TensorSpec("kernel", (1600, 128), prunable=True), MODEL.specs[1]))
+    uplink = Uplink("balanced", pruned, 7)
+    whole, half = (parse_codec(uplink.codec(5, 3, sparsity)) for sparsity in (0.0, 0.5))
+    assert half.density == pytest.approx(2 * whole.density, rel=0.2)
+    assert parse_codec(Uplink("1MB/round", pruned, 7).codec(5, 3, 0.9)).density == 1
 
 
 def test_statistics_are_sent_when_they_change_fast_and_at_the_end() -> None:
