@@ -47,16 +47,19 @@ SWEEPS = {
     "rounds": ("Thirty rounds", "As in the literature's table, with 30 rounds."),
 }
 
+ADDED = {"peers": ("nncodec",)}
+"""Measured by other means, in the same place."""
 
-def sweep(name: str) -> tuple[list[Place], bool]:
+
+def sweep(name: str) -> list[Place]:
     """Return the places of a committed sweep; none if it has not been measured."""
-    folder = RESULTS / name
-    if not (folder / "results.csv").exists():
-        return [], False
-    rows, rounds = (
-        pyarrow.csv.read_csv(folder / f"{table}.csv").to_pylist() for table in ("results", "rounds")
-    )
-    return group(rows, rounds), True
+    tables: list[list[Any]] = [[], []]
+    for folder in (name, *ADDED.get(name, ())):
+        for lines, table in zip(tables, ("results", "rounds"), strict=True):
+            path = RESULTS / folder / f"{table}.csv"
+            if path.exists():
+                lines += pyarrow.csv.read_csv(path).to_pylist()
+    return group(*tables)
 
 
 def sweep_table(places: Sequence[Place]) -> Iterator[str]:
@@ -148,14 +151,14 @@ def readme_section() -> Iterator[str]:
     _, text = SWEEPS["presets"]
     yield f"{text} Payload bytes per client and round, means over seeds; made by `make bench`."
     yield ""
-    yield from sweep_table(sweep("presets")[0])
+    yield from sweep_table(sweep("presets"))
 
 
 def results_section() -> Iterator[str]:
     """Yield all of docs/results.md."""
     for name, (title, text) in SWEEPS.items():
-        places, measured = sweep(name)
-        if not measured:
+        places = sweep(name)
+        if not places:
             continue
         yield from (f"## {title}", "", text, "")
         yield from sweep_table(places)

@@ -86,7 +86,7 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
         follower = threading.Thread(target=_follow, args=(rounds, progress, bar))
         follower.start()
         open_: dict[Future[float], Case] = {
-            pool.submit(_run_case, case, output): case for case in cases
+            pool.submit(run_case, case, output): case for case in cases
         }
         try:
             while open_:
@@ -136,7 +136,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run_case(case: Case, output: Path) -> float:
+def run_case(case: Case, output: Path) -> float:
     """Run a case in this process, keep its metrics, and return the final accuracy."""
     settings = case.settings
     train, test = load_train_test(case.dataset)
