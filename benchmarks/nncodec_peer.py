@@ -32,7 +32,7 @@ from featherfed.sweep import results
 from featherfed.sweep.grid import Sweep
 
 RESULTS = Path(__file__).parent / "results" / "nncodec"
-STEPS = (-22, -26, -30)
+FINENESS = (22, 26, 30)  # minus qp
 SEEDS = (0, 1, 2)
 
 
@@ -40,7 +40,7 @@ SEEDS = (0, 1, 2)
 class NnCodec:
     """A bitstream of NNCodec for each tensor, dependent quantization and all."""
 
-    step: int
+    fineness: int
 
     name: ClassVar[str] = "nncodec"
     lossless: ClassVar[bool] = False
@@ -57,7 +57,7 @@ class NnCodec:
         """Return the bitstream as side information."""
         array = io.BytesIO()
         np.save(array, x)
-        return np.zeros(0, np.float32), self._ask(self.step, array.getvalue())
+        return np.zeros(0, np.float32), self._ask(-self.fineness, array.getvalue())
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return what is in the bitstream."""
@@ -84,8 +84,12 @@ def main(python: str) -> None:
     """Measure what has no result yet, and write the tables."""
     STAGES["nncodec"] = NnCodec
     codecs = [
-        {"label": f"NNCodec, qp {step}", "uplink": f"nncodec({step})", "broadcast": "aggregate"}
-        for step in STEPS
+        {
+            "label": f"NNCodec, qp -{fineness}",
+            "uplink": f"nncodec({fineness})",
+            "broadcast": "aggregate",
+        }
+        for fineness in FINENESS
     ]
     sweep = Sweep.model_validate({
         "name": "peers",
