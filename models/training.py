@@ -15,7 +15,7 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer[Any]]
 """Integers [N]."""
 OnStep = Callable[[int, int], None]
-"""Called after each step with its number, from 1, and the number of all steps."""
+"""Called every few steps with the number of steps done and of all steps."""
 
 _OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": tf_keras.optimizers.SGD,
@@ -24,6 +24,9 @@ _OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 OPTIMIZERS = tuple(_OPTIMIZERS)
 """Names of the optimizers that a plan can ask for."""
+
+_STEPS_AT_ONCE = 25
+"""Steps between two returns to Python: the same weights bit for bit, a small model twice as fast."""
 
 
 class Trainer:
@@ -40,7 +43,12 @@ class Trainer:
         self._optimizer = _OPTIMIZERS[optimizer]()
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
-        model.compile(self._optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.compile(
+            self._optimizer,
+            "sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            steps_per_execution=_STEPS_AT_ONCE,
+        )
 
     def fit(
         self,
@@ -57,7 +65,7 @@ class Trainer:
         """Train in place and return loss and accuracy of the last epoch."""
         self._reset(learning_rate)
         steps = -(-len(images) // batch_size)
-        extra = [_Progress(on_step, epochs * steps)] if on_step else []
+        extra = [_Progress(on_step, epochs, steps)] if on_step else []
         history = self.model.fit(
             _batches(images, labels, epochs, batch_size, seed),
             epochs=epochs,
@@ -75,13 +83,15 @@ class Trainer:
 
 
 class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
-    def __init__(self, on_step: OnStep, total: int) -> None:
+    def __init__(self, on_step: OnStep, epochs: int, steps: int) -> None:
         super().__init__()
-        self._on_step, self._total, self._step = on_step, total, 0
+        self._on_step, self._total, self._steps, self._before = on_step, epochs * steps, steps, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._before = epoch * self._steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._step += 1
-        self._on_step(self._step, self._total)
+        self._on_step(self._before + batch + 1, self._total)
 
 
 def epoch_order(samples: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
