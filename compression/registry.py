@@ -11,6 +11,7 @@ from typing import Any
 from featherfed.compression.chain import Codec, chain
 from featherfed.compression.deadzone import DeadZone
 from featherfed.compression.eden import Eden
+from featherfed.compression.entropy import AVAILABLE, Range
 from featherfed.compression.errors import CodecError
 from featherfed.compression.floats import Float8, Float16, Float32
 from featherfed.compression.kmeans import KMeans
@@ -42,6 +43,8 @@ STAGES: dict[str, type[Any]] = {
     )
 }
 """Every stage by its name in codec text."""
+if AVAILABLE:
+    STAGES[Range.name] = Range
 
 MAX_TEXT = 200
 
@@ -105,6 +108,11 @@ def _argument(node: ast.expr) -> object:
 
 
 def _build(name: str, args: list[object], named: dict[str, object]) -> Stage | Sketch:
+    if name == Range.name and name not in STAGES:
+        raise CodecError(
+            "range needs the package constriction, which this machine lacks (and which has no "
+            "wheel for Linux on ARM): pip install 'featherfed[range]', or use zstd"
+        )
     if name not in STAGES:
         close = difflib.get_close_matches(name, STAGES, 1)
         hint = f"; did you mean {close[0]}?" if close else ""

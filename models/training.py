@@ -26,7 +26,7 @@ OPTIMIZERS = tuple(_OPTIMIZERS)
 """Names of the optimizers that a plan can ask for."""
 
 _STEPS_AT_ONCE = 25
-"""Steps between two returns to Python: the same weights bit for bit, a small model twice as fast."""
+"""Steps between two returns to Python: the same weights bit for bit, and sooner."""
 
 
 class Trainer:

@@ -41,7 +41,7 @@ from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import Key
 from featherfed.compression.manifest import Manifest, Role, TensorSpec
-from featherfed.compression.registry import parse_codec
+from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import (
     decode_update,
     encode_update,
@@ -79,6 +79,7 @@ CODECS = [
     "lowrank(1) | float16",
     "sketch(0.1)",
     "sketch(0.3, 4, profile)",
+    *(["deadzone(1.0) | range"] if "range" in STAGES else []),
 ]
 
 

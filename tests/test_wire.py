@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from test_codecs import CODECS
 
 from featherfed.compression.buffer import Reader, varint
-from featherfed.compression.errors import NonFiniteError, WireError
+from featherfed.compression.entropy import AVAILABLE, Range
+from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
-from featherfed.compression.registry import parse_codec
+from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import decode_update, encode_update, max_payload
 from featherfed.compression.wire import MAGIC, VERSION, seal, unseal
 
@@ -204,7 +205,7 @@ def test_a_coarse_section_with_bytes_left_over_is_refused(text: str) -> None:
     reader = Reader(unseal(encode_update(codec, MODEL, some_update()).payload, context(text)))
     section = reader.take(reader.varint()) + b"\0"
     body = side(section) + reader.take(reader.remaining)
-    with pytest.raises(WireError, match=r"1 bytes too many|bytes come after|multiple times"):
+    with pytest.raises(WireError, match=r"1 bytes too many|bytes come after|words are"):
         decode_update(codec, MODEL, seal(body, context(text)))
 
 
@@ -452,6 +453,34 @@ BODIES = {
 }
 
 
+@pytest.mark.skipif(not AVAILABLE, reason="constriction has no wheel for this platform")
+def test_range_is_refused_unless_it_is_what_a_writer_makes() -> None:
+    content = bytes(590) + bytes(range(10))
+    coded = Range().compress(content)
+    assert len(coded) < 120
+    assert Range().decompress(coded, 600) == content
+    for bad, message in [
+        (b"", "truncated"),
+        (coded[:-1], "words are cut short"),
+        (coded[:-4], "not those of their content"),
+        (coded + bytes(4), "not those of their content"),
+        (varint(2 * 600 + 1) + content, "not those of their content"),
+        (varint(2 * 601) + coded[2:], "larger than 600 bytes"),
+        (varint(2 * 10**9) + coded[2:], "larger than 600 bytes"),
+        (varint(2 * 600) + b"\xff" * 40, "Tried to decode from compressed data"),
+    ]:
+        with pytest.raises(WireError, match=message):
+            Range().decompress(bad, 600)
+    noise = np.random.default_rng(0).bytes(600)
+    assert Range().compress(noise) == varint(2 * 600 + 1) + noise
+
+
+def test_without_its_package_range_is_unknown_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STAGES, "range", raising=False)
+    with pytest.raises(CodecError, match=r"featherfed\[range\]"):
+        parse_codec("qsgd(1) | range")
+
+
 @pytest.mark.parametrize("text", CODECS)
 @given(edits=st.lists(EDITS, min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
@@ -465,7 +494,7 @@ def test_mutated_payloads_give_a_value_or_a_wire_error(
     gives_a_value_or_a_wire_error(text, seal(bytes(body), context(text)))
 
 
-@pytest.mark.parametrize("text", [text for text in CODECS if "zstd" in text])
+@pytest.mark.parametrize("text", [text for text in CODECS if "zstd" in text or "range" in text])
 @given(edits=st.lists(EDITS, min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_mutations_below_the_compression_give_a_value_or_a_wire_error(
