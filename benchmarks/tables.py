@@ -146,6 +146,20 @@ def speed_table() -> Iterator[str]:
         )
 
 
+def allocation_table() -> Iterator[str]:
+    """Yield a Markdown table of what importance is worth."""
+    places = json.loads((RESULTS / "allocation.json").read_text("utf-8"))
+    labels = list(max((place["kept"] for place in places), key=len))
+    yield "| model | " + " | ".join(labels) + " |"
+    yield "|---" * (1 + len(labels)) + "|"
+    for place in places:
+        cells = [
+            f"{100 * kept['mean']:.0f} ± {100 * kept['stdev']:.0f} %" if kept else ""
+            for kept in map(place["kept"].get, labels)
+        ]
+        yield f"| {place['model']}, `{place['codec']}` | " + " | ".join(cells) + " |"
+
+
 def readme_section() -> Iterator[str]:
     """Yield the README's results."""
     _, text = SWEEPS["presets"]
@@ -169,6 +183,16 @@ def results_section() -> Iterator[str]:
     yield from methods_table()
     yield from ("", "The exported models of seed 0:", "")
     yield from models_table()
+    yield from ("", "## What importance is worth", "")
+    yield (
+        "The second round's step, sketched at the size of `balanced`: the share of the exact one's "
+        "fall in test loss that is kept, mean and standard deviation of 8 sketches "
+        "(`benchmarks/allocation.py`). The hand-made table is the curvature of the cnn's loss by "
+        "tensor, probed on its data; what comes from the run is told by the updates of the round "
+        "before."
+    )
+    yield ""
+    yield from allocation_table()
     yield from ("", "## Speed", "")
     yield (
         "One core, 3.5 million parameters in the shapes of a MobileNet; megabytes of float32 a "
