@@ -1,8 +1,9 @@
 """From a byte budget to the codec of a round: only the cohort's total bits count.
 
 The noise of a sketched mean falls with the bits of all clients together, so the budget is the
-cohort's and K clients send 1/K of it each. What is left after overhead is spread over the rounds:
-the noise of early rounds is trained away, that of the last ones stays in the model.
+cohort's and K clients send 1/K of it each. What is left after overhead is the same in every round.
+The noise of early rounds is trained away, that of the last ones would stay in the model: they take
+shorter steps, which costs no byte and does more than cheap early and dear late rounds do.
 """
 
 from __future__ import annotations

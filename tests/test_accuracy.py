@@ -118,3 +118,29 @@ def test_the_committed_results_of_other_models_lose_at_most_twice_that(codec: st
     for place in places:
         schemes = {scheme.codec: scheme for scheme in place.schemes}
         assert lost(schemes, codec) <= 2 * POINTS[codec], place.title
+
+
+def test_the_committed_results_on_skewed_data_lose_at_most_a_point() -> None:
+    for place in places_of(ROOT / "benchmarks" / "results" / "noniid"):
+        schemes = {scheme.codec: scheme for scheme in place.schemes}
+        assert len(schemes["balanced"].runs) == 3
+        assert lost(schemes, "balanced") <= 1.0, place.title
+
+
+def test_the_committed_results_of_more_clients_at_the_same_total_bytes_lose_no_more() -> None:
+    few = frontier(ROOT / "benchmarks" / "results" / "peers")
+    total = 5 * few["balanced"].mean("up_payload_bytes")
+    places = places_of(ROOT / "benchmarks" / "results" / "clients")
+    assert [place.key[-1] for place in places] == [20, 50]
+    for place in places:
+        schemes = {scheme.codec: scheme for scheme in place.schemes}
+        clients = place.key[-1]
+        assert clients * schemes["balanced"].mean("up_payload_bytes") <= 1.1 * total
+        # A tenth of a point is ten of the 10,000 test images.
+        assert lost(schemes, "balanced") <= lost(few, "balanced") + 0.1, place.title
+
+
+def test_the_committed_thirty_rounds_stay_with_float32() -> None:
+    schemes = frontier(ROOT / "benchmarks" / "results" / "rounds")
+    for codec, limit in {"balanced": 0.6, "extreme": 1.0}.items():
+        assert lost(schemes, codec) <= limit
