@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/results.md, from the committed measurements: `make readme`."""
+"""Tables and a picture for README.md and docs/results.md, from what was measured: `make readme`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow.csv
 
-from featherfed.report.frontier import Place, group, table_rows
+from featherfed.report.frontier import Place, frontier_figure, group, table_rows
+from featherfed.report.style import save_png, styled
 from featherfed.report.summary import percent_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "frontier.png"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 CODECS = ("float32", "exact", "transparent", "balanced", "extreme")
 
@@ -177,6 +179,8 @@ def results_section() -> Iterator[str]:
         yield from (f"## {title}", "", text, "")
         yield from sweep_table(places)
         yield ""
+        if name == "presets":
+            yield from (f"![Accuracy against bytes]({PICTURE.name})", "")
         if name in {"presets", "rounds"}:
             yield from (*curves(places[0]), "")
     yield from ("## Training with TFMOT", "", "The example, over gRPC, one process a client.", "")
@@ -227,3 +231,5 @@ if __name__ == "__main__":
         sys.exit(any(path.read_text("utf-8") != text for path, text in pages().items()))
     for path, text in pages().items():
         path.write_text(text, "utf-8")
+    with styled():
+        save_png(frontier_figure(sweep("presets")[0]), PICTURE)
