@@ -22,15 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from featherfed.cli.artifacts import machine
 from featherfed.cli.build import KerasEvaluator, build_model
 from featherfed.cli.tables import show_sweep
-from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.keras_trainer import KerasTrainer
-from featherfed.edge_client.session import Trained, Trainer
+from featherfed.edge_client.session import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
 from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import Evaluation, Evaluator
 from featherfed.server.errors import ServerError
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep
@@ -143,11 +142,10 @@ def run_case(case: Case, output: Path) -> float:
     shards = partition(train.labels, case.clients, case.partition, case.seed)
     data = {f"client-{i}": train.take(indices) for i, indices in enumerate(shards)}
     model = build_model(settings, test)
-    turn = threading.Lock()
 
-    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest) -> _InTurn:
+    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest) -> Trainer:
         images, labels = data[name].images, data[name].labels
-        return _InTurn(turn, KerasTrainer(plan, manifest, images, labels, client=name, model=model))
+        return KerasTrainer(plan, manifest, images, labels, client=name, model=model)
 
     def on_round(round_: int, accuracy: float | None) -> None:
         if _rounds is not None:
@@ -168,7 +166,7 @@ def run_case(case: Case, output: Path) -> float:
             for name, part in data.items()
         },
         make_trainer=make_trainer,
-        evaluator=_EvaluatorInTurn(turn, KerasEvaluator(model, test)),
+        evaluator=KerasEvaluator(model, test),
         first_weights=model.get_weights() if model.unseeded else None,
         on_round=on_round,
         facts={
@@ -179,27 +177,3 @@ def run_case(case: Case, output: Path) -> float:
     )
     results.save(output, case, metrics)
     return float(metrics["final"]["accuracy"])
-
-
-class _InTurn:
-    """A trainer that shares its model with the others of the process."""
-
-    def __init__(self, turn: threading.Lock, trainer: Trainer) -> None:
-        self._turn = turn
-        self._trainer = trainer
-
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
-        with self._turn:
-            return self._trainer.train(weights, task)
-
-
-class _EvaluatorInTurn:
-    """The same for an evaluator."""
-
-    def __init__(self, turn: threading.Lock, evaluator: Evaluator) -> None:
-        self._turn = turn
-        self._evaluator = evaluator
-
-    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        with self._turn:
-            return self._evaluator.evaluate(weights)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import threading
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -48,27 +47,21 @@ if AVAILABLE:
 
 MAX_TEXT = 200
 
-# CPython 3.11 counts the depth of syntax trees for all threads together, and raises SystemError
-# when two build one at the same time (python/cpython#106905).
-_one_at_a_time = threading.Lock()
+_NAME = re.compile(r"\s*([^\W\d]\w*)")
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
 
 
 def parse_codec(text: str) -> Codec:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
 
     `str` of a codec is its canonical text, and gives an equal codec here.
-    The text is a Python expression of names, calls with plain arguments, and `|`; nothing in it
-    is evaluated.
+    The text is stages joined by `|`, each a name or a call with numbers and words. (Python's own
+    parser would do, but until 3.12 fails when two threads use it at once: python/cpython#106905.)
     """
     if len(text) > MAX_TEXT:
         raise CodecError(f"codec text is longer than {MAX_TEXT} characters")
     try:
-        with _one_at_a_time:
-            tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise CodecError(f"{text!r} is not a codec; write e.g. quantize(8) | zstd") from error
-    try:
-        codec = _join(_stages(tree))
+        codec = _join(_Text(text).whole())
     except CodecError as error:
         raise CodecError(f"codec {text!r}: {error}") from None
     if len(str(codec)) > MAX_TEXT:
@@ -86,25 +79,80 @@ def _join(stages: list[Stage | Sketch]) -> Codec:
             return chain(*stages)  # type: ignore[arg-type]
 
 
-def _stages(node: ast.expr) -> list[Stage | Sketch]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return [*_stages(node.left), *_stages(node.right)]
-    if isinstance(node, ast.Name):
-        return [_build(node.id, [], {})]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        named = {str(k.arg): _argument(k.value) for k in node.keywords}
-        if len(named) < len(node.keywords):
-            raise CodecError(f"{node.func.id} is given the same argument twice")
-        return [_build(node.func.id, [_argument(a) for a in node.args], named)]
-    raise CodecError("stages are names like zstd or topk(0.01), joined by |")
+class _Text:
+    """Codec text, read from left to right."""
 
+    def __init__(self, text: str) -> None:
+        self._text = text.rstrip()
+        self._at = 0
 
-def _argument(node: ast.expr) -> object:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float, str):
-        return node.value
-    raise CodecError("arguments are numbers or words")
+    def whole(self) -> list[Stage | Sketch]:
+        """Return all stages of a text that holds nothing else."""
+        stages = self._stages()
+        self._expect(self._at == len(self._text))
+        return stages
+
+    def _stages(self) -> list[Stage | Sketch]:
+        stages = self._group()
+        while self._take("|"):
+            stages += self._group()
+        return stages
+
+    def _group(self) -> list[Stage | Sketch]:
+        if self._take("("):
+            stages = self._stages()
+            self._expect(self._take(")"))
+            return stages
+        name = self._match(_NAME)
+        self._expect(name is not None)
+        args, named = self._arguments() if self._take("(") else ([], {})
+        return [_build(str(name), args, named)]
+
+    def _arguments(self) -> tuple[list[object], dict[str, object]]:
+        args: list[object] = []
+        named: dict[str, object] = {}
+        while not self._take(")"):
+            if (args or named) and not self._take(","):
+                raise CodecError("arguments are numbers or words, with commas between them, in ()")
+            value = self._value()
+            if not self._take("="):
+                self._expect(not named)
+                args.append(value)
+            elif value in named:
+                raise CodecError(f"the same argument twice: {value}")
+            else:
+                named[str(value)] = self._value()
+        return args, named
+
+    def _value(self) -> int | float | str:
+        word = self._match(_NAME)
+        if word is not None:
+            return word
+        number = self._match(_NUMBER)
+        if number is None:
+            raise CodecError("arguments are numbers or words, with commas between them, in ()")
+        return int(number) if number.isdecimal() else float(number)
+
+    def _take(self, mark: str) -> bool:
+        rest = self._text[self._at :].lstrip()
+        if not rest.startswith(mark):
+            return False
+        self._at = len(self._text) - len(rest) + len(mark)
+        return True
+
+    def _match(self, pattern: re.Pattern[str]) -> str | None:
+        found = pattern.match(self._text, self._at)
+        if found is None:
+            return None
+        self._at = found.end()
+        return found[1]
+
+    def _expect(self, holds: bool) -> None:
+        if not holds:
+            raise CodecError(
+                "not a codec; stages are names like zstd or topk(0.01), joined by |, "
+                "e.g. quantize(8) | zstd"
+            )
 
 
 def _build(name: str, args: list[object], named: dict[str, object]) -> Stage | Sketch:
@@ -115,7 +163,7 @@ def _build(name: str, args: list[object], named: dict[str, object]) -> Stage | S
         )
     if name not in STAGES:
         close = difflib.get_close_matches(name, STAGES, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else "."
         raise CodecError(f"unknown stage {name!r}{hint} Stages: {', '.join(sorted(STAGES))}")
     try:
         stage: Stage | Sketch = STAGES[name](*args, **named)

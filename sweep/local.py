@@ -15,7 +15,11 @@ from featherfed.server.store import Entry
 
 
 class LocalServer:
-    """What `conduct` and `service` are for gRPC: whoever has news for the server drives the run."""
+    """What `conduct` and `service` are for gRPC: whoever has news for the server drives the run.
+
+    Clients are threads, but one at a time: each holds `turn` unless it waits for a task. Nothing
+    they use has to be safe for threads, and a run repeats exactly.
+    """
 
     def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
         self.coordinator = coordinator
@@ -23,7 +27,8 @@ class LocalServer:
         self._known: object = None
         self._news = 0
         self._failed = False
-        self._changed = threading.Condition(threading.RLock())
+        self.turn = threading.RLock()
+        self._changed = threading.Condition(self.turn)
 
     def drive(self) -> None:
         """Open, close and aggregate rounds that are due, and wake those who wait for it."""

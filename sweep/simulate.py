@@ -41,7 +41,7 @@ def simulate(
     """Run `settings` to the end; return what metrics.json would hold (docs/metrics.md).
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
-    Clients are threads; time stands still, so nobody is ever late. Raises what a client raises.
+    Clients take turns; time stands still, so nobody is ever late. Raises what a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -88,11 +88,12 @@ def _run_all(server: LocalServer, sessions: list[Session]) -> list[Held]:
     errors: list[BaseException] = []
 
     def run(session: Session) -> None:
-        try:
-            held.append(session.run())
-        except BaseException as error:
-            errors.append(error)
-            server.fail()
+        with server.turn:
+            try:
+                held.append(session.run())
+            except BaseException as error:
+                errors.append(error)
+                server.fail()
 
     threads = [threading.Thread(target=run, args=(s,), daemon=True) for s in sessions]
     for thread in threads:
