@@ -128,16 +128,15 @@ def test_the_committed_results_on_skewed_data_lose_at_most_a_point() -> None:
 
 
 def test_the_committed_results_of_more_clients_at_the_same_total_bytes_lose_no_more() -> None:
-    few = frontier(ROOT / "benchmarks" / "results" / "peers")
-    total = 5 * few["balanced"].mean("up_payload_bytes")
     places = places_of(ROOT / "benchmarks" / "results" / "clients")
-    assert [place.key[-1] for place in places] == [20, 50]
-    for place in places:
-        schemes = {scheme.codec: scheme for scheme in place.schemes}
-        clients = place.key[-1]
-        assert clients * schemes["balanced"].mean("up_payload_bytes") <= 1.1 * total
+    by_count = {p.key[-1]: {scheme.codec: scheme for scheme in p.schemes} for p in places}
+    assert sorted(by_count) == [5, 20, 50]
+    few = lost(by_count[5], "4.5kB/round")
+    for clients, schemes in by_count.items():
+        assert len(schemes["4.5kB/round"].runs) == 3
+        assert clients * schemes["4.5kB/round"].mean("up_payload_bytes") <= 4545
         # A tenth of a point is ten of the 10,000 test images.
-        assert lost(schemes, "balanced") <= lost(few, "balanced") + 0.1, place.title
+        assert lost(schemes, "4.5kB/round") <= few + 0.1, clients
 
 
 def test_the_committed_thirty_rounds_stay_with_float32() -> None:
