@@ -41,9 +41,9 @@ SWEEPS = {
     "clients": (
         "More clients at the same total bytes",
         "As in the literature's table, with the data shared out to 20 and 50 clients. 4.5 kB is "
-        "what the example's five clients send together under `balanced`. Under `balanced` this MLP's "
-        "clients send 2 kB together: for 50 that is 40 bytes each, of which 11 are the envelope "
-        "around the sketch and more is lost in whole blocks of 8, so that the noise grows.",
+        "what the example's five clients send together under `balanced`. This MLP's `balanced` is "
+        "2 kB together: for 50 clients that is 40 bytes each, of which 11 are the envelope around "
+        "the sketch and more is lost in whole blocks of 8, so that the noise grows.",
     ),
     "noniid": (
         "Skewed data",
