@@ -81,7 +81,7 @@ def sweep_table(places: Sequence[Place]) -> Iterator[str]:
             row = rows[codec]
             yield (
                 (f"| {place.title} " if several else "")
-                + f"| {codec} | {row['seeds']} | {row['up']} ({row['up_ratio']}) "
+                + f"| {_cell(codec)} | {row['seeds']} | {row['up']} ({row['up_ratio']}) "
                 f"| {row['down']} ({row['down_ratio']}) | {row['accuracy']} | {row['lost']} "
                 f"| {row['to_target']} |"
             )
@@ -146,7 +146,8 @@ def speed_table() -> Iterator[str]:
     for row in measured["codecs"]:
         ratio = f"{row['encode'] / measured['zstd']:.2f}×, {row['fold'] / measured['zstd']:.2f}×"
         yield (
-            f"| {row['codec']} | {row['bytes']:,} | {row['encode']:,.0f} | {row['fold']:,.0f} "
+            f"| {_cell(row['codec'])} | {row['bytes']:,} | {row['encode']:,.0f} "
+            f"| {row['fold']:,.0f} "
             f"| {ratio} |"
         )
 
@@ -207,6 +208,11 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from speed_table()
+
+
+def _cell(text: str) -> str:
+    """Return text that does not end a cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def _payload(runs: Sequence[Any], side: str) -> str:
