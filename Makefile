@@ -54,7 +54,7 @@ fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests
 
 SWEEPS := presets models peers clients noniid rounds
 
-bench: $(VENV)/.dev ## measure everything in docs/results.md (a day of one core; goes on after a kill)
+bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes on after a kill)
 	for sweep in $(SWEEPS); do $(BIN)/featherfed sweep benchmarks/$$sweep.toml || exit; done
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/allocation.py

@@ -30,7 +30,8 @@ SWEEPS = {
     "peers": (
         "Codecs of the literature",
         "The same with an MLP of 101,770 parameters (407,080 bytes). Each codec as its paper has "
-        "it; what goes down is `exact` where it is not the codec's own.",
+        "it; what goes down is `exact` where it is not the codec's own. NNCodec (ISO/IEC 15938-17) "
+        "runs in an environment of its own, with error feedback (`benchmarks/nncodec_peer.py`).",
     ),
     "models": (
         "Other models",
