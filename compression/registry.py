@@ -47,6 +47,8 @@ if AVAILABLE:
 
 MAX_TEXT = 200
 
+_ARGUMENTS = "arguments are numbers or words, with commas between them, in ()"
+
 _NAME = re.compile(r"\s*([^\W\d]\w*)")
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
 
@@ -113,7 +115,7 @@ class _Text:
         named: dict[str, object] = {}
         while not self._take(")"):
             if (args or named) and not self._take(","):
-                raise CodecError("arguments are numbers or words, with commas between them, in ()")
+                raise CodecError(_ARGUMENTS)
             value = self._value()
             if not self._take("="):
                 self._expect(not named)
@@ -130,7 +132,7 @@ class _Text:
             return word
         number = self._match(_NUMBER)
         if number is None:
-            raise CodecError("arguments are numbers or words, with commas between them, in ()")
+            raise CodecError(_ARGUMENTS)
         return int(number) if number.isdecimal() else float(number)
 
     def _take(self, mark: str) -> bool:
