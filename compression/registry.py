@@ -49,8 +49,10 @@ MAX_TEXT = 200
 
 _ARGUMENTS = "arguments are numbers or words, with commas between them, in ()"
 
-_NAME = re.compile(r"\s*([^\W\d]\w*)")
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
+_NAME = re.compile(r"\s*(?P<it>[^\W\d]\w*)")
+_NAMED = re.compile(_NAME.pattern + r"\s*=")
+_QUOTED = re.compile(r"""\s*(?P<quote>['"])(?P<it>[^'"\\]*)(?P=quote)""")
+_NUMBER = re.compile(r"\s*(?P<it>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
 
 
 def parse_codec(text: str) -> Codec:
@@ -58,7 +60,7 @@ def parse_codec(text: str) -> Codec:
 
     `str` of a codec is its canonical text, and gives an equal codec here.
     The text is stages joined by `|`, each a name or a call with numbers and words. (Python's own
-    parser would do, but until 3.12 fails when two threads use it at once: python/cpython#106905.)
+    parser would do, but CPython 3.11.7 fails when two threads use it: python/cpython#106905.)
     """
     if len(text) > MAX_TEXT:
         raise CodecError(f"codec text is longer than {MAX_TEXT} characters")
@@ -116,20 +118,22 @@ class _Text:
         while not self._take(")"):
             if (args or named) and not self._take(","):
                 raise CodecError(_ARGUMENTS)
+            name = self._match(_NAMED)
             value = self._value()
-            if not self._take("="):
+            if name is None:
                 self._expect(not named)
                 args.append(value)
-            elif value in named:
-                raise CodecError(f"the same argument twice: {value}")
+            elif name in named:
+                raise CodecError(f"the same argument twice: {name}")
             else:
-                named[str(value)] = self._value()
+                named[name] = value
         return args, named
 
     def _value(self) -> int | float | str:
-        word = self._match(_NAME)
-        if word is not None:
-            return word
+        for pattern in (_NAME, _QUOTED):
+            word = self._match(pattern)
+            if word is not None:
+                return word
         number = self._match(_NUMBER)
         if number is None:
             raise CodecError(_ARGUMENTS)
@@ -147,7 +151,7 @@ class _Text:
         if found is None:
             return None
         self._at = found.end()
-        return found[1]
+        return found["it"]
 
     def _expect(self, holds: bool) -> None:
         if not holds:
