@@ -83,12 +83,36 @@ class Capabilities(_message.Message):
     def __init__(self, stages: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., runtime: _Optional[str] = ..., featherfed: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("session", "plan")
+    __slots__ = ("session", "plan", "step")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     session: int
     plan: Plan
-    def __init__(self, session: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+    step: Step
+    def __init__(self, session: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("digest", "size", "compressed")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    size: int
+    compressed: int
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ...) -> None: ...
+
+class FetchStepRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    def __init__(self, session: _Optional[int] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds")
@@ -125,16 +149,18 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., fill: _Optional[float] = ..., uniform_limit: _Optional[float] = ..., prunable: bool = ...) -> None: ...
 
 class Training(_message.Message):
-    __slots__ = ("epochs", "batch_size", "learning_rate", "optimizer")
+    __slots__ = ("epochs", "batch_size", "learning_rate", "optimizer", "loss")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
     epochs: int
     batch_size: int
     learning_rate: float
     optimizer: str
-    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., optimizer: _Optional[str] = ...) -> None: ...
+    loss: str
+    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., optimizer: _Optional[str] = ..., loss: _Optional[str] = ...) -> None: ...
 
 class Optimization(_message.Message):
     __slots__ = ("method", "num_clusters")
@@ -271,6 +297,40 @@ class Part(_message.Message):
     codec: str
     payload: bytes
     def __init__(self, slot: _Optional[int] = ..., num_examples: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class FetchReleaseRequest(_message.Message):
+    __slots__ = ("device", "kind", "have_digest", "wait_seconds")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    HAVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    kind: str
+    have_digest: bytes
+    wait_seconds: int
+    def __init__(self, device: _Optional[str] = ..., kind: _Optional[str] = ..., have_digest: _Optional[bytes] = ..., wait_seconds: _Optional[int] = ...) -> None: ...
+
+class ReleaseChunk(_message.Message):
+    __slots__ = ("release", "data")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    release: Release
+    data: bytes
+    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("version", "digest", "size", "compressed", "delta")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSED_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    digest: bytes
+    size: int
+    compressed: int
+    delta: bool
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ..., delta: bool = ...) -> None: ...
 
 class UpdateChunk(_message.Message):
     __slots__ = ("header", "data")

@@ -54,6 +54,16 @@ class FederationStub(object):
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.UpdateChunk.SerializeToString,
                 response_deserializer=featherfed_dot_proto_dot_federation__pb2.SubmitReply.FromString,
                 _registered_method=True)
+        self.FetchStep = channel.unary_stream(
+                '/featherfed.v1.Federation/FetchStep',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.FetchStepRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.FileChunk.FromString,
+                _registered_method=True)
+        self.FetchRelease = channel.unary_stream(
+                '/featherfed.v1.Federation/FetchRelease',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.FetchReleaseRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.ReleaseChunk.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/featherfed.v1.Federation/GetStatus',
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.StatusRequest.SerializeToString,
@@ -93,6 +103,21 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchStep(self, request, context):
+        """The training step of the plan's model, for a client without TensorFlow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchRelease(self, request, context):
+        """The newest model as a .tflite, for a device that only infers; needs no session. Long poll:
+        answers when there is a newer one than the device has, or with nothing after wait_seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """For people and dashboards; needs no session.
         """
@@ -122,6 +147,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.SubmitUpdate,
                     request_deserializer=featherfed_dot_proto_dot_federation__pb2.UpdateChunk.FromString,
                     response_serializer=featherfed_dot_proto_dot_federation__pb2.SubmitReply.SerializeToString,
+            ),
+            'FetchStep': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchStep,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.FetchStepRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.FileChunk.SerializeToString,
+            ),
+            'FetchRelease': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchRelease,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.FetchReleaseRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.ReleaseChunk.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -237,6 +272,60 @@ class Federation(object):
             '/featherfed.v1.Federation/SubmitUpdate',
             featherfed_dot_proto_dot_federation__pb2.UpdateChunk.SerializeToString,
             featherfed_dot_proto_dot_federation__pb2.SubmitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/featherfed.v1.Federation/FetchStep',
+            featherfed_dot_proto_dot_federation__pb2.FetchStepRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.FileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/featherfed.v1.Federation/FetchRelease',
+            featherfed_dot_proto_dot_federation__pb2.FetchReleaseRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.ReleaseChunk.FromString,
             options,
             channel_credentials,
             insecure,

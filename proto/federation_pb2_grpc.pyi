@@ -4,6 +4,8 @@ isort:skip_file
 The only contract between server and clients. Clients start every call.
 
   Join -> (NextTask -> FetchModel -> train -> SubmitUpdate)* -> NextTask says Finished -> FetchModel
+  FetchStep, once, for a client that trains with LiteRT
+  FetchRelease, again and again, for a device that only infers
 """
 
 import abc
@@ -48,6 +50,20 @@ class FederationStub:
     ]
     """Stored before it is acknowledged; sending it again changes nothing."""
 
+    FetchStep: grpc.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchStepRequest,
+        featherfed.proto.federation_pb2.FileChunk,
+    ]
+    """The training step of the plan's model, for a client without TensorFlow."""
+
+    FetchRelease: grpc.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchReleaseRequest,
+        featherfed.proto.federation_pb2.ReleaseChunk,
+    ]
+    """The newest model as a .tflite, for a device that only infers; needs no session. Long poll:
+    answers when there is a newer one than the device has, or with nothing after wait_seconds.
+    """
+
     GetStatus: grpc.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.StatusRequest,
         featherfed.proto.federation_pb2.StatusReply,
@@ -80,6 +96,20 @@ class FederationAsyncStub:
         featherfed.proto.federation_pb2.SubmitReply,
     ]
     """Stored before it is acknowledged; sending it again changes nothing."""
+
+    FetchStep: grpc.aio.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchStepRequest,
+        featherfed.proto.federation_pb2.FileChunk,
+    ]
+    """The training step of the plan's model, for a client without TensorFlow."""
+
+    FetchRelease: grpc.aio.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchReleaseRequest,
+        featherfed.proto.federation_pb2.ReleaseChunk,
+    ]
+    """The newest model as a .tflite, for a device that only infers; needs no session. Long poll:
+    answers when there is a newer one than the device has, or with nothing after wait_seconds.
+    """
 
     GetStatus: grpc.aio.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.StatusRequest,
@@ -121,6 +151,24 @@ class FederationServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[featherfed.proto.federation_pb2.SubmitReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.SubmitReply]]:
         """Stored before it is acknowledged; sending it again changes nothing."""
+
+    @abc.abstractmethod
+    def FetchStep(
+        self,
+        request: featherfed.proto.federation_pb2.FetchStepRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[featherfed.proto.federation_pb2.FileChunk], collections.abc.AsyncIterator[featherfed.proto.federation_pb2.FileChunk]]:
+        """The training step of the plan's model, for a client without TensorFlow."""
+
+    @abc.abstractmethod
+    def FetchRelease(
+        self,
+        request: featherfed.proto.federation_pb2.FetchReleaseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[featherfed.proto.federation_pb2.ReleaseChunk], collections.abc.AsyncIterator[featherfed.proto.federation_pb2.ReleaseChunk]]:
+        """The newest model as a .tflite, for a device that only infers; needs no session. Long poll:
+        answers when there is a newer one than the device has, or with nothing after wait_seconds.
+        """
 
     @abc.abstractmethod
     def GetStatus(
