@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.manifest import Array, Manifest
+from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trained
 from featherfed.models.method import Method, Optimization
@@ -63,7 +63,6 @@ class KerasTrainer:
         """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
         self._model.set_weights(weights)
         report = self._on_step
-        identity = f"{self._seed}/{task.round}/{self._client}".encode()
         loss, accuracy = self._model.fit(
             self._images,
             self._labels,
@@ -72,7 +71,7 @@ class KerasTrainer:
             learning_rate=self._training.learning_rate,
             optimizer=self._training.optimizer,
             sparsity=task.sparsity,
-            seed=zlib.crc32(identity),
+            seed=round_seed(self._seed, task.round, self._client),
             on_step=None if report is None else lambda done, total: report(task.round, done, total),
         )
         return Trained(self._model.get_weights(), loss, accuracy)

@@ -50,6 +50,16 @@ class FederatedModel:
         self._sparse: _Sparse | None = None
 
     @property
+    def trained(self) -> Any:
+        """The tf_keras model whose variables are exchanged; quantization-aware with such methods."""
+        return self._model
+
+    @property
+    def variables(self) -> list[Any]:
+        """The exchanged variables, in manifest order."""
+        return self._variables
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
         return tuple(self._model.input_shape[1:])

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from featherfed.datasets.order import epoch_order
+
 Images = npt.NDArray[np.uint8]
 """uint8 [N, height, width, channels]."""
 Labels = npt.NDArray[np.integer[Any]]
@@ -20,6 +22,7 @@ OnStep = Callable[[int, int], None]
 _OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": tf_keras.optimizers.SGD,
     "momentum": lambda: tf_keras.optimizers.SGD(momentum=0.9),
+    "nesterov": lambda: tf_keras.optimizers.SGD(momentum=0.9, nesterov=True),
     "adam": tf_keras.optimizers.Adam,
 }
 OPTIMIZERS = tuple(_OPTIMIZERS)
@@ -92,11 +95,6 @@ class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._on_step(self._before + batch + 1, self._total)
-
-
-def epoch_order(samples: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the order of the samples in an epoch (from 0), int64 [samples]."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
 def _batches(images: Images, labels: Labels, epochs: int, batch_size: int, seed: int) -> Any:
