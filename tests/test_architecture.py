@@ -77,7 +77,7 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             if "pydantic" in firsts:
                 assert where in PYDANTIC, where
             if folder == "compression":
-                ours = {"numpy", "zstandard", "featherfed"}
+                ours = {"numpy", "backports", "featherfed"}
                 if where == "compression/entropy.py":
                     ours.add("constriction")
                 assert firsts <= ours | set(sys.stdlib_module_names), f"{where}: {firsts}"
@@ -95,11 +95,11 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
         assert f" {folder}" in makefile
 
 
-BASE = {"numpy", "zstandard", "grpc", "google", "tenacity", "typer", "rich"}
+BASE = {"numpy", "backports", "grpc", "google", "tenacity", "typer", "rich"}
 SERVER = BASE | {"pydantic", "grpc_health", "grpc_reflection"}
 PARTS = {
-    "featherfed.compression.registry": {"numpy", "zstandard"},
-    "featherfed.compression.update": {"numpy", "zstandard"},
+    "featherfed.compression.registry": {"numpy", "backports"},
+    "featherfed.compression.update": {"numpy", "backports"},
     "featherfed.edge_client.session": BASE - {"typer", "rich"},
     "featherfed.edge_client.transport": BASE - {"typer", "rich"},
     "featherfed.models.tflite": {"numpy"},
@@ -113,7 +113,7 @@ PARTS = {
 HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "typer", "tomli_w",
-    "grpc", "tenacity", "zstandard",
+    "grpc", "tenacity", "backports",
 ]  # fmt: skip
 
 
