@@ -53,8 +53,9 @@ def join_run(
 
         def make_trainer(plan: pb.Plan, manifest: Manifest) -> Trainer:
             def on_step(round_: int, done: int, total: int) -> None:
-                bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
-                if bar.total != total or done < bar.n:
+                text = f"round {round_} of {plan.rounds}"
+                if bar.desc != text or done < bar.n:
+                    bar.set_description_str(text, refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
 

@@ -106,7 +106,7 @@ PARTS = {
     "featherfed.edge_client.session": BASE - CLI,
     "featherfed.edge_client.transport": BASE - CLI,
     "featherfed.models.tflite": {"numpy"},
-    "featherfed.cli.main": BASE - {"tqdm"},
+    "featherfed.cli.main": {"click"},
     "featherfed.cli.join": EDGE,
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
