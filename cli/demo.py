@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import click
 import tomli_w
-import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from featherfed.cli.tables import show_tables
@@ -88,8 +88,8 @@ def run_demo(options: DemoOptions) -> None:
         _watch(processes, address, options.rounds)
         processes.wait_for_end()
     show_tables(options.output)
-    typer.echo(f"report: {options.output / 'report.html'}")
-    typer.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
+    click.echo(f"report: {options.output / 'report.html'}")
+    click.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
 
 
 def _prepare(options: DemoOptions) -> Path:

@@ -8,9 +8,11 @@ import platform
 import re
 import secrets
 from pathlib import Path
+from typing import NoReturn
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import click
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
@@ -47,14 +49,15 @@ def join_run(
         METHODS,
         importlib.metadata.version("featherfed"),
     )
-    with _progress() as progress:
+    with _progress() as bar, logging_redirect_tqdm():
 
         def make_trainer(plan: pb.Plan, manifest: Manifest) -> Trainer:
-            bar = progress.add_task("waiting", total=None)
-
             def on_step(round_: int, done: int, total: int) -> None:
                 text = f"round {round_} of {plan.rounds}"
-                progress.update(bar, completed=done, total=total, description=text)
+                if bar.desc != text or done < bar.n:
+                    bar.set_description_str(text, refresh=False)
+                    bar.reset(total)
+                bar.update(done - bar.n)
 
             return KerasTrainer(
                 plan, manifest, dataset.images, dataset.labels, client=name, on_step=on_step
@@ -68,18 +71,12 @@ def join_run(
             held = session.run()
         finally:
             transport.close()
-    typer.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
+    click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-        transient=True,
-    )
+def _progress() -> tqdm[NoReturn]:
+    """Return a bar on standard error, gone at the end, and never there in a log file."""
+    return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
 
 def _default_name(home: Path) -> str:
