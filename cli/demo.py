@@ -53,6 +53,7 @@ class DemoOptions:
     optimize: str
     partition: str
     model: str
+    runtime: str
     seed: int
     output: Path
 
@@ -79,11 +80,14 @@ def run_demo(options: DemoOptions) -> None:
         processes.start("server", "serve", str(run_file))
         address = processes.wait_for_address()
         threads = max(1, (os.cpu_count() or 1) // options.clients)
-        for path in data:
+        for number, path in enumerate(data):
             name = path.parent.name
+            mixed = ("keras", "litert")[number % 2]
+            runtime = mixed if options.runtime == "mixed" else options.runtime
             processes.start(
                 name, "join", address, "--data", str(path), "--name", name,
                 "--state-dir", str(path.parent / "state"), "--threads", str(threads),
+                "--runtime", runtime,
             )  # fmt: skip
         _watch(processes, address, options.rounds)
         processes.wait_for_end()

@@ -128,6 +128,12 @@ def _fail(message: str) -> None:
 @click.option(
     "--model", default="cnn", help="cnn, mlp, mobile, gru or a Keras configuration (.json)."
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["keras", "litert", "mixed"]),
+    default="keras",
+    help="What clients train with; mixed: every other one with LiteRT.",
+)
 @click.option("--seed", type=AT_LEAST_0, default=0)
 @click.option("--output", type=A_PATH, default="runs/demo", help="Replaced if it holds a demo.")
 @verbose
@@ -165,24 +171,25 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 @click.option("--name", help="Default: this machine's name and a mark.")
 @click.option("--state-dir", type=A_PATH, help="Default: ~/.local/state/featherfed/NAME.")
 @click.option("--threads", type=AT_LEAST_0, default=0, help="For training; 0: all cores.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "keras", "litert"]),
+    default="auto",
+    help="Keras where TensorFlow is installed, else LiteRT.",
+)
+@click.option("--memory", type=AT_LEAST_1, metavar="MB", help="Use no more than so much.")
+@click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
+@click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
 @verbose
 @_errors_for_people
-def join(
-    address: str,
-    data: str,
-    name: str | None,
-    state_dir: Path | None,
-    threads: int,
-    give_up_after: float,
-    verbose: bool,
-) -> None:
+def join(verbose: bool, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished."""
     log.set_up(verbose)
     check_platform()
-    from featherfed.cli.join import join_run
+    from featherfed.cli.join import JoinOptions, join_run
 
-    join_run(address, data, name, state_dir, threads, give_up_after)
+    join_run(JoinOptions(**options))
 
 
 @app.command()

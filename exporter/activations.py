@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from featherfed.exporter.errors import ExportError
-from featherfed.exporter.ops import Tensor, is_positive
+from featherfed.exporter.ops import Tensor, is_positive, with_gradient
 
 Function = Callable[[Tensor], Tensor]
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
@@ -17,7 +18,7 @@ _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer e
 def _with_slope(value: Function, slope: Callable[[Tensor, Tensor], Tensor]) -> Function:
     """Return a function whose derivative is `slope` of input and output."""
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Function]:
         y = value(x)
         return y, lambda dy: dy * slope(x, y)
@@ -92,17 +93,15 @@ def _erf(x: Tensor) -> Tensor:
 
 sigmoid: Function = _with_slope(tf.sigmoid, lambda x, y: y * (1.0 - y))
 tanh: Function = _with_slope(tf.tanh, lambda x, y: 1.0 - tf.square(y))
-_swish = _with_slope(
-    lambda x: x * tf.sigmoid(x), lambda x, y: y + tf.sigmoid(x) * (1.0 - y)
-)
+_swish = _with_slope(lambda x: x * tf.sigmoid(x), lambda x, y: y + tf.sigmoid(x) * (1.0 - y))
 _hard_sigmoid = _with_slope(
     lambda x: tf.minimum(tf.maximum(0.2 * x + 0.5, 0.0), 1.0),
     lambda x, y: 0.2 * tf.cast(tf.logical_and(tf.greater(y, 0.0), tf.less(y, 1.0)), tf.float32),
 )
 
 
-@tf.custom_gradient
-def softmax(x: Tensor) -> tuple[Tensor, Function]:
+@with_gradient
+def softmax(x: Tensor) -> Any:
     """Return the softmax over the last axis."""
     y = tf.nn.softmax(x)
     return y, lambda dy: (dy - tf.reduce_sum(dy * y, axis=-1, keepdims=True)) * y

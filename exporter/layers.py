@@ -106,9 +106,7 @@ def _conv1d(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
 
 @handles("DepthwiseConv2D")
 def _depthwise(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
-    y = ops.depthwise(
-        inputs[0], replay.value(layer.depthwise_kernel), _window(layer, inputs[0])
-    )
+    y = ops.depthwise(inputs[0], replay.value(layer.depthwise_kernel), _window(layer, inputs[0]))
     return _finish(layer, y, replay)
 
 

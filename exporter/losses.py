@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from featherfed.exporter.ops import Tensor
+from featherfed.exporter.ops import Tensor, with_gradient
 from featherfed.exporter.replay import Replay
 
 Loss = Callable[[Tensor, Tensor, Replay], Tensor]
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor, Replay], Tensor]
 _EPSILON = 1e-7  # Keras' own
 
 
-@tf.custom_gradient
+@with_gradient
 def _log(p: Tensor) -> Any:
     """Return the logarithm of probabilities, clipped as Keras clips them."""
     clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
@@ -26,7 +26,7 @@ def _log(p: Tensor) -> Any:
     return tf.math.log(clipped), gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def _from_logits(logits: Tensor, labels: Tensor) -> Any:
     """Return the cross-entropy [B] of a softmax."""
     logarithms = tf.nn.log_softmax(logits)
@@ -50,7 +50,7 @@ def _categorical(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
     return _cross(_normalized(outputs), labels)
 
 
-@tf.custom_gradient
+@with_gradient
 def _normalized(p: Tensor) -> Any:
     total = tf.reduce_sum(p, axis=1, keepdims=True)
     y = p / total
@@ -61,7 +61,7 @@ def _normalized(p: Tensor) -> Any:
     return y, gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def _cross(p: Tensor, labels: Tensor) -> Any:
     clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
 
@@ -77,7 +77,7 @@ def _binary(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
     return _binary_of_outputs(outputs, labels) if logits is None else _of_logits(logits, labels)
 
 
-@tf.custom_gradient
+@with_gradient
 def _of_logits(x: Tensor, labels: Tensor) -> Any:
     # max(x, 0) - x * label + log(1 + exp(-|x|)), which does not overflow
     each = tf.nn.relu(x) - x * labels + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
@@ -90,7 +90,7 @@ def _of_logits(x: Tensor, labels: Tensor) -> Any:
     return tf.reduce_mean(each, axis=1), gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def _binary_of_outputs(p: Tensor, labels: Tensor) -> Any:
     clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
     yes, no = clipped + _EPSILON, 1.0 - clipped + _EPSILON
@@ -105,7 +105,7 @@ def _binary_of_outputs(p: Tensor, labels: Tensor) -> Any:
     return -tf.reduce_mean(each, axis=1), gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def _squared_error(outputs: Tensor, labels: Tensor) -> Any:
     error = outputs - labels
     number = float(outputs.shape[1])

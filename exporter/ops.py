@@ -1,9 +1,9 @@
 """Layers' arithmetic, forward and backward, in operators that TFLite has built in.
 
-TensorFlow's own gradients of convolutions, pools and activations (Conv2DBackpropFilter, MaxPoolGrad,
-ReluGrad, ...) have no TFLite operator, so each function here brings its own. Convolutions are matrix
-products over patches: XNNPACK runs those, but no convolution whose filter is not a constant. All
-shapes are static; images are NHWC.
+TensorFlow's own gradients of convolutions, pools and activations (Conv2DBackpropFilter,
+MaxPoolGrad, ReluGrad, ...) have no TFLite operator, so each function here brings its own.
+Convolutions are matrix products over patches: XNNPACK runs those, but no convolution whose filter
+is not a constant. All shapes are static; images are NHWC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,14 @@ _HUGE = 3.0e38
 
 Tensor = Any
 """A symbolic float32 tf.Tensor of static shape."""
+Gradients = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the gradient of the output to those of the two inputs."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_gradient(function: Function) -> Function:
+    """Mark a function that returns its value and the function of its gradient."""
+    return cast(Function, tf.custom_gradient(function))
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,13 @@ class Window:
     @property
     def is_tiling(self) -> bool:
         """Whether windows lie side by side: no padding, overlap or gaps."""
-        return self.size == self.strides and self.dilation == (1, 1) and self.before == (0, 0) and (
-            all(o * s <= n for o, s, n in zip(self.out, self.strides, self.image, strict=True))
+        return (
+            self.size == self.strides
+            and self.dilation == (1, 1)
+            and self.before == (0, 0)
+            and (
+                all(o * s <= n for o, s, n in zip(self.out, self.strides, self.image, strict=True))
+            )
         )
 
 
@@ -178,8 +191,8 @@ def convolution(x: Tensor, kernel: Tensor, window: Window, groups: int = 1) -> T
 
 
 def _convolution(window: Window) -> Callable[[Tensor, Tensor], Tensor]:
-    @tf.custom_gradient
-    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    @with_gradient
+    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
         filters = kernel.shape[3]
         patches = _patches(x, window)
         y = tf.matmul(patches, tf.reshape(kernel, [-1, filters]))
@@ -202,8 +215,8 @@ def convolution_max_pool(x: Tensor, kernel: Tensor, window: Window, pool: Window
     size, strides = pool.size, window.strides
     phases = list(itertools.product(range(size[0]), range(size[1])))
 
-    @tf.custom_gradient
-    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    @with_gradient
+    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
         filters = kernel.shape[3]
         patches = [
             _patches(x, window, [
@@ -221,7 +234,9 @@ def convolution_max_pool(x: Tensor, kernel: Tensor, window: Window, pool: Window
             of_kernel = _sum(
                 [_transposed_product(*pair) for pair in zip(patches, parts, strict=True)]
             )
-            tiles = [tf.reshape(g, [x.shape[0] * pool.out[0], 1, pool.out[1], filters]) for g in parts]
+            tiles = [
+                tf.reshape(g, [x.shape[0] * pool.out[0], 1, pool.out[1], filters]) for g in parts
+            ]
             whole = _untile(tiles, pool, [x.shape[0], *window.out, filters])
             return _of_image(whole, kernel, window), tf.reshape(of_kernel, kernel.shape)
 
@@ -278,8 +293,8 @@ def depthwise(x: Tensor, kernel: Tensor, window: Window) -> Tensor:
     """Convolve every channel of x [B, H, W, C] by itself; kernel [kh, kw, C, M]: [.., C * M]."""
     channels, multiplier = kernel.shape[2], kernel.shape[3]
 
-    @tf.custom_gradient
-    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    @with_gradient
+    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
         out = [x.shape[0], *window.out]
         seen = [_repeated(part, multiplier) for part in cells(x, window)]
         weights = [
@@ -324,7 +339,7 @@ def _column_sums(x: Tensor) -> Tensor:
     return tf.reduce_sum(tf.reshape(x, [-1, x.shape[-1]]), axis=0)
 
 
-@tf.custom_gradient
+@with_gradient
 def matmul(x: Tensor, kernel: Tensor) -> Any:
     """Multiply x [N, I] with a kernel [I, O]."""
 
@@ -335,13 +350,13 @@ def matmul(x: Tensor, kernel: Tensor) -> Any:
     return tf.matmul(x, kernel), gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def add_bias(x: Tensor, bias: Tensor) -> Any:
     """Add a bias [C] to x [..., C]."""
     return x + bias, lambda dy: (dy, _column_sums(dy))
 
 
-@tf.custom_gradient
+@with_gradient
 def scale(x: Tensor, factors: Tensor) -> Any:
     """Multiply x [..., C] by factors [C]."""
     return x * factors, lambda dy: (dy * factors, _column_sums(dy * x))
@@ -355,7 +370,7 @@ def is_positive(x: Tensor) -> Tensor:
 def max_pool(x: Tensor, window: Window) -> Tensor:
     """Return the largest of each window; the gradient goes to the first of equals, as in TF."""
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         batch, _, _, channels = x.shape
         tiled = window.is_tiling
@@ -372,7 +387,7 @@ def max_pool(x: Tensor, window: Window) -> Tensor:
 
 
 def _tiles(x: Tensor, window: Window) -> list[Tensor]:
-    """Return `cells` of windows that lie side by side, as [B * oh, 1, ow, C]; cheaper than slices."""
+    """Return `cells` of windows that lie side by side, as [B * oh, 1, ow, C]: cheaper."""
     (rows, columns), (oh, ow), channels = window.size, window.out, x.shape[3]
     cropped = tf.slice(x, [0, 0, 0, 0], [x.shape[0], oh * rows, ow * columns, channels])
     folded = tf.reshape(cropped, [x.shape[0] * oh, rows, ow, columns * channels])
@@ -415,7 +430,7 @@ def average_pool(x: Tensor, window: Window) -> Tensor:
     with tf.init_scope():
         count = sum(part.numpy() for part in cells(tf.constant(ones), window))
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         def gradient(dy: Tensor) -> Tensor:
             return scatter([dy / count] * len(window.offsets), window)
@@ -425,7 +440,7 @@ def average_pool(x: Tensor, window: Window) -> Tensor:
     return apply(x)
 
 
-@tf.custom_gradient
+@with_gradient
 def global_average(x: Tensor) -> Any:
     """Return the mean [B, C] of x [B, H, W, C]."""
     batch, height, width, channels = x.shape
@@ -437,7 +452,7 @@ def global_average(x: Tensor) -> Any:
     return tf.reduce_mean(x, axis=[1, 2]), gradient
 
 
-@tf.custom_gradient
+@with_gradient
 def global_max(x: Tensor) -> Any:
     """Return the maximum [B, C] of x [B, H, W, C]; the gradient is shared by equals, as in TF."""
     y = tf.reduce_max(x, axis=[1, 2], keepdims=True)
@@ -454,7 +469,7 @@ def embedding(codes: Tensor, table: Tensor) -> Tensor:
     """Look up integer codes [B, T] in a table [V, D]: [B, T, D]."""
     size, depth = table.shape
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         def gradient(dy: Tensor) -> Tensor:
             hot = tf.one_hot(tf.reshape(codes, [-1]), size)
@@ -474,9 +489,7 @@ def batch_norm(
     """
     shape = x.shape
     per_example = math.prod(shape[1:-1])
-    mask = tf.reshape(
-        tf.reshape(importance, [-1, 1]) * tf.ones([1, per_example]), [-1, 1]
-    )
+    mask = tf.reshape(tf.reshape(importance, [-1, 1]) * tf.ones([1, per_example]), [-1, 1])
     count = tf.reduce_sum(importance, keepdims=True) * float(per_example)
     rows = tf.reshape(x, [-1, shape[-1]])
     mean = tf.reduce_sum(rows * mask, axis=0) / count
@@ -484,7 +497,7 @@ def batch_norm(
     variance = tf.reduce_sum(tf.square(centred) * mask, axis=0) / count
     inverse = tf.math.rsqrt(variance + epsilon)
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         y = centred * inverse
 
@@ -509,7 +522,7 @@ def layer_norm(x: Tensor, axes: int, epsilon: float) -> Tensor:
     variance = tf.reduce_mean(tf.square(centred), axis=1, keepdims=True)
     inverse = tf.math.rsqrt(variance + epsilon)
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         y = centred * inverse
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.layers import run_layer
-from featherfed.exporter.ops import Tensor
+from featherfed.exporter.ops import Tensor, with_gradient
 from featherfed.exporter.replay import Replay
 
 _DECAY = 0.999  # of the moving average of activation ranges
@@ -111,8 +111,8 @@ class _Plain:
 
 def _unknown(layer: Any, what: str) -> ExportError:
     return ExportError(
-        f"layer {layer.name!r}: TFMOT's {what} has no training step for LiteRT; use the method none "
-        "or prune, or Keras clients (--runtime keras)"
+        f"layer {layer.name!r}: TFMOT's {what} has no training step for LiteRT; use the method "
+        "none or prune, or Keras clients (--runtime keras)"
     )
 
 
@@ -181,7 +181,7 @@ def fake_quantize(
     bottom, top = (first - zero) * width, (first + steps - zero) * width
     inverse = 1.0 / width
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         clipped = tf.maximum(tf.minimum(x, top), bottom) - bottom
         offset = tf.floor(0.5 - bottom * inverse)

@@ -107,7 +107,7 @@ def _gru_biases(cell: Any, replay: Replay) -> tuple[Tensor | None, Tensor | None
     if not cell.reset_after:
         return bias, None
     width = bias.shape[1]
-    return tuple(tf.reshape(ops.part(bias, 0, k, 1), [width]) for k in (0, 1))  # type: ignore[return-value]
+    return tuple(tf.reshape(ops.part(bias, 0, k, 1), [width]) for k in (0, 1))
 
 
 _STEPS: dict[str, Callable[[Any, Replay], Step]] = {

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from featherfed.exporter.activations import activation, softmax
 from featherfed.exporter.errors import ExportError
-from featherfed.exporter.ops import Tensor, Window
+from featherfed.exporter.ops import Tensor, Window, with_gradient
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _penalty(regularizer: Any, value: Tensor, layer: Any) -> Tensor:
         )
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
 
-    @tf.custom_gradient
+    @with_gradient
     def apply(weights: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         flat = tf.reshape(weights, [-1])
         total = l1 * tf.reduce_sum(tf.abs(flat), keepdims=True)

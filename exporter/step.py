@@ -39,6 +39,11 @@ class Training:
     loss: str = "sparse_categorical_crossentropy"
 
 
+def tf_version() -> str:
+    """Return the version of the converter: another one may give another step."""
+    return str(tf.__version__)
+
+
 def export_step(model: FederatedModel, training: Training) -> bytes:
     """Return the training step of `model` as the bytes of a .tflite.
 
