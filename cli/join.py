@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
-import re
-import secrets
 from pathlib import Path
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from featherfed.cli.device import default_name, state_home
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.session import Profile, Session, Trainer
@@ -30,8 +27,8 @@ def join_run(
 ) -> None:
     """Take part in the run at `address` until it is finished."""
     dataset = load_client_data(data)
-    name = name or _default_name(_state_home())
-    directory = state_dir or _state_home() / name
+    name = name or default_name(state_home())
+    directory = state_dir or state_home() / name
     _limit_threads(threads)
     from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
 
@@ -80,21 +77,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         transient=True,
     )
-
-
-def _default_name(home: Path) -> str:
-    """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""
-    path = home / "name"
-    if not path.is_file():
-        machine = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:48] or "client"
-        home.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{machine}-{secrets.token_hex(3)}", "utf-8")
-    return path.read_text("utf-8").strip()
-
-
-def _state_home() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "featherfed"
 
 
 def _limit_threads(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | sweep | report | predict`."""
+"""The command line: `featherfed demo | serve | join | follow | sweep | report | predict`."""
 
 from __future__ import annotations
 
@@ -154,6 +154,28 @@ def join(
     from featherfed.cli.join import join_run
 
     join_run(address, data, name, state_dir, threads, give_up_after)
+
+
+@app.command()
+@_errors_for_people
+def follow(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT")],
+    model_dir: Annotated[Path, typer.Option(help="Where the file is kept.")],
+    kind: Annotated[str, typer.Option(help="int8, dynamic, float16 or float32.")] = "int8",
+    name: Annotated[
+        str | None, typer.Option(help="Default: this machine's name and a mark.")
+    ] = None,
+    once: Annotated[bool, typer.Option(help="End once the file is the newest.")] = False,
+    give_up_after: Annotated[
+        float | None, typer.Option(help="Seconds without a server; default: never.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas."""
+    log.set_up(verbose)
+    from featherfed.cli.follow import follow_run
+
+    follow_run(address, model_dir, kind, name, once, give_up_after)
 
 
 @app.command()

@@ -15,8 +15,10 @@ from grpc_reflection.v1alpha import reflection
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.server.admission import check_name
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.releases import Offer, Releases
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
 
@@ -71,14 +73,24 @@ def _refusals_to_status(method: Method) -> Method:
 class FederationService(pb_grpc.FederationServicer):
     """Turns calls into calls of the coordinator, and counts their bytes."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, releases: Releases | None = None) -> None:
+        """Without `releases`, devices that only infer are refused."""
         self._coordinator = coordinator
+        self._releases = releases
         self._changed = asyncio.Event()
+        self._closing = False
+        self.delivering = 0
+        """Devices that are being given a release now, those that wait for a newer one left out."""
 
     def notify(self) -> None:
         """Wake the clients that wait for a task: there may be one."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Let go of devices that wait for a release."""
+        self._closing = True
+        self.notify()
 
     async def _client(self, session: int) -> str:
         return await asyncio.to_thread(self._coordinator.client_of, session)
@@ -173,6 +185,59 @@ class FederationService(pb_grpc.FederationServicer):
         await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
         return reply
 
+    async def FetchRelease(  # noqa: D102
+        self, request: pb.FetchReleaseRequest, context: Context
+    ) -> AsyncIterator[pb.ReleaseChunk]:
+        payload = message = 0
+        self.delivering += 1
+        try:
+            try:
+                offer = await self._next_release(request)
+            except Refused as refusal:
+                await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+                raise
+            round_ = self._coordinator.ledger_round
+            try:
+                for chunk in _release_chunks(offer) if offer else ():
+                    yield chunk
+                    payload += len(chunk.data)
+                    message += framed_size(chunk)
+            finally:
+                entries = [
+                    Entry(round_, request.device, "uplink", "release", 0, framed_size(request))
+                ]
+                if offer:
+                    kind = "release" if payload == len(offer.data) else "release_retry"
+                    entries.append(
+                        Entry(round_, request.device, "downlink", kind, payload, message)
+                    )
+                self._coordinator.count(*entries)
+        finally:
+            self.delivering -= 1
+
+    async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
+        """Return the newest release once it is not what the device has; None if it stays that."""
+        check_name(request.device)
+        if self._releases is None:
+            raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
+        while True:
+            changed = self._changed
+            offer = await asyncio.wrap_future(
+                self._releases.offer(request.kind, request.have_digest)
+            )
+            left = until - loop.time()
+            if offer or left <= 0 or self._closing:
+                return offer
+            self.delivering -= 1
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                return None
+            finally:
+                self.delivering += 1
+
     async def GetStatus(  # noqa: D102
         self, request: pb.StatusRequest, context: Context
     ) -> pb.StatusReply:
@@ -231,6 +296,13 @@ def _model_chunks(links: list[pb.Link], data: bytes) -> list[pb.ModelChunk]:
     pieces = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)] or [b""]
     chunks = [pb.ModelChunk(data=piece) for piece in pieces]
     chunks[0].links.extend(links)
+    return chunks
+
+
+def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
+    pieces = [offer.data[at : at + CHUNK_BYTES] for at in range(0, len(offer.data), CHUNK_BYTES)]
+    chunks = [pb.ReleaseChunk(data=piece) for piece in pieces]
+    chunks[0].release.CopyFrom(offer.release)
     return chunks
 
 
