@@ -66,13 +66,14 @@ async def _rounds(
 async def _linger(
     coordinator: Coordinator, service: FederationService, stop: asyncio.Event, seconds: float
 ) -> None:
-    """Stay for those that have not fetched the final model, but not for ever."""
+    """Stay for clients and devices that have not fetched the final model, but not for ever."""
     service.notify()
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
-        await _pause(stop, TICK_SECONDS)  # first, so that who waits for a release asks again
-        if await asyncio.to_thread(coordinator.everyone_has_finished) and not service.delivering:
+        finished = await asyncio.to_thread(coordinator.everyone_has_finished)
+        if finished and service.every_device_has(coordinator.settings.rounds):
             return
+        await _pause(stop, TICK_SECONDS)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

@@ -76,7 +76,7 @@ class Releases:
         self._newest = newest
         self._make = make
         self._kept = self._found()
-        self._offers: dict[tuple[str, bytes], Offer] = {}  # of the newest file, by kind and base
+        self._offers: dict[tuple[str, bytes, bytes], Offer] = {}  # by kind, newest and base
         self._failed: dict[str, int] = {}
         self._worker = ThreadPoolExecutor(1, "releases")
 
@@ -113,6 +113,8 @@ class Releases:
         version = self._newest()
         if version == 0:
             return None
+        if any((k.kind, k.version, k.digest) == (kind, version, have) for k in self._kept):
+            return None
         newest, data = self._release(kind, version)
         if newest.digest == have:
             return None
@@ -126,7 +128,7 @@ class Releases:
 
     def _encoded(self, newest: _Kept, data: bytes, have: bytes, old: bytes) -> Offer:
         """Return the newest file as what differs from `old`, whose digest is `have`; once."""
-        key = newest.kind, have
+        key = newest.kind, newest.digest, have
         if key not in self._offers:
             payload = encode_file(data, old)
             release = pb.Release(

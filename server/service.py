@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -16,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.coordinator import PRESENCE, Coordinator
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.sizes import framed_size
@@ -58,6 +60,14 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
+@dataclass
+class _Device:
+    """One that follows: when it was last heard of, and the version whose release it has."""
+
+    heard: float = 0.0
+    version: int = 0
+
+
 def _refusals_to_status(method: Method) -> Method:
     @functools.wraps(method)
     async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
@@ -79,8 +89,7 @@ class FederationService(pb_grpc.FederationServicer):
         self._releases = releases
         self._changed = asyncio.Event()
         self._closing = False
-        self.delivering = 0
-        """Devices that are being given a release now, those that wait for a newer one left out."""
+        self._devices: dict[str, _Device] = {}
 
     def notify(self) -> None:
         """Wake the clients that wait for a task: there may be one."""
@@ -91,6 +100,12 @@ class FederationService(pb_grpc.FederationServicer):
         """Let go of devices that wait for a release."""
         self._closing = True
         self.notify()
+
+    def every_device_has(self, version: int) -> bool:
+        """Whether all devices that were heard of lately have the release of a version."""
+        now = asyncio.get_running_loop().time()
+        self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
+        return all(device.version >= version for device in self._devices.values())
 
     async def _client(self, session: int) -> str:
         return await asyncio.to_thread(self._coordinator.client_of, session)
@@ -188,32 +203,27 @@ class FederationService(pb_grpc.FederationServicer):
     async def FetchRelease(  # noqa: D102
         self, request: pb.FetchReleaseRequest, context: Context
     ) -> AsyncIterator[pb.ReleaseChunk]:
-        payload = message = 0
-        self.delivering += 1
         try:
-            try:
-                offer = await self._next_release(request)
-            except Refused as refusal:
-                await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
-                raise
-            round_ = self._coordinator.ledger_round
-            try:
-                for chunk in _release_chunks(offer) if offer else ():
-                    yield chunk
-                    payload += len(chunk.data)
-                    message += framed_size(chunk)
-            finally:
-                entries = [
-                    Entry(round_, request.device, "uplink", "release", 0, framed_size(request))
-                ]
-                if offer:
-                    kind = "release" if payload == len(offer.data) else "release_retry"
-                    entries.append(
-                        Entry(round_, request.device, "downlink", kind, payload, message)
-                    )
-                self._coordinator.count(*entries)
+            offer = await self._next_release(request)
+        except Refused as refusal:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            raise
+        round_, device = self._coordinator.ledger_round, request.device
+        entries = [Entry(round_, device, "uplink", "release", 0, framed_size(request))]
+        payload = message = 0
+        try:
+            for chunk in _release_chunks(offer) if offer else ():
+                yield chunk
+                payload += len(chunk.data)
+                message += framed_size(chunk)
         finally:
-            self.delivering -= 1
+            if offer:
+                whole = payload == len(offer.data)
+                kind = "release" if whole else "release_retry"
+                entries.append(Entry(round_, device, "downlink", kind, payload, message))
+                if whole:
+                    self._devices[device].version = offer.release.version
+            self._coordinator.count(*entries)
 
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
         """Return the newest release once it is not what the device has; None if it stays that."""
@@ -221,22 +231,22 @@ class FederationService(pb_grpc.FederationServicer):
         if self._releases is None:
             raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
         loop = asyncio.get_running_loop()
+        device = self._devices.setdefault(request.device, _Device())
         until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
-            changed = self._changed
+            changed, newest = self._changed, self._coordinator.ledger_round - 1
+            device.heard = loop.time()
             offer = await asyncio.wrap_future(
                 self._releases.offer(request.kind, request.have_digest)
             )
-            left = until - loop.time()
-            if offer or left <= 0 or self._closing:
+            if offer:
                 return offer
-            self.delivering -= 1
-            try:
-                await asyncio.wait_for(changed.wait(), left)
-            except TimeoutError:
+            device.version = newest
+            left = until - loop.time()
+            if left <= 0 or self._closing:
                 return None
-            finally:
-                self.delivering += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
 
     async def GetStatus(  # noqa: D102
         self, request: pb.StatusRequest, context: Context

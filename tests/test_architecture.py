@@ -101,6 +101,8 @@ PARTS = {
     "featherfed.compression.registry": {"numpy", "zstandard"},
     "featherfed.compression.update": {"numpy", "zstandard"},
     "featherfed.edge_client.session": BASE - {"typer", "rich"},
+    "featherfed.edge_client.follower": {"numpy", "zstandard"},
+    "featherfed.cli.follow": BASE - {"typer", "rich"},
     "featherfed.edge_client.transport": BASE - {"typer", "rich"},
     "featherfed.models.tflite": {"numpy"},
     "featherfed.cli.main": BASE,
