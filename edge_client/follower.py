@@ -188,14 +188,14 @@ class Follower:
         release, payload = found
         if release.digest == have:
             return None
-        data = _file_of(release, payload, old)
+        data = file_of(release, payload, old)
         self._file.replace(data)
         swap = Swap(release.version, release.digest, len(payload), len(data))
         self._on_swap(swap)
         return swap
 
 
-def _file_of(release: pb.Release, payload: bytes, old: bytes) -> bytes:
+def file_of(release: pb.Release, payload: bytes, old: bytes) -> bytes:
     """Return the announced file; raise WireError if it does not come out of `payload`."""
     if not 0 < release.size <= MAX_FILE_BYTES:
         raise WireError(f"{release.size} bytes announced; 1 to {MAX_FILE_BYTES} are possible")
