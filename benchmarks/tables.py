@@ -196,9 +196,9 @@ def follow_section() -> Iterator[str]:
     yield ""
     down, up = (measured["ledger"][side]["message_bytes"] for side in ("downlink", "uplink"))
     yield (
-        f"With all messages that is {down:,} bytes down and {up:,} up. The follower was then killed "
-        f"(SIGKILL) {kills['kills']} times while it swapped these files as fast as they came, "
-        f"{kills['scratch files left']} times between the first byte written and the rename: "
+        f"With all messages that is {down:,} bytes down and {up:,} up. The follower was then "
+        f"killed (SIGKILL) {kills['kills']} times while it swapped these files as fast as they "
+        f"came, {kills['scratch files left']} times between the first byte and the rename: "
         f"{kills['files as released']} times the file was one of the released ones, and "
         f"{kills['models that load and infer']} times LiteRT loaded it and classified images."
     )
