@@ -38,6 +38,8 @@ async def serve(
         if coordinator.phase is Phase.FINISHED:
             await _linger(coordinator, service, stop, settings.linger)
             await asyncio.to_thread(on_finished)
+            if settings.stay:
+                await stop.wait()
     finally:
         service.close()
         await server.stop(GRACE_SECONDS)

@@ -60,12 +60,12 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Device:
     """One that follows: when it was last heard of, and the version whose release it has."""
 
-    heard: float = 0.0
-    version: int = 0
+    heard: float
+    version: int
 
 
 def _refusals_to_status(method: Method) -> Method:
@@ -222,7 +222,8 @@ class FederationService(pb_grpc.FederationServicer):
                 kind = "release" if whole else "release_retry"
                 entries.append(Entry(round_, device, "downlink", kind, payload, message))
                 if whole:
-                    self._devices[device].version = offer.release.version
+                    now = asyncio.get_running_loop().time()
+                    self._devices[device] = _Device(now, offer.release.version)
             self._coordinator.count(*entries)
 
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
@@ -231,17 +232,18 @@ class FederationService(pb_grpc.FederationServicer):
         if self._releases is None:
             raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
         loop = asyncio.get_running_loop()
-        device = self._devices.setdefault(request.device, _Device())
+        had = self._devices.get(request.device, _Device(0, 0)).version
         until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
             changed, newest = self._changed, self._coordinator.ledger_round - 1
-            device.heard = loop.time()
+            self._devices[request.device] = _Device(loop.time(), had)
             offer = await asyncio.wrap_future(
                 self._releases.offer(request.kind, request.have_digest)
             )
             if offer:
                 return offer
-            device.version = newest
+            had = newest
+            self._devices[request.device] = _Device(loop.time(), had)
             left = until - loop.time()
             if left <= 0 or self._closing:
                 return None

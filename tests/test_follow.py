@@ -525,6 +525,20 @@ def test_the_server_stays_for_a_device_that_does_not_have_the_final_model(
     transport.close()
 
 
+def test_a_server_that_stays_serves_devices_that_come_after_the_run(federation: Start) -> None:
+    stay = {"port": 0, "linger": 1, "stay": True}
+    server = federation(rounds=1, clients={"minimum": 1}, server=stay)
+    server.run_clients(server.client("a"))
+    time.sleep(1.5)
+    transport = server.transport()
+    found = transport.fetch_release(pb.FetchReleaseRequest(device="late"), 10**6)
+    assert found
+    assert found[0].version == 1
+    transport.close()
+    server.close()
+    assert server.finished
+
+
 def test_refusals_reach_the_device(federation: Start) -> None:
     server = federation(rounds=1)
     transport = server.transport()
