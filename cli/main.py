@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | sweep | report | predict`."""
+"""The command line: `featherfed demo | serve | join | follow | sweep | report | predict`."""
 
 from __future__ import annotations
 
@@ -190,6 +190,31 @@ def join(verbose: bool, **options: Any) -> None:
     from featherfed.cli.join import JoinOptions, join_run
 
     join_run(JoinOptions(**options))
+
+
+@app.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--model-dir", type=A_PATH, required=True, help="Where the file is kept.")
+@click.option("--kind", default="int8", help="int8, dynamic, float16 or float32.")
+@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--once", is_flag=True, help="End once the file is the newest.")
+@click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
+@verbose
+@_errors_for_people
+def follow(
+    address: str,
+    model_dir: Path,
+    kind: str,
+    name: str | None,
+    once: bool,
+    give_up_after: float | None,
+    verbose: bool,
+) -> None:
+    """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas."""
+    log.set_up(verbose)
+    from featherfed.cli.follow import follow_run
+
+    follow_run(address, model_dir, kind, name, once, give_up_after)
 
 
 @app.command()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
 from pathlib import Path
 
 from featherfed.cli.artifacts import Artifacts
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
+from featherfed.cli.releases import build_releases
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
@@ -18,6 +20,7 @@ from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.plan import make_plan
+from featherfed.server.releases import Releases
 from featherfed.server.settings import Settings
 from featherfed.server.store import Store
 
@@ -37,28 +40,44 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
     model = build_model(settings, test)
     store = Store(output / "run.db")
     try:
-        coordinator = _coordinator(settings, store, model, test)
+        lock = threading.Lock()
+        coordinator = _coordinator(settings, store, model, test, lock)
         artifacts = Artifacts(output, settings, store, coordinator, model, test)
-        return asyncio.run(_until_signal(coordinator, artifacts))
+        releases = build_releases(output, coordinator, model, test, lock)
+        try:
+            return asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
+        finally:
+            releases.close()
     finally:
         store.close()
 
 
-async def _until_signal(coordinator: Coordinator, artifacts: Artifacts) -> bool:
+async def _until_signal(
+    coordinator: Coordinator, artifacts: Artifacts, releases: Releases, lock: threading.Lock
+) -> bool:
+    def finish() -> None:
+        with lock:
+            artifacts.finish()
+
     stop = asyncio.Event()
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
     return await serve(
         coordinator,
+        releases,
         on_listening=artifacts.write_address,
         on_round=artifacts.write_metrics,
-        on_finished=artifacts.finish,
+        on_finished=finish,
         stop=stop,
     )
 
 
 def _coordinator(
-    settings: Settings, store: Store, model: FederatedModel, test: Dataset
+    settings: Settings,
+    store: Store,
+    model: FederatedModel,
+    test: Dataset,
+    lock: threading.Lock,
 ) -> Coordinator:
     plan = make_plan(settings, model.model_json, model.manifest)
     return Coordinator(
@@ -67,7 +86,7 @@ def _coordinator(
         plan,
         model.manifest,
         DataShape(test.input_shape, test.class_names),
-        KerasEvaluator(model, test),
+        KerasEvaluator(model, test, lock),
         time.time,
         first_weights=model.get_weights() if model.unseeded else None,
         step=offered_step(model, settings),
