@@ -68,9 +68,8 @@ def join_run(options: JoinOptions) -> None:
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
             def on_step(round_: int, done: int, total: int) -> None:
-                text = f"round {round_} of {plan.rounds}"
-                if bar.desc != text or done < bar.n:
-                    bar.set_description_str(text, refresh=False)
+                if done < bar.n or bar.total != total:
+                    bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
                 if rest is not None:

@@ -109,7 +109,7 @@ PARTS = {
     "featherfed.edge_client.session": BASE - CLI,
     "featherfed.edge_client.follower": {"numpy", "backports"},
     "featherfed.edge_client.transport": BASE - CLI,
-    "featherfed.edge_client.litert_trainer": {"numpy", "backports", "google"},
+    "featherfed.edge_client.litert_trainer": BASE - CLI,
     "featherfed.cli.follow": BASE,
     "featherfed.models.tflite": {"numpy"},
     "featherfed.cli.main": {"click"},
