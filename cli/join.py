@@ -52,10 +52,13 @@ def join_run(
     with _progress() as bar, logging_redirect_tqdm():
 
         def make_trainer(plan: pb.Plan, manifest: Manifest) -> Trainer:
+            shown = 0
+
             def on_step(round_: int, done: int, total: int) -> None:
-                text = f"round {round_} of {plan.rounds}"
-                if bar.desc != text or done < bar.n:
-                    bar.set_description_str(text, refresh=False)
+                nonlocal shown
+                if round_ != shown or done < bar.n:
+                    shown = round_
+                    bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
 
