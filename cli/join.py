@@ -67,8 +67,12 @@ def join_run(options: JoinOptions) -> None:
     with _progress() as bar, logging_redirect_tqdm():
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
+            shown = 0
+
             def on_step(round_: int, done: int, total: int) -> None:
-                if done < bar.n or bar.total != total:
+                nonlocal shown
+                if round_ != shown or done < bar.n:
+                    shown = round_
                     bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
