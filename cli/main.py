@@ -192,7 +192,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL.tflite")],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGES]...", help="Picture files, or .npy/.npz of uint8 images."),
+        typer.Argument(metavar="[IMAGES]...", help="Pictures or camera frames; .npy or .npz."),
     ] = None,
 ) -> None:
     """Classify images with an exported model; without any, the run's own sample images."""

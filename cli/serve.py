@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from featherfed.cli.artifacts import Artifacts
+from featherfed.cli.artifacts import Artifacts, calibration_set
 from featherfed.cli.build import KerasEvaluator, build_model
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
@@ -33,12 +33,14 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    _, test = load_train_test(settings.evaluation.dataset)
+    train, test = load_train_test(settings.evaluation.dataset)
+    calibration = calibration_set(train)
+    del train  # only the clients train
     model = build_model(settings, test)
     store = Store(output / "run.db")
     try:
         coordinator = _coordinator(settings, store, model, test)
-        artifacts = Artifacts(output, settings, store, coordinator, model, test)
+        artifacts = Artifacts(output, settings, store, coordinator, model, test, calibration)
         return asyncio.run(_until_signal(coordinator, artifacts))
     finally:
         store.close()

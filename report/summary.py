@@ -119,6 +119,14 @@ def seconds_text(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def milliseconds_text(value: float | None) -> str:
+    """0.1173 -> "0.117 ms", 12.34 -> "12.3 ms"."""
+    if odd := _finite(value):
+        return odd
+    assert value is not None
+    return f"{value:.{3 if value < 10 else 1}f} ms"
+
+
 def _finite(value: float | None) -> str:
     if value is None:
         return NONE
