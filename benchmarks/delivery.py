@@ -1,4 +1,4 @@
-"""What a finished run delivers: every kind of file from every method, measured. Part of `make bench`.
+"""What a finished run delivers, every kind of file from every method: part of `make bench`.
 
 Each method is a run of `featherfed demo` whose metrics.json is kept under
 benchmarks/results/delivery/. The question is what the kinds lose against float32 and cost, so by

@@ -19,7 +19,7 @@ _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
 
 
 def load_images(source: Source, input_shape: tuple[int, ...]) -> Images:
-    """Return a file or an array as uint8 [N, *input_shape]; `input_shape` is height, width, channels.
+    """Return a file or an array as uint8 [N, *input_shape], which is height, width, channels.
 
     An array is one image [H, W] or [H, W, 1, 3 or 4], or several: [N, H, W] or [N, H, W, C]. It is
     uint8, or float within 0 and 1. An .npz holds it as `images`. What is larger or smaller is cut
@@ -99,7 +99,8 @@ def _with_channels(images: Images, channels: int) -> npt.NDArray[np.float64]:
     if channels == pixels.shape[-1]:
         return pixels
     if channels == 1:
-        return pixels @ _GREY[:, None]
+        grey: npt.NDArray[np.float64] = pixels @ _GREY[:, None]
+        return grey
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
     raise ModelError(f"the model takes images of {channels} channels; give arrays of its own shape")

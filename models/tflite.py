@@ -63,7 +63,7 @@ class TfliteModel:
 
     @property
     def input_type(self) -> dict[str, Any]:
-        """The input tensor's `dtype`; if that is an integer, `scale` and `zero_point`, else None."""
+        """The input tensor's `dtype`; `scale` and `zero_point`, None unless it is an integer."""
         scale, zero_point = self._input["quantization"]
         floating = self._input["dtype"] == np.float32
         return {

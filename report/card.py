@@ -9,7 +9,7 @@ from featherfed.report.summary import (
     NONE,
     bytes_text,
     count_text,
-    milliseconds_text,
+    latency_text,
     percent_text,
     run_flows,
 )
@@ -36,7 +36,7 @@ def model_card(run: Run) -> str:
             "count": count_text,
             "bytes": bytes_text,
             "percent": percent_text,
-            "ms": milliseconds_text,
+            "latency": latency_text,
         },
         run=run,
         final=run.final,

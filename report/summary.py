@@ -119,12 +119,15 @@ def seconds_text(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-def milliseconds_text(value: float | None) -> str:
-    """0.1173 -> "0.117 ms", 12.34 -> "12.3 ms"."""
-    if odd := _finite(value):
+def latency_text(milliseconds: float | None) -> str:
+    """0.0023 -> "2.3 µs", 0.117 -> "117 µs", 12.34 -> "12.3 ms"."""
+    if odd := _finite(milliseconds):
         return odd
-    assert value is not None
-    return f"{value:.{3 if value < 10 else 1}f} ms"
+    assert milliseconds is not None
+    value, unit = (
+        (milliseconds, "ms") if milliseconds >= 1 else (1000 * milliseconds, "\N{MICRO SIGN}s")
+    )
+    return f"{value:.{1 if value < 100 else 0}f} {unit}"
 
 
 def _finite(value: float | None) -> str:

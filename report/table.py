@@ -13,7 +13,7 @@ from featherfed.report.metrics import Round, Run, parse_metrics
 from featherfed.report.summary import (
     Flow,
     bytes_text,
-    milliseconds_text,
+    latency_text,
     number_text,
     percent_text,
     round_flows,
@@ -75,7 +75,7 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
             bytes_text(model.size),
             bytes_text(model.gzip_size),
             percent_text(model.accuracy),
-            milliseconds_text(model.latency_ms),
+            latency_text(model.latency_ms),
             bytes_text(model.memory),
         )
     return table
