@@ -103,6 +103,7 @@ PARTS = {
     "featherfed.edge_client.session": BASE - {"typer", "rich"},
     "featherfed.edge_client.transport": BASE - {"typer", "rich"},
     "featherfed.models.tflite": {"numpy"},
+    "featherfed.models.measure": {"numpy"},
     "featherfed.cli.main": BASE,
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},
