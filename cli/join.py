@@ -91,7 +91,8 @@ def join_run(options: JoinOptions) -> None:
             raise ClientError(f"not enough memory to train (--memory {options.memory})") from error
         finally:
             transport.close()
-    log.info("at most %s MB of memory were in use", peak_memory())
+    if (peak := peak_memory()) is not None:
+        log.info("at most %d MB of memory were in use", peak)
     click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
 
 

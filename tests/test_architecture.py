@@ -112,6 +112,7 @@ PARTS = {
     "featherfed.edge_client.litert_trainer": BASE - CLI,
     "featherfed.cli.follow": BASE,
     "featherfed.models.tflite": {"numpy"},
+    "featherfed.models.measure": {"numpy"},
     "featherfed.cli.main": {"click"},
     "featherfed.cli.join": EDGE,
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
