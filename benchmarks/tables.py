@@ -194,6 +194,73 @@ def allocation_table() -> Iterator[str]:
         yield f"| {place['model']}, `{place['codec']}` | " + " | ".join(cells) + " |"
 
 
+RUNTIMES = {"keras": "Keras", "litert": "LiteRT"}
+
+
+def runtimes() -> dict[tuple[str, str], list[Any]]:
+    """Return the runs with Keras and with LiteRT clients, by plan and runtime."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for path in sorted((RESULTS / "runtimes").glob("*.json")):
+        plan, runtime, _ = path.stem.split("-")
+        found.setdefault((plan, runtime), []).append(json.loads(path.read_text("utf-8")))
+    return found
+
+
+def runtimes_table() -> Iterator[str]:
+    """Yield a Markdown table of the example with Keras clients and with LiteRT clients."""
+    yield (
+        "| plan | clients | seeds | accuracy | against Keras, same seeds | sparsity | seconds a round "
+        "| peak memory of a client |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    runs = runtimes()
+    for plan in sorted({plan for plan, _ in runs}):
+        keras = {_seed(run): run["final"]["accuracy"] for run in runs[plan, "keras"]}
+        for runtime, name in RUNTIMES.items():
+            of_plan = runs[plan, runtime]
+            accuracy = percent_text(statistics.mean(run["final"]["accuracy"] for run in of_plan))
+            paired = [
+                100 * (run["final"]["accuracy"] - keras[_seed(run)])
+                for run in of_plan
+                if _seed(run) in keras
+            ]
+            against = f"{statistics.mean(paired):+.2f} points" if runtime != "keras" else "-"
+            sparsity = statistics.mean(run["final"]["sparsity"] for run in of_plan)
+            seconds = statistics.median(r["seconds"] for run in of_plan for r in run["rounds"])
+            memory = max(mb for run in of_plan for mb in run["client_memory_mb"])
+            yield (
+                f"| {plan} | {name} | {len(of_plan)} | {accuracy} | {against} "
+                f"| {100 * sparsity:.2f} % | {seconds:.1f} | {memory} MB |"
+            )
+
+
+def _seed(run: Any) -> int:
+    return int(run["settings"]["seed"])
+
+
+def footprint_table() -> Iterator[str]:
+    """Yield a Markdown table of what a client takes up before it trains."""
+    yield "| client | installed, in a fresh environment | start and imports |"
+    yield "|---|---|---|"
+    measured = json.loads((RESULTS / "footprint.json").read_text("utf-8"))["runtimes"]
+    for runtime, name in RUNTIMES.items():
+        row = measured[runtime]
+        yield f"| {name} | {row['installed_mb']:,} MB | {row['import_seconds']:.2f} s |"
+
+
+def runtimes_section() -> Iterator[str]:
+    """Yield what clients without TensorFlow cost, beside those with it."""
+    yield from (
+        "The example over gRPC, five client processes of one thread each and the server on two "
+        "cores: `balanced` for the plan none, `quantize(8) | zstd` both ways for the others "
+        "(`benchmarks/runtimes.py`).",
+        "",
+        *runtimes_table(),
+        "",
+        *footprint_table(),
+    )
+
+
 def follow_table(measured: Any) -> Iterator[str]:
     """Yield a Markdown table of what a device that follows has downloaded."""
     rows = measured["versions"]
@@ -254,6 +321,8 @@ def results_section() -> Iterator[str]:
             yield from (*curves(places[0]), "")
     yield from ("## Training with TFMOT", "", "The example, over gRPC, one process a client.", "")
     yield from methods_table()
+    yield from ("", "## Clients without TensorFlow", "")
+    yield from runtimes_section()
     yield from ("", "## What a run delivers", "")
     yield from delivery_section()
     yield from ("", "## Following", "")
