@@ -51,7 +51,7 @@ SPARSITIES = (0.0, 0.8)
 
 
 def update(slot: int) -> list[Array]:
-    """Return a client's update: products of uniform numbers, so with heavy tails; exact anywhere."""
+    """Return a client's update: products of uniform numbers, so of heavy tails; exact anywhere."""
     return [_values(Key.root(SEED).child("update", slot, i), s) for i, s in enumerate(SHAPES)]
 
 
