@@ -173,16 +173,16 @@ install_service() {
 # Settings of featherfed-client.service; after a change: sudo systemctl restart featherfed-client
 
 # HOST:PORT of the server; empty: it is found in the local network.
-FEATHERFED_ADDRESS=
+JOIN_ADDRESS=
 
 # A folder of images by class, or an .npz with images and labels.
-FEATHERFED_DATA=/srv/featherfed/data
+JOIN_DATA=/srv/featherfed/data
 
 # Must be another one on every device.
-FEATHERFED_NAME=$(uname -n | tr -cs 'A-Za-z0-9._\n-' '-')-$suffix
+JOIN_NAME=$(uname -n | tr -cs 'A-Za-z0-9._\n-' '-')-$suffix
 
 # More of \`featherfed join --help\`, such as: --pause-above 70 --pause-on-battery --threads 2
-FEATHERFED_OPTIONS=
+JOIN_OPTIONS=
 TEXT
             ;;
         follow)
@@ -190,10 +190,10 @@ TEXT
 # Settings of featherfed-follow.service; after a change: sudo systemctl restart featherfed-follow
 
 # HOST:PORT of the server; empty: it is found in the local network.
-FEATHERFED_ADDRESS=
+FOLLOW_ADDRESS=
 
 # More of `featherfed follow --help`.
-FEATHERFED_OPTIONS=
+FOLLOW_OPTIONS=
 TEXT
             ;;
         server)

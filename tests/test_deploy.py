@@ -114,16 +114,16 @@ def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> 
     assert machine.asked[-1] == "featherfed version"
     settings = machine.stage / "etc" / "featherfed" / "client.env"
     values = dict(
-        line.split("=", 1) for line in settings.read_text("utf-8").splitlines() if line[:1] == "F"
+        line.split("=", 1) for line in settings.read_text("utf-8").splitlines() if line[:5] == "JOIN_"
     )
-    assert values["FEATHERFED_ADDRESS"] == ""
-    assert values["FEATHERFED_NAME"].startswith("kitchen-")
+    assert values["JOIN_ADDRESS"] == ""
+    assert values["JOIN_NAME"].startswith("kitchen-")
     service = machine.stage / "etc" / "systemd" / "system" / "featherfed-client.service"
     assert f"ExecStart={machine.prefix}/bin/featherfed join " in service.read_text("utf-8")
 
-    settings.write_text("FEATHERFED_ADDRESS=10.0.0.1:8765\n", "utf-8")
+    settings.write_text("JOIN_ADDRESS=10.0.0.1:8765\n", "utf-8")
     assert machine.install().returncode == 0
-    assert settings.read_text("utf-8") == "FEATHERFED_ADDRESS=10.0.0.1:8765\n", "settings are kept"
+    assert settings.read_text("utf-8") == "JOIN_ADDRESS=10.0.0.1:8765\n", "settings are kept"
 
     assert machine.install("--uninstall").returncode == 0
     assert settings.exists()
