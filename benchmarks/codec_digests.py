@@ -1,19 +1,22 @@
 """Digests of what a codec does to known numbers, to compare between machines: part of `make arm64`.
 
-`codec_digests.py OWN GIVEN RESULT.json` encodes five clients' updates into the folder OWN and
+`codecdigests.py OWN GIVEN RESULT.json` encodes five clients' updates into the folder OWN and
 decodes those in GIVEN, which another machine may have made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featherfed.compression import sketch
 from featherfed.compression.average import Part, Round, average, round_key, statistics_of
 from featherfed.compression.genesis import initial_weights
 from featherfed.compression.key import Key
@@ -62,17 +65,35 @@ def _values(key: Key, shape: tuple[int, ...]) -> Array:
     return (a * b * c * 2.0**-6).astype(np.float32).reshape(shape)
 
 
+@contextlib.contextmanager
+def drawn() -> Iterator[list[Any]]:
+    """Yield a list that fills with the coordinates which sketches draw, flat and by tensor."""
+    seen: list[Any] = []
+    draw = sketch._Line.draw
+
+    def spy(self: Any, *arguments: Any) -> Iterator[Any]:
+        for item in draw(self, *arguments):
+            seen.append(item[2].astype("<i8"))
+            yield item
+
+    sketch._Line.draw = spy  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        sketch._Line.draw = draw  # type: ignore[method-assign]
+
+
 def measure(own: Path, given: Path) -> dict[str, Any]:
     """Return the digests; write this machine's payloads to `own`, read those in `given`."""
     weights = initial_weights(MANIFEST, SEED)
     facts: dict[str, Any] = {
-        "updates": _digest(*(tensor for slot in range(SLOTS) for tensor in update(slot))),
+        "updates": digest(*(tensor for slot in range(SLOTS) for tensor in update(slot))),
         "version 0": weights_digest(weights).hex(),
         "codecs": [],
     }
     for sparsity in SPARSITIES:
         masks = magnitude_masks(MANIFEST, weights, sparsity)
-        facts[f"mask at {sparsity:g}"] = _digest(*(m for m in masks if m is not None))
+        facts[f"mask at {sparsity:g}"] = digest(*(m for m in masks if m is not None))
         facts["codecs"] += [_codec(text, sparsity, masks, own, given) for text in CODECS]
     return facts
 
@@ -82,14 +103,17 @@ def _codec(text: str, sparsity: float, masks: Masks, own: Path, given: Path) -> 
     base = mask_weights(initial_weights(MANIFEST, SEED), masks)
     key = round_key(SEED, 1)
     round_ = Round(key, SLOTS, masks, None, statistics=statistics_of(MANIFEST, base))
-    sent, coordinates, parts = [], [], []
+    sent: list[Any] = []
+    coordinates: list[Any] = []
+    parts = []
     for slot in range(SLOTS):
         context = round_.context(slot)
-        encoded = encode_update(codec, MANIFEST, update(slot), masks=masks, context=context)
+        with drawn() as where:
+            encoded = encode_update(codec, MANIFEST, update(slot), masks=masks, context=context)
+        coordinates += where
         name = hashlib.sha256(f"{text} {sparsity} {slot}".encode()).hexdigest()[:16]
         (own / name).write_bytes(encoded.payload)
         sent.append(np.frombuffer(encoded.payload, np.uint8))
-        coordinates += [np.flatnonzero(tensor).astype("<i8") for tensor in encoded.decoded]
         parts.append(Part(slot, 100 + slot, text, (given / name).read_bytes()))
     decoded = [
         decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.context(p.slot))
@@ -102,15 +126,16 @@ def _codec(text: str, sparsity: float, masks: Masks, own: Path, given: Path) -> 
         "codec": text,
         "sparsity": sparsity,
         "bytes": sum(len(payload) for payload in sent),
-        "coordinates": _digest(*coordinates),
-        "payloads": _digest(*sent),
-        "decoded": _digest(*(tensor for tensors in decoded for tensor in tensors)),
+        "coordinates": digest(*coordinates),
+        "payloads": digest(*sent),
+        "decoded": digest(*(tensor for tensors in decoded for tensor in tensors)),
         "next version": weights_digest(version).hex(),
         "importance": "" if allocation is None else allocation.digest.hex(),
     }
 
 
-def _digest(*arrays: Any) -> str:
+def digest(*arrays: Any) -> str:
+    """Return the SHA-256 of the arrays' bytes, one after the other."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(np.ascontiguousarray(array).tobytes())

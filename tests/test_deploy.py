@@ -114,7 +114,9 @@ def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> 
     assert machine.asked[-1] == "featherfed version"
     settings = machine.stage / "etc" / "featherfed" / "client.env"
     values = dict(
-        line.split("=", 1) for line in settings.read_text("utf-8").splitlines() if line[:5] == "JOIN_"
+        line.split("=", 1)
+        for line in settings.read_text("utf-8").splitlines()
+        if line[:5] == "JOIN_"
     )
     assert values["JOIN_ADDRESS"] == ""
     assert values["JOIN_NAME"].startswith("kitchen-")
