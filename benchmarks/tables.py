@@ -167,6 +167,49 @@ def allocation_table() -> Iterator[str]:
         yield f"| {place['model']}, `{place['codec']}` | " + " | ".join(cells) + " |"
 
 
+def arm64_section() -> Iterator[str]:
+    """Yield what the emulated arm64 client and this machine's have in common."""
+    path = RESULTS / "arm64.json"
+    if not path.exists():
+        return
+    facts = json.loads(path.read_text("utf-8"))
+    rounds, cpus = facts["rounds"], facts["codecs"]
+    yield from ("", "## On arm64", "")
+    yield (
+        f"No Raspberry Pi was at hand; `make arm64` runs the client (`featherfed join --runtime "
+        f"litert`, LiteRT {facts['packages']['ai_edge_litert']}, Python {facts['python']}) in an "
+        f"arm64 Debian {facts['suite']} userland under {facts['qemu'].partition(' (')[0]}, beside "
+        f"two clients and the server on {facts['here']['architecture']}: {facts['dataset']}, "
+        f"{facts['examples']} examples a client, {facts['parameters']:,} parameters, codec "
+        f"`balanced`. All {facts['digests']['versions']} model versions that rounds started from, "
+        f"and the last, had the server's digest. The arm64 client's training again on "
+        f"{facts['here']['architecture']}, from the same start and batches:"
+    )
+    yield ""
+    yield (
+        "| round | largest difference of the updates | relative to the update's norm "
+        "| sampled coordinates | the arm64 update's payload, encoded on both |"
+    )
+    yield "|---|---|---|---|---|"
+    words = {True: "equal", False: "not equal"}
+    for row in rounds:
+        yield (
+            f"| {row['round']} | {row['largest']:.1e} | {row['relative']:.1e} "
+            f"| {words[row['coordinates_equal']]} | {words[row['payload_equal']]}, "
+            f"{row['payload_bytes']:,} bytes |"
+        )
+    yield ""
+    alike = not any(cpu["differing"] or cpu["payloads_differing"] for cpu in cpus.values())
+    count = next(iter(cpus.values()))["codecs"]
+    yield (
+        f"{count} codec settings, each with the updates of five clients, give "
+        f"{'the same bytes' if alike else 'the same decoded values, but not always the same bytes,'}"
+        f" on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
+        "masks, coordinates, payloads, decoded updates, the mean and the next version. Emulation "
+        "says nothing of speed. [The log](../benchmarks/results/arm64.log) has more."
+    )
+
+
 def readme_section() -> Iterator[str]:
     """Yield the README's results."""
     _, text = SWEEPS["presets"]
@@ -209,6 +252,7 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from speed_table()
+    yield from arm64_section()
 
 
 def _cell(text: str) -> str:
