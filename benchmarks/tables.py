@@ -203,8 +203,8 @@ def arm64_section() -> Iterator[str]:
     count = next(iter(cpus.values()))["codecs"]
     yield (
         f"{count} codec settings, each with the updates of five clients, give "
-        f"{'the same bytes' if alike else 'the same decoded values, but not always the same bytes,'}"
-        f" on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
+        f"{'the same bytes' if alike else 'the same decoded values, if not always the same bytes,'} "
+        f"on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
         "masks, coordinates, payloads, decoded updates, the mean and the next version. Emulation "
         "says nothing of speed. [The log](../benchmarks/results/arm64.log) has more."
     )
