@@ -201,10 +201,10 @@ def arm64_section() -> Iterator[str]:
     yield ""
     alike = not any(cpu["differing"] or cpu["payloads_differing"] for cpu in cpus.values())
     count = next(iter(cpus.values()))["codecs"]
+    same = "the same bytes" if alike else "the same decoded values, if not always the same bytes,"
     yield (
         f"{count} codec settings, each with the updates of five clients, give "
-        f"{'the same bytes' if alike else 'the same decoded values, if not always the same bytes,'} "
-        f"on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
+        f"{same} on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
         "masks, coordinates, payloads, decoded updates, the mean and the next version. Emulation "
         "says nothing of speed. [The log](../benchmarks/results/arm64.log) has more."
     )
