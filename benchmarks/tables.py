@@ -204,9 +204,9 @@ def arm64_section() -> Iterator[str]:
     same = "the same bytes" if alike else "the same decoded values, if not always the same bytes,"
     yield (
         f"{count} codec settings, each with the updates of five clients, give "
-        f"{same} on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial weights, "
-        "masks, coordinates, payloads, decoded updates, the mean and the next version. Emulation "
-        "says nothing of speed. [The log](../benchmarks/results/arm64.log) has more."
+        f"{same} on {facts['here']['architecture']} and on emulated {', '.join(cpus)}: initial "
+        "weights, masks, coordinates, payloads, decoded updates, the mean and the next version. "
+        "Emulation says nothing of speed. [The log](../benchmarks/results/arm64.log) has more."
     )
 
 
