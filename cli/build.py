@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from featherfed.compression.manifest import Array
 from featherfed.datasets.dataset import Dataset
+from featherfed.exporter.errors import ExportError
+from featherfed.exporter.step import VERSION, Training, export_step, tf_version
 from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
@@ -15,6 +20,9 @@ from featherfed.models.zoo import build
 from featherfed.server.coordinator import Evaluation
 from featherfed.server.errors import ServerError
 from featherfed.server.settings import Settings
+from featherfed.server.step import OfferedStep
+
+log = logging.getLogger(__name__)
 
 
 class KerasEvaluator:
@@ -41,6 +49,34 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
         Method(settings.optimization.method), num_clusters=settings.optimization.num_clusters
     )
     return FederatedModel(_model_json(settings, test), optimization)
+
+
+def offered_step(model: FederatedModel, settings: Settings) -> OfferedStep:
+    """Return the training step for clients without TensorFlow, or why there is none.
+
+    A step is exported once: it is kept in the user's cache under all that it depends on.
+    """
+    training = Training(
+        settings.training.batch_size, settings.training.optimizer, settings.training.loss
+    )
+    facts = f"{VERSION} {tf_version()} {training} {model.optimization} {model.model_json}"
+    path = _cache() / "steps" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.tflite"
+    if path.is_file():
+        return OfferedStep(path.read_bytes())
+    try:
+        content = export_step(model, training)
+    except ExportError as error:
+        log.warning("no LiteRT clients in this run: %s", error)
+        return OfferedStep(missing=str(error))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(content)
+    scratch.replace(path)
+    return OfferedStep(content)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featherfed"
 
 
 def _model_json(settings: Settings, test: Dataset) -> str:

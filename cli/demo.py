@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import click
 import tomli_w
-import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from featherfed.cli.tables import show_tables
@@ -53,6 +53,7 @@ class DemoOptions:
     optimize: str
     partition: str
     model: str
+    runtime: str
     seed: int
     output: Path
 
@@ -79,17 +80,20 @@ def run_demo(options: DemoOptions) -> None:
         processes.start("server", "serve", str(run_file))
         address = processes.wait_for_address()
         threads = max(1, (os.cpu_count() or 1) // options.clients)
-        for path in data:
+        for number, path in enumerate(data):
             name = path.parent.name
+            mixed = ("keras", "litert")[number % 2]
+            runtime = mixed if options.runtime == "mixed" else options.runtime
             processes.start(
                 name, "join", address, "--data", str(path), "--name", name,
                 "--state-dir", str(path.parent / "state"), "--threads", str(threads),
+                "--runtime", runtime,
             )  # fmt: skip
         _watch(processes, address, options.rounds)
         processes.wait_for_end()
     show_tables(options.output)
-    typer.echo(f"report: {options.output / 'report.html'}")
-    typer.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
+    click.echo(f"report: {options.output / 'report.html'}")
+    click.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
 
 
 def _prepare(options: DemoOptions) -> Path:

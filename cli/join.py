@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import re
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import click
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
+from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
 from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 
+log = logging.getLogger(__name__)
 
-def join_run(
-    address: str,
-    data: str,
-    name: str | None,
-    state_dir: Path | None,
-    threads: int,
-    give_up_after: float,
-) -> None:
-    """Take part in the run at `address` until it is finished."""
-    dataset = load_client_data(data)
-    name = name or _default_name(_state_home())
-    directory = state_dir or _state_home() / name
-    _limit_threads(threads)
-    from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
 
+@dataclass(frozen=True)
+class JoinOptions:
+    """The options of `featherfed join`."""
+
+    address: str
+    data: str
+    name: str | None
+    state_dir: Path | None
+    runtime: str
+    threads: int
+    memory: int | None
+    pause_above: float | None
+    pause_on_battery: bool
+    give_up_after: float
+
+
+def join_run(options: JoinOptions) -> None:
+    """Take part in the run at an address until it is finished."""
+    if options.memory is not None:
+        limit_memory(options.memory)
+    dataset = load_client_data(options.data)
+    name = options.name or _default_name(_state_home())
+    directory = options.state_dir or _state_home() / name
+    rest = _rest(options)
+    runtime = choose_runtime(options.runtime, options.threads)
     profile = Profile(
         name,
         pb.DataSummary(
@@ -43,43 +62,48 @@ def join_run(
             class_names=dataset.class_names if dataset.has_class_names else (),
             num_classes=int(dataset.labels.max()) + 1,
         ),
-        "keras",
-        METHODS,
+        runtime.name,
+        runtime.methods,
         importlib.metadata.version("featherfed"),
     )
-    with _progress() as progress:
+    log.info("training with %s", runtime.name)
+    with _progress() as bar, logging_redirect_tqdm():
 
-        def make_trainer(plan: pb.Plan, manifest: Manifest) -> Trainer:
-            bar = progress.add_task("waiting", total=None)
-
+        def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
             def on_step(round_: int, done: int, total: int) -> None:
                 text = f"round {round_} of {plan.rounds}"
-                progress.update(bar, completed=done, total=total, description=text)
+                if bar.desc != text or done < bar.n:
+                    bar.set_description_str(text, refresh=False)
+                    bar.reset(total)
+                bar.update(done - bar.n)
+                if rest is not None:
+                    rest.between_steps()
 
-            return KerasTrainer(
-                plan, manifest, dataset.images, dataset.labels, client=name, on_step=on_step
-            )
+            return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
-        transport = GrpcTransport(address, give_up_after)
+        transport = GrpcTransport(options.address, options.give_up_after)
         try:
             session = Session(
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)
             )
             held = session.run()
+        except MemoryError as error:
+            raise ClientError(f"not enough memory to train (--memory {options.memory})") from error
         finally:
             transport.close()
-    typer.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
+    log.info("at most %s MB of memory were in use", peak_memory())
+    click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-        transient=True,
-    )
+def _rest(options: JoinOptions) -> Rest | None:
+    if options.pause_above is None and not options.pause_on_battery:
+        return None
+    return Rest(device_sensors(), options.pause_above, options.pause_on_battery)
+
+
+def _progress() -> tqdm[NoReturn]:
+    """Return a bar on standard error, gone at the end, and never there in a log file."""
+    return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
 
 def _default_name(home: Path) -> str:
@@ -95,12 +119,3 @@ def _default_name(home: Path) -> str:
 def _state_home() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "featherfed"
-
-
-def _limit_threads(threads: int) -> None:
-    """Tell TensorFlow before it starts its thread pools."""
-    if threads:
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)

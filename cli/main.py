@@ -7,22 +7,46 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from featherfed.cli import log
 from featherfed.compression.errors import CodecError
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.platform import check_platform
 
-app = typer.Typer(
-    help="Federated learning for small devices on thin links.",
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C has ended
+AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+A_PATH = click.Path(path_type=Path)
+
+
+class _Command(click.Command):
+    """A command that the list of commands shows with its whole first paragraph."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return (self.help or "").split("\n\n")[0]
+
+
+class _Group(click.Group):
+    """Commands in the order of their use, not of the alphabet."""
+
+    command_class = _Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    context_settings={"show_default": True, "max_content_width": 100},
 )
+def app() -> None:
+    """Federated learning for small devices on thin links."""
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+verbose = click.option("--verbose", "-v", is_flag=True, help="Say more.")
 
 
 def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +62,8 @@ def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
             _fail(f"{error.name} is not installed; {_extra_for(error.name or '')}")
         except (Rejected, Unreachable, CodecError) as error:
             _fail(str(error))
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(INTERRUPTED) from error
         except ValueError as error:
             if not type(error).__module__.startswith("featherfed."):
                 raise
@@ -51,77 +77,82 @@ def _extra_for(module: str) -> str:
         "tensorflow": "tensorflow",
         "tf_keras": "tensorflow",
         "tensorflow_model_optimization": "tensorflow",
+        "ai_edge_litert": "edge",
+        "psutil": "edge",
+        "zeroconf": "edge",
         "pydantic": "server",
         "grpc_health": "server",
         "grpc_reflection": "server",
         "matplotlib": "report",
         "jinja2": "report",
         "PIL": "images",
+        "rich": "report",
         "pyarrow": "sweep",
     }
     return f"pip install 'featherfed[{extras.get(module.split('.')[0], 'demo')}]'"
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"featherfed: {message}", err=True)
-    raise typer.Exit(1)
+    click.echo(f"featherfed: {message}", err=True)
+    raise click.exceptions.Exit(1)
 
 
 @app.command()
+@click.option("--dataset", default="digits", help="digits, fashion-mnist or a folder.")
+@click.option("--clients", type=AT_LEAST_1, default=5)
+@click.option("--rounds", type=AT_LEAST_1, default=7)
+@click.option("--epochs", type=AT_LEAST_1, default=5, help="Local epochs a round.")
+@click.option("--batch-size", type=AT_LEAST_1, default=32)
+@click.option("--learning-rate", type=float, help="0.01, or 0.1 for digits.")
+@click.option(
+    "--uplink",
+    "--budget",
+    default="balanced",
+    metavar="TEXT",
+    help="exact, transparent, balanced, extreme; a budget of all clients together, such as "
+    "4kB/round; or codec text.",
+)
+@click.option(
+    "--downlink",
+    default="deadzone(0.15) | zstd(1)",
+    metavar="CODEC",
+    help="Of the mean, where updates are not forwarded.",
+)
+@click.option(
+    "--optimize",
+    default="none",
+    metavar="METHOD",
+    help="none, prune, cluster, qat or prune+qat.",
+)
+@click.option("--partition", default="iid", help="iid or dirichlet:ALPHA.")
+@click.option(
+    "--model", default="cnn", help="cnn, mlp, mobile, gru or a Keras configuration (.json)."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["keras", "litert", "mixed"]),
+    default="keras",
+    help="What clients train with; mixed: every other one with LiteRT.",
+)
+@click.option("--seed", type=AT_LEAST_0, default=0)
+@click.option("--output", type=A_PATH, default="runs/demo", help="Replaced if it holds a demo.")
+@verbose
 @_errors_for_people
-def demo(
-    dataset: Annotated[str, typer.Option(help="digits, fashion-mnist or a folder.")] = "digits",
-    clients: Annotated[int, typer.Option(min=1)] = 5,
-    rounds: Annotated[int, typer.Option(min=1)] = 7,
-    epochs: Annotated[int, typer.Option(min=1, help="Local epochs a round.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="0.01, or 0.1 for digits.", show_default=False)
-    ] = None,
-    uplink: Annotated[
-        str,
-        typer.Option(
-            "--uplink",
-            "--budget",
-            metavar="TEXT",
-            help="exact, transparent, balanced, extreme; a budget of all clients together, such as "
-            "4kB/round; or codec text.",
-        ),
-    ] = "balanced",
-    downlink: Annotated[
-        str, typer.Option(metavar="CODEC", help="Of the mean, where updates are not forwarded.")
-    ] = "deadzone(0.15) | zstd(1)",
-    optimize: Annotated[
-        str, typer.Option(metavar="METHOD", help="none, prune, cluster, qat or prune+qat.")
-    ] = "none",
-    partition: Annotated[str, typer.Option(help="iid or dirichlet:ALPHA.")] = "iid",
-    model: Annotated[
-        str, typer.Option(help="cnn, mlp, mobile, gru or a Keras configuration (.json).")
-    ] = "cnn",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    output: Annotated[Path, typer.Option(help="Replaced if it holds a demo.")] = Path("runs/demo"),
-    verbose: Verbose = False,
-) -> None:
+def demo(verbose: bool, **options: Any) -> None:
     """Train over real gRPC on this machine: a server and CLIENTS processes of their own."""
     log.set_up(verbose)
     from featherfed.cli.demo import DemoOptions, run_demo
 
-    run_demo(
-        DemoOptions(
-            dataset, clients, rounds, epochs, batch_size, learning_rate, uplink, downlink,
-            optimize, partition, model, seed, output,
-        )
-    )  # fmt: skip
+    run_demo(DemoOptions(**options))
 
 
 @app.command()
+@click.argument("run_file", type=A_PATH, metavar="RUN.toml")
+@click.option("--host", help="Instead of the run file's.")
+@click.option("--port", type=int, help="Instead of the run file's; 0: any.")
+@verbose
 @_errors_for_people
-def serve(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml")],
-    host: Annotated[str | None, typer.Option(help="Instead of the run file's.")] = None,
-    port: Annotated[int | None, typer.Option(help="Instead of the run file's; 0: any.")] = None,
-    verbose: Verbose = False,
-) -> None:
+def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was."""
     log.set_up(verbose)
     from featherfed.server.settings import load_settings
@@ -133,37 +164,41 @@ def serve(
 
 
 @app.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.option(
+    "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
+)
+@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--state-dir", type=A_PATH, help="Default: ~/.local/state/featherfed/NAME.")
+@click.option("--threads", type=AT_LEAST_0, default=0, help="For training; 0: all cores.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "keras", "litert"]),
+    default="auto",
+    help="Keras where TensorFlow is installed, else LiteRT.",
+)
+@click.option("--memory", type=AT_LEAST_1, metavar="MB", help="Use no more than so much.")
+@click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
+@click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
+@click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
+@verbose
 @_errors_for_people
-def join(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT")],
-    data: Annotated[
-        str, typer.Option(help="FILE.npz, a folder of images by class, or MODULE:FUNCTION.")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="Default: this machine's name and a mark.")
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="Default: ~/.local/state/featherfed/NAME.")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="For training; 0: all cores.")] = 0,
-    give_up_after: Annotated[float, typer.Option(help="Seconds without a server.")] = 3600.0,
-    verbose: Verbose = False,
-) -> None:
+def join(verbose: bool, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished."""
     log.set_up(verbose)
-    from featherfed.cli.join import join_run
+    check_platform()
+    from featherfed.cli.join import JoinOptions, join_run
 
-    join_run(address, data, name, state_dir, threads, give_up_after)
+    join_run(JoinOptions(**options))
 
 
 @app.command()
+@click.argument("sweep_file", type=A_PATH, metavar="SWEEP.toml")
+@click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
+@click.option("--output", type=A_PATH, help="Instead of the sweep file's.")
+@verbose
 @_errors_for_people
-def sweep(
-    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Instead of the sweep file's.")] = None,
-    verbose: Verbose = False,
-) -> None:
+def sweep(sweep_file: Path, workers: int, output: Path | None, verbose: bool) -> None:
     """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
     log.set_up(verbose)
     from featherfed.cli.sweep import run_sweep
@@ -172,40 +207,41 @@ def sweep(
 
 
 @app.command()
+@click.argument("directory", type=A_PATH, metavar="DIR")
 @_errors_for_people
-def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's output directory.")],
-) -> None:
-    """Make report.html and the plots from metrics.json, and print the tables."""
+def report(directory: Path) -> None:
+    """Make report.html and the plots from metrics.json, and print the tables.
+
+    DIR is a run's output directory.
+    """
     log.set_up(False)
     from featherfed.cli.tables import show_tables
     from featherfed.report.render import render
 
     path = render(directory)
     show_tables(directory)
-    typer.echo(f"report: {path}")
+    click.echo(f"report: {path}")
 
 
 @app.command()
+@click.argument("model", type=A_PATH, metavar="MODEL.tflite")
+@click.argument("images", type=A_PATH, nargs=-1, metavar="[IMAGES]...")
 @_errors_for_people
-def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.tflite")],
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[IMAGES]...", help="Picture files, or .npy/.npz of uint8 images."),
-    ] = None,
-) -> None:
-    """Classify images with an exported model; without any, the run's own sample images."""
+def predict(model: Path, images: tuple[Path, ...]) -> None:
+    """Classify images with an exported model; without any, the run's own sample images.
+
+    IMAGES are picture files, or .npy/.npz of uint8 images.
+    """
     log.set_up(False)
     from featherfed.cli.predict import predict_images
 
-    predict_images(model, images or [])
+    predict_images(model, list(images))
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(importlib.metadata.version("featherfed"))
+    click.echo(importlib.metadata.version("featherfed"))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
 
 from featherfed.edge_client.errors import ClientError
 from featherfed.models.tflite import TfliteModel
@@ -24,13 +22,15 @@ def predict_images(model: Path, images: list[Path]) -> None:
     names = [] if beside is None else [str(name) for name in beside["class_names"]]
     rows = _given(images) if images else _samples(beside, model)
     classifier = TfliteModel(model)
-    table = Table("image", "prediction", "probability")
+    lines = [("image", "prediction", "probability")]
     for label, batch in rows:
         for probabilities in classifier.predict(batch):
             best = int(probabilities.argmax())
             name = names[best] if best < len(names) else str(best)
-            table.add_row(label, name, f"{probabilities[best]:.3f}")
-    Console().print(table)
+            lines.append((label, name, f"{probabilities[best]:.3f}"))
+    width, second = (max(len(line[column]) for line in lines) for column in (0, 1))
+    for label, name, text in lines:
+        print(f"{label:{width}}  {name:{second}}  {text}")
 
 
 def _pictures(directory: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_loopback
 from featherfed.cli.artifacts import Artifacts
-from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
@@ -83,4 +83,5 @@ def _coordinator(
         KerasEvaluator(model, test),
         time.time,
         first_weights=model.get_weights() if model.unseeded else None,
+        step=offered_step(model, settings),
     )

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-import typer
+import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from featherfed.cli.artifacts import machine
@@ -53,7 +53,7 @@ def run_sweep(path: Path, workers: int, output: Path | None) -> None:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
     missing = [case for case in cases if not results.is_done(output, case)]
     if len(missing) < len(cases):
-        typer.echo(f"{len(cases) - len(missing)} of {len(cases)} runs are there already")
+        click.echo(f"{len(cases) - len(missing)} of {len(cases)} runs are there already")
     if missing:
         _run_all(missing, output, min(workers or os.cpu_count() or 1, len(missing)))
     _report(sweep, cases, output)
@@ -70,7 +70,7 @@ def _report(sweep: Sweep, cases: Sequence[Case], output: Path) -> None:
         output, sweep.name, rows, rounds, sweep.baseline, sweep.target_accuracy
     )
     show_sweep(table)
-    typer.echo(f"report: {page}")
+    click.echo(f"report: {page}")
 
 
 def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:

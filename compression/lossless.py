@@ -1,17 +1,17 @@
-"""Byte stages: `zstd` and `zstd(level)` (RFC 8878, package `zstandard`)."""
+"""Byte stages: `zstd` and `zstd(level)` (RFC 8878, package `backports.zstd`: Python 3.14's own)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import zstandard
+from backports import zstd
 
 from featherfed.compression.errors import CodecError, WireError
 
+_MAGIC = b"\x28\xb5\x2f\xfd"
 _MIN_WINDOW = 2**10
 _MAX_WINDOW = 2**27  # what level 22 needs; a frame that asks for more is not ours
-_PIECE = 256  # bytes at a time; a block is at least 4 bytes, and its content at most 128 KiB
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,51 @@ class Zstd:
 
     def compress(self, data: bytes) -> bytes:
         """Return one zstd frame."""
-        compressor = zstandard.ZstdCompressor(
-            level=self.level, write_checksum=False, write_content_size=False, write_dict_id=False
-        )
-        return compressor.compress(data)
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: self.level,
+            zstd.CompressionParameter.content_size_flag: False,
+            zstd.CompressionParameter.checksum_flag: False,
+            zstd.CompressionParameter.dict_id_flag: False,
+        }
+        return zstd.compress(data, options=options)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         """Return the content of one whole frame and nothing after it, at most `limit` bytes.
 
-        Decompresses piece by piece, so a bomb ends soon after the limit.
+        Stops one byte after the limit, whatever the frame says of itself.
         """
-        window = min(max(2 * limit, _MIN_WINDOW), _MAX_WINDOW)
-        stream = zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
-        content = bytearray()
+        declared, window = _header(data)
+        largest = min(max(2 * limit, _MIN_WINDOW), _MAX_WINDOW)
+        if window > largest:
+            raise WireError(f"zstd: a window of {window} bytes, more than {largest}")
+        # The library takes powers of two only, hence the exact check above.
+        options: dict[int, int] = {
+            zstd.DecompressionParameter.window_log_max: (largest - 1).bit_length()
+        }
+        frame = zstd.ZstdDecompressor(options=options)
         try:
-            for at in range(0, len(data), _PIECE):
-                content += stream.decompress(data[at : at + _PIECE])
-                if len(content) > limit:
-                    raise WireError(f"zstd: content is larger than {limit} bytes")
-        except zstandard.ZstdError as error:
+            content = frame.decompress(data, max_length=limit + 1)
+        except zstd.ZstdError as error:
             raise WireError(f"zstd: {error}") from error
-        if not stream.eof or stream.unused_data:
+        if len(content) > limit:
+            raise WireError(f"zstd: content is larger than {limit} bytes")
+        if not frame.eof or frame.unused_data:
             raise WireError("zstd: the frame is cut short, or bytes come after it")
-        return bytes(content)
+        # The library does not compare them where the last block is empty.
+        if declared is not None and declared != len(content):
+            raise WireError(f"zstd: {declared} bytes announced, {len(content)} there")
+        return content
+
+
+def _header(data: bytes) -> tuple[int | None, int]:
+    """Return the content size, if told, and the window of a frame (RFC 8878, section 3.1.1.1)."""
+    if not _MAGIC.startswith(data[:4]):
+        raise WireError("zstd: not a frame")
+    try:
+        declared = zstd.get_frame_info(data).decompressed_size
+    except zstd.ZstdError as error:
+        raise WireError("zstd: the header is cut short or wrong") from error
+    if data[4] & 0x20:  # a single segment: its window is its content
+        return declared, declared or 0
+    base = 1 << 10 + (data[5] >> 3)
+    return declared, base + base // 8 * (data[5] & 7)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.manifest import Array, Manifest
+from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trained
 from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.training import OPTIMIZERS
+from featherfed.models.training import LOSSES, OPTIMIZERS
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = tuple(method.value for method in Method)
@@ -38,10 +38,13 @@ class KerasTrainer:
 
         Raises ClientError if the plan asks for a model that this client builds differently.
         """
-        if plan.optimization.method not in METHODS or plan.training.optimizer not in OPTIMIZERS:
+        if plan.optimization.method not in METHODS or not (
+            plan.training.optimizer in OPTIMIZERS and (plan.training.loss or LOSSES[0]) in LOSSES
+        ):
             raise ClientError(
                 f"the plan asks for {plan.optimization.method!r} with "
-                f"{plan.training.optimizer!r}, which this client cannot do; update featherfed on it"
+                f"{plan.training.optimizer!r} and the loss {plan.training.loss!r}, which this "
+                "client cannot do; update featherfed on it"
             )
         optimization = Optimization(
             Method(plan.optimization.method), num_clusters=plan.optimization.num_clusters
@@ -63,7 +66,6 @@ class KerasTrainer:
         """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
         self._model.set_weights(weights)
         report = self._on_step
-        identity = f"{self._seed}/{task.round}/{self._client}".encode()
         loss, accuracy = self._model.fit(
             self._images,
             self._labels,
@@ -71,8 +73,9 @@ class KerasTrainer:
             batch_size=self._training.batch_size,
             learning_rate=self._training.learning_rate,
             optimizer=self._training.optimizer,
+            loss=self._training.loss or LOSSES[0],
             sparsity=task.sparsity,
-            seed=zlib.crc32(identity),
+            seed=round_seed(self._seed, task.round, self._client),
             on_step=None if report is None else lambda done, total: report(task.round, done, total),
         )
         return Trained(self._model.get_weights(), loss, accuracy)

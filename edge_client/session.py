@@ -19,7 +19,7 @@ from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import encode_update, subtract
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
 from featherfed.edge_client.model import DigestMismatch, follow
-from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.plan import manifest_of, unpack_step
 from featherfed.edge_client.state import ClientState, Held, Pending
 from featherfed.edge_client.transport import Transport
 from featherfed.proto import federation_pb2 as pb
@@ -50,6 +50,10 @@ class Trainer(Protocol):
         """Return what training gives from `weights`, already masked to the task's sparsity."""
 
 
+MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
+"""Plan, manifest and, for LiteRT, the exported training step -> a trainer."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """What a client says of itself on joining."""
@@ -68,7 +72,7 @@ class Session:
         self,
         profile: Profile,
         transport: Transport,
-        make_trainer: Callable[[pb.Plan, Manifest], Trainer],
+        make_trainer: MakeTrainer,
         make_state: Callable[[str], ClientState],
     ) -> None:
         self._profile = profile
@@ -98,7 +102,8 @@ class Session:
         reply = self._transport.join(self._join_request())
         member = _Member(self._transport, reply, self._make_state)
         log.info("joined run %s as %s", reply.plan.run, self._profile.name)
-        trainer = self._make_trainer(reply.plan, member.manifest)
+        step = member.training_step(reply.step) if reply.HasField("step") else None
+        trainer = self._make_trainer(reply.plan, member.manifest, step)
         while True:
             task = self._transport.next_task(reply.session)
             try:
@@ -137,6 +142,14 @@ class _Member:
         self._session = reply.session
         self._seed = reply.plan.seed
         self._state = make_state(f"{reply.plan.run} {self.manifest.digest.hex()}")
+
+    def training_step(self, wanted: pb.Step) -> bytes:
+        """Return the plan's training step, downloaded unless it is here from an earlier run."""
+        content = self._state.training_step(wanted.digest)
+        if content is None:
+            content = unpack_step(wanted, self._transport.fetch_step(self._session, wanted))
+            self._state.save_training_step(content)
+        return content
 
     def catch_up(self, version: int, digest: bytes) -> Held:
         """Return the version of this digest, downloading only what is missing."""

@@ -3,10 +3,12 @@
 model.npz     the newest model version it holds
 residual.npz  what the codec lost of acknowledged updates
 pending.npz   an update that was made but not yet acknowledged
+step.tflite   the exported training step, for LiteRT
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -125,6 +127,20 @@ class ClientState:
         """Forget the pending update and keep `residual`; safe to repeat after a crash."""
         self.save_residual(residual)
         (self._directory / "pending.npz").unlink(missing_ok=True)
+
+    def training_step(self, digest: bytes) -> bytes | None:
+        """Return the exported training step of this SHA-256, if it is here and undamaged."""
+        try:
+            content = (self._directory / "step.tflite").read_bytes()
+        except FileNotFoundError:
+            return None
+        return content if hashlib.sha256(content).digest() == digest else None
+
+    def save_training_step(self, content: bytes) -> None:
+        """Keep a training step for the next start; it belongs to a plan, not to a run."""
+        scratch = self._directory / "step.tmp"
+        scratch.write_bytes(content)
+        scratch.replace(self._directory / "step.tflite")
 
     def _save(self, name: str, facts: dict[str, Any], groups: dict[str, Sequence[Array]]) -> None:
         arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}

@@ -10,6 +10,7 @@ import grpc
 import tenacity
 
 from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
+from featherfed.edge_client.plan import check_step
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
@@ -51,6 +52,9 @@ class Transport(Protocol):
     def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
         """Return the links to a version and their payloads, one after the other."""
 
+    def fetch_step(self, session: int, step: pb.Step) -> bytes:
+        """Return the announced training step, compressed."""
+
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
         """Send an update."""
 
@@ -89,6 +93,19 @@ class GrpcTransport:
             if len(data) > sum(link.size for link in links):
                 raise Rejected(f"{self._address}: the server sends more than it announced")
         return links, bytes(data)
+
+    def fetch_step(self, session: int, step: pb.Step) -> bytes:  # noqa: D102
+        check_step(step)
+        return self._retry(lambda: self._fetch_step(session, step))
+
+    def _fetch_step(self, session: int, step: pb.Step) -> bytes:
+        data = bytearray()
+        request = pb.FetchStepRequest(session=session)
+        for chunk in self._stub.FetchStep(request, timeout=TRANSFER_TIMEOUT):
+            data += chunk.data
+            if len(data) > step.compressed:
+                raise Rejected(f"{self._address}: the server sends more than it announced")
+        return bytes(data)
 
     def submit_update(  # noqa: D102
         self, header: pb.UpdateHeader, payload: bytes

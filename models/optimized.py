@@ -17,7 +17,15 @@ from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
 from featherfed.models.method import Method, Optimization
 from featherfed.models.serialization import from_json, to_json
-from featherfed.models.training import Images, Labels, OnStep, Predictor, Trainer
+from featherfed.models.training import (
+    LOSSES,
+    Images,
+    Labels,
+    OnStep,
+    Predictor,
+    Recipe,
+    Trainer,
+)
 
 
 class FederatedModel:
@@ -50,6 +58,16 @@ class FederatedModel:
         self._sparse: _Sparse | None = None
 
     @property
+    def trained(self) -> Any:
+        """The tf_keras model whose variables are exchanged: quantization-aware with qat."""
+        return self._model
+
+    @property
+    def variables(self) -> list[Any]:
+        """The exchanged variables, in manifest order."""
+        return self._variables
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
         return tuple(self._model.input_shape[1:])
@@ -72,6 +90,7 @@ class FederatedModel:
         batch_size: int = 32,
         learning_rate: float = 0.01,
         optimizer: str = "sgd",
+        loss: str = LOSSES[0],
         sparsity: float = 0.0,
         seed: int = 0,
         on_step: OnStep | None = None,
@@ -80,9 +99,11 @@ class FederatedModel:
 
         Both are those of the last epoch. The optimizer starts afresh. With `sparsity` above 0 the
         method must prune; the weights are masked to it, and what is zero at the start is zero at
-        the end. Raises ValueError for images, labels, sparsity or an optimizer that do not fit.
+        the end. Raises ValueError for images, labels, sparsity, an optimizer or a loss that do not
+        fit.
         """
         self._check(images, labels, sparsity)
+        recipe = Recipe(optimizer, loss)
         how: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -91,11 +112,11 @@ class FederatedModel:
             "on_step": on_step,
         }
         if sparsity > 0:
-            return self._fit_sparse(images, labels, optimizer, sparsity, how)
+            return self._fit_sparse(images, labels, recipe, sparsity, how)
         if self.optimization.method is Method.CLUSTER:
-            return self._fit_clustered(images, labels, optimizer, how)
-        if self._trainer is None or self._trainer.optimizer != optimizer:
-            self._trainer = Trainer(self._model, optimizer)
+            return self._fit_clustered(images, labels, recipe, how)
+        if self._trainer is None or self._trainer.recipe != recipe:
+            self._trainer = Trainer(self._model, recipe)
         return self._trainer.fit(images, labels, **how)
 
     def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
@@ -133,33 +154,33 @@ class FederatedModel:
             raise ValueError(f"the method {self.optimization.method} has no sparsity; leave it 0")
 
     def _fit_sparse(
-        self, images: Images, labels: Labels, optimizer: str, sparsity: float, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, how: dict[str, Any]
     ) -> tuple[float, float]:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
         self.set_weights(mask_weights(weights, masks))
-        trainer, variables, callbacks = self._sparse_trainer(masks, optimizer)
+        trainer, variables, callbacks = self._sparse_trainer(masks, recipe)
         result = trainer.fit(images, labels, callbacks=callbacks, **how)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
         self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
         return result
 
-    def _sparse_trainer(self, masks: Masks, optimizer: str) -> tuple[Trainer, list[Any], list[Any]]:
+    def _sparse_trainer(self, masks: Masks, recipe: Recipe) -> tuple[Trainer, list[Any], list[Any]]:
         if self.optimization.method is Method.PRUNE:
-            if self._sparse is None or self._sparse.trainer.optimizer != optimizer:
+            if self._sparse is None or self._sparse.trainer.recipe != recipe:
                 pruned = wrapping.prune(self._model)
-                self._sparse = _Sparse(pruned, Trainer(pruned, optimizer), b"", self._variables)
+                self._sparse = _Sparse(pruned, Trainer(pruned, recipe), b"", self._variables)
             wrapping.set_masks(self._sparse.model)
             return self._sparse.trainer, self._variables, [wrapping.pruning_callback()]
         # The prune-preserving scheme fixes its masks when it is applied: build again if they moved.
         pattern = b"".join(np.packbits(mask).tobytes() for mask in masks if mask is not None)
         sparse = self._sparse
-        if sparse is None or sparse.trainer.optimizer != optimizer or sparse.pattern != pattern:
+        if sparse is None or sparse.trainer.recipe != recipe or sparse.pattern != pattern:
             self._sparse = sparse = None
             tf_keras.backend.clear_session()
             model = wrapping.quantize(self._plain_copy(), preserve_zeros=True)
-            sparse = _Sparse(model, Trainer(model, optimizer), pattern, exchanged(model))
+            sparse = _Sparse(model, Trainer(model, recipe), pattern, exchanged(model))
             self._sparse = sparse
         wrapping.assign(sparse.variables, self.get_weights())
         return sparse.trainer, sparse.variables, []
@@ -177,19 +198,19 @@ class FederatedModel:
                 variable.assign(own[name])
         return plain
 
-    def _clustered(self, optimizer: str | None = None) -> Trainer:
+    def _clustered(self, recipe: Recipe | None = None) -> Trainer:
         """Return the trainer of a clustering model that starts from this model's weights."""
-        if self._trainer is None or optimizer not in (None, self._trainer.optimizer):
+        if self._trainer is None or recipe not in (None, self._trainer.recipe):
             model = wrapping.cluster(self._plain_copy(), self.optimization.num_clusters)
-            self._trainer = Trainer(model, optimizer or "sgd")
+            self._trainer = Trainer(model, recipe or Recipe())
         own = {variable.name: variable.numpy() for variable in self._model.weights}
         wrapping.set_clusters(self._trainer.model, own)
         return self._trainer
 
     def _fit_clustered(
-        self, images: Images, labels: Labels, optimizer: str, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, how: dict[str, Any]
     ) -> tuple[float, float]:
-        trainer = self._clustered(optimizer)
+        trainer = self._clustered(recipe)
         result = trainer.fit(images, labels, **how)
         self._model.set_weights(wrapping.strip_clusters(trainer.model))
         return result

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
+
+from featherfed.datasets.order import epoch_order
 
 Images = npt.NDArray[np.uint8]
 """uint8 [N, height, width, channels]."""
@@ -20,33 +23,54 @@ OnStep = Callable[[int, int], None]
 _OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": tf_keras.optimizers.SGD,
     "momentum": lambda: tf_keras.optimizers.SGD(momentum=0.9),
+    "nesterov": lambda: tf_keras.optimizers.SGD(momentum=0.9, nesterov=True),
     "adam": tf_keras.optimizers.Adam,
 }
 OPTIMIZERS = tuple(_OPTIMIZERS)
 """Names of the optimizers that a plan can ask for."""
 
+LOSSES = (
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "binary_crossentropy",
+    "mean_squared_error",
+)
+"""Names of the losses that a plan can ask for; all but the first see labels one-hot."""
+
 _STEPS_AT_ONCE = 25
 """Steps between two returns to Python: the same weights bit for bit, and sooner."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer and a loss by name; raises ValueError for unknown ones."""
+
+    optimizer: str = "sgd"
+    loss: str = LOSSES[0]
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"no optimizer {self.optimizer!r}; choose one of {known}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+
+
 class Trainer:
-    """Compiles `model` once and fits it many times with a fresh optimizer state.
+    """Compiles `model` once and fits it many times with a fresh optimizer state."""
 
-    Raises ValueError for an unknown optimizer.
-    """
-
-    def __init__(self, model: Any, optimizer: str) -> None:
-        if optimizer not in _OPTIMIZERS:
-            raise ValueError(f"no optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-        self.optimizer = optimizer
+    def __init__(self, model: Any, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.model = model
-        self._optimizer = _OPTIMIZERS[optimizer]()
+        self._optimizer = _OPTIMIZERS[recipe.optimizer]()
+        self._one_hot = 0 if recipe.loss == LOSSES[0] else int(model.output_shape[-1])
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
         model.compile(
             self._optimizer,
-            "sparse_categorical_crossentropy",
-            metrics=["accuracy"],
+            recipe.loss,
+            # By the largest output, whatever the loss: Keras would take a threshold for some.
+            metrics=["categorical_accuracy" if self._one_hot else "sparse_categorical_accuracy"],
             steps_per_execution=_STEPS_AT_ONCE,
         )
 
@@ -67,13 +91,14 @@ class Trainer:
         steps = -(-len(images) // batch_size)
         extra = [_Progress(on_step, epochs, steps)] if on_step else []
         history = self.model.fit(
-            _batches(images, labels, epochs, batch_size, seed),
+            _batches(images, labels, epochs, batch_size, seed, self._one_hot),
             epochs=epochs,
             steps_per_epoch=steps,
             verbose=0,
             callbacks=[*callbacks, *extra],
         ).history
-        return float(history["loss"][-1]), float(history["accuracy"][-1])
+        accuracy = history[self.model.metrics_names[-1]]
+        return float(history["loss"][-1]), float(accuracy[-1])
 
     def _reset(self, learning_rate: float) -> None:
         # All state of these optimizers starts at zero; recompiling would trace the step again.
@@ -94,20 +119,23 @@ class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._on_step(self._before + batch + 1, self._total)
 
 
-def epoch_order(samples: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the order of the samples in an epoch (from 0), int64 [samples]."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+def _batches(
+    images: Images, labels: Labels, epochs: int, batch_size: int, seed: int, one_hot: int
+) -> Any:
+    """Return all epochs as one tf.data pipeline; images become floats batch by batch.
 
-
-def _batches(images: Images, labels: Labels, epochs: int, batch_size: int, seed: int) -> Any:
-    """Return all epochs as one tf.data pipeline; images become floats batch by batch."""
+    Labels are integers, or one-hot of so many classes.
+    """
     orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
     # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
     with tf.device("/CPU:0"):
         pixels, classes = tf.constant(images), tf.constant(labels.astype(np.int64))
 
     def load(chosen: Any) -> tuple[Any, Any]:
-        return to_float(tf.gather(pixels, chosen)), tf.gather(classes, chosen)
+        answers = tf.gather(classes, chosen)
+        return to_float(tf.gather(pixels, chosen)), (
+            tf.one_hot(answers, one_hot) if one_hot else answers
+        )
 
     epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
         lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)

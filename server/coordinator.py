@@ -28,11 +28,15 @@ from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
 from featherfed.server.status import describe
+from featherfed.server.step import OfferedStep
 from featherfed.server.store import Entry, Member, Store, Update, Version
 from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
 PRESENCE = 60.0
 """A client heard of within so many seconds is waiting for a task; its polls are shorter."""
+
+LITERT = "litert"
+"""The runtime of clients that train with an exported step instead of Keras."""
 
 MAX_CLIENT_WEIGHT = 1e12
 """Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
@@ -77,16 +81,18 @@ class Coordinator:
         clock: Callable[[], float],
         first_weights: Sequence[Array] | None = None,
         secret: int | None = None,
+        step: OfferedStep | None = None,
     ) -> None:
         """Begin the run that `settings` describe, or go on with the one in `store`.
 
         `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of
-        cohorts and slots, below 2**63, random if it is not given. Raises ServerError if the store
-        holds another run.
+        cohorts and slots, below 2**63, random if it is not given. `step`: for clients that train
+        with LiteRT. Raises ServerError if the store holds another run.
         """
         self.settings = settings
         self.manifest = manifest
         self.plan = plan
+        self._step = step or OfferedStep()
         self._store = store
         self._data_shape = data_shape
         self._evaluator = evaluator
@@ -141,6 +147,8 @@ class Coordinator:
             try:
                 check_data(request.data, self._data_shape)
                 check_capabilities(request.capabilities, self._needed(request.capabilities))
+                lite = request.capabilities.runtime == LITERT
+                step = self._step.describe() if lite else None
             except Refused as refusal:
                 self.record_refusal(request.client, refusal)
                 raise
@@ -153,7 +161,7 @@ class Coordinator:
                 del self._sessions[self._clients[request.client].session]
             self._clients[request.client] = member
             self._sessions[session] = request.client
-            return pb.JoinReply(session=session, plan=self.plan)
+            return pb.JoinReply(session=session, plan=self.plan, step=step)
 
     def _needed(self, has: pb.Capabilities) -> set[str]:
         """Return the codec stages and the method that a client must be able to do.
@@ -163,6 +171,11 @@ class Coordinator:
         if self._uplink.stages <= set(has.stages):
             return {self.settings.optimization.method}
         return {*self._fallback.needs, self.settings.optimization.method}
+
+    @property
+    def training_step(self) -> bytes:
+        """The exported training step, compressed, for a client that was told of it on joining."""
+        return self._step.compressed
 
     def client_of(self, session: int) -> str:
         """Return the client whose session this is; raise Refused if it must join (again)."""

@@ -6,6 +6,9 @@ from featherfed.compression.manifest import Fill, Manifest, TensorSpec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.settings import Settings
 
+DEFAULT_LOSS = "sparse_categorical_crossentropy"
+"""Not told: a plan goes to every client."""
+
 
 def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Plan:
     """Return the plan: data that a client can check, never code."""
@@ -21,6 +24,7 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
             batch_size=training.batch_size,
             learning_rate=training.learning_rate,
             optimizer=training.optimizer,
+            loss="" if training.loss == DEFAULT_LOSS else training.loss,
         ),
         optimization=pb.Optimization(
             method=optimization.method, num_clusters=optimization.num_clusters

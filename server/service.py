@@ -144,6 +144,27 @@ class FederationService(pb_grpc.FederationServicer):
                 ),
             )
 
+    async def FetchStep(  # noqa: D102
+        self, request: pb.FetchStepRequest, context: Context
+    ) -> AsyncIterator[pb.FileChunk]:
+        try:
+            client = await self._client(request.session)
+        except Refused as refusal:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            raise
+        round_, message = self._coordinator.ledger_round, 0
+        data = self._coordinator.training_step
+        try:
+            for at in range(0, len(data), CHUNK_BYTES):
+                chunk = pb.FileChunk(data=data[at : at + CHUNK_BYTES])
+                yield chunk
+                message += framed_size(chunk)
+        finally:
+            self._coordinator.count(
+                Entry(round_, client, "uplink", "control", 0, framed_size(request)),
+                Entry(round_, client, "downlink", "control", 0, message),
+            )
+
     @_refusals_to_status
     async def SubmitUpdate(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context

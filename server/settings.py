@@ -44,7 +44,14 @@ class Training(_Section):
     epochs: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam"] = "sgd"
+    loss: Literal[
+        "sparse_categorical_crossentropy",
+        "categorical_crossentropy",
+        "binary_crossentropy",
+        "mean_squared_error",
+    ] = "sparse_categorical_crossentropy"
+    """On integer labels; the others see them one-hot."""
 
 
 class Optimization(_Section):

@@ -102,6 +102,14 @@ class LocalTransport:
         )
         return route.links, route.data
 
+    def fetch_step(self, session: int, step: pb.Step) -> bytes:
+        """Return the exported training step, counted as one message."""
+        client = self._coordinator.client_of(session)
+        data = self._coordinator.training_step
+        request = pb.FetchStepRequest(session=session)
+        self._count_control(client, framed_size(request), framed_size(pb.FileChunk(data=data)))
+        return data
+
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
         """Send an update, counted as one message."""
         client = self._coordinator.client_of(header.session)

@@ -77,7 +77,7 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             if "pydantic" in firsts:
                 assert where in PYDANTIC, where
             if folder == "compression":
-                ours = {"numpy", "zstandard", "featherfed"}
+                ours = {"numpy", "backports", "featherfed"}
                 if where == "compression/entropy.py":
                     ours.add("constriction")
                 assert firsts <= ours | set(sys.stdlib_module_names), f"{where}: {firsts}"
@@ -95,25 +95,30 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
         assert f" {folder}" in makefile
 
 
-BASE = {"numpy", "zstandard", "grpc", "google", "tenacity", "typer", "rich"}
-SERVER = BASE | {"pydantic", "grpc_health", "grpc_reflection"}
+BASE = {"numpy", "backports", "grpc", "google", "tenacity", "click", "tqdm"}
+EDGE = BASE | {"ai_edge_litert", "psutil", "zeroconf"}
+CLI = {"click", "tqdm"}
+SERVER = (BASE - CLI) | {"pydantic", "grpc_health", "grpc_reflection"}
 PARTS = {
-    "featherfed.compression.registry": {"numpy", "zstandard"},
-    "featherfed.compression.update": {"numpy", "zstandard"},
-    "featherfed.edge_client.session": BASE - {"typer", "rich"},
-    "featherfed.edge_client.transport": BASE - {"typer", "rich"},
+    "featherfed.compression.registry": {"numpy", "backports"},
+    "featherfed.compression.update": {"numpy", "backports"},
+    "featherfed.edge_client.platform": set[str](),
+    "featherfed.edge_client.session": BASE - CLI,
+    "featherfed.edge_client.transport": BASE - CLI,
     "featherfed.models.tflite": {"numpy"},
-    "featherfed.cli.main": BASE,
+    "featherfed.cli.main": {"click"},
+    "featherfed.cli.join": EDGE,
+    "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},
-    "featherfed.server.conduct": SERVER - {"typer", "rich"},
-    "featherfed.server.metrics": SERVER - {"typer", "rich"},
+    "featherfed.server.conduct": SERVER,
+    "featherfed.server.metrics": SERVER,
     "featherfed.report.render": {"numpy", "jinja2", "matplotlib", "pydantic", "PIL"},
 }
 HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",
-    "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "typer", "tomli_w",
-    "grpc", "tenacity", "zstandard",
+    "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
+    "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
 ]  # fmt: skip
 
 
@@ -135,5 +140,5 @@ import {module}
 
 def transitive(names: set[str]) -> set[str]:
     """What those packages themselves import if it is there."""
-    needs = {"typer": {"rich"}, "matplotlib": {"PIL"}}
+    needs = {"matplotlib": {"PIL"}}
     return set().union(*(needs.get(name, set()) for name in names))

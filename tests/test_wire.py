@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import zstandard
+from backports import zstd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_codecs import CODECS
@@ -21,6 +21,7 @@ from test_codecs import CODECS
 from featherfed.compression.buffer import Reader, varint
 from featherfed.compression.entropy import AVAILABLE, Range
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
+from featherfed.compression.lossless import Zstd
 from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import decode_update, encode_update, max_payload
@@ -62,9 +63,10 @@ def side(content: bytes) -> bytes:
     return varint(len(content)) + content
 
 
-def frame(content: bytes, level: int = 3, **options: object) -> bytes:
-    settings = {"write_content_size": False, **options}
-    return zstandard.ZstdCompressor(level=level, **settings).compress(content)
+def frame(content: bytes, level: int = 3, **options: int) -> bytes:
+    settings = {"content_size_flag": 0, "compression_level": level, **options}
+    by_number = {zstd.CompressionParameter[name]: value for name, value in settings.items()}
+    return zstd.compress(content, options=by_number)
 
 
 # ---- varints ----
@@ -291,7 +293,9 @@ HOSTILE = [
     ("zstd", frame(ZEROS + bytes(9)), "zstd: content is larger than 5120 bytes"),
     ("zstd", frame(ZEROS[:-1]), "truncated"),
     ("zstd", frame(ZEROS) + frame(b""), "bytes come after it"),
-    ("zstd", b"\x50\x2a\x4d\x18\4\0\0\0abcd" + frame(ZEROS), "bytes come after it"),
+    ("zstd", b"\x50\x2a\x4d\x18\4\0\0\0abcd" + frame(ZEROS), "not a frame"),
+    ("zstd", b"\x50\x2a\x4d\x18\4\0\0\0abcd", "not a frame"),
+    ("zstd", b"\x28\xb5\x2f\xfd\x60\x70\x16\1\0\0", "6000 bytes announced, 0 there"),
 ]
 
 NOT_FINITE = [
@@ -341,6 +345,7 @@ HARMLESS = [
     (TOP, side(gaps(*[0] * 6, 1273)) + SEVEN),
     ("zstd", frame(ZEROS)),
     ("zstd", frame(ZEROS, level=22)),
+    ("zstd", frame(ZEROS, content_size_flag=1, checksum_flag=1)),
 ]
 
 
@@ -355,7 +360,7 @@ def test_the_hostile_sections_would_be_right_but_for_one_thing(text: str, sectio
 
 def rle_frame(window_exponent: int, blocks: int, content_size: int | None = None) -> bytes:
     """Return a zstd frame (RFC 8878) of RLE blocks: 4 bytes for each window of zeros."""
-    header = struct.pack("<I", zstandard.MAGIC_NUMBER)
+    header = b"\x28\xb5\x2f\xfd"
     if content_size is None:
         header += bytes([0, (window_exponent - 10) << 3])
     else:
@@ -368,14 +373,17 @@ def rle_frame(window_exponent: int, blocks: int, content_size: int | None = None
 
 def test_the_bomb_is_a_valid_frame() -> None:
     data = rle_frame(17, 3)
-    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-        assert reader.read(2**20) == bytes(3 * 2**17)
+    assert zstd.decompress(data) == bytes(3 * 2**17)
 
 
 BOMBS = {
     "inflates to 8 GiB": rle_frame(17, 2**16),
     "inflates to 8 GiB in a window just small enough": rle_frame(13, 2**20),
     "declares 2**60 bytes": rle_frame(17, 1, content_size=2**60),
+    "declares 2**60 bytes and no window": b"\x28\xb5\x2f\xfd"
+    + b"\xe0"
+    + struct.pack("<Q", 2**60)
+    + b"\1\0\0",
     "needs a window of 128 MiB": rle_frame(27, 1),
     "needs a window of 2 TiB": rle_frame(41, 1),
     "is zeros under zstd": frame(bytes(2**27)),
@@ -397,11 +405,36 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(bomb: bytes) -> None:
 
 
 def test_a_window_far_larger_than_the_model_is_refused() -> None:
-    streamed = zstandard.ZstdCompressor(level=3, write_content_size=False).compressobj()
+    streamed = zstd.ZstdCompressor(options={zstd.CompressionParameter.content_size_flag: False})
     section = streamed.compress(ZEROS) + streamed.flush()
-    assert zstandard.get_frame_parameters(section).window_size > 2**20
-    with pytest.raises(WireError, match="zstd"):
+    assert section[5] >> 3 > 10, "the window's exponent: more than 2**20 bytes"
+    with pytest.raises(WireError, match="zstd: a window of 2097152 bytes, more than 10240"):
         decode("zstd", section)
+
+
+@pytest.mark.parametrize(
+    ("limit", "exponent", "eighths", "right"),
+    [
+        (5120, 13, 2, True),  # 10240, which no power of two is
+        (5120, 13, 3, False),
+        (5120, 14, 0, False),
+        (1, 10, 0, True),
+        (1, 10, 1, False),
+        (2**30, 27, 0, True),
+        (2**30, 27, 1, False),
+        (2**30, 41, 7, False),
+    ],
+)
+def test_the_window_is_held_to_the_byte(
+    limit: int, exponent: int, eighths: int, right: bool
+) -> None:
+    descriptor = bytes([0, (exponent - 10) << 3 | eighths])
+    data = b"\x28\xb5\x2f\xfd" + descriptor + b"\1\0\0"  # one empty block
+    if right:
+        assert Zstd().decompress(data, limit) == b""
+    else:
+        with pytest.raises(WireError, match="zstd"):
+            Zstd().decompress(data, limit)
 
 
 # ---- fuzz ----

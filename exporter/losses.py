@@ -1,0 +1,129 @@
+"""Losses on integer labels: one loss per example, as tf_keras computes it on one-hot labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from featherfed.exporter.ops import Tensor, with_gradient
+from featherfed.exporter.replay import Replay
+
+Loss = Callable[[Tensor, Tensor, Replay], Tensor]
+"""Outputs [B, K], one-hot labels [B, K] and the replay -> losses [B]."""
+_EPSILON = 1e-7  # Keras' own
+
+
+@with_gradient
+def _log(p: Tensor) -> Any:
+    """Return the logarithm of probabilities, clipped as Keras clips them."""
+    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+
+    def gradient(dy: Tensor) -> Tensor:
+        return dy * tf.cast(tf.equal(p, clipped), tf.float32) / clipped
+
+    return tf.math.log(clipped), gradient
+
+
+@with_gradient
+def _from_logits(logits: Tensor, labels: Tensor) -> Any:
+    """Return the cross-entropy [B] of a softmax."""
+    logarithms = tf.nn.log_softmax(logits)
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (tf.exp(logarithms) - labels) * tf.reshape(dy, [-1, 1])
+        return slope, tf.zeros_like(labels)
+
+    return -tf.reduce_sum(logarithms * labels, axis=1), gradient
+
+
+def _sparse(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
+    logits = replay.logits.get(outputs.ref())
+    return _from_logits(_log(outputs) if logits is None else logits, labels)
+
+
+def _categorical(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
+    if outputs.ref() in replay.logits:
+        return _sparse(outputs, labels, replay)
+    # Divided by their sum, then not by a softmax: log p - log sum p.
+    return _cross(_normalized(outputs), labels)
+
+
+@with_gradient
+def _normalized(p: Tensor) -> Any:
+    total = tf.reduce_sum(p, axis=1, keepdims=True)
+    y = p / total
+
+    def gradient(dy: Tensor) -> Tensor:
+        return (dy - tf.reduce_sum(dy * y, axis=1, keepdims=True)) / total
+
+    return y, gradient
+
+
+@with_gradient
+def _cross(p: Tensor, labels: Tensor) -> Any:
+    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        inside = tf.cast(tf.equal(p, clipped), tf.float32)
+        return -labels / clipped * inside * tf.reshape(dy, [-1, 1]), tf.zeros_like(labels)
+
+    return -tf.reduce_sum(labels * tf.math.log(clipped), axis=1), gradient
+
+
+def _binary(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
+    logits = replay.logits.get(outputs.ref())
+    return _binary_of_outputs(outputs, labels) if logits is None else _of_logits(logits, labels)
+
+
+@with_gradient
+def _of_logits(x: Tensor, labels: Tensor) -> Any:
+    # max(x, 0) - x * label + log(1 + exp(-|x|)), which does not overflow
+    each = tf.nn.relu(x) - x * labels + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
+    number = float(x.shape[1])
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (tf.sigmoid(x) - labels) * (tf.reshape(dy, [-1, 1]) / number)
+        return slope, tf.zeros_like(labels)
+
+    return tf.reduce_mean(each, axis=1), gradient
+
+
+@with_gradient
+def _binary_of_outputs(p: Tensor, labels: Tensor) -> Any:
+    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+    yes, no = clipped + _EPSILON, 1.0 - clipped + _EPSILON
+    each = labels * tf.math.log(yes) + (1.0 - labels) * tf.math.log(no)
+    number = float(p.shape[1])
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        inside = tf.cast(tf.equal(p, clipped), tf.float32)
+        slope = ((1.0 - labels) / no - labels / yes) * inside
+        return slope * (tf.reshape(dy, [-1, 1]) / number), tf.zeros_like(labels)
+
+    return -tf.reduce_mean(each, axis=1), gradient
+
+
+@with_gradient
+def _squared_error(outputs: Tensor, labels: Tensor) -> Any:
+    error = outputs - labels
+    number = float(outputs.shape[1])
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        return error * (tf.reshape(dy, [-1, 1]) * (2.0 / number)), tf.zeros_like(labels)
+
+    return tf.reduce_mean(tf.square(error), axis=1), gradient
+
+
+def _mean_squared_error(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
+    return _squared_error(outputs, labels)
+
+
+LOSSES: dict[str, Loss] = {
+    "sparse_categorical_crossentropy": _sparse,
+    "categorical_crossentropy": _categorical,
+    "binary_crossentropy": _binary,
+    "mean_squared_error": _mean_squared_error,
+}
+"""By the name of the loss in tf_keras."""

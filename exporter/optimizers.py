@@ -1,0 +1,63 @@
+"""Optimizers as tf_keras has them: from a weight, its gradient and its slots to new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from featherfed.exporter.ops import Tensor
+
+_MOMENTUM = 0.9
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+
+Apply = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, list[Tensor]]]
+"""Weight, gradient, slots, learning rate [1], number of the step from 1 [1] -> weight, slots."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How many slots of a weight's shape it keeps, all zero at the start, and its rule."""
+
+    slots: int
+    apply: Apply
+
+
+def _sgd(
+    w: Tensor, g: Tensor, slots: Sequence[Tensor], rate: Tensor, step: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    return w - g * rate, []
+
+
+def _momentum(
+    w: Tensor, g: Tensor, slots: Sequence[Tensor], rate: Tensor, step: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    velocity = slots[0] * _MOMENTUM - g * rate
+    return w + velocity, [velocity]
+
+
+def _nesterov(
+    w: Tensor, g: Tensor, slots: Sequence[Tensor], rate: Tensor, step: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    velocity = slots[0] * _MOMENTUM - g * rate
+    return w + velocity * _MOMENTUM - g * rate, [velocity]
+
+
+def _adam(
+    w: Tensor, g: Tensor, slots: Sequence[Tensor], rate: Tensor, step: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Kingma and Ba 2015, with the bias correction in the rate."""
+    mean = slots[0] + (g - slots[0]) * (1.0 - _BETA_1)
+    square = slots[1] + (tf.square(g) - slots[1]) * (1.0 - _BETA_2)
+    corrected = rate * tf.sqrt(1.0 - tf.pow(_BETA_2, step)) / (1.0 - tf.pow(_BETA_1, step))
+    return w - mean * corrected / (tf.sqrt(square) + _EPSILON), [mean, square]
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": Optimizer(0, _sgd),
+    "momentum": Optimizer(1, _momentum),
+    "nesterov": Optimizer(1, _nesterov),
+    "adam": Optimizer(2, _adam),
+}
+"""By the name that a plan uses."""

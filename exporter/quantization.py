@@ -1,0 +1,198 @@
+"""TFMOT's 8-bit quantization-aware training, in operators that TFLite has built in.
+
+TensorFlow's fake quantization with its nudged range (Jacob et al. 2018, section 3.1) written out,
+and the three range rules of TFMOT: the last value, a moving average, and all values ever seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from featherfed.exporter.errors import ExportError
+from featherfed.exporter.layers import run_layer
+from featherfed.exporter.ops import Tensor, with_gradient
+from featherfed.exporter.replay import Replay
+
+_DECAY = 0.999  # of the moving average of activation ranges
+_BEFORE = frozenset({"softmax", "sigmoid", "tanh", "gelu"})
+_AFTER = frozenset({"linear", "relu", "swish", "gelu"})
+
+
+def is_quantizing(layer: Any) -> bool:
+    """Whether a layer is TFMOT's: a quantized input or a quantized layer."""
+    return type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2")
+
+
+def run_quantized(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
+    """Return what a layer of a quantization-aware model makes of its inputs in training."""
+    ranges = {v.name.removesuffix(":0").rsplit("/", 1)[-1]: v for v in layer.weights}
+    if type(layer).__name__ == "QuantizeLayer":
+        name = next(n for n in ranges if n.endswith("_min")).removesuffix("_min")
+        return _quantize(inputs[0], layer.quantizer, ranges, name, replay, layer)
+    return _Wrapped(layer, ranges, replay).run(inputs)
+
+
+class _Wrapped:
+    """A layer inside TFMOT's wrapper: quantized weights, activation and output."""
+
+    def __init__(self, wrapper: Any, ranges: dict[str, Any], replay: Replay) -> None:
+        self._wrapper = wrapper
+        self._config = wrapper.quantize_config
+        self._ranges = ranges
+        self._replay = replay
+
+    def run(self, inputs: list[Tensor]) -> Tensor:
+        inner = self._wrapper.layer
+        replay = self._replay
+        quantized = dict(replay.quantized)
+        for attribute, quantizer in self._weights():
+            variable = self._ranges[attribute]
+            quantized[id(variable)] = _quantize(
+                replay.value(variable), quantizer, self._ranges, attribute, replay, inner, True
+            )
+        before, replay.quantized = replay.quantized, quantized
+        # The handler applies no activation of its own: quantization comes before or after it.
+        activations = list(self._config.get_activations_and_quantizers(inner))
+        try:
+            with _Plain(inner, activations, self._ranges):
+                y = run_layer(inner, inputs, replay)
+        finally:
+            replay.quantized = before
+        for activation, quantizer in activations:
+            y = self._activate(y, activation, quantizer)
+        for quantizer in self._config.get_output_quantizers(inner):
+            y = _quantize(y, quantizer, self._ranges, "output", replay, inner)
+        return y
+
+    def _weights(self) -> list[tuple[str, Any]]:
+        """Return the quantized weights by their own name, and their quantizers."""
+        pairs = self._config.get_weights_and_quantizers(self._wrapper.layer)
+        names = self._config.get_config().get("weight_attrs", [])
+        if len(names) != len(pairs):
+            raise _unknown(self._wrapper.layer, type(self._config).__name__)
+        return [(name, quantizer) for name, (_, quantizer) in zip(names, pairs, strict=True)]
+
+    def _activate(self, y: Tensor, activation: Any, quantizer: Any) -> Tensor:
+        layer, replay = self._wrapper.layer, self._replay
+        function = getattr(activation, "activation", activation)  # QuantizeAwareActivation's own
+        name = getattr(function, "__name__", type(function).__name__)
+        if name == "NoOpActivation":
+            return y
+        if name in _BEFORE:
+            y = _quantize(y, quantizer, self._ranges, "pre_activation", replay, layer)
+        y = replay.activate(function, y, layer)
+        if name in _AFTER:
+            y = _quantize(y, quantizer, self._ranges, "post_activation", replay, layer)
+        return y
+
+
+class _Plain:
+    """While it lasts, a layer has its own variables and no activation."""
+
+    def __init__(self, layer: Any, activations: list[Any], variables: dict[str, Any]) -> None:
+        self._layer = layer
+        self._new = {n: v for n, v in variables.items() if hasattr(layer, n)}
+        if activations:
+            self._new["activation"] = tf.keras.activations.linear
+        self._old: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._old = {name: getattr(self._layer, name) for name in self._new}
+        for name, value in self._new.items():
+            setattr(self._layer, name, value)
+
+    def __exit__(self, *exc: object) -> None:
+        for name, value in self._old.items():
+            setattr(self._layer, name, value)
+
+
+def _unknown(layer: Any, what: str) -> ExportError:
+    return ExportError(
+        f"layer {layer.name!r}: TFMOT's {what} has no training step for LiteRT; use the method "
+        "none or prune, or Keras clients (--runtime keras)"
+    )
+
+
+def _quantize(
+    x: Tensor,
+    quantizer: Any,
+    ranges: dict[str, Any],
+    name: str,
+    replay: Replay,
+    layer: Any,
+    is_weight: bool = False,
+) -> Tensor:
+    kind, config = type(quantizer).__name__, quantizer.get_config()
+    rule = next((rule for word, rule in _RULES.items() if word in kind), None)
+    if rule is None:
+        raise _unknown(layer, kind)
+    low, high = _extremes(x, config["per_axis"])
+    if config["symmetric"]:
+        levels = 1 << config["num_bits"]
+        ratio = -1.0 if config["narrow_range"] else -(levels - 2) / levels
+        low, high = tf.minimum(low, high / ratio), tf.maximum(high, low * ratio)
+    else:
+        low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    bounds = []
+    for end, new, outer in (("min", low, tf.minimum), ("max", high, tf.maximum)):
+        variable = ranges[f"{name}_{end}"]
+        old = replay.values[id(variable)]
+        bounds.append(rule(old, tf.reshape(new, old.shape), outer))
+        replay.updates[id(variable)] = bounds[-1]
+    first = 1 if config["narrow_range"] else 0
+    steps = float((1 << config["num_bits"]) - 1 - first)
+    # Inside its own range by construction; a clip would only zero the gradient of an extreme weight
+    # that rounding puts outside.
+    return fake_quantize(x, bounds[0], bounds[1], float(first), steps, clips=not is_weight)
+
+
+_Rule = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
+_RULES: dict[str, _Rule] = {
+    "MovingAverage": lambda old, new, outer: old - (old - new) * (1.0 - _DECAY),
+    "AllValues": lambda old, new, outer: outer(old, new),
+    "LastValue": lambda old, new, outer: new,
+    "Default8BitConvWeights": lambda old, new, outer: new,
+}
+"""How a range follows the values, by a word in the quantizer's class name."""
+
+
+def _extremes(x: Tensor, per_axis: bool) -> tuple[Tensor, Tensor]:
+    rows = tf.reshape(tf.stop_gradient(x), [-1, x.shape[-1]] if per_axis else [-1, 1])
+    return tf.reduce_min(rows, axis=0), tf.reduce_max(rows, axis=0)
+
+
+def fake_quantize(
+    x: Tensor, low: Tensor, high: Tensor, first: float, steps: float, clips: bool = True
+) -> Tensor:
+    """Round x [..., C] to `steps` steps from low to high ([1] or [C]), 0 being one of the levels.
+
+    `first` is the lowest level's number. The gradient passes where x is in the range, or
+    everywhere if it does not clip.
+    """
+    width = (high - low) / steps
+    # A range of nothing has no levels: its values become 0.
+    empty = tf.cast(tf.less_equal(width, 0.0), tf.float32)
+    width = width + empty
+    zero = first - low / width
+    zero = tf.minimum(tf.maximum(tf.floor(zero + 0.5), first), first + steps)
+    bottom, top = (first - zero) * width, (first + steps - zero) * width
+    inverse = 1.0 / width
+
+    @with_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        clipped = tf.maximum(tf.minimum(x, top), bottom) - bottom
+        offset = tf.floor(0.5 - bottom * inverse)
+        y = tf.floor(clipped * inverse - offset + 0.5) * width * (1.0 - empty)
+
+        def gradient(dy: Tensor) -> Tensor:
+            if not clips:
+                return dy
+            inside = tf.logical_and(tf.greater_equal(x, bottom), tf.less_equal(x, top))
+            return dy * tf.cast(inside, tf.float32)
+
+        return y, gradient
+
+    return apply(x)
