@@ -164,7 +164,7 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 
 
 @app.command()
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="[HOST:PORT]", required=False)
 @click.option(
     "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
 )
@@ -183,13 +183,17 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
 @verbose
 @_errors_for_people
-def join(verbose: bool, **options: Any) -> None:
-    """Train on this machine's data for the run at HOST:PORT until it is finished."""
+def join(address: str | None, verbose: bool, **options: Any) -> None:
+    """Train on this machine's data for the run at HOST:PORT until it is finished.
+
+    Without HOST:PORT, the server is looked for in the local network.
+    """
     log.set_up(verbose)
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
+    from featherfed.edge_client.discovery import find
 
-    join_run(JoinOptions(**options))
+    join_run(JoinOptions(address or find(), **options))
 
 
 @app.command()
