@@ -210,6 +210,43 @@ def arm64_section() -> Iterator[str]:
     )
 
 
+def follow_table(measured: Any) -> Iterator[str]:
+    """Yield a Markdown table of what a device that follows has downloaded."""
+    rows = measured["versions"]
+    yield "| version | accuracy | file | whole, compressed | sent |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        yield (
+            f"| {row['version']} | {percent_text(row['accuracy'])} | {row['raw']:,} "
+            f"| {row['whole']:,} | {row['sent']:,} |"
+        )
+    raw, whole, sent = (sum(row[key] for row in rows) for key in ("raw", "whole", "sent"))
+    yield f"| all | | {raw:,} | {whole:,} ({raw / whole:.1f}×) | {sent:,} ({raw / sent:.1f}×) |"
+
+
+def follow_section() -> Iterator[str]:
+    """Yield what `featherfed follow` has cost, and survived."""
+    measured = json.loads((RESULTS / "follow.json").read_text("utf-8"))
+    epochs, kills = measured["epochs"], measured["kills"]
+    yield (
+        f"The example under `balanced` with {epochs} epoch a round, {measured['rounds']} rounds: a "
+        "device that only infers follows the int8 model with `featherfed follow`, over gRPC "
+        "(`benchmarks/follow.py`). Bytes of payload; the first file comes whole, each later one as "
+        "the difference from the one before."
+    )
+    yield ""
+    yield from follow_table(measured)
+    yield ""
+    down, up = (measured["ledger"][side]["message_bytes"] for side in ("downlink", "uplink"))
+    yield (
+        f"With all messages that is {down:,} bytes down and {up:,} up. The follower was then "
+        f"killed (SIGKILL) {kills['kills']} times while it swapped these files as fast as they "
+        f"came, {kills['scratch files left']} times between the first byte and the rename: "
+        f"{kills['files as released']} times the file was one of the released ones, and "
+        f"{kills['models that load and infer']} times LiteRT loaded it and classified images."
+    )
+
+
 def readme_section() -> Iterator[str]:
     """Yield the README's results."""
     _, text = SWEEPS["presets"]
@@ -235,6 +272,8 @@ def results_section() -> Iterator[str]:
     yield from methods_table()
     yield from ("", "The exported models of seed 0:", "")
     yield from models_table()
+    yield from ("", "## Following", "")
+    yield from follow_section()
     yield from ("", "## What importance is worth", "")
     yield (
         "The second round's step, sketched at the size of `balanced`: the share of the exact one's "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,17 +27,25 @@ log = logging.getLogger(__name__)
 
 
 class KerasEvaluator:
-    """Judges weights on the test set; the example picture is its first."""
+    """Judges weights on the test set; the example picture is its first.
 
-    def __init__(self, model: FederatedModel, test: Dataset) -> None:
+    `lock` is for whoever uses `model` in another thread: it has one set of weights, and CPython
+    3.11 fails when two threads build syntax trees, as TensorFlow does when it traces.
+    """
+
+    def __init__(
+        self, model: FederatedModel, test: Dataset, lock: threading.Lock | None = None
+    ) -> None:
         self._model = model
         self._test = test
+        self._lock = lock or threading.Lock()
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return loss, accuracy and the example's class probabilities."""
-        self._model.set_weights(weights)
-        loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
-        probabilities = self._model.predict(self._test.images[:1])[0]
+        with self._lock:
+            self._model.set_weights(weights)
+            loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
+            probabilities = self._model.predict(self._test.images[:1])[0]
         return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
 
 

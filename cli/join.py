@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
-import platform
-import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +12,7 @@ import click
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from featherfed.cli.device import default_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
@@ -50,8 +47,8 @@ def join_run(options: JoinOptions) -> None:
     if options.memory is not None:
         limit_memory(options.memory)
     dataset = load_client_data(options.data)
-    name = options.name or _default_name(_state_home())
-    directory = options.state_dir or _state_home() / name
+    name = options.name or default_name(state_home())
+    directory = options.state_dir or state_home() / name
     rest = _rest(options)
     runtime = choose_runtime(options.runtime, options.threads)
     profile = Profile(
@@ -71,9 +68,8 @@ def join_run(options: JoinOptions) -> None:
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
             def on_step(round_: int, done: int, total: int) -> None:
-                text = f"round {round_} of {plan.rounds}"
-                if bar.desc != text or done < bar.n:
-                    bar.set_description_str(text, refresh=False)
+                if done < bar.n or bar.total != total:
+                    bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
                 if rest is not None:
@@ -104,18 +100,3 @@ def _rest(options: JoinOptions) -> Rest | None:
 def _progress() -> tqdm[NoReturn]:
     """Return a bar on standard error, gone at the end, and never there in a log file."""
     return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)
-
-
-def _default_name(home: Path) -> str:
-    """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""
-    path = home / "name"
-    if not path.is_file():
-        machine = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:48] or "client"
-        home.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{machine}-{secrets.token_hex(3)}", "utf-8")
-    return path.read_text("utf-8").strip()
-
-
-def _state_home() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "featherfed"

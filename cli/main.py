@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | sweep | report | predict`."""
+"""The command line: `featherfed demo | serve | join | follow | sweep | report | predict`."""
 
 from __future__ import annotations
 
@@ -194,6 +194,35 @@ def join(address: str | None, verbose: bool, **options: Any) -> None:
     from featherfed.edge_client.discovery import find
 
     join_run(JoinOptions(address or find(), **options))
+
+
+@app.command()
+@click.argument("address", metavar="[HOST:PORT]", required=False)
+@click.option("--model-dir", type=A_PATH, required=True, help="Where the file is kept.")
+@click.option("--kind", default="int8", help="int8, dynamic, float16 or float32.")
+@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--once", is_flag=True, help="End once the file is the newest.")
+@click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
+@verbose
+@_errors_for_people
+def follow(
+    address: str | None,
+    model_dir: Path,
+    kind: str,
+    name: str | None,
+    once: bool,
+    give_up_after: float | None,
+    verbose: bool,
+) -> None:
+    """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas.
+
+    Without HOST:PORT, the server is looked for in the local network.
+    """
+    log.set_up(verbose)
+    from featherfed.cli.follow import follow_run
+    from featherfed.edge_client.discovery import find
+
+    follow_run(address or find(), model_dir, kind, name, once, give_up_after)
 
 
 @app.command()

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 import time
 from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_loopback
 from featherfed.cli.artifacts import Artifacts
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
+from featherfed.cli.releases import build_releases
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
@@ -20,6 +22,7 @@ from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.plan import make_plan
+from featherfed.server.releases import Releases
 from featherfed.server.settings import Settings
 from featherfed.server.store import Store
 
@@ -39,14 +42,25 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
     model = build_model(settings, test)
     store = Store(output / "run.db")
     try:
-        coordinator = _coordinator(settings, store, model, test)
+        lock = threading.Lock()
+        coordinator = _coordinator(settings, store, model, test, lock)
         artifacts = Artifacts(output, settings, store, coordinator, model, test)
-        return asyncio.run(_until_signal(coordinator, artifacts))
+        releases = build_releases(output, coordinator, model, test, lock)
+        try:
+            return asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
+        finally:
+            releases.close()
     finally:
         store.close()
 
 
-async def _until_signal(coordinator: Coordinator, artifacts: Artifacts) -> bool:
+async def _until_signal(
+    coordinator: Coordinator, artifacts: Artifacts, releases: Releases, lock: threading.Lock
+) -> bool:
+    def finish() -> None:
+        with lock:
+            artifacts.finish()
+
     stop = asyncio.Event()
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
@@ -63,15 +77,20 @@ async def _until_signal(coordinator: Coordinator, artifacts: Artifacts) -> bool:
 
         return await serve(
             coordinator,
+            releases,
             on_listening=on_listening,
             on_round=artifacts.write_metrics,
-            on_finished=artifacts.finish,
+            on_finished=finish,
             stop=stop,
         )
 
 
 def _coordinator(
-    settings: Settings, store: Store, model: FederatedModel, test: Dataset
+    settings: Settings,
+    store: Store,
+    model: FederatedModel,
+    test: Dataset,
+    lock: threading.Lock,
 ) -> Coordinator:
     plan = make_plan(settings, model.model_json, model.manifest)
     return Coordinator(
@@ -80,7 +99,7 @@ def _coordinator(
         plan,
         model.manifest,
         DataShape(test.input_shape, test.class_names),
-        KerasEvaluator(model, test),
+        KerasEvaluator(model, test, lock),
         time.time,
         first_weights=model.get_weights() if model.unseeded else None,
         step=offered_step(model, settings),

@@ -4,6 +4,7 @@ Exception
 ├── ClientError (ValueError)  the user's: data, plan or state directory that cannot be used
 ├── Rejected                  the server's word: this client cannot take part, and why
 ├── SessionLost               the server does not know the session: join again
+├── BadRelease (ValueError)   the server's: a file that is not what it announced
 ├── StaleTask                 the round went on without this client: ask for the next task
 └── Unreachable               the link's: retried for as long as the user allowed
 """
@@ -13,6 +14,10 @@ from __future__ import annotations
 
 class ClientError(ValueError):
     """Data, a plan or a state directory that cannot be used; says what to do."""
+
+
+class BadRelease(ValueError):
+    """A released file that is not what the server announced; the file in place was left alone."""
 
 
 class Rejected(Exception):

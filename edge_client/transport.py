@@ -115,6 +115,25 @@ class GrpcTransport:
 
         return self._retry(call)
 
+    def fetch_release(
+        self, request: pb.FetchReleaseRequest, limit: int
+    ) -> tuple[pb.Release, bytes] | None:
+        """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
+        return self._retry(lambda: self._fetch_release(request, limit))
+
+    def _fetch_release(
+        self, request: pb.FetchReleaseRequest, limit: int
+    ) -> tuple[pb.Release, bytes] | None:
+        release: pb.Release | None = None
+        data = bytearray()
+        for chunk in self._stub.FetchRelease(request, timeout=TRANSFER_TIMEOUT):
+            if release is None:
+                release = chunk.release
+            data += chunk.data
+            if len(data) > min(release.compressed, limit):
+                raise Rejected(f"{self._address}: the server sends more than it announced")
+        return None if release is None else (release, bytes(data))
+
     def status(self) -> pb.StatusReply:
         """Return where the run is; needs no session."""
         return self._retry(lambda: self._stub.GetStatus(pb.StatusRequest(), timeout=5))

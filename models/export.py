@@ -47,6 +47,11 @@ def export(model: FederatedModel, directory: str | Path, representative: Images)
     return [*paths, _save(finished, folder, quantizes)]
 
 
+def export_kind(model: FederatedModel, kind: str, representative: Images) -> bytes:
+    """Return what `export` writes as model_<kind>.tflite; its arguments are explained there."""
+    return _convert(model.finished(), kind, model.optimization.method.quantizes, representative)
+
+
 def _save(finished: Any, folder: Path, quantizes: bool) -> Path:
     # TFMOT's quantize layers save in the .keras format but do not load from it.
     path = folder / ("model.h5" if quantizes else "model.keras")

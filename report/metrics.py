@@ -113,6 +113,14 @@ class Delivery(_Part):
     downlink: Traffic
 
 
+class Device(_Part):
+    """What a device that only infers has sent and got."""
+
+    device: Text
+    uplink: Traffic
+    downlink: Traffic
+
+
 class Totals(_Part):
     """All bytes of the run."""
 
@@ -148,6 +156,7 @@ class Run(_Part):
     started: Text = ""
     machine: Facts = ()
     rounds: tuple[Round, ...]
+    releases: tuple[Device, ...] = ()
     final: Final | None = None
 
     @property

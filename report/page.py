@@ -162,6 +162,19 @@ def total_facts(run: Run) -> str:
         f"The server's ledger counted {count_text(up.sent)} bytes up and {count_text(down.sent)}"
         " bytes down in all, refused and late updates included, of which"
         f" {count_text(up.payload)} and {count_text(down.payload)} are payload."
+        f"{_release_facts(run)}"
+    )
+
+
+def _release_facts(run: Run) -> str:
+    count = len(run.releases)
+    if not count:
+        return ""
+    who = "1 device that only infers" if count == 1 else f"{count} devices that only infer"
+    up, down = flow(d.uplink for d in run.releases), flow(d.downlink for d in run.releases)
+    return (
+        f" Besides, {who} took {count_text(down.total.sent)} bytes down, of which"
+        f" {count_text(down.total.payload)} are payload, and {count_text(up.total.sent)} bytes up."
     )
 
 

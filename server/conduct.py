@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from featherfed.server.coordinator import Coordinator
+from featherfed.server.releases import Releases
 from featherfed.server.rounds import Phase
 from featherfed.server.service import FederationService, create_server, join_address
 
@@ -15,6 +16,7 @@ GRACE_SECONDS = 5.0
 
 async def serve(
     coordinator: Coordinator,
+    releases: Releases | None = None,
     *,
     on_listening: Callable[[str], None],
     on_round: Callable[[], None],
@@ -28,7 +30,7 @@ async def serve(
     Raises ServerError if the port is taken.
     """
     settings = coordinator.settings.server
-    service = FederationService(coordinator)
+    service = FederationService(coordinator, releases)
     server, port = await create_server(service, settings.host, settings.port)
     on_listening(join_address(settings.host, port))
     try:
@@ -36,7 +38,10 @@ async def serve(
         if coordinator.phase is Phase.FINISHED:
             await _linger(coordinator, service, stop, settings.linger)
             await asyncio.to_thread(on_finished)
+            if settings.stay:
+                await stop.wait()
     finally:
+        service.close()
         await server.stop(GRACE_SECONDS)
     return coordinator.phase is Phase.FINISHED
 
@@ -63,11 +68,12 @@ async def _rounds(
 async def _linger(
     coordinator: Coordinator, service: FederationService, stop: asyncio.Event, seconds: float
 ) -> None:
-    """Stay for the clients that have not fetched the final model, but not for ever."""
+    """Stay for clients and devices that have not fetched the final model, but not for ever."""
     service.notify()
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
-        if await asyncio.to_thread(coordinator.everyone_has_finished):
+        finished = await asyncio.to_thread(coordinator.everyone_has_finished)
+        if finished and service.every_device_has(coordinator.settings.rounds):
             return
         await _pause(stop, TICK_SECONDS)
 

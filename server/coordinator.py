@@ -436,9 +436,19 @@ class Coordinator:
         result = self._evaluator.evaluate(weights)
         return result.accuracy, result.prediction
 
+    @property
+    def newest_version(self) -> int:
+        """The number of the newest version."""
+        return self._store.newest().version
+
     def newest_weights(self) -> list[Array]:
         """Return the newest version's weights."""
         return self._store.model(self.manifest)[0]
+
+    def newest_model(self) -> tuple[int, list[Array]]:
+        """Return the newest version's number and its weights, which belong together."""
+        with self._lock:
+            return self.newest_version, self.newest_weights()
 
     def everyone_has_finished(self) -> bool:
         """Whether every client that is still heard of has fetched the final model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +17,18 @@ SCHEMA = 1
 
 Bytes = dict[str, int]
 
+_SIDES = ("uplink", "downlink")
+
+_OF_RELEASES = {"release": "transfer", "release_retry": "retry"}
+"""Ledger kinds of devices that only infer, and what a training client's would be called."""
+
 
 def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[str, Any]) -> Any:
     """Return what is known of the run so far, without `final`; `facts` are top-level additions."""
     run = store.run()
     assert run is not None, "a store holds a run from its first moment"
-    ledger = _by_round_and_client(store.ledger())
+    entries = store.ledger()
+    ledger = _by_round_and_client(entries)
     refused = defaultdict(list)
     for row in store.refusals():
         refused[row["round"]].append({k: row[k] for k in ("client", "reason", "detail")})
@@ -56,6 +63,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
         "settings": _flat(settings),
         **facts,
         "rounds": rounds,
+        "releases": _releases(entries),
     }
 
 
@@ -65,7 +73,7 @@ def final(
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
     last = store.newest()
     rows = store.rounds()
-    entries = store.ledger()
+    entries = [entry for entry in store.ledger() if entry.kind not in _OF_RELEASES]
     delivery = _by_round_and_client(entries)[settings.rounds + 1]
     return {
         "accuracy": last.accuracy,
@@ -77,9 +85,7 @@ def final(
         "clients": [
             {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
         ],
-        "totals": {
-            side: _sum(e for e in entries if e.direction == side) for side in ("uplink", "downlink")
-        },
+        "totals": {side: _sum(e for e in entries if e.direction == side) for side in _SIDES},
         "models": models,
     }
 
@@ -96,18 +102,32 @@ def _client(update: Update, ledger: dict[str, dict[str, Bytes]]) -> dict[str, An
     }
 
 
+def _releases(entries: list[Entry]) -> list[dict[str, Any]]:
+    """Return what each device that only infers has sent and got, in order of names."""
+    of_device = defaultdict(list)
+    for entry in entries:
+        if entry.kind in _OF_RELEASES:
+            of_device[entry.client].append(replace(entry, kind=_OF_RELEASES[entry.kind]))
+    return [
+        {
+            "device": device,
+            **{side: _sum(e for e in of_device[device] if e.direction == side) for side in _SIDES},
+        }
+        for device in sorted(of_device)
+    ]
+
+
 def _by_round_and_client(entries: list[Entry]) -> dict[int, dict[str, dict[str, Bytes]]]:
     groups: dict[int, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
+        if entry.kind in _OF_RELEASES:
+            continue
         groups[entry.round][entry.client].append(entry)
     return defaultdict(
         dict,
         {
             number: {
-                client: {
-                    side: _sum(e for e in of_client if e.direction == side)
-                    for side in ("uplink", "downlink")
-                }
+                client: {side: _sum(e for e in of_client if e.direction == side) for side in _SIDES}
                 for client, of_client in clients.items()
             }
             for number, clients in groups.items()

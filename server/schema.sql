@@ -64,7 +64,7 @@ CREATE TABLE IF NOT EXISTS ledger (
     round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model
     client        TEXT NOT NULL,
     direction     TEXT NOT NULL,        -- uplink or downlink
-    kind          TEXT NOT NULL,        -- transfer, control or retry
+    kind          TEXT NOT NULL,        -- transfer, control, retry, release or release_retry
     payload_bytes INTEGER NOT NULL,
     message_bytes INTEGER NOT NULL,
     PRIMARY KEY (round, client, direction, kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -15,8 +17,10 @@ from grpc_reflection.v1alpha import reflection
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.admission import check_name
+from featherfed.server.coordinator import PRESENCE, Coordinator
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.releases import Offer, Releases
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
 
@@ -56,6 +60,14 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
+@dataclass(frozen=True)
+class _Device:
+    """One that follows: when it was last heard of, and the version whose release it has."""
+
+    heard: float
+    version: int
+
+
 def _refusals_to_status(method: Method) -> Method:
     @functools.wraps(method)
     async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
@@ -71,14 +83,29 @@ def _refusals_to_status(method: Method) -> Method:
 class FederationService(pb_grpc.FederationServicer):
     """Turns calls into calls of the coordinator, and counts their bytes."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, releases: Releases | None = None) -> None:
+        """Without `releases`, devices that only infer are refused."""
         self._coordinator = coordinator
+        self._releases = releases
         self._changed = asyncio.Event()
+        self._closing = False
+        self._devices: dict[str, _Device] = {}
 
     def notify(self) -> None:
         """Wake the clients that wait for a task: there may be one."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Let go of devices that wait for a release."""
+        self._closing = True
+        self.notify()
+
+    def every_device_has(self, version: int) -> bool:
+        """Whether all devices that were heard of lately have the release of a version."""
+        now = asyncio.get_running_loop().time()
+        self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
+        return all(device.version >= version for device in self._devices.values())
 
     async def _client(self, session: int) -> str:
         return await asyncio.to_thread(self._coordinator.client_of, session)
@@ -194,6 +221,56 @@ class FederationService(pb_grpc.FederationServicer):
         await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
         return reply
 
+    async def FetchRelease(  # noqa: D102
+        self, request: pb.FetchReleaseRequest, context: Context
+    ) -> AsyncIterator[pb.ReleaseChunk]:
+        try:
+            offer = await self._next_release(request)
+        except Refused as refusal:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            raise
+        round_, device = self._coordinator.ledger_round, request.device
+        entries = [Entry(round_, device, "uplink", "release", 0, framed_size(request))]
+        payload = message = 0
+        try:
+            for chunk in _release_chunks(offer) if offer else ():
+                yield chunk
+                payload += len(chunk.data)
+                message += framed_size(chunk)
+        finally:
+            if offer:
+                whole = payload == len(offer.data)
+                kind = "release" if whole else "release_retry"
+                entries.append(Entry(round_, device, "downlink", kind, payload, message))
+                if whole:
+                    now = asyncio.get_running_loop().time()
+                    self._devices[device] = _Device(now, offer.release.version)
+            self._coordinator.count(*entries)
+
+    async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
+        """Return the newest release once it is not what the device has; None if it stays that."""
+        check_name(request.device)
+        if self._releases is None:
+            raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
+        loop = asyncio.get_running_loop()
+        had = self._devices.get(request.device, _Device(0, 0)).version
+        until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
+        while True:
+            changed, newest = self._changed, self._coordinator.ledger_round - 1
+            self._devices[request.device] = _Device(loop.time(), had)
+            offer = await asyncio.wrap_future(
+                self._releases.offer(request.kind, request.have_digest)
+            )
+            if offer:
+                return offer
+            had = newest
+            self._devices[request.device] = _Device(loop.time(), had)
+            left = until - loop.time()
+            if left <= 0 or self._closing:
+                return None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
     async def GetStatus(  # noqa: D102
         self, request: pb.StatusRequest, context: Context
     ) -> pb.StatusReply:
@@ -252,6 +329,13 @@ def _model_chunks(links: list[pb.Link], data: bytes) -> list[pb.ModelChunk]:
     pieces = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)] or [b""]
     chunks = [pb.ModelChunk(data=piece) for piece in pieces]
     chunks[0].links.extend(links)
+    return chunks
+
+
+def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
+    pieces = [offer.data[at : at + CHUNK_BYTES] for at in range(0, len(offer.data), CHUNK_BYTES)]
+    chunks = [pb.ReleaseChunk(data=piece) for piece in pieces]
+    chunks[0].release.CopyFrom(offer.release)
     return chunks
 
 

@@ -22,6 +22,7 @@ from featherfed.server.admission import DataShape
 from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.plan import make_plan
+from featherfed.server.releases import Releases
 from featherfed.server.settings import Settings
 from featherfed.server.store import Store
 
@@ -85,10 +86,19 @@ class Federation:
         self.coordinator = Coordinator(
             settings, self.store, plan, MANIFEST, shape, Judge(), time.time, first_weights, secret=1
         )
+        self.releases = Releases(
+            directory / "releases", ("int8",), lambda: self.coordinator.newest_version, self.release
+        )
         self.address = ""
         self.finished = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def release(self, kind: str) -> tuple[int, bytes]:
+        """Stands for a .tflite: the newest weights as int8."""
+        version, weights = self.coordinator.newest_model()
+        codes = [np.clip(np.rint(w * 500), -127, 127).astype(np.int8) for w in weights]
+        return version, b"TFL3" + b"".join(c.tobytes() for c in codes)
 
     def start(self) -> Federation:
         self._thread.start()
@@ -107,6 +117,7 @@ class Federation:
         self._stop = asyncio.Event()
         return await serve(
             self.coordinator,
+            self.releases,
             on_listening=self._listening,
             on_round=lambda: None,
             on_finished=lambda: None,
@@ -118,6 +129,7 @@ class Federation:
         with contextlib.suppress(RuntimeError):  # its loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
         self.join()
+        self.releases.close()
         self.store.close()
 
     def join(self) -> None:

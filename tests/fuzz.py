@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import os
 import subprocess
@@ -32,6 +33,7 @@ try:
 
     with atheris.instrument_imports(include=["featherfed.compression", "featherfed.edge_client"]):
         importlib.import_module("featherfed.edge_client.model")
+        importlib.import_module("featherfed.edge_client.follower")
 except ImportError:  # no wheel for this platform: the corpus is replayed all the same
     atheris = None
 
@@ -39,6 +41,7 @@ from featherfed.compression.allocation import measure
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.filedelta import encode_file
 from featherfed.compression.key import Key
 from featherfed.compression.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.registry import STAGES, parse_codec
@@ -49,6 +52,7 @@ from featherfed.compression.update import (
     sketched_shapes,
 )
 from featherfed.compression.wire import seal, unseal
+from featherfed.edge_client.follower import file_of
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
@@ -62,6 +66,7 @@ MODEL = Manifest(
         TensorSpec("nothing", (0,)),
     )
 )
+RELEASED = bytes(range(200))
 WEIGHTS = [np.ones(spec.shape, np.float32) for spec in MODEL]
 KNOWN = measure([np.ones(shape, np.float32) for shape in sketched_shapes(MODEL)])
 CONTEXT = Context(Key.root(1), 1, 3, KNOWN, np.ones(64, np.float32))
@@ -120,7 +125,13 @@ def codec_text(data: bytes) -> None:
     assert parse_codec(str(codec)) == codec
 
 
-TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS)]
+def release(data: bytes) -> None:
+    chunk = pb.ReleaseChunk.FromString(data)
+    with mock.patch("featherfed.edge_client.follower.MAX_FILE_BYTES", 2**20):
+        file_of(chunk.release, chunk.data, RELEASED)
+
+
+TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS), release]
 no_checksums = mock.patch("featherfed.compression.wire.zlib", SimpleNamespace(crc32=lambda *_: 0))
 
 
@@ -162,6 +173,11 @@ def _examples() -> Iterator[bytes]:
     for step in steps:
         data = payload if step.size else b""
         yield b"\2" + pb.ModelChunk(links=[step], data=data).SerializeToString()
+    for old in (b"", RELEASED):
+        new = RELEASED[::-1]
+        fact = pb.Release(size=200, digest=hashlib.sha256(new).digest(), delta=bool(old))
+        chunk = pb.ReleaseChunk(release=fact, data=encode_file(new, old))
+        yield bytes([len(TARGETS) - 1]) + chunk.SerializeToString()
 
 
 def fuzz(seconds: int, corpus: Path) -> int:

@@ -32,6 +32,7 @@ REAL_DEVICES = [
     "featherfed serve examples/run.toml",
     "featherfed join 127.0.0.1:8765 --name kitchen --data examples.digits:even",
     "featherfed join 127.0.0.1:8765 --name garden --data examples.digits:odd",
+    "featherfed follow 127.0.0.1:8765 --model-dir models",
     "featherfed report runs/digits",
     "featherfed predict runs/digits/model_int8.tflite",
 ]
@@ -56,11 +57,16 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) -> None:
     folder = processes.directory
     shutil.copytree(ROOT / "examples", folder / "examples")
-    serve, kitchen, garden, report, predict = [line.split()[1:] for line in REAL_DEVICES]
+    serve, kitchen, garden, follow, report, predict = [line.split()[1:] for line in REAL_DEVICES]
     processes.start("server", *serve)
     processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
     processes.start("garden", *garden, "--state-dir", "garden")
+    processes.start("camera", *follow, "--name", "camera")
     assert processes.wait("server", 240) == 0, processes.log("server")
+    processes.running["camera"].terminate()
+    assert processes.wait("camera") == 0, processes.log("camera")
+    (released,) = (folder / "models").glob("*.tflite")
+    assert released.read_bytes() == (folder / "runs/digits/model_int8.tflite").read_bytes()
     wait_until(lambda: all(p.poll() is not None for p in processes.running.values()))
     assert processes.wait("kitchen") == processes.wait("garden") == 0
     for command in (report, predict):

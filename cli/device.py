@@ -1,0 +1,25 @@
+"""What this machine is called in a run, and where its state is kept."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+from pathlib import Path
+
+
+def default_name(home: Path) -> str:
+    """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""
+    path = home / "name"
+    if not path.is_file():
+        machine = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:48] or "client"
+        home.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{machine}-{secrets.token_hex(3)}", "utf-8")
+    return path.read_text("utf-8").strip()
+
+
+def state_home() -> Path:
+    """Return the folder of all state of this user's clients."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "featherfed"

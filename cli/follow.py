@@ -1,0 +1,51 @@
+"""`featherfed follow`: keep the newest .tflite of a run on a device that only infers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from pathlib import Path
+from types import FrameType
+
+from featherfed.cli.device import default_name, state_home
+from featherfed.edge_client.follower import Follower, ModelFile, Swap
+from featherfed.edge_client.transport import GrpcTransport
+
+log = logging.getLogger(__name__)
+
+
+def follow_run(
+    address: str,
+    directory: Path,
+    kind: str,
+    name: str | None,
+    once: bool,
+    give_up_after: float | None,
+) -> None:
+    """Follow the run at `address` until a signal ends it, or with `once` until the file is newest.
+
+    `give_up_after`: seconds without a server, None for never.
+    """
+    name = name or default_name(state_home())
+    signal.signal(signal.SIGTERM, _interrupt)
+    file = ModelFile(directory, kind)
+
+    def say(swap: Swap) -> None:
+        log.info(
+            "version %d is in %s: %s bytes, received %s",
+            swap.version, file.path, f"{swap.size:,}", f"{swap.received:,}",
+        )  # fmt: skip
+
+    transport = GrpcTransport(address, math.inf if give_up_after is None else give_up_after)
+    try:
+        Follower(name, kind, transport, file, on_swap=say).run(once)
+    except KeyboardInterrupt:
+        log.info("stopped; %s stays as it is", file.path)
+    finally:
+        transport.close()
+        file.close()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,45 @@
+"""Makes a run's releases of its newest model: `server/releases.py` keeps and delivers them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from featherfed.cli.artifacts import REPRESENTATIVE_EXAMPLES
+from featherfed.datasets.dataset import Dataset
+from featherfed.models.export import KINDS, export_kind
+from featherfed.models.optimized import FederatedModel
+from featherfed.server.coordinator import Coordinator
+from featherfed.server.releases import Releases
+
+
+def build_releases(
+    output: Path,
+    coordinator: Coordinator,
+    model: FederatedModel,
+    test: Dataset,
+    lock: threading.Lock,
+) -> Releases:
+    """Return the releases of the coordinator's run, in a folder of their own under `output`.
+
+    `lock` is held while `model`, which the evaluator uses too, is exported.
+    """
+    return Releases(
+        output / "releases" / coordinator.plan.run,
+        KINDS,
+        lambda: coordinator.newest_version,
+        _maker(coordinator, model, test, lock),
+    )
+
+
+def _maker(
+    coordinator: Coordinator, model: FederatedModel, test: Dataset, lock: threading.Lock
+) -> Callable[[str], tuple[int, bytes]]:
+    def make(kind: str) -> tuple[int, bytes]:
+        with lock:
+            version, weights = coordinator.newest_model()
+            model.set_weights(weights)
+            return version, export_kind(model, kind, test.images[:REPRESENTATIVE_EXAMPLES])
+
+    return make

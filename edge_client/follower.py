@@ -1,0 +1,205 @@
+"""A device that only infers keeps the newest .tflite of a run: fetch, check, swap.
+
+Knows neither gRPC nor what is in the files. However the process dies, the file is one that the
+server has released, whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from featherfed.compression.errors import WireError
+from featherfed.compression.filedelta import decode_file
+from featherfed.edge_client.errors import BadRelease, ClientError
+from featherfed.proto import federation_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 256 * 2**20
+"""No server makes a device allocate more than this, for what it sends or for what comes of it."""
+
+POLL_SECONDS = 20
+_SHORT_POLL = 1.0  # an answer of nothing that comes sooner is followed by a pause
+
+_KIND = re.compile(r"[a-z0-9]{1,16}")
+
+
+class Source(Protocol):
+    """Where releases come from; raises Rejected and Unreachable."""
+
+    def fetch_release(
+        self, request: pb.FetchReleaseRequest, limit: int
+    ) -> tuple[pb.Release, bytes] | None:
+        """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A new file in place: `received` bytes of data made one of `size` bytes."""
+
+    version: int
+    digest: bytes
+    received: int
+    size: int
+
+
+class ModelFile:
+    """DIR/model_KIND.tflite, which is replaced whole or not at all, by one process at a time."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        """Lock `directory`, making it if need be; raise ClientError if that cannot be."""
+        if not _KIND.fullmatch(kind):
+            raise ClientError(f"{kind!r} is no kind of file; use int8, dynamic, float16 or float32")
+        self.path = directory / f"model_{kind}.tflite"
+        self._directory = directory
+        self._scratch = directory / f".model_{kind}.new"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(directory)
+            self._scratch.unlink(missing_ok=True)  # of a process that was killed
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        """Let another process follow."""
+        self._lock.close()
+
+    def read(self) -> bytes:
+        """Return the file as it is now; b"" if there is none, or it is too large to be one."""
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise self._unusable(error) from error
+        return data if len(data) <= MAX_FILE_BYTES else b""
+
+    def replace(self, data: bytes) -> None:
+        """Put `data` in the file's place; it is on disk when this returns."""
+        try:
+            try:
+                with self._scratch.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(self._scratch, self.path)
+            finally:
+                self._scratch.unlink(missing_ok=True)
+            self._sync_directory()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _sync_directory(self) -> None:
+        # The new name must not come back as the old one after a loss of power.
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _unusable(self, error: OSError) -> ClientError:
+        return ClientError(
+            f"cannot keep a model in {self._directory}: {error.strerror}; make room or choose "
+            "another --model-dir"
+        )
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    file = (directory / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ClientError(
+            f"another process follows in {directory}; stop it or choose another --model-dir"
+        ) from error
+    return file
+
+
+class Follower:
+    """Keeps one file at the newest release of what `source` serves."""
+
+    def __init__(
+        self,
+        device: str,
+        kind: str,
+        source: Source,
+        file: ModelFile,
+        on_swap: Callable[[Swap], None] = lambda swap: None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._device = device
+        self._kind = kind
+        self._source = source
+        self._file = file
+        self._on_swap = on_swap
+        self._pause = pause
+
+    def run(self, once: bool = False) -> None:
+        """Follow for ever, or with `once` until the file is the newest; for that it must exist.
+
+        Raises BadRelease if the server sends something else than it announces, ClientError if the
+        file cannot be written, and what the source raises.
+        """
+        while True:
+            began = time.monotonic()
+            swap = self.step(0 if once else POLL_SECONDS)
+            if once and (swap or self._file.read()):
+                return
+            if not swap and time.monotonic() - began < _SHORT_POLL:
+                self._pause(random.uniform(1, 2) * _SHORT_POLL)
+
+    def step(self, wait_seconds: int = 0) -> Swap | None:
+        """Ask once, wait for something newer for so long, and put it in place.
+
+        The old file is read anew each time, so one that was damaged or edited is replaced whole.
+        """
+        old = self._file.read()
+        have = hashlib.sha256(old).digest() if old else b""
+        try:
+            return self._take(old, have, wait_seconds)
+        except WireError as error:
+            if not old:
+                raise BadRelease(f"the server's file is not what it announced: {error}") from error
+            log.warning("what came is not what was announced (%s); fetching the whole file", error)
+        with suppress(WireError):
+            return self._take(b"", b"", 0)
+        raise BadRelease("the server's file is not what it announced, not even whole")
+
+    def _take(self, old: bytes, have: bytes, wait_seconds: int) -> Swap | None:
+        request = pb.FetchReleaseRequest(
+            device=self._device, kind=self._kind, have_digest=have, wait_seconds=wait_seconds
+        )
+        found = self._source.fetch_release(request, MAX_FILE_BYTES)
+        if found is None:
+            return None
+        release, payload = found
+        if release.digest == have:
+            return None
+        data = file_of(release, payload, old)
+        self._file.replace(data)
+        swap = Swap(release.version, release.digest, len(payload), len(data))
+        self._on_swap(swap)
+        return swap
+
+
+def file_of(release: pb.Release, payload: bytes, old: bytes) -> bytes:
+    """Return the announced file; raise WireError if it does not come out of `payload`."""
+    if not 0 < release.size <= MAX_FILE_BYTES:
+        raise WireError(f"{release.size} bytes announced; 1 to {MAX_FILE_BYTES} are possible")
+    data = decode_file(payload, release.size, old if release.delta else b"")
+    if hashlib.sha256(data).digest() != release.digest:
+        raise WireError("another digest than announced")
+    return data

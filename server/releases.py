@@ -1,0 +1,184 @@
+"""The model as files for devices that only infer, and what takes a device to the newest of them.
+
+Knows neither gRPC nor TensorFlow: who builds it injects what exports a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from featherfed.compression.filedelta import encode_file
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.errors import Refused
+
+log = logging.getLogger(__name__)
+
+KEPT = 16
+"""Files of a kind; a device that has an older one gets the newest whole."""
+
+DEFAULT_KIND = "int8"
+
+_NAME = re.compile(r"([a-z0-9]+)-([0-9]+)-([0-9a-f]{64})\.tflite")
+_DIGEST_BYTES = 32
+
+Make = Callable[[str], tuple[int, bytes]]
+"""Kind -> the newest version's number and its file; called in one thread, once per version."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a device downloads: `release` says what `data` makes of the file that it has."""
+
+    release: pb.Release
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Kept:
+    kind: str
+    version: int
+    digest: bytes
+    path: Path
+
+    def read(self) -> bytes | None:
+        """Return the file, or None if it is lost or damaged."""
+        try:
+            data = self.path.read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).digest() == self.digest else None
+
+
+class Releases:
+    """Released files in one folder; safe to use from several threads.
+
+    A file is made when a device asks for it and the newest version has none yet. All work is done
+    by one thread, so that many devices that ask at once neither make a file twice nor keep the
+    threads that clients wait for.
+    """
+
+    def __init__(
+        self, folder: Path, kinds: Sequence[str], newest: Callable[[], int], make: Make
+    ) -> None:
+        """Keep files in `folder`, which must belong to one run; it may hold some already.
+
+        `newest` returns the run's newest version; version 0, which has learnt nothing, is not
+        released.
+        """
+        self._folder = folder
+        self._kinds = tuple(kinds)
+        self._newest = newest
+        self._make = make
+        self._kept = self._found()
+        self._offers: dict[tuple[str, bytes, bytes], Offer] = {}  # by kind, newest and base
+        self._failed: dict[str, int] = {}
+        self._worker = ThreadPoolExecutor(1, "releases")
+
+    def _found(self) -> list[_Kept]:
+        names = [(path, _NAME.fullmatch(path.name)) for path in self._folder.glob("*.tflite")]
+        kept = [
+            _Kept(name[1], int(name[2]), bytes.fromhex(name[3]), path)
+            for path, name in names
+            if name
+        ]
+        return sorted(kept, key=lambda one: one.version)
+
+    def close(self) -> None:
+        """End the thread after what it does now."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def offer(self, kind: str, have: bytes) -> Future[Offer | None]:
+        """Return, later, what takes a device to the newest file, or None if it has that.
+
+        `kind`: empty for int8. `have`: SHA-256 of the file it has; empty or unknown gives the whole
+        file. None too as long as there is nothing to release. Raises Refused, at once or later.
+        """
+        kind = kind or DEFAULT_KIND
+        if kind not in self._kinds:
+            raise Refused(
+                pb.MISSING_CAPABILITY,
+                f"there are no files of the kind {kind!r}; ask for one of {', '.join(self._kinds)}",
+            )
+        if len(have) not in (0, _DIGEST_BYTES):
+            raise Refused(pb.MALFORMED, f"{len(have)} bytes are no SHA-256 digest")
+        return self._worker.submit(self._offer, kind, have)
+
+    def _offer(self, kind: str, have: bytes) -> Offer | None:
+        version = self._newest()
+        if version == 0:
+            return None
+        if any((k.kind, k.version, k.digest) == (kind, version, have) for k in self._kept):
+            return None
+        newest, data = self._release(kind, version)
+        if newest.digest == have:
+            return None
+        whole = self._encoded(newest, data, b"", b"")
+        base = self._find(kind, have)
+        old = base.read() if base else None
+        if old is None:
+            return whole
+        delta = self._encoded(newest, data, have, old)
+        return delta if len(delta.data) < len(whole.data) else whole
+
+    def _encoded(self, newest: _Kept, data: bytes, have: bytes, old: bytes) -> Offer:
+        """Return the newest file as what differs from `old`, whose digest is `have`; once."""
+        key = newest.kind, newest.digest, have
+        if key not in self._offers:
+            payload = encode_file(data, old)
+            release = pb.Release(
+                version=newest.version,
+                digest=newest.digest,
+                size=len(data),
+                compressed=len(payload),
+                delta=bool(old),
+            )
+            self._offers[key] = Offer(release, payload)
+        return self._offers[key]
+
+    def _find(self, kind: str, digest: bytes) -> _Kept | None:
+        return next((k for k in self._kept if (k.kind, k.digest) == (kind, digest)), None)
+
+    def _release(self, kind: str, version: int) -> tuple[_Kept, bytes]:
+        """Return the newest version's file, made now if there is none yet or it was damaged."""
+        for kept in self._kept:
+            if (kept.kind, kept.version) == (kind, version) and (data := kept.read()) is not None:
+                return kept, data
+        if self._failed.get(kind) == version:
+            raise self._failure(kind, version)
+        try:
+            version, data = self._make(kind)
+            return self._keep(kind, version, data), data
+        except Exception as error:
+            # Else every device that asks would make the server try in vain again.
+            self._failed[kind] = version
+            log.exception("version %d cannot be released as %s", version, kind)
+            raise self._failure(kind, version) from error
+
+    def _failure(self, kind: str, version: int) -> Refused:
+        return Refused(
+            pb.NONE,
+            f"version {version} could not be released as {kind}; the server's log says why",
+        )
+
+    def _keep(self, kind: str, version: int, data: bytes) -> _Kept:
+        digest = hashlib.sha256(data).digest()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{kind}-{version:05}-{digest.hex()}.tflite"
+        scratch = self._folder / "release.tmp"
+        scratch.write_bytes(data)  # not synced: a file is checked whenever it is read
+        scratch.replace(path)
+        log.info("released version %d as %s, %d bytes", version, kind, len(data))
+        others = [k for k in self._kept if k.kind == kind and k.path != path]
+        for old in others[: max(0, len(others) + 1 - KEPT)]:
+            old.path.unlink(missing_ok=True)
+            self._kept.remove(old)
+        kept = _Kept(kind, version, digest, path)
+        self._kept = [k for k in self._kept if k.path != path] + [kept]
+        self._offers = {key: offer for key, offer in self._offers.items() if key[0] != kind}
+        return kept
