@@ -72,6 +72,10 @@ every_client = false
 """
 
 
+_NOISE = re.compile(r"[IWE]0000 |WARNING: All log messages|INFO: Created|fully_quantize")
+"""Lines that TensorFlow and LiteRT write however quiet they are asked to be."""
+
+
 class Log:
     """What is said goes to the screen and into the committed log."""
 
@@ -88,7 +92,7 @@ class Log:
         self.say(f"--- {title}")
         for line in path.read_text("utf-8", "replace").splitlines():
             line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rpartition("\r")[2]).rstrip()
-            if line:
+            if line and not _NOISE.match(line):
                 self.say(f"    {line}")
 
     def write(self) -> None:
@@ -237,17 +241,15 @@ def digests(bench: Bench, metrics: Any, log: Log) -> dict[str, Any]:
     }
 
 
-def updates(
-    bench: Bench, cpu: str, cpus: Sequence[str], log: Log
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def updates(bench: Bench, cpu: str, cpus: Sequence[str], log: Log) -> list[dict[str, Any]]:
     """Train the arm64 client's rounds again elsewhere, and encode its updates on this machine."""
     folder = bench.folder / f"record-{DEVICE}"
     rounds = device_client.load(folder)
-    seconds, weights = {}, {}
+    weights: dict[str, dict[int, list[Array]]] = {}
     variants: list[tuple[str, str | None, int]] = [("here", None, 1), ("here-2-threads", None, 2)]
     variants += [(other, other, 1) for other in cpus if other != cpu]
     for title, on, threads in variants:
-        seconds[title] = bench.run(
+        bench.run(
             f"replay-{title}", on, str(HERE / "device_client.py"), "replay", f"record-{DEVICE}",
             f"{DEVICE}.npz", DEVICE, str(threads), f"replay-{title}.npz",
         )  # fmt: skip
@@ -292,7 +294,7 @@ def updates(
             f"{here_name()} {equal[facts['payload_equal']]}; of the payloads of each machine's own "
             f"update {facts['own_payload_bytes_differing']} bytes differ"
         )
-    return compared, seconds
+    return compared
 
 
 def _encoded(
@@ -359,7 +361,9 @@ def _wheel(folder: Path) -> tuple[list[str], Path]:
         str(folder),
         str(HERE.parent),
     ]
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"arm64: this checkout does not build:\n{done.stderr}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "unpacked")
@@ -374,38 +378,25 @@ def _wheel(folder: Path) -> tuple[list[str], Path]:
     )
 
 
-def main() -> None:
-    """Prepare, run, compare, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=sorted(userland.PYTHONS), default="bookworm")
-    parser.add_argument("--cpus", default="cortex-a72,cortex-a53,cortex-a76",
-                        help="emulated processors; the first runs the client")  # fmt: skip
-    parser.add_argument("--dataset", default="fashion-mnist", help="or digits")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=160, help="of each client")
-    parser.add_argument("--mirror", help="of Debian; default: the one apt uses here")
-    parser.add_argument("--cache", type=Path, default=HERE.parent / ".arm64")
-    options = parser.parse_args()
-    cpu, *_ = cpus = options.cpus.split(",")
-
-    log, cache = Log(), options.cache.resolve()
+def compare(
+    suite: str, cpus: Sequence[str], options: argparse.Namespace, log: Log
+) -> dict[str, Any]:
+    """Prepare the userland of a `suite`, run and compare; the first of `cpus` runs the client."""
+    cache = options.cache.resolve()
     requirements, featherfed = _wheel(cache / "wheel")
-    try:
-        guest = userland.prepare(cache, options.suite, requirements, options.mirror)
-    except userland.UserlandError as error:
-        sys.exit(f"arm64: {error}")
+    guest = userland.prepare(cache, suite, requirements, options.mirror)
     folder = cache / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     bench = Bench(folder, guest, featherfed)
     log.say(
-        f"{guest.qemu_version}; Debian {options.suite} arm64, Python {guest.python}; "
+        f"=== Debian {suite} arm64, Python {guest.python}; {guest.qemu_version}; "
         + ", ".join(f"{n} {v}" for n, v in guest.packages().items())
     )
     compared = codecs(bench, cpus, log)
-    metrics = federation(bench, cpu, options.dataset, options.rounds, options.examples, log)
+    metrics = federation(bench, cpus[0], options.dataset, options.rounds, options.examples, log)
     same = digests(bench, metrics, log)
-    rounds, seconds = updates(bench, cpu, cpus, log)
+    rounds = updates(bench, cpus[0], cpus, log)
     counted = [c["client"] for r in metrics["rounds"] for c in r["clients"]].count(DEVICE)
     log.say(f"{counted} of {options.rounds} rounds counted the update of {DEVICE}")
     good = (
@@ -415,13 +406,13 @@ def main() -> None:
         and all(r["coordinates_equal"] and r["relative"] <= TOLERANCE for r in rounds)
     )
     log.say("arm64 and this machine agree" if good else "arm64 and this machine DO NOT agree")
-    result = {
+    return {
         "good": good,
-        "qemu": guest.qemu_version,
-        "suite": options.suite,
+        "suite": suite,
         "python": guest.python,
+        "qemu": guest.qemu_version,
         "packages": guest.packages(),
-        "cpu": cpu,
+        "cpu": cpus[0],
         "here": userland.machine(),
         "dataset": options.dataset,
         "examples": options.examples,
@@ -429,11 +420,38 @@ def main() -> None:
         "codecs": compared,
         "digests": same,
         "rounds": rounds,
-        "replay_seconds": {title: round(value, 1) for title, value in seconds.items()},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Compare, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suites", default="bookworm,trixie", help="of Debian")
+    parser.add_argument(
+        "--cpus",
+        default="cortex-a72,cortex-a53,cortex-a76",
+        help="emulated processors; the first runs the client, and alone under a second suite",
+    )
+    parser.add_argument("--dataset", default="fashion-mnist", help="or digits")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=320, help="of each client")
+    parser.add_argument("--mirror", help="of Debian; default: the one apt uses here")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / ".arm64")
+    options = parser.parse_args()
+    suites, cpus = options.suites.split(","), options.cpus.split(",")
+    if unknown := set(suites) - set(userland.PYTHONS):
+        parser.error(f"unknown suites {unknown}; known: {', '.join(userland.PYTHONS)}")
+    log = Log()
+    try:
+        results = [
+            compare(suite, cpus[:1] if number else cpus, options, log)
+            for number, suite in enumerate(suites)
+        ]
+    except userland.UserlandError as error:
+        sys.exit(f"arm64: {error}")
+    RESULT.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     log.write()
-    sys.exit(not good)
+    sys.exit(not all(result["good"] for result in results))
 
 
 if __name__ == "__main__":
