@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from featherfed.cli import follow, join, main
 from featherfed.cli.announce import Announcement, is_loopback, label, reachable
 from featherfed.edge_client import discovery
 from featherfed.edge_client.discovery import Offer, answers, browse, choose
@@ -149,3 +150,17 @@ def test_two_servers_are_two_offers() -> None:
             discovery.find(10, only_here=True)
     assert f"digits at 127.0.0.1:{one}" in str(raised.value)
     assert f"photos at 127.0.0.1:{two}" in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["join", "follow"])
+def test_the_commands_look_for_the_server_if_they_are_given_none(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(discovery, "find", lambda: "10.0.0.7:8765")
+    monkeypatch.setattr(join, "join_run", lambda options: seen.append(options.address))
+    monkeypatch.setattr(follow, "follow_run", lambda address, *rest: seen.append(address))
+    needed = {"join": ["--data", "photos"], "follow": ["--model-dir", "models"]}[command]
+    for given in ([], ["10.0.0.8:1"]):
+        main.app([command, *given, *needed], standalone_mode=False)
+    assert seen == ["10.0.0.7:8765", "10.0.0.8:1"]
