@@ -57,6 +57,7 @@ SWEEPS := presets models peers clients noniid rounds
 bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes on after a kill)
 	for sweep in $(SWEEPS); do $(BIN)/featherfed sweep benchmarks/$$sweep.toml || exit; done
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/delivery.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py

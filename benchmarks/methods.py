@@ -32,18 +32,24 @@ PLAN = [
 
 def measure() -> None:
     """Make every run of the plan that has no result yet."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for name, seed in PLAN:
-        result = RESULTS / f"{name}-seed{seed}.json"
-        if result.exists():
-            continue
-        print(f"{result.stem}: running", flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            output = Path(scratch) / "run"
-            command = [sys.executable, "-m", "featherfed.cli.main", "demo"]
-            command += ["--dataset", "fashion-mnist", "--seed", str(seed), "--output", str(output)]
-            subprocess.run([*command, *CONFIGURATIONS[name]], check=True)
-            shutil.copy(output / "metrics.json", result)
+        keep_metrics(
+            RESULTS / f"{name}-seed{seed}.json", ["--seed", str(seed), *CONFIGURATIONS[name]]
+        )
+
+
+def keep_metrics(result: Path, arguments: list[str]) -> None:
+    """Run the demo on Fashion-MNIST with `arguments` and keep its metrics.json as `result`."""
+    if result.exists():
+        return
+    result.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{result.stem}: running", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "run"
+        command = [sys.executable, "-m", "featherfed.cli.main", "demo"]
+        command += ["--dataset", "fashion-mnist", "--output", str(output)]
+        subprocess.run([*command, *arguments], check=True)
+        shutil.copy(output / "metrics.json", result)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ import numpy as np
 from featherfed.compression.masks import sparsity_of
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import export
+from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import evaluate_tflite
 from featherfed.report.render import render
 from featherfed.server import metrics
 from featherfed.server.coordinator import Coordinator
@@ -28,11 +31,14 @@ from featherfed.server.store import Store
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_CLASS = 8
-REPRESENTATIVE_EXAMPLES = 200
+CALIBRATION_EXAMPLES = 200
 
 
 class Artifacts:
-    """Writes the files of one run; each is replaced whole."""
+    """Writes the files of one run; each is replaced whole.
+
+    `test` judges the models; `calibration`, which is no part of it, tells int8 its ranges.
+    """
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class Artifacts:
         coordinator: Coordinator,
         model: FederatedModel,
         test: Dataset,
+        calibration: Dataset,
     ) -> None:
         self._directory = directory
         self._settings = settings
@@ -49,6 +56,7 @@ class Artifacts:
         self._coordinator = coordinator
         self._model = model
         self._test = test
+        self._calibration = calibration
 
     def write_address(self, address: str) -> None:
         """Tell people and programs where the server listens."""
@@ -60,6 +68,8 @@ class Artifacts:
         facts = {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": len(self._test),
+            "input_shape": self._test.input_shape,
+            "class_names": self._test.class_names,
             "machine": machine(),
         }
         data = metrics.collect(self._store, self._settings, self._model.manifest, facts)
@@ -79,29 +89,15 @@ class Artifacts:
         log.info("exporting the final model")
         weights = self._coordinator.newest_weights()
         self._model.set_weights(weights)
-        models = self._export()
+        paths = export(
+            self._model, self._directory, self._calibration.images, self._test.class_names
+        )
+        models = measure_models(paths, self._test)
         sparsity = sparsity_of(self._model.manifest, weights)
-        self.write_metrics(metrics.final(self._store, self._settings, sparsity, models))
+        final = metrics.final(self._store, self._settings, sparsity, models)
+        self.write_metrics({**final, "num_calibration_examples": len(self._calibration)})
         self._write_pictures()
         log.info("report: %s", render(self._directory))
-
-    def _export(self) -> list[dict[str, Any]]:
-        """Export every kind, and judge each file on the whole test set."""
-        representative = self._test.images[:REPRESENTATIVE_EXAMPLES]
-        rows = []
-        for path in export(self._model, self._directory, representative):
-            if path.suffix != ".tflite":
-                continue
-            data = path.read_bytes()
-            rows.append({
-                "file": path.name,
-                "kind": path.stem.removeprefix("model_"),
-                "bytes": len(data),
-                "gzip_bytes": len(gzip.compress(data, 9)),
-                "accuracy": evaluate_tflite(path, self._test.images, self._test.labels),
-                "num_examples": len(self._test),
-            })  # fmt: skip
-        return rows
 
     def _write_pictures(self) -> None:
         test = self._test
@@ -120,6 +116,36 @@ class Artifacts:
             predictor_names=np.array([*(u.client for u in updates), "global"]),
             predictions=np.array(predictions, np.float32),
         )
+
+
+def calibration_set(train: Dataset) -> Dataset:
+    """Return examples spread over a training split, from which int8 takes its ranges.
+
+    Of the test set they would be seen before the test.
+    """
+    count = min(CALIBRATION_EXAMPLES, len(train))
+    return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
+
+
+def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]:
+    """Return `final.models` of metrics.json: each .tflite file measured on the whole test set."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
+        data = Path(scratch) / "test.npz"
+        np.savez(data, images=test.images, labels=test.labels)
+        for path in paths:
+            if path.suffix != ".tflite":
+                continue
+            log.info("measuring %s", path.name)
+            content = path.read_bytes()
+            rows.append({
+                "file": path.name,
+                "kind": path.stem.removeprefix("model_"),
+                "bytes": len(content),
+                "gzip_bytes": len(gzip.compress(content, 9)),
+                **asdict(measure(path, data)),
+            })  # fmt: skip
+    return rows
 
 
 def machine() -> dict[str, str]:

@@ -67,8 +67,12 @@ def join_run(options: JoinOptions) -> None:
     with _progress() as bar, logging_redirect_tqdm():
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
+            shown = 0
+
             def on_step(round_: int, done: int, total: int) -> None:
-                if done < bar.n or bar.total != total:
+                nonlocal shown
+                if round_ != shown or done < bar.n:
+                    shown = round_
                     bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
@@ -87,7 +91,8 @@ def join_run(options: JoinOptions) -> None:
             raise ClientError(f"not enough memory to train (--memory {options.memory})") from error
         finally:
             transport.close()
-    log.info("at most %s MB of memory were in use", peak_memory())
+    if (peak := peak_memory()) is not None:
+        log.info("at most %d MB of memory were in use", peak)
     click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
 
 

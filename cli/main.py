@@ -263,7 +263,7 @@ def report(directory: Path) -> None:
 def predict(model: Path, images: tuple[Path, ...]) -> None:
     """Classify images with an exported model; without any, the run's own sample images.
 
-    IMAGES are picture files, or .npy/.npz of uint8 images.
+    IMAGES are pictures or camera frames of any size, or .npy/.npz of uint8 images.
     """
     log.set_up(False)
     from featherfed.cli.predict import predict_images

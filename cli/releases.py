@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from featherfed.cli.artifacts import REPRESENTATIVE_EXAMPLES
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import KINDS, export_kind
 from featherfed.models.optimized import FederatedModel
@@ -18,7 +17,7 @@ def build_releases(
     output: Path,
     coordinator: Coordinator,
     model: FederatedModel,
-    test: Dataset,
+    calibration: Dataset,
     lock: threading.Lock,
 ) -> Releases:
     """Return the releases of the coordinator's run, in a folder of their own under `output`.
@@ -29,17 +28,18 @@ def build_releases(
         output / "releases" / coordinator.plan.run,
         KINDS,
         lambda: coordinator.newest_version,
-        _maker(coordinator, model, test, lock),
+        _maker(coordinator, model, calibration, lock),
     )
 
 
 def _maker(
-    coordinator: Coordinator, model: FederatedModel, test: Dataset, lock: threading.Lock
+    coordinator: Coordinator, model: FederatedModel, calibration: Dataset, lock: threading.Lock
 ) -> Callable[[str], tuple[int, bytes]]:
     def make(kind: str) -> tuple[int, bytes]:
         with lock:
             version, weights = coordinator.newest_model()
             model.set_weights(weights)
-            return version, export_kind(model, kind, test.images[:REPRESENTATIVE_EXAMPLES])
+            images, names = calibration.images, calibration.class_names
+            return version, export_kind(model, kind, images, names)
 
     return make

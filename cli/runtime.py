@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
@@ -109,10 +110,12 @@ def limit_memory(megabytes: int) -> None:
 
 
 def peak_memory() -> int | None:
-    """Return the most MB that this process has had in memory, None if the system does not tell."""
+    """Return the most MB that this process has had in memory, None where there is no /proc.
+
+    The usual `ru_maxrss` would begin with what the parent had when it forked.
+    """
     try:
-        import resource
-    except ImportError:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
         return None
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes // (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) // 1024

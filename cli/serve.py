@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_loopback
-from featherfed.cli.artifacts import Artifacts
+from featherfed.cli.artifacts import Artifacts, calibration_set
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.releases import build_releases
 from featherfed.datasets.dataset import Dataset
@@ -38,14 +38,16 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    _, test = load_train_test(settings.evaluation.dataset)
+    train, test = load_train_test(settings.evaluation.dataset)
+    calibration = calibration_set(train)
+    del train  # only the clients train
     model = build_model(settings, test)
     store = Store(output / "run.db")
     try:
         lock = threading.Lock()
         coordinator = _coordinator(settings, store, model, test, lock)
-        artifacts = Artifacts(output, settings, store, coordinator, model, test)
-        releases = build_releases(output, coordinator, model, test, lock)
+        artifacts = Artifacts(output, settings, store, coordinator, model, test, calibration)
+        releases = build_releases(output, coordinator, model, calibration, lock)
         try:
             return asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
         finally:

@@ -34,7 +34,8 @@ class Zstd:
             zstd.CompressionParameter.checksum_flag: False,
             zstd.CompressionParameter.dict_id_flag: False,
         }
-        return zstd.compress(data, options=options)
+        frame: bytes = zstd.compress(data, options=options)
+        return frame
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         """Return the content of one whole frame and nothing after it, at most `limit` bytes.
@@ -51,7 +52,7 @@ class Zstd:
         }
         frame = zstd.ZstdDecompressor(options=options)
         try:
-            content = frame.decompress(data, max_length=limit + 1)
+            content: bytes = frame.decompress(data, max_length=limit + 1)
         except zstd.ZstdError as error:
             raise WireError(f"zstd: {error}") from error
         if len(content) > limit:

@@ -1,13 +1,18 @@
 """The finished model as files: TFLite in four kinds, and one for Keras.
 
 float32, float16 (weights), dynamic (int8 weights) and int8 (all integers, uint8 in and out: a
-camera's bytes go straight in). Every kind sees images / 255; `featherfed.models.tflite` says how.
+camera's bytes go straight in). Every kind sees images / 255; `featherfed.models.tflite` says how,
+and its `Classifier` finds the class names in the file.
+
+A quantization-aware model is what int8 is made from; the other kinds get its weights in the plain
+model. The converter would make float32 with fake quantization, six times slower, and the other two
+as one and the same integer model.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.models.optimized import FederatedModel
+from featherfed.models.tflite import with_labels
 from featherfed.models.training import Images, to_float
 from featherfed.models.wrapping import quantize_scope
 
@@ -25,31 +31,39 @@ KINDS = ("float32", "float16", "dynamic", "int8")
 _SAMPLES = 200
 
 
-def export(model: FederatedModel, directory: str | Path, representative: Images) -> list[Path]:
+def export(
+    model: FederatedModel,
+    directory: str | Path,
+    representative: Images,
+    class_names: Sequence[str] = (),
+) -> list[Path]:
     """Write model_<kind>.tflite for every kind and a Keras file; return their paths.
 
     The Keras file is model.keras, or model.h5 for the quantizing methods; `load_keras` reads both.
     `representative` are uint8 images [N, H, W, C], N at least 1, from which int8 takes its ranges
-    (a quantization-aware model has its own, but the converter asks all the same). Raises
-    ValueError if there are none.
+    (a quantization-aware model has its own, but the converter asks all the same); at most 200 of
+    them are used. `class_names`, if any, go into every TFLite file. Raises ValueError if there are
+    no images, or names that are not one line each.
     """
     if not len(representative):
         raise ValueError("the int8 kind needs some representative images")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    finished = model.finished()
-    quantizes = model.optimization.method.quantizes
     paths = []
     for kind in KINDS:
         path = folder / f"model_{kind}.tflite"
-        path.write_bytes(_convert(finished, kind, quantizes, representative))
+        path.write_bytes(export_kind(model, kind, representative, class_names))
         paths.append(path)
-    return [*paths, _save(finished, folder, quantizes)]
+    return [*paths, _save(model.finished(), folder, model.optimization.method.quantizes)]
 
 
-def export_kind(model: FederatedModel, kind: str, representative: Images) -> bytes:
+def export_kind(
+    model: FederatedModel, kind: str, representative: Images, class_names: Sequence[str] = ()
+) -> bytes:
     """Return what `export` writes as model_<kind>.tflite; its arguments are explained there."""
-    return _convert(model.finished(), kind, model.optimization.method.quantizes, representative)
+    keras = model.finished() if kind == "int8" else model.plain()
+    data = _convert(keras, kind, representative)
+    return with_labels(data, class_names) if class_names else data
 
 
 def _save(finished: Any, folder: Path, quantizes: bool) -> Path:
@@ -68,13 +82,12 @@ def load_keras(path: str | Path) -> Any:
         return tf_keras.models.load_model(path, compile=False)
 
 
-def _convert(finished: Any, kind: str, quantizes: bool, representative: Images) -> bytes:
-    converter = tf.lite.TFLiteConverter.from_keras_model(finished)
+def _convert(keras: Any, kind: str, representative: Images) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if kind != "float32":
-        # Without it a quantization-aware model keeps its fake quantization and is 6 times slower.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if kind == "float16" and not quantizes:
+    if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if kind == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -131,7 +131,7 @@ class FederatedModel:
         """Return a tf_keras model to export, free of training wrappers.
 
         Clustered kernels have at most `num_clusters` unique values. The quantizing methods give
-        the quantization-aware model itself, which the TFLite converter wants.
+        the quantization-aware model itself, which the TFLite converter wants for int8.
         """
         if self.optimization.method.quantizes:
             return self._model
@@ -141,6 +141,13 @@ class FederatedModel:
         model = from_json(self.model_json)
         model.set_weights(weights)
         return model
+
+    def plain(self) -> Any:
+        """Return what `finished` does, but for the quantizing methods without their quantization.
+
+        That is the model as it was given, with the weights that were trained for few bits.
+        """
+        return self._plain_copy() if self.optimization.method.quantizes else self.finished()
 
     def _check(self, images: Images, labels: Labels, sparsity: float) -> None:
         if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:

@@ -8,7 +8,12 @@ input's own scale and zero point, which for the usual 1/255 and 0 is the byte it
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import io
+import time
 import warnings
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.models.errors import ModelError
+from featherfed.models.images import Source, load_images
+
+LABELS = "labels.txt"
+"""The member that holds the class names, one a line; `unzip -p FILE.tflite labels.txt` shows it."""
+
+_MAX_LABELS_BYTES = 1 << 20
 
 
 class TfliteModel:
-    """A classifier in a .tflite file.
+    """A model in a .tflite file, from images to probabilities.
 
-    Raises ModelError if the file is not a TFLite model with one input and one output, and
-    ImportError if there is neither ai-edge-litert nor TensorFlow.
+    Raises ModelError if the file is missing or not a TFLite model with one input and one output,
+    and ImportError if there is neither ai-edge-litert nor TensorFlow.
     """
 
     def __init__(self, path: str | Path, *, batch_size: int = 250, num_threads: int = 1) -> None:
+        if not Path(path).is_file():
+            raise ModelError(f"no model file {path}; a run's output folder holds model_*.tflite")
         try:
             self._interpreter: Any = _interpreter_class()(str(path), num_threads=num_threads)
         except ValueError as error:
@@ -43,6 +56,22 @@ class TfliteModel:
         """Height, width, channels."""
         return tuple(int(size) for size in self._input["shape"][1:])
 
+    @property
+    def num_classes(self) -> int:
+        """How many probabilities an image gets."""
+        return int(self._output["shape"][-1])
+
+    @property
+    def input_type(self) -> dict[str, Any]:
+        """The input tensor's `dtype`; `scale` and `zero_point`, None unless it is an integer."""
+        scale, zero_point = self._input["quantization"]
+        floating = self._input["dtype"] == np.float32
+        return {
+            "dtype": np.dtype(self._input["dtype"]).name,
+            "scale": None if floating else float(scale),
+            "zero_point": None if floating else int(zero_point),
+        }
+
     def predict(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return float32 [N, classes] probabilities of uint8 images [N, H, W, C].
 
@@ -55,8 +84,19 @@ class TfliteModel:
             )
         starts = range(0, len(images), self._batch_size)
         parts = [self._invoke(images[start : start + self._batch_size]) for start in starts]
-        classes = int(self._output["shape"][-1])
-        return np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, self.num_classes), np.float32)
+
+    def time_one(self, count: int, warm_up: int = 20) -> npt.NDArray[np.float64]:
+        """Return the seconds of `count` inferences of one image of noise, float64 [count]."""
+        noise = np.random.default_rng(0).integers(0, 256, (1, *self.input_shape), np.uint8)
+        for _ in range(warm_up):
+            self._invoke(noise)
+        seconds = np.empty(count)
+        for number in range(count):
+            start = time.perf_counter()
+            self._interpreter.invoke()
+            seconds[number] = time.perf_counter() - start
+        return seconds
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if len(images) != self._allocated:
@@ -66,6 +106,86 @@ class TfliteModel:
         self._interpreter.set_tensor(self._input["index"], _encode(images, self._input))
         self._interpreter.invoke()
         return _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
+
+
+class Classifier:
+    """What a .tflite file sees in pictures, arrays and camera frames.
+
+    `class_names` come from the file itself; one without them gets "0", "1", ... Raises what
+    TfliteModel does, and ModelError if the names in the file are not those of its classes.
+    """
+
+    def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
+        self._model = TfliteModel(path, num_threads=num_threads)
+        count = self._model.num_classes
+        self.class_names = read_labels(path) or tuple(map(str, range(count)))
+        if len(self.class_names) != count:
+            raise ModelError(
+                f"{path} names {len(self.class_names)} classes but tells {count} apart; "
+                "export it again"
+            )
+
+    def classify(self, source: Source) -> list[tuple[str, float]]:
+        """Return class names with their probabilities for one image, the likeliest first.
+
+        `source` is a picture file, .npy, .npz or an array: see `load_images`. Raises ModelError if
+        it cannot be read or holds more than one image.
+        """
+        found = self.classify_all(source)
+        if len(found) != 1:
+            raise ModelError(f"{len(found)} images where one was expected; use classify_all")
+        return found[0]
+
+    def classify_all(self, source: Source) -> list[list[tuple[str, float]]]:
+        """Return what `classify` does for every image of a file or an array."""
+        probabilities = self._model.predict(load_images(source, self._model.input_shape))
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        return [
+            [(self.class_names[index], float(row[index])) for index in indices]
+            for row, indices in zip(probabilities, order, strict=True)
+        ]
+
+
+def with_labels(model: bytes, class_names: Sequence[str]) -> bytes:
+    """Return a TFLite file with the class names in it, as TFLite's own metadata tools keep them.
+
+    An archive with `labels.txt` follows the model, where the interpreter does not look: one file
+    to deliver, and `unzip` and Python's zipfile read it. Equal names give equal bytes. Raises
+    ValueError if a name holds a line break.
+    """
+    if any("\n" in name for name in class_names):
+        raise ValueError(f"a class name must be one line: {list(class_names)}")
+    file = io.BytesIO(model)
+    with zipfile.ZipFile(file, "a") as archive:
+        # A fixed date, the archive's own zero: the bytes must not depend on the clock.
+        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(class_names) + "\n")
+    return file.getvalue()
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Return the class names in a TFLite file, none if it holds none.
+
+    Raises ModelError if what follows the model is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return ()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if LABELS not in archive.namelist():
+                return ()
+            if archive.getinfo(LABELS).file_size > _MAX_LABELS_BYTES:
+                raise ModelError(f"{path}: {LABELS} is larger than {_MAX_LABELS_BYTES} bytes")
+            return tuple(archive.read(LABELS).decode("utf-8").split("\n")[:-1])
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: its class names are damaged ({error}); export it again"
+        ) from error
+
+
+def runtime() -> str:
+    """Return what runs the models, for example "ai-edge-litert 2.1.0" or "tensorflow 2.21.0"."""
+    name = "tensorflow" if _interpreter_class() is _tensorflow_interpreter else "ai-edge-litert"
+    return f"{name} {importlib.metadata.version(name)}"
 
 
 def evaluate_tflite(

@@ -95,8 +95,16 @@ class Round(_Part):
     refused: tuple[Refusal, ...]
 
 
+class Input(_Part):
+    """A model's input tensor; scale and zero point only if it holds integers."""
+
+    dtype: Text
+    scale: float | None = None
+    zero_point: int | None = None
+
+
 class Model(_Part):
-    """One exported file."""
+    """One exported file, and what it costs on one thread; None where it was not measured."""
 
     file: Text
     kind: Text
@@ -104,6 +112,12 @@ class Model(_Part):
     gzip_size: Count | None = Field(None, alias="gzip_bytes")
     accuracy: float | None
     num_examples: Count | None = None
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
+    memory: Count | None = Field(None, alias="memory_bytes")
+    idle_memory: Count | None = Field(None, alias="idle_memory_bytes")
+    input: Input | None = None
+    runtime: Text = ""
 
 
 class Delivery(_Part):
@@ -140,6 +154,7 @@ class Final(_Part):
     deliveries: tuple[Delivery, ...] = Field(alias="clients")
     totals: Totals
     models: tuple[Model, ...]
+    num_calibration_examples: Count | None = None
 
 
 class Run(_Part):
@@ -150,6 +165,8 @@ class Run(_Part):
     name: Text = Field(alias="run")
     dataset: Text
     num_test_examples: Count
+    input_shape: tuple[Count, ...] = ()
+    class_names: tuple[Text, ...] = ()
     num_parameters: Count
     float32_bytes: Annotated[Count, Field(ge=1)]
     settings: Facts = ()

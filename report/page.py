@@ -12,6 +12,7 @@ from featherfed.report.summary import (
     bytes_text,
     count_text,
     flow,
+    latency_text,
     number_text,
     percent_text,
     ratio_text,
@@ -189,6 +190,10 @@ def model_rows(run: Run) -> list[dict[str, str]]:
             "ratio": ratio_text(run.float32_bytes / model.size if model.size else None),
             "accuracy": percent_text(model.accuracy),
             "examples": count_text(model.num_examples),
+            "latency": latency_text(model.latency_ms),
+            "latency_p95": latency_text(model.latency_p95_ms),
+            "memory": bytes_text(model.memory),
+            "idle_memory": bytes_text(model.idle_memory),
         }
         for model in (run.final.models if run.final else ())
     ]

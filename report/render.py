@@ -1,4 +1,4 @@
-"""Makes report.html, a page that needs nothing but itself, from a run's output folder."""
+"""Makes report.html and model_card.md, which need nothing but themselves, from a run's folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from featherfed.report import page
+from featherfed.report import card, page
 from featherfed.report.curves import accuracy_figure, clients_figure
 from featherfed.report.metrics import ReportError, Run, read_metrics
 from featherfed.report.pictures import Pictures, read_pictures, samples_figure
@@ -50,6 +50,8 @@ _TEXTS = {
 def render(directory: Path) -> Path:
     """Write report.html and plots/*.png into ``directory`` and return the page's path.
 
+    Once the run has left models, model_card.md as well.
+
     Reads metrics.json and, where there is one, pictures.npz. Raises `ReportError` when one of
     them is missing or broken, or the folder cannot be written.
     """
@@ -58,6 +60,8 @@ def render(directory: Path) -> Path:
     pictures = read_pictures(source) if source.is_file() else None
     try:
         plots = _draw(run, pictures, directory / "plots")
+        if run.final and run.final.models:
+            write(directory / card.NAME, card.model_card(run))
         return write(directory / "report.html", _fill(run, plots))
     except OSError as error:
         raise ReportError(

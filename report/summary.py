@@ -119,6 +119,17 @@ def seconds_text(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def latency_text(milliseconds: float | None) -> str:
+    """0.0023 -> "2.3 µs", 0.117 -> "117 µs", 12.34 -> "12.3 ms"."""
+    if odd := _finite(milliseconds):
+        return odd
+    assert milliseconds is not None
+    value, unit = (
+        (milliseconds, "ms") if milliseconds >= 1 else (1000 * milliseconds, "\N{MICRO SIGN}s")
+    )
+    return f"{value:.{1 if value < 100 else 0}f} {unit}"
+
+
 def _finite(value: float | None) -> str:
     if value is None:
         return NONE

@@ -13,6 +13,7 @@ from featherfed.report.metrics import Round, Run, parse_metrics
 from featherfed.report.summary import (
     Flow,
     bytes_text,
+    latency_text,
     number_text,
     percent_text,
     round_flows,
@@ -57,24 +58,25 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def models_table(metrics: Mapping[str, Any]) -> Table:
-    """One row per exported model: kind, size raw and gzipped, accuracy.
+    """One row per exported model: size raw and gzipped, accuracy, latency, peak memory.
 
     ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
     """
     run = parse_metrics(metrics)
     table = Table(box=box.SIMPLE_HEAD)
+    # The kind is a part of the name already.
     table.add_column("model", overflow="fold", max_width=40)
-    table.add_column("kind", overflow="fold", max_width=16)
-    for name in ("size", "gzip", "accuracy"):
+    for name in ("size", "gzip", "accuracy", "one image", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in run.final.models if run.final else ():
         # Text, because a name may hold what rich reads as markup.
         table.add_row(
             Text(model.file),
-            Text(model.kind),
             bytes_text(model.size),
             bytes_text(model.gzip_size),
             percent_text(model.accuracy),
+            latency_text(model.latency_ms),
+            bytes_text(model.memory),
         )
     return table
 

@@ -1,12 +1,15 @@
-"""Pages that need nothing but themselves: templates filled and written whole."""
+"""Pages and cards that need nothing but themselves: templates filled and written whole."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,55 @@ class Plot:
 
 
 def fill(template: str, **values: object) -> str:
-    """Return a template of this folder filled in, every value escaped."""
-    environment = Environment(
+    """Return an HTML template of this folder filled in, every value escaped."""
+    return _environment(autoescape=True).get_template(template).render(values)
+
+
+def fill_markdown(
+    template: str, filters: Mapping[str, Callable[..., str]], **values: object
+) -> str:
+    """Return a Markdown template of this folder filled in, every value escaped.
+
+    `filters` make texts of values; `code` makes a code span, `name` is for file names in a block
+    of code.
+    """
+    environment = _environment(autoescape=False, finalize=_escape_markdown)
+    environment.filters.update({**filters, "code": _code, "name": _name})
+    return environment.get_template(template).render(values)
+
+
+def _environment(
+    autoescape: bool, finalize: Callable[[object], object] | None = None
+) -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=autoescape,
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(values)
+
+
+def _escape_markdown(value: object) -> object:
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return re.sub(r"([\\`*_\[\]<>|#~&!$])", r"\\\1", value)
+
+
+def _code(value: str) -> Markup:
+    # Nothing escapes a backtick inside a code span, and a bar ends a table's cell even there.
+    return Markup(f"`{value.replace('`', chr(39)).replace('|', '/')}`")
+
+
+def _name(value: str) -> Markup:
+    return Markup(re.sub(r"[^\w.-]", "_", value))
 
 
 def write(path: Path, text: str) -> Path:
     """Replace a page; a reader that reloads it must never see half of it."""
-    draft = path.with_suffix(".html.part")
+    draft = path.with_suffix(path.suffix + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
     return path

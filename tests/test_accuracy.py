@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.csv
@@ -137,6 +138,18 @@ def test_the_committed_results_of_more_clients_at_the_same_total_bytes_lose_no_m
         assert clients * schemes["4.5kB/round"].mean("up_payload_bytes") <= 4545
         # A tenth of a point is ten of the 10,000 test images.
         assert lost(schemes, "4.5kB/round") <= few + 0.1, clients
+
+
+def test_the_committed_deliveries_lose_at_most_half_a_point_as_int8() -> None:
+    for method in ("none", "prune", "cluster", "qat", "prune+qat"):
+        path = ROOT / "benchmarks" / "results" / "delivery" / f"{method}.json"
+        final = json.loads(path.read_text("utf-8"))["final"]
+        models = {model["kind"]: model for model in final["models"]}
+        assert models.keys() == {"float32", "float16", "dynamic", "int8"}
+        for kind, model in models.items():
+            assert model["num_examples"] == 10_000
+            assert model["accuracy"] >= models["float32"]["accuracy"] - 0.005, (method, kind)
+            assert model["memory_bytes"] < 100e6
 
 
 def test_the_committed_thirty_rounds_stay_with_float32() -> None:

@@ -32,7 +32,10 @@ def metrics(demo: Path) -> Any:
 def test_the_demo_leaves_everything(demo: Path) -> None:
     names = {path.name for path in demo.iterdir()}
     kinds = {f"model_{kind}.tflite" for kind in ("float32", "float16", "dynamic", "int8")}
-    assert kinds | {"metrics.json", "report.html", "model.keras", "pictures.npz"} <= names
+    assert (
+        kinds | {"metrics.json", "model_card.md", "report.html", "model.keras", "pictures.npz"}
+        <= names
+    )
     plots = {path.stem for path in (demo / "plots").iterdir()}
     assert plots == {"samples", "accuracy", "clients", "prediction", "bytes"}
 

@@ -69,4 +69,5 @@ print(len(paths))
     ]
     assert int(done.stdout) == len(here), "every module is in the wheel"
     assert (packages / "featherfed" / "report" / "run.html").exists()
+    assert (packages / "featherfed" / "report" / "card.md").exists()
     assert (packages / "featherfed" / "server" / "schema.sql").exists()

@@ -15,6 +15,7 @@ pytest.importorskip("jinja2")
 from rich.console import Console
 
 from featherfed.report import summary
+from featherfed.report.card import model_card
 from featherfed.report.metrics import ReportError, parse_metrics
 from featherfed.report.render import render
 from featherfed.report.table import models_table, round_table
@@ -63,6 +64,8 @@ def metrics(
         "run": "demo",
         "dataset": "digits",
         "num_test_examples": 360,
+        "input_shape": [8, 8, 1],
+        "class_names": [f"class {index}" for index in range(10)],
         "num_parameters": 225034,
         "float32_bytes": 900136,
         "settings": {"uplink": "subsample(0.03) | sign", "rounds": rounds, "nested": {"a": [1]}},
@@ -88,8 +91,15 @@ def metrics(
                     "gzip_bytes": 227749,
                     "accuracy": 0.78,
                     "num_examples": 360,
+                    "latency_ms": 0.0234,
+                    "latency_p95_ms": 1.26,
+                    "memory_bytes": 53_235_712,
+                    "idle_memory_bytes": 40_894_464,
+                    "input": {"dtype": "uint8", "scale": 1 / 255, "zero_point": 0},
+                    "runtime": "ai-edge-litert 2.3.0",
                 }
             ],
+            "num_calibration_examples": 200,
         }
     # A round trip, so that no two rows share an object.
     copied: dict[str, Any] = json.loads(json.dumps(data))
@@ -327,6 +337,69 @@ def test_models_table() -> None:
     text = printed(models_table(metrics()))
     assert "model_int8.tflite" in text
     assert "235.4 kB" in text
+    assert "23.4 \N{MICRO SIGN}s" in text
+    assert "53.2 MB" in text
+    data = metrics()
+    for key in ("latency_ms", "latency_p95_ms", "memory_bytes", "idle_memory_bytes", "input"):
+        data["final"]["models"][0][key] = None
+    assert summary.NONE in printed(models_table(data))
+
+
+def test_the_card_says_what_the_models_are(tmp_path: Path) -> None:
+    data = metrics()
+    data["settings"] |= {"model": "cnn", "optimize": "prune+qat", "epochs": 5}
+    data["machine"] = {"architecture": "aarch64", "cores": "4"}
+    render(write(tmp_path, data))
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    assert card == model_card(parse_metrics(data))
+    for text in (
+        "| `model_int8.tflite` | uint8 | 235,392 | 227,749 | 78.00 % | 23.4 µs | 1.3 ms | 53.2 MB "
+        "| 40.9 MB |",
+        "8 x 8 x 1 (height, width, channels)",
+        "which is the byte itself",
+        "9. class 9",
+        "300 examples of 3 clients",
+        "2, of 5 local epochs",
+        "prune+qat; 50.00 % of the prunable weights are zero",
+        r"subsample(0.03) \| sign up",
+        "`" + "cd" * 32 + "`",
+        "200 images of the training split",
+        "one thread of aarch64 (4 cores), with ai-edge-litert 2.3.0",
+        "featherfed predict model_int8.tflite photo.jpg",
+        "Not stated.",
+    ):
+        assert text in card, text
+
+
+def test_the_card_is_made_of_what_little_there_is() -> None:
+    data = metrics(0, 0)
+    for key in ("settings", "machine", "started", "input_shape", "class_names"):
+        del data[key]
+    model = {"file": "a.tflite", "kind": "float32", "bytes": 10, "accuracy": None}
+    data["final"] |= {"models": [model], "num_calibration_examples": None}
+    card = model_card(parse_metrics(data))
+    assert "| `a.tflite` | – | 10 | – | – | – | – | – | – |" in card
+    assert "training split" not in card
+    for change in ({"final": None}, {"final": {**data["final"], "models": []}}):
+        with pytest.raises(ReportError, match="when the run has finished"):
+            model_card(parse_metrics({**data, **change}))
+
+
+def test_names_cannot_become_markup_in_the_card() -> None:
+    data = metrics(1)
+    hostile = "<img src=x>\n# `a` | [b](c) *d*"
+    data.update(run=hostile, dataset=hostile, class_names=[hostile])
+    data["settings"] = {"uplink": hostile}
+    data["final"]["models"][0].update(file=hostile, runtime=hostile)
+    card = model_card(parse_metrics(data))
+    escaped = r"\<img src=x\>�\# \`a\` \| \[b\](c) \*d\*"
+    assert f"0. {escaped}" in card
+    assert card.count("<img") - card.count(r"\<img") == card.count(
+        "`<img src=x>�# 'a' / [b](c) *d*`"
+    )
+    assert "featherfed predict _img_src_x___" in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| `"))
+    assert row.replace(r"\|", "").count("|") == 10
 
 
 def test_flows() -> None:
@@ -352,6 +425,20 @@ def test_flows() -> None:
 )
 def test_bytes_text(value: float | None, text: str) -> None:
     assert summary.bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, summary.NONE),
+        (0.0023, "2.3 µs"),
+        (0.1173, "117 µs"),
+        (1.26, "1.3 ms"),
+        (250, "250 ms"),
+    ],
+)
+def test_latency_text(value: float | None, text: str) -> None:
+    assert summary.latency_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""model_card.md: what a finished run delivers, for whoever puts it on a device."""
+
+from __future__ import annotations
+
+import math
+
+from featherfed.report.metrics import Model, ReportError, Run
+from featherfed.report.summary import (
+    NONE,
+    bytes_text,
+    count_text,
+    latency_text,
+    percent_text,
+    run_flows,
+)
+from featherfed.report.template import fill_markdown
+
+NAME = "model_card.md"
+"""The card's file, beside metrics.json."""
+
+
+def model_card(run: Run) -> str:
+    """Return the card of a finished run as Markdown; names in it cannot become markup.
+
+    Raises ReportError if the run has not finished, or exported no model.
+    """
+    if run.final is None or not run.final.models:
+        raise ReportError("no models to describe; the card is made when the run has finished")
+    facts = dict(run.settings)
+    machine = dict(run.machine)
+    models = run.final.models
+    up, down = run_flows(run)
+    return fill_markdown(
+        "card.md",
+        {
+            "count": count_text,
+            "bytes": bytes_text,
+            "percent": percent_text,
+            "latency": latency_text,
+        },
+        run=run,
+        final=run.final,
+        facts={key: facts.get(key, "") for key in _FACTS},
+        machine=f"{machine['architecture']} ({machine['cores']} cores)"
+        if {"architecture", "cores"} <= machine.keys()
+        else "",
+        classes=run.class_names,
+        clients=run.client_names,
+        examples=_num_examples(run),
+        runtimes=sorted({model.runtime for model in models if model.runtime}),
+        takes_bytes=[model.file for model in models if _takes_bytes(model)],
+        quantizes="qat" in facts.get("optimize", ""),
+        # The smallest file that a device can take a camera's bytes to.
+        example=next((m.file for m in models if m.kind == "int8"), models[0].file),
+        none_text=NONE,
+        up=up,
+        down=down,
+    )
+
+
+_FACTS = (
+    "model", "epochs", "batch_size", "optimizer", "learning_rate", "optimize", "uplink", "downlink"
+)  # fmt: skip
+
+
+def _num_examples(run: Run) -> int:
+    """Return the examples of all clients, each as many as it last reported."""
+    last = {update.client: update.num_examples for r in run.rounds for update in r.updates}
+    return sum(last.values())
+
+
+def _takes_bytes(model: Model) -> bool:
+    tensor = model.input
+    return (
+        tensor is not None
+        and tensor.zero_point == 0
+        and tensor.scale is not None
+        and math.isclose(tensor.scale, 1 / 255, rel_tol=1e-5)
+    )
