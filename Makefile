@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check fuzz bench readme clean
+.PHONY: help demo test test-all dev proto check fuzz bench arm64 readme clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,9 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py
 	$(BIN)/python benchmarks/tables.py
+
+arm64: $(VENV)/.dev ## run the client on an emulated arm64 processor and compare (Debian; some minutes)
+	$(BIN)/python benchmarks/arm64.py
 
 readme: $(VENV)/.dev ## write the tables of README.md and docs/results.md from what was measured
 	$(BIN)/python benchmarks/tables.py

@@ -258,6 +258,44 @@ def runtimes_section() -> Iterator[str]:
         *runtimes_table(),
         "",
         *footprint_table(),
+def arm64_section() -> Iterator[str]:
+    """Yield what the emulated arm64 client and this machine's have in common."""
+    results = json.loads((RESULTS / "arm64.json").read_text("utf-8"))
+    facts = results[0]
+    here, cpus = facts["here"]["architecture"], facts["codecs"]
+    yield (
+        f"No Raspberry Pi was at hand: `make arm64` runs the client (`featherfed join --runtime "
+        f"litert`, LiteRT {facts['packages']['ai_edge_litert']}) in an arm64 Debian userland under "
+        f"{facts['qemu'].partition(' (')[0].replace('-aarch64 version', '')}, beside two clients "
+        f"and the server on {here}: {facts['dataset']}, {facts['examples']} examples a client, "
+        f"{facts['parameters']:,} parameters, one epoch a round, `balanced`. All versions that "
+        f"rounds started from, and the last, had the server's digest. The arm64 client's training "
+        f"again on {here}, from the same start and batches:"
+    )
+    yield ""
+    yield (
+        "| system, processor | round | largest difference of the updates | of the update's norm "
+        "| sampled coordinates | payload of the arm64 update, encoded on both |"
+    )
+    yield "|---|---|---|---|---|---|"
+    words = {True: "equal", False: "not equal"}
+    for result in results:
+        for row in result["rounds"]:
+            yield (
+                f"| {result['suite']}, Python {result['python']}, {result['cpu']} "
+                f"| {row['round']} | {row['largest']:.1e} | {row['relative']:.1e} "
+                f"| {words[row['coordinates_equal']]} | {words[row['payload_equal']]}, "
+                f"{row['payload_bytes']:,} bytes |"
+            )
+    yield ""
+    alike = not any(cpu["differing"] or cpu["payloads_differing"] for cpu in cpus.values())
+    count = next(iter(cpus.values()))["codecs"]
+    same = "the same bytes" if alike else "the same decoded values, if not always the same bytes,"
+    yield (
+        f"{count} codec settings, each with the updates of five clients, give {same} on {here} and "
+        f"on emulated {', '.join(cpus)}: initial weights, masks, coordinates, payloads, decoded "
+        "updates, the mean and the next version. Emulation says nothing of speed and memory. "
+        "[The log](../benchmarks/results/arm64.log) has more."
     )
 
 
@@ -344,6 +382,9 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from speed_table()
+    if (RESULTS / "arm64.json").exists():
+        yield from ("", "## On arm64", "")
+        yield from arm64_section()
 
 
 def _cell(text: str) -> str:
