@@ -209,8 +209,8 @@ def runtimes() -> dict[tuple[str, str], list[Any]]:
 def runtimes_table() -> Iterator[str]:
     """Yield a Markdown table of the example with Keras clients and with LiteRT clients."""
     yield (
-        "| plan | clients | seeds | accuracy | against Keras, same seeds | sparsity | seconds a round "
-        "| peak memory of a client |"
+        "| plan | clients | seeds | accuracy | against Keras, same seeds | sparsity "
+        "| seconds a round | peak memory of a client |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     runs = runtimes()
@@ -258,6 +258,9 @@ def runtimes_section() -> Iterator[str]:
         *runtimes_table(),
         "",
         *footprint_table(),
+    )
+
+
 def arm64_section() -> Iterator[str]:
     """Yield what the emulated arm64 client and this machine's have in common."""
     results = json.loads((RESULTS / "arm64.json").read_text("utf-8"))
