@@ -429,9 +429,7 @@ def _untile(parts: Sequence[Tensor], window: Window, shape: Sequence[int]) -> Te
 
 def average_pool(x: Tensor, window: Window) -> Tensor:
     """Return the mean of each window, over the cells that lie on the image."""
-    ones = np.ones([1, *window.image, 1], np.float32)
-    with tf.init_scope():
-        count = sum(part.numpy() for part in cells(tf.constant(ones), window))
+    count = _cells_on_image(window)
 
     @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -441,6 +439,18 @@ def average_pool(x: Tensor, window: Window) -> Tensor:
         return _sum(cells(x, window)) / count, gradient
 
     return apply(x)
+
+
+def _cells_on_image(window: Window) -> Any:
+    """Return for every place of the window how many of its cells are not padding: [oh, ow, 1]."""
+    by_axis = [
+        sum((0 <= (at := np.arange(o) * s + k * d - b)) & (at < n) for k in range(size)).astype("f")
+        for o, s, d, b, n, size in zip(
+            window.out, window.strides, window.dilation, window.before, window.image, window.size,
+            strict=True,
+        )
+    ]  # fmt: skip
+    return np.multiply.outer(*by_axis)[..., None]
 
 
 @with_gradient

@@ -27,6 +27,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from featherfed.compression.manifest import Array, Role
 from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.datasets.order import round_seed
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.session import Trained
 from featherfed.exporter.activations import ACTIVATIONS
@@ -113,7 +114,9 @@ def exported(model: FederatedModel, batch_size: int, optimizer: str, loss: str) 
 def assert_builtin(content: bytes) -> None:
     parsed = schema.ModelT.InitFromPackedBuf(content, 0)
     names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    used = {names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in parsed.operatorCodes}
+    used = {
+        names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in parsed.operatorCodes
+    }
     assert not used & {"CUSTOM", "DELEGATE"}
     assert not any(code.customCode for code in parsed.operatorCodes)
 
@@ -142,7 +145,7 @@ def train_both(
     trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
     litert = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
     model.set_weights(start)
-    seed = training_seed(plan)
+    seed = round_seed(plan.seed, 1, "c")
     result = model.fit(
         images, labels, epochs=epochs, batch_size=batch_size, learning_rate=rate,
         optimizer=optimizer, loss=loss, sparsity=sparsity, seed=seed,
@@ -156,14 +159,10 @@ def train_both(
     )
 
 
-def training_seed(plan: pb.Plan) -> int:
-    from featherfed.datasets.order import round_seed
-
-    return round_seed(plan.seed, 1, "c")
-
-
 def branches(
-    stacks: dict[str, Stack], shape: tuple[int, ...] = SHAPE, before: Callable[[str], Any] | None = None
+    stacks: dict[str, Stack],
+    shape: tuple[int, ...] = SHAPE,
+    before: Callable[[str], Any] | None = None,
 ) -> FederatedModel:
     """Return a model of branches, each behind a small convolution that wants a gradient, too."""
     image = tf_keras.Input(shape, name="image")
@@ -224,3 +223,307 @@ def test_other_layers_with_kernels() -> None:
         "dense_on_sequence": [layers.Reshape((9, 32)), layers.Dense(4, use_bias=False)],
         "dense_on_image": [layers.Dense(3)],
     })  # fmt: skip
+
+
+# --- a convolution under a max pool is one operation
+
+
+def test_pooled_convolutions() -> None:
+    conv = functools.partial(layers.Conv2D, 3, activation="relu")
+    check({
+        "odd": [conv(2), layers.MaxPooling2D()],
+        "cropped": [conv(3, strides=(2, 1), padding="same"), layers.MaxPooling2D()],
+        "thirds": [conv(3), layers.MaxPooling2D(3)],
+        "oblong": [conv(3, use_bias=False), layers.MaxPooling2D((2, 1))],
+        "same": [conv(3), layers.MaxPooling2D((7, 2), padding="same")],
+        "overlapping": [conv(3), layers.MaxPooling2D(3, strides=2)],
+        "dilated": [conv(2, dilation_rate=2), layers.MaxPooling2D()],
+        "first": [layers.Rescaling(2.0), conv(3), layers.MaxPooling2D()],
+    })  # fmt: skip
+
+
+def test_a_pooled_convolution_that_is_used_elsewhere_too() -> None:
+    image = tf_keras.Input(SHAPE)
+    seen = layers.Conv2D(3, 3, activation="relu", name="seen")(image)
+    pooled = layers.MaxPooling2D()(seen)
+    ends = [layers.Flatten()(x) for x in (pooled, seen, layers.MaxPooling2D(3)(seen))]
+    out = layers.Dense(CLASSES, activation="softmax")(layers.Concatenate()(ends))
+    train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE)).check()
+
+
+def test_the_first_of_equals_gets_the_gradient() -> None:
+    """Few different integers, so that most windows have several largest values."""
+    pools = {
+        "tiled": layers.MaxPooling2D(),
+        "thirds": layers.MaxPooling2D(3),
+        "overlapping": layers.MaxPooling2D(3, strides=2, padding="same"),
+        "all": layers.GlobalMaxPooling2D(),
+    }
+    stacks: dict[str, Stack] = {name: [pool] for name, pool in pools.items()}
+    stacks["fused"] = [layers.Conv2D(3, 2, activation="relu"), layers.MaxPooling2D()]
+    model = branches(
+        stacks, before=lambda name: layers.Conv2D(3, 1, padding="same", name=f"{name}_before")
+    )
+    images, labels = batch(SHAPE)
+    start = start_of(model)
+    for k, spec in enumerate(model.manifest):
+        if "classes" not in spec.name:
+            start[k] = np.rint(start[k] * 2).astype(np.float32)
+    start = [w + np.float32("before" in s.name) for w, s in zip(start, model.manifest, strict=True)]
+    train_both(model, images // 128 * 255, labels, start=start, rate=0.01).check()
+
+
+# --- normalisation, pooling and shapes
+
+
+def test_normalizations() -> None:
+    norm, layer_norm = layers.BatchNormalization, layers.LayerNormalization
+    check({
+        "usual": [norm()],
+        "quick": [norm(momentum=0.8, epsilon=1e-5)],
+        "unscaled": [norm(scale=False)],
+        "uncentred": [norm(center=False)],
+        "plain": [norm(scale=False, center=False)],
+        "frozen": [norm(trainable=False)],
+        "vector": [layers.Flatten(), layers.Dense(4, use_bias=False), norm(momentum=0.9)],
+        "sequence": [layers.Reshape((9, 32)), layers.Dense(4, use_bias=False), norm()],
+        "layer": [layer_norm()],
+        "layer_image": [layer_norm(axis=[1, 2, 3], epsilon=1e-5)],
+        "layer_plain": [layers.Flatten(), layers.Dense(4), layer_norm(scale=False, center=False)],
+    })  # fmt: skip
+
+
+def test_pools() -> None:
+    most, mean = layers.MaxPooling2D, layers.AveragePooling2D
+    check({
+        "max": [most()],
+        "max_overlapping": [most(3, strides=2)],
+        "max_same": [most(3, strides=2, padding="same")],
+        "max_sliding": [most((2, 3), strides=1, padding="same")],
+        "max_sparse": [most(2, strides=3)],
+        "mean": [mean()],
+        "mean_overlapping": [mean(3, strides=(2, 1))],
+        "mean_same": [mean(3, strides=2, padding="same")],
+        "mean_sparse": [mean(2, strides=3)],
+        "all_mean": [layers.GlobalAveragePooling2D()],
+        "all_mean_kept": [layers.GlobalAveragePooling2D(keepdims=True), layers.Conv2D(2, 1)],
+        "all_max": [layers.GlobalMaxPooling2D()],
+        "all_max_kept": [layers.GlobalMaxPooling2D(keepdims=True), layers.Conv2D(2, 1)],
+    })  # fmt: skip
+
+
+def test_shapes_and_sums() -> None:
+    image = tf_keras.Input(SHAPE)
+    same = functools.partial(layers.Conv2D, 2, 1)
+    a, b, c = (same(name=name)(image) for name in "abc")
+    merged = [
+        layers.Add()([a, b]),
+        layers.Add()([a, b, c]),
+        layers.Subtract()([a, b]),
+        layers.Multiply()([a, b, c]),
+        layers.Average()([a, b, c]),
+        layers.Concatenate(axis=1)([a, b]),
+        layers.ZeroPadding2D(((1, 0), (2, 3)))(c),
+        layers.Permute((3, 1, 2))(c),
+        layers.Permute((2, 1))(layers.Reshape((16, -1))(b)),
+        layers.Rescaling(2.0, offset=-1.0)(a),
+    ]
+    # Something that tells rows from columns behind every one of them.
+    ends = [layers.Flatten()(x) for x in merged]
+    out = layers.Dense(CLASSES, activation="softmax")(layers.Concatenate()(ends))
+    train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE)).check()
+
+
+def test_models_in_models_and_layers_used_twice() -> None:
+    image = tf_keras.Input(SHAPE)
+    inside = tf_keras.Input((9, 8, 3))
+    side = layers.Conv2D(3, 3, padding="same", name="side")(inside)
+    inner = tf_keras.Model(inside, layers.Add()([inside, side]), name="inner")
+    tail = tf_keras.Sequential(
+        [layers.InputLayer((9, 8, 3)), layers.Conv2D(2, 3, activation="relu"), layers.MaxPool2D()],
+        name="tail",
+    )
+    shared = layers.Conv2D(
+        3, 1, activation="tanh", padding="same", kernel_regularizer="l2", name="shared"
+    )
+    norm = layers.BatchNormalization(momentum=0.5, name="norm")
+    first = layers.Conv2D(3, 1, name="first")(image)
+    second = norm(shared(norm(shared(first))))
+    ends = [layers.Flatten()(tail(inner(x))) for x in (first, second)]
+    out = layers.Dense(CLASSES, activation="softmax", name="classes")(layers.Concatenate()(ends))
+    train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE)).check()
+
+
+# --- activations
+
+
+def test_activations_by_name() -> None:
+    check(
+        {
+            name: [
+                layers.Flatten(),
+                layers.Dense(6, activation=name),
+                layers.Activation(name),
+            ]
+            for name in ACTIVATIONS
+        },
+        (3, 3, 1),
+    )
+
+
+def test_activation_layers() -> None:
+    dense = functools.partial(layers.Dense, 8)
+    check(
+        {
+            name: [layers.Flatten(), dense(), layers.Rescaling(3.0), activation]
+            for name, activation in {
+                "relu": layers.ReLU(),
+                "relu_top": layers.ReLU(2.0),
+                "relu6": layers.ReLU(6.0),
+                "relu_leaky": layers.ReLU(negative_slope=0.2),
+                "relu_threshold": layers.ReLU(threshold=0.5),
+                "relu_all": layers.ReLU(1.5, negative_slope=0.1, threshold=0.3),
+                "leaky": layers.LeakyReLU(0.1),
+                "elu": layers.ELU(0.7),
+                "softmax": layers.Softmax(),
+            }.items()
+        },
+        (3, 3, 1),
+    )
+
+
+# --- sequences
+
+
+def test_recurrent_layers() -> None:
+    rows = layers.Reshape((3, 8))
+    gru, lstm, simple = (
+        functools.partial(kind, unroll=True) for kind in (layers.GRU, layers.LSTM, layers.SimpleRNN)
+    )
+    check(
+        {
+            "gru": [rows, layers.GRU(3)],
+            "gru_before": [rows, gru(3, reset_after=False)],
+            "gru_backwards": [rows, gru(3, go_backwards=True, return_sequences=True)],
+            "gru_plain": [rows, gru(3, use_bias=False, recurrent_activation="hard_sigmoid")],
+            "lstm": [rows, lstm(3, return_sequences=True)],
+            "simple": [rows, simple(3, activation="relu", use_bias=False, go_backwards=True)],
+        },
+        (3, 2, 1),
+    )
+
+
+def test_embeddings() -> None:
+    """All 256 codes: what becomes of a pixel between 0 and 1 must be the same integer again."""
+    model = FederatedModel(
+        tf_keras.Sequential(
+            [
+                layers.InputLayer((8, 8, 1)),
+                layers.Rescaling(255.0),
+                layers.Reshape((64,)),
+                layers.Embedding(256, 3, embeddings_regularizer="l2", name="codes"),
+                layers.Flatten(),
+                layers.Dense(CLASSES, activation="softmax"),
+            ]
+        )
+    )
+    images = np.arange(512, dtype=np.uint8).reshape(8, 8, 8, 1)
+    train_both(model, images, np.arange(8) % CLASSES, rate=1.0).check()
+
+
+# --- regularizers and frozen layers
+
+
+def test_regularizers_and_frozen_layers() -> None:
+    kinds = tf_keras.regularizers
+    dense = functools.partial(layers.Dense, 4)
+    check(
+        {
+            "one": [layers.Flatten(), dense(kernel_regularizer=kinds.l1(0.01))],
+            "two": [layers.Flatten(), dense(bias_regularizer=kinds.l2(0.1))],
+            "both": [
+                layers.Flatten(),
+                dense(kernel_regularizer=kinds.l1_l2(0.01, 0.02), bias_regularizer=kinds.l1(0.1)),
+            ],
+            "no_bias": [layers.Flatten(), dense(use_bias=False, bias_regularizer="l2")],
+            "frozen": [layers.Conv2D(3, 2, trainable=False, kernel_regularizer="l2")],
+            "depth": [layers.DepthwiseConv2D(2, depthwise_regularizer=kinds.l2(0.1))],
+            "separable": [layers.SeparableConv2D(
+                2, 2, depthwise_regularizer=kinds.l2(0.1), pointwise_regularizer=kinds.l1(0.1)
+            )],
+            "norm": [layers.BatchNormalization(
+                gamma_regularizer=kinds.l2(0.1), beta_regularizer=kinds.l1(0.1)
+            )],
+            "gru": [layers.Reshape((4, -1)), layers.GRU(
+                2, kernel_regularizer=kinds.l2(0.1), recurrent_regularizer=kinds.l1(0.1),
+                bias_regularizer=kinds.l2(0.1),
+            )],
+        },
+        (4, 3, 1),
+    )  # fmt: skip
+
+
+# --- losses and optimizers
+
+
+@functools.cache
+def small(output: str = "softmax") -> FederatedModel:
+    """A dense layer with its own or a layer's activation."""
+    if output == "Softmax":
+        stack = [layers.Dense(CLASSES), layers.Softmax()]
+    elif output == "moved":
+        stack = [layers.Dense(CLASSES, activation="softmax"), layers.Rescaling(0.8, 0.1)]
+    else:
+        stack = [layers.Dense(CLASSES, activation=output)]
+    return FederatedModel(
+        tf_keras.Sequential([layers.InputLayer((4, 3, 1)), layers.Flatten(), *stack])
+    )
+
+
+OUTPUTS = ("softmax", "Softmax", "sigmoid", "softplus", "moved")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_losses(loss: str, output: str) -> None:
+    train_both(small(output), *batch((4, 3, 1)), loss=loss).check()
+
+
+def normalized() -> FederatedModel:
+    return FederatedModel(
+        tf_keras.Sequential(
+            [
+                layers.InputLayer(SHAPE),
+                layers.Conv2D(4, 3, use_bias=False, name="conv"),
+                layers.BatchNormalization(momentum=0.9, name="norm"),
+                layers.ReLU(),
+                layers.Flatten(),
+                layers.Dense(6, use_bias=False, name="hidden"),
+                layers.BatchNormalization(momentum=0.9, name="hidden_norm"),
+                layers.Dense(CLASSES, activation="softmax", name="classes"),
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers(optimizer: str) -> None:
+    rate = 1e-3 if optimizer == "adam" else 0.05
+    both = train_both(
+        small(), *batch((4, 3, 1), 3 * BATCH), epochs=2, optimizer=optimizer, rate=rate
+    )
+    both.check()
+
+
+@pytest.mark.parametrize("count", [BATCH + 3, 5, 1])
+def test_the_last_batch_may_be_short(count: int) -> None:
+    model = shared_normalized()
+    # Batch normalisation of one vector gives zeros and hands no gradient on.
+    still = ["conv/kernel", "norm/gamma", "norm/beta", "hidden/kernel", "hidden_norm/gamma"]
+    both = train_both(model, *batch(SHAPE, count), epochs=2, rate=0.01)
+    both.check(still=still if count == 1 else ())
+
+
+@functools.cache
+def shared_normalized() -> FederatedModel:
+    return normalized()
