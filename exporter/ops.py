@@ -444,7 +444,7 @@ def average_pool(x: Tensor, window: Window) -> Tensor:
 def _cells_on_image(window: Window) -> Any:
     """Return for every place of the window how many of its cells are not padding: [oh, ow, 1]."""
     by_axis = [
-        sum((0 <= (at := np.arange(o) * s + k * d - b)) & (at < n) for k in range(size)).astype("f")
+        sum(((at := np.arange(o) * s + k * d - b) >= 0) & (at < n) for k in range(size)).astype("f")
         for o, s, d, b, n, size in zip(
             window.out, window.strides, window.dilation, window.before, window.image, window.size,
             strict=True,

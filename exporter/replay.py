@@ -61,32 +61,35 @@ class Replay:
         self.logits[y.ref()] = x
         return y
 
-    def penalize(self, layer: Any) -> None:
-        """Add the penalties of a layer's weight regularizers; raises ExportError for others."""
+    def penalize(self, layer: Any, called: str) -> None:
+        """Add the penalties of a layer's weight regularizers; raises ExportError for others.
+
+        `called` is the name for errors: a recurrent layer's weights are those of its cell.
+        """
         for attribute, regularizer in list(vars(layer).items()):
             name = attribute.lstrip("_")
             if not name.endswith("_regularizer") or not hasattr(regularizer, "get_config"):
                 continue
             if name == "activity_regularizer":
                 raise ExportError(
-                    f"layer {layer.name!r}: {name} has no training step for LiteRT; regularize "
+                    f"layer {called!r}: {name} has no training step for LiteRT; regularize "
                     "weights instead, or use Keras clients (--runtime keras)"
                 )
             variable = _variable_of(layer, name.removesuffix("_regularizer"))
             if variable is not None:  # a layer without bias may have a regularizer for it
                 value = self.values[id(variable)]
-                self.penalties[id(variable)] = _penalty(regularizer, value, layer)
+                self.penalties[id(variable)] = _penalty(regularizer, value, called)
 
 
 def _variable_of(layer: Any, name: str) -> Any:
     return getattr(layer, name, None if name == "bias" else getattr(layer, f"{name}_kernel", None))
 
 
-def _penalty(regularizer: Any, value: Tensor, layer: Any) -> Tensor:
+def _penalty(regularizer: Any, value: Tensor, called: str) -> Tensor:
     config = regularizer.get_config()
     if not set(config) <= {"l1", "l2"}:
         raise ExportError(
-            f"layer {layer.name!r}: the regularizer {type(regularizer).__name__} has no training "
+            f"layer {called!r}: the regularizer {type(regularizer).__name__} has no training "
             "step for LiteRT; use l1, l2 or both, or Keras clients (--runtime keras)"
         )
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))

@@ -4,11 +4,9 @@ Layers are gathered into branches of few models, since every conversion takes a 
 failure names the tensors, and those name the branch.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -527,3 +525,203 @@ def test_the_last_batch_may_be_short(count: int) -> None:
 @functools.cache
 def shared_normalized() -> FederatedModel:
     return normalized()
+
+
+# --- masks, dropout, quantization
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_masks_keep_their_zeros_as_tfmot_does(optimizer: str) -> None:
+    model = pruned()
+    rate = 1e-3 if optimizer == "adam" else 0.05
+    both = train_both(model, *batch(SHAPE, 3 * BATCH), sparsity=0.6, optimizer=optimizer, rate=rate)
+    both.check()
+    for spec, start, weights in zip(model.manifest, both.start, both.litert.weights, strict=True):
+        if spec.prunable:
+            assert np.mean(start == 0) == pytest.approx(0.6, abs=0.05)
+            assert np.array_equal(start == 0, weights == 0)
+            assert not np.signbit(weights[weights == 0]).any()
+
+
+@functools.cache
+def pruned() -> FederatedModel:
+    model = tf_keras.Sequential(
+        [
+            layers.InputLayer(SHAPE),
+            layers.Conv2D(6, 3, activation="relu", name="conv"),
+            layers.MaxPooling2D(),
+            layers.SeparableConv2D(4, 2, name="separable"),
+            layers.Flatten(),
+            layers.Dense(CLASSES, activation="softmax", name="classes"),
+        ]
+    )
+    return FederatedModel(model, Optimization(Method.PRUNE))
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Dropout(0.3), layers.SpatialDropout2D(0.3)], ids=["each", "channels"]
+)
+def test_dropout_keeps_its_share_and_the_mean(layer: Any) -> None:
+    """From zero kernels, a step of rate 1 shows what the layer made of an image of ones."""
+    shape = (3, 2, 1500)
+    model = FederatedModel(
+        tf_keras.Sequential(
+            [
+                layers.InputLayer(shape),
+                layer,
+                layers.Flatten(),
+                layers.Dense(2, activation="softmax", use_bias=False),
+            ]
+        )
+    )
+    step = exported(model, 1, "sgd", training.LOSSES[0])
+    plan = pb.Plan(training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0))
+    images, labels = np.full((1, *shape), 255, np.uint8), np.zeros(1, np.int64)
+    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
+    zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
+    seen = [
+        trainer.train(zeros, pb.Train(round=number)).weights[0][:, 0].reshape(shape) / 0.5
+        for number in (1, 1, 2)
+    ]
+    assert np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[0], seen[2])
+    for values in seen:
+        assert np.unique(values) == pytest.approx([0.0, 1 / 0.7], abs=1e-5)
+        assert values.mean() == pytest.approx(1.0, abs=0.05)
+        by_channel = (values == values[:1, :1]).all()
+        assert by_channel == isinstance(layer, layers.SpatialDropout2D)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_fake_quantization_is_that_of_tensorflow(narrow: bool, per_channel: bool) -> None:
+    rng = np.random.default_rng(0)
+    ranges = [(-1.0, 1.0), (-6.0, 6.0), (0.0, 6.0), (-0.1, 3.7), (-5.0, 0.0), (-1e-3, 2e-3)]
+    ranges += [tuple(np.sort(rng.normal(0, 3, 2)) * [1, 1]) for _ in range(20)]
+    # TFMOT lets every range hold zero.
+    ranges = [(min(low, 0.0), max(high, 0.0)) for low, high in ranges]
+    lows, highs = np.array(ranges, np.float32).T
+    width = highs - lows
+    x = lows + width * rng.uniform(-0.3, 1.3, (4000, len(ranges))).astype(np.float32)
+    x[:3] = lows, highs, 0 * lows
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    how = {"num_bits": 8, "narrow_range": narrow}
+    steps = 254.0 if narrow else 255.0
+    groups = [slice(None)] if per_channel else [slice(k, k + 1) for k in range(len(ranges))]
+    for group in groups:
+        given, low, high = (tf.constant(v[..., group]) for v in (x, lows, highs))
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(given)
+            ours = fake_quantize(given, low, high, float(narrow), steps)
+            if per_channel:
+                theirs = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                    given, low, high, **how
+                )
+            else:
+                theirs = tf.quantization.fake_quant_with_min_max_vars(given, low[0], high[0], **how)
+            sums = [tf.reduce_sum(y * dy[:, group]) for y in (ours, theirs)]
+        # A value between two levels may fall to either by rounding, but hardly ever does.
+        off = np.abs(ours - theirs) / width[group]
+        assert np.mean(off > 1e-6) <= 1e-4
+        assert off.max() <= 1.01 / steps
+        gradients = [tape.gradient(total, given).numpy() for total in sums]
+        assert np.array_equal(*gradients)
+
+
+def test_a_range_of_nothing_quantizes_to_nothing() -> None:
+    nothing = fake_quantize(tf.zeros([3, 1]), tf.zeros([1]), tf.zeros([1]), 0.0, 255.0)
+    assert np.array_equal(nothing, np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "method", "tolerance"),
+    [
+        ("cnn", (8, 8, 1), Method.QAT, TOLERANCE),
+        pytest.param("cnn", (8, 8, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
+        # Of a million activations some lie so near the middle of two levels that float noise moves
+        # them by a whole level: benchmarks/parity.py shows that Keras' own kernels differ by more.
+        pytest.param("cnn", (28, 28, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, 5e-5, marks=pytest.mark.slow),
+        pytest.param("mobile", (8, 8, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
+    ],
+)
+def test_quantization_aware_steps(
+    name: str, shape: tuple[int, int, int], method: Method, tolerance: float
+) -> None:
+    """The ranges are compared with the weights: they are variables of the model."""
+    model = FederatedModel(zoo.build(name, shape, CLASSES), Optimization(method))
+    both = train_both(
+        model, *batch(shape, 32), start=model.get_weights(), batch_size=32, rate=0.01,
+        sparsity=0.5 if method.prunes else 0.0,
+    )  # fmt: skip
+    assert {n for n in both.names if n.endswith("_max")}
+    assert {n: gap for n, gap in both.gaps().items() if not gap <= tolerance} == {}
+    assert both.gaps()["loss"] <= 10 * TOLERANCE
+
+
+# --- what cannot be done
+
+
+def refused(*stack: Any, shape: tuple[int, ...] = SHAPE, method: Method = Method.NONE) -> str:
+    """Return what the exporter says about a model."""
+    model = tf_keras.Sequential(
+        [
+            layers.InputLayer(shape),
+            *stack,
+            layers.Flatten(),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+    with pytest.raises(ExportError) as caught:
+        export_step(FederatedModel(model, Optimization(method)), Training(2))
+    return str(caught.value)
+
+
+ROWS = layers.Reshape((9, 16))
+
+
+@pytest.mark.parametrize(
+    ("stack", "what"),
+    [
+        ([ROWS, layers.Bidirectional(layers.GRU(2), name="odd")], "Bidirectional"),
+        ([ROWS, layers.TimeDistributed(layers.Dense(2), name="odd")], "TimeDistributed"),
+        ([layers.Reshape((3, 3, 8, 2)), layers.ConvLSTM2D(2, 2, name="odd")], "ConvLSTM2D"),
+        ([layers.Conv2DTranspose(2, 2, name="odd")], "Conv2DTranspose"),
+        ([ROWS, layers.Conv1D(2, 3, padding="causal", name="odd")], "causal"),
+        ([layers.GaussianNoise(0.1, name="odd")], "GaussianNoise"),
+        ([ROWS, layers.Embedding(4, 2, mask_zero=True, name="odd")], "mask_zero"),
+        ([ROWS, layers.GRU(2, stateful=False, dropout=0.1, name="odd")], "dropout"),
+        ([layers.Dense(2, kernel_constraint="max_norm", name="odd")], "kernel_constraint"),
+        ([ROWS, layers.GRU(2, recurrent_constraint="max_norm", name="odd")], "constraint"),
+        ([layers.Conv2D(2, 2, data_format="channels_first", name="odd")], "channels_first"),
+        ([layers.Dense(2, activity_regularizer="l2", name="odd")], "activity_regularizer"),
+        ([layers.ActivityRegularization(0.1, name="odd")], "ActivityRegularization"),
+        ([layers.Dense(2, kernel_regularizer=tf_keras.regularizers.OrthogonalRegularizer(),
+                       name="odd")], "OrthogonalRegularizer"),
+        ([layers.BatchNormalization(axis=1, name="odd")], "axis"),
+        ([layers.LayerNormalization(axis=1, name="odd")], "axes"),
+        ([layers.Softmax(axis=1, name="odd")], "axis"),
+        ([layers.ThresholdedReLU(name="odd")], "ThresholdedReLU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_cannot_be_exported_is_named_with_a_remedy(stack: Stack, what: str) -> None:
+    message = refused(*stack)
+    assert message.startswith("layer 'odd'")
+    assert what in message
+    assert "--runtime keras" in message
+
+
+def test_clusters_stateful_layers_and_sums_of_several_shapes_are_refused() -> None:
+    assert "cluster" in refused(method=Method.CLUSTER)
+    inputs = tf_keras.Input(SHAPE)
+    wide, narrow = layers.Conv2D(3, 1)(inputs), layers.Conv2D(1, 1)(inputs)
+    total = layers.Flatten()(layers.Add(name="odd")([wide, narrow]))
+    model = tf_keras.Model(inputs, layers.Dense(2, activation="softmax")(total))
+    with pytest.raises(ExportError, match=r"'odd'.*broadcasting"):
+        export_step(FederatedModel(model), Training(2))
+    image = tf_keras.Input((4, 3), batch_size=2)
+    state = layers.GRU(2, stateful=True, name="odd")(image)
+    model = tf_keras.Model(image, layers.Dense(2, activation="softmax")(state))
+    with pytest.raises(ExportError, match=r"'odd'.*stateful"):
+        export_step(FederatedModel(model), Training(2))
