@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.manifest import Array, Manifest
-from featherfed.compression.masks import magnitude_masks
+from featherfed.compression.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trained
@@ -72,7 +72,8 @@ class LitertTrainer:
                 done += 1
                 if self._on_step is not None:
                     self._on_step(task.round, done, total)
-        return Trained(step.weights(), loss / count, right / count)
+        # Once more, since masking a negative value has left -0.0.
+        return Trained(mask_weights(step.weights(), masks), loss / count, right / count)
 
 
 class TrainingStep:

@@ -110,7 +110,6 @@ def softmax(x: Tensor) -> Any:
 ACTIVATIONS: dict[str, Function] = {
     "linear": lambda x: x,
     "relu": rectifier(),
-    "relu6": rectifier(maximum=6.0),
     "elu": elu(),
     "selu": _selu,
     "sigmoid": sigmoid,

@@ -40,8 +40,8 @@ def run_layer(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
         raise _cannot(layer, kind, f"use one of {', '.join(sorted(_HANDLERS))}")
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise _cannot(layer, "channels_first", "use channels_last")
-    _check_constraints(layer)
-    replay.penalize(layer)
+    _check_constraints(layer, layer)
+    replay.penalize(layer, layer.name)
     return _HANDLERS[kind](layer, inputs, replay)
 
 
@@ -52,9 +52,9 @@ def _cannot(layer: Any, what: str, instead: str) -> ExportError:
     )
 
 
-def _check_constraints(layer: Any) -> None:
-    for name in [name for name in vars(layer) if name.endswith("_constraint")]:
-        if getattr(layer, name) is not None:
+def _check_constraints(layer: Any, holder: Any) -> None:
+    for name in [name for name in vars(holder) if name.endswith("_constraint")]:
+        if getattr(holder, name) is not None:
             raise _cannot(layer, f"a {name}", "leave it out")
 
 
@@ -334,11 +334,6 @@ def _drop(x: Tensor, shape: tuple[int, ...], rate: float, replay: Replay) -> Ten
     return x * (kept * (1.0 / (1.0 - rate)))
 
 
-@handles("ActivityRegularization")
-def _activity(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
-    raise _cannot(layer, "ActivityRegularization", "regularize weights instead")
-
-
 # ---- sequences ----
 
 
@@ -348,8 +343,8 @@ def _recurrent(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
         raise _cannot(layer, "stateful, return_state or an initial state", "leave it out")
     if layer.dropout or layer.recurrent_dropout:
         raise _cannot(layer, "dropout inside a recurrent layer", "put a Dropout layer before it")
-    replay.penalize(layer.cell)
-    _check_constraints(layer.cell)
+    replay.penalize(layer.cell, layer.name)
+    _check_constraints(layer, layer.cell)
     return recurrent.unroll(layer, inputs[0], replay)
 
 

@@ -93,7 +93,8 @@ def _of_logits(x: Tensor, labels: Tensor) -> Any:
 @with_gradient
 def _binary_of_outputs(p: Tensor, labels: Tensor) -> Any:
     clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
-    yes, no = clipped + _EPSILON, 1.0 - clipped + _EPSILON
+    # Keras says 1 - p + epsilon, of which TensorFlow's optimizer adds the constants first.
+    yes, no = clipped + _EPSILON, (1.0 + _EPSILON) - clipped
     each = labels * tf.math.log(yes) + (1.0 - labels) * tf.math.log(no)
     number = float(p.shape[1])
 

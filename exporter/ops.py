@@ -195,10 +195,10 @@ def _convolution(window: Window) -> Callable[[Tensor, Tensor], Tensor]:
     def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
         filters = kernel.shape[3]
         patches = _patches(x, window)
-        y = tf.matmul(patches, tf.reshape(kernel, [-1, filters]))
+        y = _product(patches, tf.reshape(kernel, [-1, filters]))
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            of_kernel = _transposed_product(patches, tf.reshape(dy, [-1, filters]))
+            of_kernel = _product(patches, tf.reshape(dy, [-1, filters]), transpose_a=True)
             return _of_image(dy, kernel, window), tf.reshape(of_kernel, kernel.shape)
 
         return tf.reshape(y, [x.shape[0], *window.out, filters]), gradient
@@ -226,13 +226,13 @@ def convolution_max_pool(x: Tensor, kernel: Tensor, window: Window, pool: Window
             for phase in phases
         ]  # fmt: skip
         matrix = tf.reshape(kernel, [-1, filters])
-        seen = [tf.matmul(rows, matrix) for rows in patches]
+        seen = [_product(rows, matrix) for rows in patches]
         y = _largest(seen)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
             parts = _to_first_largest(seen, y, tf.reshape(dy, y.shape))
             of_kernel = _sum(
-                [_transposed_product(*pair) for pair in zip(patches, parts, strict=True)]
+                [_product(*pair, transpose_a=True) for pair in zip(patches, parts, strict=True)]
             )
             tiles = [
                 tf.reshape(g, [x.shape[0] * pool.out[0], 1, pool.out[1], filters]) for g in parts
@@ -273,13 +273,17 @@ def _patches(x: Tensor, window: Window, starts: Sequence[Any] | None = None) -> 
     return tf.reshape(chosen, [batch * corners.size, cells_.shape[-1] * channels])
 
 
-def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a's transpose times b; as batches of one, which XNNPACK does faster."""
-    return tf.matmul(_matrix(a), _matrix(b), transpose_a=True)
+def _product(
+    a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False
+) -> Tensor:
+    """Multiply two matrices, as batches of one.
 
-
-def _matrix(x: Tensor) -> Tensor:
-    return tf.reshape(x, [1, *x.shape])
+    XNNPACK is faster with transposed ones so; and behind a product of plain matrices the converter
+    loses a ReLU: it fuses it into a fully connected layer, which it then takes back.
+    """
+    a, b = (tf.reshape(x, [1, *x.shape]) for x in (a, b))
+    y = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return tf.reshape(y, y.shape[1:])
 
 
 def _split(x: Tensor) -> list[Tensor]:
@@ -344,10 +348,9 @@ def matmul(x: Tensor, kernel: Tensor) -> Any:
     """Multiply x [N, I] with a kernel [I, O]."""
 
     def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-        of_x = tf.matmul(_matrix(dy), _matrix(kernel), transpose_b=True)
-        return tf.reshape(of_x, x.shape), tf.matmul(x, dy, transpose_a=True)
+        return _product(dy, kernel, transpose_b=True), _product(x, dy, transpose_a=True)
 
-    return tf.matmul(x, kernel), gradient
+    return _product(x, kernel), gradient
 
 
 @with_gradient
@@ -426,9 +429,7 @@ def _untile(parts: Sequence[Tensor], window: Window, shape: Sequence[int]) -> Te
 
 def average_pool(x: Tensor, window: Window) -> Tensor:
     """Return the mean of each window, over the cells that lie on the image."""
-    ones = np.ones([1, *window.image, 1], np.float32)
-    with tf.init_scope():
-        count = sum(part.numpy() for part in cells(tf.constant(ones), window))
+    count = _cells_on_image(window)
 
     @with_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -438,6 +439,18 @@ def average_pool(x: Tensor, window: Window) -> Tensor:
         return _sum(cells(x, window)) / count, gradient
 
     return apply(x)
+
+
+def _cells_on_image(window: Window) -> Any:
+    """Return for every place of the window how many of its cells are not padding: [oh, ow, 1]."""
+    by_axis = [
+        sum(((at := np.arange(o) * s + k * d - b) >= 0) & (at < n) for k in range(size)).astype("f")
+        for o, s, d, b, n, size in zip(
+            window.out, window.strides, window.dilation, window.before, window.image, window.size,
+            strict=True,
+        )
+    ]  # fmt: skip
+    return np.multiply.outer(*by_axis)[..., None]
 
 
 @with_gradient
@@ -473,7 +486,7 @@ def embedding(codes: Tensor, table: Tensor) -> Tensor:
     def apply(table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         def gradient(dy: Tensor) -> Tensor:
             hot = tf.one_hot(tf.reshape(codes, [-1]), size)
-            return tf.matmul(hot, tf.reshape(dy, [-1, depth]), transpose_a=True)
+            return _product(hot, tf.reshape(dy, [-1, depth]), transpose_a=True)
 
         return tf.gather(table, codes), gradient
 

@@ -140,7 +140,7 @@ def _quantize(
     bounds = []
     for end, new, outer in (("min", low, tf.minimum), ("max", high, tf.maximum)):
         variable = ranges[f"{name}_{end}"]
-        old = replay.values[id(variable)]
+        old = replay.state(variable)
         bounds.append(rule(old, tf.reshape(new, old.shape), outer))
         replay.updates[id(variable)] = bounds[-1]
     first = 1 if config["narrow_range"] else 0

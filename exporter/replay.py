@@ -25,8 +25,8 @@ class Replay:
     """Returns uniform numbers in [0, 1) of a shape, new in every step."""
     updates: dict[int, Tensor] = field(default_factory=dict)
     """Statistics after the step, by the id of their variable."""
-    penalties: list[Tensor] = field(default_factory=list)
-    """What weight regularizers add to the loss, [1] each."""
+    penalties: dict[int, Tensor] = field(default_factory=dict)
+    """What weight regularizers add to the loss, [1] each, by the id of the variable."""
     logits: dict[Any, Tensor] = field(default_factory=dict)
     """By the reference of a softmax's or sigmoid's output: its input, for losses that want it."""
     before_pool: dict[Any, Callable[[Window], Tensor]] = field(default_factory=dict)
@@ -38,9 +38,13 @@ class Replay:
         """Return a variable's tensor, fake-quantized if training is quantization-aware."""
         return self.quantized.get(id(variable), self.values[id(variable)])
 
+    def state(self, variable: Any) -> Tensor:
+        """Return a statistic as the layers before this one leave it: a layer may be used twice."""
+        return self.updates.get(id(variable), self.values[id(variable)])
+
     def set_moving_average(self, variable: Any, new: Tensor, momentum: float) -> None:
         """Move a statistic towards `new`, as Keras does."""
-        old = self.values[id(variable)]
+        old = self.state(variable)
         self.updates[id(variable)] = old - (old - new) * (1.0 - momentum)
 
     def activate(self, function: Any, x: Tensor, layer: Any) -> Tensor:
@@ -57,33 +61,35 @@ class Replay:
         self.logits[y.ref()] = x
         return y
 
-    def penalize(self, layer: Any) -> None:
-        """Add the penalties of a layer's weight regularizers; raises ExportError for others."""
+    def penalize(self, layer: Any, called: str) -> None:
+        """Add the penalties of a layer's weight regularizers; raises ExportError for others.
+
+        `called` is the name for errors: a recurrent layer's weights are those of its cell.
+        """
         for attribute, regularizer in list(vars(layer).items()):
             name = attribute.lstrip("_")
             if not name.endswith("_regularizer") or not hasattr(regularizer, "get_config"):
                 continue
-            variable = _variable_of(layer, name.removesuffix("_regularizer"))
-            if name == "activity_regularizer" or variable is None:
+            if name == "activity_regularizer":
                 raise ExportError(
-                    f"layer {layer.name!r}: {name} has no training step for LiteRT; regularize "
+                    f"layer {called!r}: {name} has no training step for LiteRT; regularize "
                     "weights instead, or use Keras clients (--runtime keras)"
                 )
-            self.penalties.append(_penalty(regularizer, self.values[id(variable)], layer))
+            variable = _variable_of(layer, name.removesuffix("_regularizer"))
+            if variable is not None:  # a layer without bias may have a regularizer for it
+                value = self.values[id(variable)]
+                self.penalties[id(variable)] = _penalty(regularizer, value, called)
 
 
 def _variable_of(layer: Any, name: str) -> Any:
-    for attribute in (name, f"{name}_kernel"):
-        if hasattr(layer, attribute):
-            return getattr(layer, attribute)
-    return None
+    return getattr(layer, name, None if name == "bias" else getattr(layer, f"{name}_kernel", None))
 
 
-def _penalty(regularizer: Any, value: Tensor, layer: Any) -> Tensor:
+def _penalty(regularizer: Any, value: Tensor, called: str) -> Tensor:
     config = regularizer.get_config()
     if not set(config) <= {"l1", "l2"}:
         raise ExportError(
-            f"layer {layer.name!r}: the regularizer {type(regularizer).__name__} has no training "
+            f"layer {called!r}: the regularizer {type(regularizer).__name__} has no training "
             "step for LiteRT; use l1, l2 or both, or Keras clients (--runtime keras)"
         )
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))

@@ -127,7 +127,7 @@ class _Step:
             losses = LOSSES[self._training.loss](outputs, hot, replay)
             count = tf.reduce_sum(importance, keepdims=True)
             mean = tf.reduce_sum(losses * importance, keepdims=True) / count
-            for penalty in replay.penalties:
+            for penalty in replay.penalties.values():
                 mean = mean + penalty
         gradients = tape.gradient(mean, [weights[k] for k in trainable])
         right = tf.cast(

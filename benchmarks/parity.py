@@ -1,0 +1,239 @@
+"""How far LiteRT trains from Keras, beside how far Keras trains from itself: part of `make bench`.
+
+Every case starts from weights that some steps of Adam have trained, and goes 1 and 100 steps on the
+same batches of Fashion-MNIST with LiteRT and with Keras and one thread; then, for the noise, with Keras
+and two threads (which split long sums), with the examples of each batch in reverse order (so that
+they are added from the other end), and without oneDNN (other kernels, which add in another order
+within an example, too). Each runs in a process of its own, since TensorFlow's threads are set once.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from featherfed.cli.artifacts import machine
+from featherfed.compression.manifest import Array
+from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.datasets.order import epoch_order, round_seed
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.litert_trainer import LitertTrainer
+from featherfed.exporter.step import Training, export_step
+from featherfed.models import zoo
+from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.proto import federation_pb2 as pb
+
+RESULT = Path(__file__).parent / "results" / "parity.json"
+RUNNERS = ("litert", "keras", "threads", "order", "kernels")
+STEPS = (1, 100)
+BATCH, WARM_UP = 32, 300
+SPARSITY = 0.8
+layers = tf_keras.layers
+Stack = Callable[[], Sequence[Any]]
+
+
+def _conv(**options: Any) -> Any:
+    return layers.Conv2D(16, 3, activation="relu", **options)
+
+
+LAYERS: dict[str, Stack] = {
+    "Conv2D, max pool": lambda: [_conv(), layers.MaxPooling2D()],
+    "Conv2D, stride 2, same": lambda: [_conv(strides=2, padding="same")],
+    "Conv2D, dilation 2": lambda: [_conv(dilation_rate=2), layers.MaxPooling2D(4)],
+    "Conv2D, overlapping max pool": lambda: [_conv(), layers.MaxPooling2D(3, strides=2)],
+    "Conv2D, average pool": lambda: [_conv(), layers.AveragePooling2D(2)],
+    "Conv2D, global average": lambda: [_conv(), layers.GlobalAveragePooling2D()],
+    "DepthwiseConv2D": lambda: [_conv(strides=2), layers.DepthwiseConv2D(3, activation="relu")],
+    "SeparableConv2D": lambda: [
+        _conv(strides=2),
+        layers.SeparableConv2D(32, 3, activation="relu"),
+    ],
+    "Conv1D": lambda: [layers.Reshape((28, 28)), layers.Conv1D(32, 3, activation="relu")],
+    "Dense": lambda: [layers.Flatten(), layers.Dense(64, activation="tanh")],
+    "BatchNormalization": lambda: [
+        layers.Conv2D(16, 3, strides=2, use_bias=False),
+        layers.BatchNormalization(momentum=0.9),
+        layers.ReLU(),
+    ],
+    "LayerNormalization": lambda: [
+        layers.Flatten(), layers.Dense(64), layers.LayerNormalization(), layers.ReLU()
+    ],
+    "Embedding": lambda: [
+        layers.MaxPooling2D(4), layers.Rescaling(255.0), layers.Reshape((49,)),
+        layers.Embedding(256, 8),
+    ],
+    "GRU": lambda: [layers.Reshape((28, 28)), layers.GRU(32, unroll=True)],
+    "LSTM": lambda: [layers.Reshape((28, 28)), layers.LSTM(32, unroll=True)],
+    "SimpleRNN": lambda: [layers.Reshape((28, 28)), layers.SimpleRNN(32, unroll=True)],
+}  # fmt: skip
+METHODS = (Method.NONE, Method.PRUNE, Method.QAT)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a method."""
+
+    kind: str
+    name: str
+    method: Method = Method.NONE
+
+    def build(self) -> FederatedModel:
+        """Return the model, as Keras starts it."""
+        if self.kind == "model":
+            model = zoo.build(self.name, (28, 28, 1), 10)
+        else:
+            end = [layers.Flatten(), layers.Dense(10, activation="softmax")]
+            image = layers.InputLayer((28, 28, 1))
+            model = tf_keras.Sequential([image, *LAYERS[self.name](), *end])
+        return FederatedModel(model, Optimization(self.method))
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity to train with."""
+        return SPARSITY if self.method is Method.PRUNE else 0.0
+
+
+CASES = [
+    *(Case("layer", name) for name in LAYERS),
+    *(
+        Case("model", name, method)
+        for name in zoo.ARCHITECTURES
+        for method in METHODS
+        # TFMOT does not quantize recurrent layers.
+        if (name, method) != ("gru", Method.QAT)
+    ),
+]
+
+
+def prepare(folder: Path) -> None:
+    """Write the start, trained a little, and the exported step of every case."""
+    data, _ = load_train_test("fashion-mnist")
+    for number, case in enumerate(CASES):
+        tf_keras.backend.clear_session()
+        tf_keras.utils.set_random_seed(number)
+        model = case.build()
+        warm = slice(BATCH * STEPS[-1], BATCH * (STEPS[-1] + WARM_UP))
+        model.fit(
+            data.images[warm], data.labels[warm], batch_size=BATCH, optimizer="adam",
+            learning_rate=1e-3,
+        )  # fmt: skip
+        weights = model.get_weights()
+        masks = magnitude_masks(model.manifest, weights, case.sparsity)
+        np.savez(folder / f"{number}-start.npz", *mask_weights(weights, masks))
+        step = export_step(model, Training(BATCH))
+        (folder / f"{number}.tflite").write_bytes(step)
+        print("prepared", case, flush=True)
+
+
+def train(folder: Path, runner: str) -> None:
+    """Write the weights and the loss of every case after so many steps with one runner."""
+    threads = 2 if runner == "threads" else 1
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    data, _ = load_train_test("fashion-mnist")
+    for number, case in enumerate(CASES):
+        tf_keras.backend.clear_session()
+        model = case.build()
+        start = _load(folder / f"{number}-start.npz")
+        for steps in STEPS:
+            images, labels = data.images[: steps * BATCH], data.labels[: steps * BATCH]
+            if runner == "order":
+                turned = _turned(len(images))
+                images, labels = images[turned], labels[turned]
+            if runner == "litert":
+                step = (folder / f"{number}.tflite").read_bytes()
+                weights, loss = _litert(model, step, images, labels, start, case.sparsity)
+            else:
+                model.set_weights(start)
+                loss, _ = model.fit(
+                    images, labels, batch_size=BATCH, sparsity=case.sparsity, seed=_SEED
+                )
+                weights = model.get_weights()
+            np.savez(folder / f"{number}-{runner}-{steps}.npz", *weights, np.array(loss))
+        print(runner, case, flush=True)
+
+
+_SEED = round_seed(0, 1, "client")
+
+
+def _turned(count: int) -> Array:
+    """Return the indices that turn every batch around in the order that training takes."""
+    order = epoch_order(count, 0, _SEED)
+    indices = np.empty(count, np.int64)
+    indices[order] = order.reshape(-1, BATCH)[:, ::-1].reshape(-1)
+    return indices
+
+
+def _litert(
+    model: FederatedModel,
+    step: bytes,
+    images: Array,
+    labels: Array,
+    start: list[Array],
+    sparsity: float,
+) -> tuple[list[Array], float]:
+    plan = pb.Plan(training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.01))
+    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="client")
+    trained = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
+    return trained.weights, trained.loss
+
+
+def _load(path: Path) -> list[Array]:
+    with np.load(path) as file:
+        return [file[name] for name in file.files]
+
+
+def compare(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield for every case the largest differences from Keras with one thread."""
+    for number, case in enumerate(CASES):
+        row: dict[str, Any] = {"kind": case.kind, "name": case.name, "method": case.method.value}
+        for steps in STEPS:
+            ends = {r: _load(folder / f"{number}-{r}-{steps}.npz") for r in RUNNERS}
+            row[f"after {steps}"] = {
+                runner: max(
+                    float(np.abs(a - b).max())
+                    for a, b in zip(ends[runner][:-1], ends["keras"][:-1], strict=True)
+                )
+                for runner in RUNNERS
+                if runner != "keras"
+            }
+            row[f"loss of {steps}"] = {r: float(ends[r][-1]) for r in ("litert", "keras")}
+        yield row
+
+
+def main() -> None:
+    """Measure every case and write the result."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for what in ("prepare", *RUNNERS):
+            own = {"TF_ENABLE_ONEDNN_OPTS": "0"} if what == "kernels" else {}
+            command = [sys.executable, __file__, what, scratch]
+            subprocess.run(command, check=True, env={**os.environ, **own})
+        measured = {
+            "batch_size": BATCH, "warm_up": WARM_UP, "learning_rate": 0.01, "sparsity": SPARSITY,
+            "machine": machine(), "cases": list(compare(Path(scratch))),
+        }  # fmt: skip
+    RESULT.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if sys.argv[1:]:
+        what, scratch = sys.argv[1:]
+        prepare(Path(scratch)) if what == "prepare" else train(Path(scratch), what)
+    else:
+        main()
