@@ -150,7 +150,7 @@ class Federation:
         return Session(
             profile(name, num_examples),
             transport or self.transport(),
-            lambda plan, manifest: trainer or Pull(value),
+            lambda plan, manifest, step: trainer or Pull(value),
             lambda run: ClientState(self.directory / "clients" / name, run),
         )
 
