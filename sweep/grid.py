@@ -121,9 +121,7 @@ class Sweep(_Section):
                 dataset, model, partition, clients, runtime = place
                 # Keras runs keep the names that they had before there was another runtime.
                 label = scheme.label if runtime == "keras" else f"{scheme.label} ({runtime})"
-                settings = self._settings(
-                    label, scheme, dataset, model, partition, clients, seed
-                )
+                settings = self._settings(label, scheme, dataset, model, partition, clients, seed)
                 yield Case(label, dataset, model, partition, clients, seed, settings, runtime)
 
     def _settings(

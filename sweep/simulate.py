@@ -44,7 +44,8 @@ def simulate(
     """Run `settings` to the end; return what metrics.json would hold (docs/metrics.md).
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
-    `runtime` is what clients say they train with; LiteRT's get `step`. Clients take turns; time stands still, so nobody is ever late. Raises what a client raises.
+    `runtime` is what clients say they train with; LiteRT's get `step`. Clients take turns; time
+    stands still, so nobody is ever late. Raises what a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")

@@ -256,7 +256,9 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
             manifest=MANIFEST,
             data_shape=DataShape(SHAPE, CLASSES),
             clients={name: profile(name).data for name in VALUES},
-            make_trainer=lambda name, plan, manifest, step: Broken(1.0) if name == "b" else Pull(1.0),
+            make_trainer=lambda name, plan, manifest, step: (
+                Broken(1.0) if name == "b" else Pull(1.0)
+            ),
             evaluator=Judge(),
         )
 
