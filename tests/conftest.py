@@ -182,6 +182,14 @@ def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) 
     return Profile(name, data, "numpy", ("none", "prune"), "0")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of exported steps for all tests, and not the person's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Start federations with changed settings; all are closed at the end of the test."""
