@@ -65,7 +65,7 @@ def test_the_commands_run(edge: Path, command: str) -> None:
 RUN = """
 name = "edge"
 output = "out"
-rounds = 3
+rounds = 5
 server = { port = 0, linger = 20 }
 training = { learning_rate = 0.1 }
 clients = { minimum = 2, quorum = 1.0, deadline = 120 }
