@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check fuzz bench readme clean
+.PHONY: help demo test test-all dev proto check fuzz bench arm64 readme clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,11 +57,16 @@ SWEEPS := presets models peers clients noniid rounds
 bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes on after a kill)
 	for sweep in $(SWEEPS); do $(BIN)/featherfed sweep benchmarks/$$sweep.toml || exit; done
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/runtimes.py
+	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/delivery.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py
 	$(BIN)/python benchmarks/tables.py
+
+arm64: $(VENV)/.dev ## run the client on an emulated arm64 processor and compare (Debian; some minutes)
+	$(BIN)/python benchmarks/arm64.py
 
 readme: $(VENV)/.dev ## write the tables of README.md and docs/results.md from what was measured
 	$(BIN)/python benchmarks/tables.py

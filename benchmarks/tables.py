@@ -194,6 +194,114 @@ def allocation_table() -> Iterator[str]:
         yield f"| {place['model']}, `{place['codec']}` | " + " | ".join(cells) + " |"
 
 
+RUNTIMES = {"keras": "Keras", "litert": "LiteRT"}
+
+
+def runtimes() -> dict[tuple[str, str], list[Any]]:
+    """Return the runs with Keras and with LiteRT clients, by plan and runtime."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for path in sorted((RESULTS / "runtimes").glob("*.json")):
+        plan, runtime, _ = path.stem.split("-")
+        found.setdefault((plan, runtime), []).append(json.loads(path.read_text("utf-8")))
+    return found
+
+
+def runtimes_table() -> Iterator[str]:
+    """Yield a Markdown table of the example with Keras clients and with LiteRT clients."""
+    yield (
+        "| plan | clients | seeds | accuracy | against Keras, same seeds | sparsity "
+        "| seconds a round | peak memory of a client |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    runs = runtimes()
+    for plan in sorted({plan for plan, _ in runs}):
+        keras = {_seed(run): run["final"]["accuracy"] for run in runs[plan, "keras"]}
+        for runtime, name in RUNTIMES.items():
+            of_plan = runs[plan, runtime]
+            accuracy = percent_text(statistics.mean(run["final"]["accuracy"] for run in of_plan))
+            paired = [
+                100 * (run["final"]["accuracy"] - keras[_seed(run)])
+                for run in of_plan
+                if _seed(run) in keras
+            ]
+            against = f"{statistics.mean(paired):+.2f} points" if runtime != "keras" else "-"
+            sparsity = statistics.mean(run["final"]["sparsity"] for run in of_plan)
+            seconds = statistics.median(r["seconds"] for run in of_plan for r in run["rounds"])
+            memory = max(mb for run in of_plan for mb in run["client_memory_mb"])
+            yield (
+                f"| {plan} | {name} | {len(of_plan)} | {accuracy} | {against} "
+                f"| {100 * sparsity:.2f} % | {seconds:.1f} | {memory} MB |"
+            )
+
+
+def _seed(run: Any) -> int:
+    return int(run["settings"]["seed"])
+
+
+def footprint_table() -> Iterator[str]:
+    """Yield a Markdown table of what a client takes up before it trains."""
+    yield "| client | installed, in a fresh environment | start and imports |"
+    yield "|---|---|---|"
+    measured = json.loads((RESULTS / "footprint.json").read_text("utf-8"))["runtimes"]
+    for runtime, name in RUNTIMES.items():
+        row = measured[runtime]
+        yield f"| {name} | {row['installed_mb']:,} MB | {row['import_seconds']:.2f} s |"
+
+
+def runtimes_section() -> Iterator[str]:
+    """Yield what clients without TensorFlow cost, beside those with it."""
+    yield from (
+        "The example over gRPC, five client processes of one thread each and the server on two "
+        "cores: `balanced` for the plan none, `quantize(8) | zstd` both ways for the others "
+        "(`benchmarks/runtimes.py`).",
+        "",
+        *runtimes_table(),
+        "",
+        *footprint_table(),
+    )
+
+
+def arm64_section() -> Iterator[str]:
+    """Yield what the emulated arm64 client and this machine's have in common."""
+    results = json.loads((RESULTS / "arm64.json").read_text("utf-8"))
+    facts = results[0]
+    here, cpus = facts["here"]["architecture"], facts["codecs"]
+    yield (
+        f"No Raspberry Pi was at hand: `make arm64` runs the client (`featherfed join --runtime "
+        f"litert`, LiteRT {facts['packages']['ai_edge_litert']}) in an arm64 Debian userland under "
+        f"{facts['qemu'].partition(' (')[0].replace('-aarch64 version', '')}, beside two clients "
+        f"and the server on {here}: {facts['dataset']}, {facts['examples']} examples a client, "
+        f"{facts['parameters']:,} parameters, one epoch a round, `balanced`. All versions that "
+        f"rounds started from, and the last, had the server's digest. The arm64 client's training "
+        f"again on {here}, from the same start and batches:"
+    )
+    yield ""
+    yield (
+        "| system, processor | round | largest difference of the updates | of the update's norm "
+        "| sampled coordinates | payload of the arm64 update, encoded on both |"
+    )
+    yield "|---|---|---|---|---|---|"
+    words = {True: "equal", False: "not equal"}
+    for result in results:
+        for row in result["rounds"]:
+            yield (
+                f"| {result['suite']}, Python {result['python']}, {result['cpu']} "
+                f"| {row['round']} | {row['largest']:.1e} | {row['relative']:.1e} "
+                f"| {words[row['coordinates_equal']]} | {words[row['payload_equal']]}, "
+                f"{row['payload_bytes']:,} bytes |"
+            )
+    yield ""
+    alike = not any(cpu["differing"] or cpu["payloads_differing"] for cpu in cpus.values())
+    count = next(iter(cpus.values()))["codecs"]
+    same = "the same bytes" if alike else "the same decoded values, if not always the same bytes,"
+    yield (
+        f"{count} codec settings, each with the updates of five clients, give {same} on {here} and "
+        f"on emulated {', '.join(cpus)}: initial weights, masks, coordinates, payloads, decoded "
+        "updates, the mean and the next version. Emulation says nothing of speed and memory. "
+        "[The log](../benchmarks/results/arm64.log) has more."
+    )
+
+
 def follow_table(measured: Any) -> Iterator[str]:
     """Yield a Markdown table of what a device that follows has downloaded."""
     rows = measured["versions"]
@@ -254,6 +362,8 @@ def results_section() -> Iterator[str]:
             yield from (*curves(places[0]), "")
     yield from ("## Training with TFMOT", "", "The example, over gRPC, one process a client.", "")
     yield from methods_table()
+    yield from ("", "## Clients without TensorFlow", "")
+    yield from runtimes_section()
     yield from ("", "## What a run delivers", "")
     yield from delivery_section()
     yield from ("", "## Following", "")
@@ -275,6 +385,9 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from speed_table()
+    if (RESULTS / "arm64.json").exists():
+        yield from ("", "## On arm64", "")
+        yield from arm64_section()
 
 
 def _cell(text: str) -> str:

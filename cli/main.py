@@ -166,7 +166,7 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 
 
 @app.command()
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="[HOST:PORT]", required=False)
 @click.option(
     "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
 )
@@ -187,17 +187,21 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
 @verbose
 @_errors_for_people
-def join(verbose: bool, **options: Any) -> None:
-    """Train on this machine's data for the run at HOST:PORT until it is finished."""
+def join(address: str | None, verbose: bool, **options: Any) -> None:
+    """Train on this machine's data for the run at HOST:PORT until it is finished.
+
+    Without HOST:PORT, the server is looked for in the local network.
+    """
     log.set_up(verbose)
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
+    from featherfed.edge_client.discovery import find
 
-    join_run(JoinOptions(**options))
+    join_run(JoinOptions(address or find(), **options))
 
 
 @app.command()
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="[HOST:PORT]", required=False)
 @click.option("--model-dir", type=A_PATH, required=True, help="Where the file is kept.")
 @click.option("--kind", default="int8", help="int8, dynamic, float16 or float32.")
 @click.option("--name", help="Default: this machine's name and a mark.")
@@ -206,7 +210,7 @@ def join(verbose: bool, **options: Any) -> None:
 @verbose
 @_errors_for_people
 def follow(
-    address: str,
+    address: str | None,
     model_dir: Path,
     kind: str,
     name: str | None,
@@ -214,11 +218,15 @@ def follow(
     give_up_after: float | None,
     verbose: bool,
 ) -> None:
-    """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas."""
+    """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas.
+
+    Without HOST:PORT, the server is looked for in the local network.
+    """
     log.set_up(verbose)
     from featherfed.cli.follow import follow_run
+    from featherfed.edge_client.discovery import find
 
-    follow_run(address, model_dir, kind, name, once, give_up_after)
+    follow_run(address or find(), model_dir, kind, name, once, give_up_after)
 
 
 @app.command()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
 import time
 from pathlib import Path
 
+from featherfed.cli.announce import Announcement, is_loopback
 from featherfed.cli.artifacts import Artifacts, calibration_set
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.releases import build_releases
@@ -64,14 +66,25 @@ async def _until_signal(
     stop = asyncio.Event()
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
-    return await serve(
-        coordinator,
-        releases,
-        on_listening=artifacts.write_address,
-        on_round=artifacts.write_metrics,
-        on_finished=finish,
-        stop=stop,
-    )
+    with contextlib.ExitStack() as announced:
+
+        def on_listening(address: str) -> None:
+            artifacts.write_address(address)
+            settings = coordinator.settings.server
+            if not is_loopback(settings.host) if settings.announce is None else settings.announce:
+                port = int(address.rpartition(":")[2])
+                announcement = Announcement(coordinator.plan.run, settings.host, port)
+                announcement.start()
+                announced.callback(announcement.close)
+
+        return await serve(
+            coordinator,
+            releases,
+            on_listening=on_listening,
+            on_round=artifacts.write_metrics,
+            on_finished=finish,
+            stop=stop,
+        )
 
 
 def _coordinator(

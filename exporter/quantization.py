@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.layers import run_layer
@@ -96,7 +97,7 @@ class _Plain:
         self._layer = layer
         self._new = {n: v for n, v in variables.items() if hasattr(layer, n)}
         if activations:
-            self._new["activation"] = tf.keras.activations.linear
+            self._new["activation"] = tf_keras.activations.linear
         self._old: dict[str, Any] = {}
 
     def __enter__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.releases import Releases
 from featherfed.server.rounds import Phase
-from featherfed.server.service import FederationService, create_server
+from featherfed.server.service import FederationService, create_server, join_address
 
 TICK_SECONDS = 0.2
 GRACE_SECONDS = 5.0
@@ -32,7 +32,7 @@ async def serve(
     settings = coordinator.settings.server
     service = FederationService(coordinator, releases)
     server, port = await create_server(service, settings.host, settings.port)
-    on_listening(f"{settings.host}:{port}")
+    on_listening(join_address(settings.host, port))
     try:
         await _rounds(coordinator, service, stop, on_round)
         if coordinator.phase is Phase.FINISHED:

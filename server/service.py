@@ -352,13 +352,18 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(join_address(host, port))
     except RuntimeError as error:
         raise ServerError(
-            f"cannot listen on {host}:{port}: it is in use or not an address of this machine; "
-            "choose another with --port or [server] port (0 takes a free one)"
+            f"cannot listen on {join_address(host, port)}: it is in use or not an address of this "
+            "machine; choose another with --port or [server] port (0 takes a free one)"
         ) from error
     await server.start()
     for name in ("", SERVICE):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, bound
+
+
+def join_address(host: str, port: int) -> str:
+    """Return HOST:PORT, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -107,6 +107,8 @@ class Server(_Section):
     """0 takes a free port; the address is written to DIR/server.address."""
     linger: Annotated[float, Field(ge=0)] = 60.0
     """Seconds to wait, at the most, for clients to fetch the final model after the last round."""
+    announce: bool | None = None
+    """Let clients on the local network find the server; by default if they could reach it."""
     stay: bool = False
     """Go on after the run, for devices that fetch its releases, until a signal ends it."""
 

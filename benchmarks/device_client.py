@@ -1,0 +1,143 @@
+"""`featherfed join` that writes down what it did, and its training again: part of `make arm64`.
+
+`device_client.py record FOLDER join ...` is the real client; `device_client.py replay FOLDER
+DATA.npz NAME THREADS RESULT.npz` trains again from what a recorded client started rounds from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from codec_digests import digest, drawn
+
+from featherfed.compression.allocation import Allocation
+from featherfed.compression.manifest import Array
+from featherfed.edge_client import litert_trainer
+from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.session import Trained
+from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.proto import federation_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One round of a client: the task, what training started from and gave, what was sent."""
+
+    task: pb.Train
+    held: str
+    """The digest of the version it held, as it computed it."""
+    allocation: Allocation | None
+    start: list[Array]
+    trained: list[Array]
+    payload: bytes
+    coordinates: str
+    """The digest of the coordinates that the update's sketch drew."""
+
+
+def record(folder: Path, arguments: Sequence[str]) -> None:
+    """Run a `featherfed` command, and leave plan, step and rounds in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held: list[Held] = []
+
+    class Trainer(litert_trainer.LitertTrainer):
+        def __init__(self, plan: pb.Plan, manifest: Any, step: bytes, *data: Any, **options: Any):
+            (folder / "plan.pb").write_bytes(plan.SerializeToString())
+            (folder / "step.tflite").write_bytes(step)
+            super().__init__(plan, manifest, step, *data, **options)
+
+        def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+            trained = super().train(weights, task)
+            where.clear()  # what comes next is the update's own
+            known = held[-1].allocation
+            facts = {
+                "task": task.SerializeToString().hex(),
+                "held": held[-1].digest.hex(),
+                "allocation": known and [known.levels.hex(), known.profile.hex()],
+            }
+            arrays = {f"start/{i:03}": w for i, w in enumerate(weights)}
+            arrays |= {f"trained/{i:03}": w for i, w in enumerate(trained.weights)}
+            np.savez(
+                folder / f"round-{task.round}.npz", facts=np.array(json.dumps(facts)), **arrays
+            )
+            return trained
+
+    class State(ClientState):
+        def save_held(self, now: Held) -> None:
+            held.append(now)
+            (folder / "final").write_text(now.digest.hex(), "utf-8")
+            super().save_held(now)
+
+        def save_pending(self, pending: Pending) -> None:
+            (folder / f"round-{pending.round}.payload").write_bytes(pending.payload)
+            coordinates = folder / f"round-{pending.round}.coordinates"
+            coordinates.write_text(digest(*where), "utf-8")
+            super().save_pending(pending)
+
+    from featherfed.edge_client import state
+
+    litert_trainer.LitertTrainer = Trainer  # type: ignore[misc]
+    state.ClientState = State  # type: ignore[misc]
+    from featherfed.cli.main import app  # only now: it takes those classes as it finds them
+
+    with drawn() as where:
+        app(list(arguments))
+
+
+def load(folder: Path) -> list[Recorded]:
+    """Return what `record` left, in order of rounds."""
+    rounds = []
+    for path in folder.glob("round-*.npz"):
+        with np.load(path, allow_pickle=False) as archive:
+            facts = json.loads(str(archive["facts"]))
+            start, trained = (
+                [archive[name] for name in sorted(archive.files) if name.startswith(f"{group}/")]
+                for group in ("start", "trained")
+            )
+        codes = [bytes.fromhex(text) for text in facts["allocation"] or ()]
+        rounds.append(
+            Recorded(
+                pb.Train.FromString(bytes.fromhex(facts["task"])),
+                facts["held"],
+                Allocation(*codes) if codes else None,
+                start,
+                trained,
+                path.with_suffix(".payload").read_bytes(),
+                path.with_suffix(".coordinates").read_text("utf-8"),
+            )
+        )
+    return sorted(rounds, key=lambda recorded: recorded.task.round)
+
+
+def replay(folder: Path, data: Path, name: str, threads: int, result: Path) -> None:
+    """Train again what is recorded in `folder`; leave the weights of every round in `result`."""
+    plan = pb.Plan.FromString((folder / "plan.pb").read_bytes())
+    with np.load(data, allow_pickle=False) as archive:
+        images, labels = archive["images"], archive["labels"]
+    trainer = litert_trainer.LitertTrainer(
+        plan,
+        manifest_of(plan),
+        (folder / "step.tflite").read_bytes(),
+        images,
+        labels,
+        client=name,
+        threads=threads,
+    )
+    arrays: dict[str, Any] = {}
+    for recorded in load(folder):
+        trained = trainer.train(recorded.start, recorded.task)
+        arrays |= {f"{recorded.task.round}/{i:03}": w for i, w in enumerate(trained.weights)}
+    np.savez(result, **arrays)
+
+
+if __name__ == "__main__":
+    command, directory, *rest = sys.argv[1:]
+    if command == "record":
+        record(Path(directory), rest)
+    else:
+        replay(Path(directory), Path(rest[0]), rest[1], int(rest[2]), Path(rest[3]))

@@ -1,0 +1,194 @@
+"""The installer and its services: what it refuses, what it writes, and a real installation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+INSTALL = ROOT / "deploy" / "install.sh"
+UNITS = sorted((ROOT / "deploy").glob("*.service"))
+
+
+class Machine:
+    """A made-up machine: commands that stand in for the real ones, before those on the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.commands = folder / "commands"
+        self.commands.mkdir()
+        self.prefix = folder / "opt"
+        self.stage = folder / "stage"
+        self.command("uname", '[ "$1" = -m ] && echo aarch64 || echo kitchen')
+        self.command("dpkg", "echo arm64")
+        # A virtual environment whose programs only write down what they were asked for.
+        self.command(
+            "python3",
+            f"""case $1 in
+-m) mkdir -p "$3/bin"
+    for program in pip featherfed; do
+        printf '#!/bin/sh\\necho "$(basename $0) $*" >>{folder}/asked\\n' >"$3/bin/$program"
+        chmod +x "$3/bin/$program"
+    done ;;
+*) exec {sys.executable} "$@" ;;
+esac""",
+        )
+
+    def command(self, name: str, body: str) -> None:
+        path = self.commands / name
+        path.write_text(f"#!/bin/sh\n{body}\n", "utf-8")
+        path.chmod(0o755)
+
+    def install(self, *options: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "PREFIX": str(self.prefix),
+            "DESTDIR": str(self.stage),
+        }
+        return subprocess.run(
+            ["sh", str(INSTALL), *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def asked(self) -> list[str]:
+        return (self.folder / "asked").read_text("utf-8").splitlines()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_installer_is_good_shell() -> None:
+    subprocess.run(["sh", "-n", str(INSTALL)], check=True)
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.defpath}")
+    if shellcheck is None:
+        pytest.skip("needs shellcheck for the rest")
+    subprocess.run([shellcheck, "--severity=style", str(INSTALL)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "userland", "says"),
+    [
+        ("armv7l", "armhf", "install the 64-bit Raspberry Pi OS"),
+        ("armv6l", "armhf", "Pi 1, Zero"),
+        ("aarch64", "armhf", "32-bit system under a 64-bit kernel"),
+        ("i686", "i386", "install the 64-bit"),
+        ("riscv64", "riscv64", "no LiteRT build for riscv64"),
+    ],
+)
+def test_a_machine_without_litert_is_told_what_to_do(
+    machine: Machine, kernel: str, userland: str, says: str
+) -> None:
+    machine.command("uname", f"echo {kernel}")
+    machine.command("dpkg", f"echo {userland}")
+    done = machine.install()
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert not machine.prefix.exists()
+
+
+def test_a_python_that_does_not_fit_is_refused(machine: Machine) -> None:
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        machine.command(name, "exit 1")
+    done = machine.install()
+    assert done.returncode == 1
+    assert "Python 3.11 to 3.13" in done.stderr
+
+
+def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> None:
+    done = machine.install()
+    assert done.returncode == 0, done.stderr
+    assert machine.asked[-2].startswith("pip install --quiet --upgrade")
+    assert machine.asked[-2].endswith("[edge,images]")
+    assert machine.asked[-1] == "featherfed version"
+    settings = machine.stage / "etc" / "featherfed" / "client.env"
+    values = dict(
+        line.split("=", 1)
+        for line in settings.read_text("utf-8").splitlines()
+        if line[:5] == "JOIN_"
+    )
+    assert values["JOIN_ADDRESS"] == ""
+    assert values["JOIN_NAME"].startswith("kitchen-")
+    service = machine.stage / "etc" / "systemd" / "system" / "featherfed-client.service"
+    assert f"ExecStart={machine.prefix}/bin/featherfed join " in service.read_text("utf-8")
+
+    settings.write_text("JOIN_ADDRESS=10.0.0.1:8765\n", "utf-8")
+    assert machine.install().returncode == 0
+    assert settings.read_text("utf-8") == "JOIN_ADDRESS=10.0.0.1:8765\n", "settings are kept"
+
+    assert machine.install("--uninstall").returncode == 0
+    assert settings.exists()
+    assert not service.exists()
+    assert not machine.prefix.exists()
+
+
+@pytest.mark.parametrize("role", ["follow", "server"])
+def test_other_roles_and_purge(machine: Machine, role: str) -> None:
+    done = machine.install("--role", role)
+    assert done.returncode == 0, done.stderr
+    service = machine.stage / "etc" / "systemd" / "system" / f"featherfed-{role}.service"
+    assert service.exists()
+    assert machine.install("--purge").returncode == 0
+    assert not service.exists()
+    assert not (machine.stage / "etc" / "featherfed").exists()
+
+
+def test_it_touches_no_folder_that_is_not_its_own(machine: Machine) -> None:
+    machine.prefix.mkdir()
+    (machine.prefix / "precious").touch()
+    for options in ([], ["--uninstall"]):
+        assert machine.install(*options).returncode == 1
+    assert [path.name for path in machine.prefix.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("option", ["--wrong", "--role=client", "--prefix"])
+def test_wrong_options_are_named(machine: Machine, option: str) -> None:
+    done = machine.install(option)
+    assert done.returncode == 1
+    assert option in done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_systemd_accepts_the_service(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    text = unit.read_text("utf-8").replace("/opt/featherfed/bin/featherfed", "/bin/true")
+    copy = tmp_path / unit.name
+    copy.write_text(text, "utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert unit.name not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_installation_runs(tmp_path: Path) -> None:
+    """Downloads what a client needs."""
+    prefix = tmp_path / "featherfed"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PREFIX": str(prefix)}
+    base = Path(sys.base_prefix) / "bin"  # not this virtual environment
+    environment["PATH"] = f"{base}:{environment['PATH']}"
+    command = ["sh", str(INSTALL), "--user"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = "import ai_edge_litert.interpreter, zeroconf, featherfed.edge_client.session"
+    subprocess.run([prefix / "bin" / "python", "-c", code], check=True)
+    done = subprocess.run([*command, "--uninstall"], env=environment, check=False)
+    assert done.returncode == 0
+    assert not prefix.exists()
