@@ -69,19 +69,40 @@ def offered_step(model: FederatedModel, settings: Settings) -> OfferedStep:
         settings.training.batch_size, settings.training.optimizer, settings.training.loss
     )
     facts = f"{VERSION} {tf_version()} {training} {model.optimization} {model.model_json}"
-    path = _cache() / "steps" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.tflite"
-    if path.is_file():
-        return OfferedStep(path.read_bytes())
+    folder, key = _cache() / "steps", hashlib.sha256(facts.encode()).hexdigest()[:32]
+    content = _cached(folder, key)
+    if content is not None:
+        return OfferedStep(content)
     try:
         content = export_step(model, training)
     except ExportError as error:
         log.warning("no LiteRT clients in this run: %s", error)
         return OfferedStep(missing=str(error))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    try:
+        _keep(folder, key, content)
+    except OSError as error:
+        log.warning("the training step is exported anew at every start: %s", error)
     return OfferedStep(content)
+
+
+def _cached(folder: Path, key: str) -> bytes | None:
+    """Return what was kept under `key`; its name ends in its digest, so damage shows."""
+    for path in folder.glob(f"{key}-*.tflite"):
+        content = path.read_bytes()
+        if path.stem == f"{key}-{_digest(content)}":
+            return content
+    return None
+
+
+def _keep(folder: Path, key: str, content: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f"{key}.{os.getpid()}"
+    scratch.write_bytes(content)
+    scratch.replace(folder / f"{key}-{_digest(content)}.tflite")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _cache() -> Path:

@@ -16,7 +16,6 @@ from featherfed.cli.device import default_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
-from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
 from featherfed.edge_client.state import ClientState
@@ -87,8 +86,6 @@ def join_run(options: JoinOptions) -> None:
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)
             )
             held = session.run()
-        except MemoryError as error:
-            raise ClientError(f"not enough memory to train (--memory {options.memory})") from error
         finally:
             transport.close()
     if (peak := peak_memory()) is not None:

@@ -62,6 +62,8 @@ def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
             _fail(f"{error.name} is not installed; {_extra_for(error.name or '')}")
         except (Rejected, Unreachable, CodecError) as error:
             _fail(str(error))
+        except MemoryError:
+            _fail("there is not enough memory on this machine, or its limits are too low")
         except KeyboardInterrupt as error:
             raise click.exceptions.Exit(INTERRUPTED) from error
         except ValueError as error:
@@ -177,7 +179,9 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
     default="auto",
     help="Keras where TensorFlow is installed, else LiteRT.",
 )
-@click.option("--memory", type=AT_LEAST_1, metavar="MB", help="Use no more than so much.")
+@click.option(
+    "--memory", type=AT_LEAST_1, metavar="MB", help="End rather than use more than so much."
+)
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")

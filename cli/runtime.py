@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
@@ -16,6 +20,8 @@ from featherfed.edge_client.session import Trainer
 from featherfed.proto import federation_pb2 as pb
 
 RUNTIMES = ("auto", "keras", "litert")
+LOOK_EVERY = 0.1
+"""Seconds between two looks at a limited memory, each of some microseconds."""
 
 OnStep = Callable[[int, int, int], None]
 """Gets round, steps done and steps in all."""
@@ -97,16 +103,26 @@ def _litert(threads: int) -> Runtime:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Let this process have no more memory of its own; an attempt to take more fails.
+    """End this process, with a message, as soon as it has had more than `megabytes` in memory.
 
-    Raises ClientError where the system cannot do that.
+    That loses nothing: a client can be killed at any moment. The system's own limits for a process
+    are no use here: they count memory that was never touched (stacks of threads, some 100 MB), and
+    gRPC aborts at them. Raises ClientError where memory cannot be measured.
     """
-    try:
-        import resource
-    except ImportError as error:
-        raise ClientError(f"--memory: {sys.platform} has no limits for a process") from error
-    limit = megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if peak_memory() is None:
+        raise ClientError(f"--memory: {sys.platform} has no /proc to read it from; leave it out")
+    threading.Thread(target=_end_above, args=(megabytes,), daemon=True).start()
+
+
+def _end_above(megabytes: int) -> None:
+    while (peak := peak_memory() or 0) <= megabytes:
+        time.sleep(LOOK_EVERY)
+    tqdm.write(
+        f"featherfed: {peak} MB of memory were in use, more than --memory {megabytes}; nothing is "
+        "lost: start again with more, or with less data",
+        file=sys.stderr,
+    )
+    os._exit(1)
 
 
 def peak_memory() -> int | None:

@@ -20,16 +20,18 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from featherfed.cli.artifacts import machine
-from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.tables import show_sweep
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.keras_trainer import KerasTrainer
+from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.session import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
 from featherfed.server.admission import DataShape
+from featherfed.server.coordinator import LITERT
 from featherfed.server.errors import ServerError
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep
@@ -143,8 +145,14 @@ def run_case(case: Case, output: Path) -> float:
     data = {f"client-{i}": train.take(indices) for i, indices in enumerate(shards)}
     model = build_model(settings, test)
 
-    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest) -> Trainer:
+    step = offered_step(model, settings) if case.runtime == LITERT else None
+    if step is not None and not step.content:
+        raise ServerError(f"{case.name}: {step.missing}")
+
+    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
         images, labels = data[name].images, data[name].labels
+        if step is not None:
+            return LitertTrainer(plan, manifest, step, images, labels, client=name)
         return KerasTrainer(plan, manifest, images, labels, client=name, model=model)
 
     def on_round(round_: int, accuracy: float | None) -> None:
@@ -174,6 +182,8 @@ def run_case(case: Case, output: Path) -> float:
             "num_test_examples": len(test),
             "machine": machine(),
         },
+        runtime=case.runtime,
+        step=step,
     )
     results.save(output, case, metrics)
     return float(metrics["final"]["accuracy"])

@@ -6,6 +6,7 @@ docs/training-step.md describes the step's inputs and outputs.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,9 +41,10 @@ class LitertTrainer:
     ) -> None:
         """Load `step`, a .tflite; `on_step` gets round, steps done and steps in all.
 
-        Raises ClientError if the step is damaged or does not fit the plan's manifest and the data.
+        Raises ClientError if the step is damaged or does not fit the plan and the data.
         """
         self._step = TrainingStep(step, manifest, images.shape[1:], threads)
+        _check_plan(self._step, plan, manifest)
         self._manifest = manifest
         self._training = plan.training
         self._seed = plan.seed
@@ -57,7 +59,8 @@ class LitertTrainer:
         masks = magnitude_masks(self._manifest, weights, task.sparsity)
         step.begin(weights, masks, self._training.learning_rate)
         seed = round_seed(self._seed, task.round, self._client)
-        noise = np.random.default_rng([seed])
+        # The orders of the epochs are drawn from [seed, 0], [seed, 1], ...: this is the next.
+        noise = np.random.default_rng([seed, self._training.epochs])
         count, batch = len(self._images), step.batch_size
         total = self._training.epochs * -(-count // batch)
         done = 0
@@ -90,12 +93,17 @@ class TrainingStep:
                 model_content=content, num_threads=max(1, threads)
             )
             self._inputs, self._outputs = _details(self._interpreter)
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ClientError(f"the server's training step cannot be used: {error}") from error
-        self._check(manifest, tuple(example_shape))
+            _check(self._inputs, self._outputs, manifest, tuple(example_shape))
+            self._interpreter.allocate_tensors()  # not before its sizes are known to be right
+        except (ValueError, RuntimeError, TypeError) as error:
+            if isinstance(error, ClientError):
+                raise
+            why = str(error) or "LiteRT does not say why; perhaps memory is short"
+            raise ClientError(f"the server's training step cannot be used: {why}") from error
         self._shapes = [spec.shape for spec in manifest]
         self.batch_size = int(self._inputs["images"]["shape"][0])
+        self.masked = {k for k in range(len(manifest)) if f"mask_{k}" in self._inputs}
+        """The numbers of the tensors that it masks."""
         self._state = [
             (self._inputs[name]["index"], self._outputs[f"new_{name}"]["index"])
             for name in self._inputs
@@ -103,21 +111,6 @@ class TrainingStep:
         ]
         self._noises = [d for n, d in self._inputs.items() if n.startswith("noise_")]
         self._steps = 0
-
-    def _check(self, manifest: Manifest, example_shape: tuple[int, ...]) -> None:
-        wanted = {f"weight_{k}": spec.shape or (1,) for k, spec in enumerate(manifest)}
-        found = {n: tuple(map(int, d["shape"])) for n, d in self._inputs.items()}
-        weights = {n: shape for n, shape in found.items() if n.startswith("weight_")}
-        state = {n for n in found if n.startswith(("weight_", "slot_"))}
-        if weights != wanted or not {f"new_{n}" for n in state} <= set(self._outputs):
-            raise ClientError(
-                "the server's training step is for other tensors than the plan's; refused"
-            )
-        if found.get("images", ())[1:] != example_shape:
-            raise ClientError(
-                f"the server's training step takes images {found.get('images')}, not "
-                f"{example_shape}; refused"
-            )
 
     def begin(
         self,
@@ -132,15 +125,11 @@ class TrainingStep:
             kind, _, number = name.partition("_")
             if kind == "weight":
                 self._set(name, weights[int(number)])
+            elif kind == "mask":  # the interpreter keeps it until the next begin
+                mask = masks[int(number)]
+                self._view(detail["index"])[...] = 1 if mask is None else mask
             elif kind == "slot":
                 self._view(detail["index"])[...] = 0
-        self._masks = {
-            name: np.ones(detail["shape"], np.float32)
-            if (mask := masks[int(name.removeprefix("mask_"))]) is None
-            else mask.astype(np.float32)
-            for name, detail in self._inputs.items()
-            if name.startswith("mask_")
-        }
 
     def run(
         self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], noise: Any
@@ -158,8 +147,6 @@ class TrainingStep:
         self._set("importance", (np.arange(self.batch_size) < count).astype(np.float32))
         self._set("learning_rate", self._rate)
         self._set("step", np.array([self._steps], np.float32))
-        for name, mask in self._masks.items():
-            self._set(name, mask)
         for detail in self._noises:
             values = noise.random(detail["shape"], dtype=np.float32)
             self._interpreter.set_tensor(detail["index"], values)
@@ -174,9 +161,8 @@ class TrainingStep:
         ]
 
     def _set(self, name: str, values: npt.NDArray[Any]) -> None:
-        if name in self._inputs:  # a step without Adam has no use for its own number
-            detail = self._inputs[name]
-            self._interpreter.set_tensor(detail["index"], values.reshape(detail["shape"]))
+        detail = self._inputs[name]
+        self._interpreter.set_tensor(detail["index"], values.reshape(detail["shape"]))
 
     def _view(self, index: int) -> npt.NDArray[Any]:
         # Not kept: the interpreter does not run while a view of its memory is alive.
@@ -191,3 +177,86 @@ def _details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     # The runner must be gone before the interpreter allocates: it counts who refers to it.
     runner = interpreter.get_signature_runner("train")
     return runner.get_input_details(), runner.get_output_details()
+
+
+_Kind = tuple[tuple[int, ...], str]
+"""Shape and dtype of a tensor."""
+
+
+def _kinds(details: dict[str, Any]) -> dict[str, _Kind]:
+    return {
+        name: (tuple(map(int, d["shape"])), np.dtype(d["dtype"]).name)
+        for name, d in details.items()
+    }
+
+
+def _check(
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    manifest: Manifest,
+    example_shape: tuple[int, ...],
+) -> None:
+    """Raise ClientError unless these are the tensors of docs/training-step.md, and no others."""
+    given, made = _kinds(inputs), _kinds(outputs)
+    shape, _ = given.get("images", ((), ""))
+    if shape[1:] != example_shape or not shape[0]:
+        raise ClientError(
+            f"the server's training step takes images of shape {shape[1:]}, and this client has "
+            f"{example_shape}; refused"
+        )
+    batch = shape[:1]
+    weights: dict[str, _Kind] = {
+        f"weight_{k}": (spec.shape or (1,), "float32") for k, spec in enumerate(manifest)
+    }
+    wanted: dict[str, _Kind] = {
+        "images": (shape, "uint8"),
+        "labels": (batch, "int32"),
+        "importance": (batch, "float32"),
+        "learning_rate": ((1,), "float32"),
+        "step": ((1,), "float32"),
+        **weights,
+    }
+    for name, kind in given.items():
+        if found := re.fullmatch(r"(?:mask_(\d+)|slot_(\d+)_\d+)", name):
+            weight = f"weight_{found[1] or found[2]}"
+            if weight in weights:
+                wanted[name] = weights[weight]
+        elif re.fullmatch(r"noise_\d+", name):
+            wanted[name] = (kind[0], "float32")
+    _compare("input", given, wanted)
+    state = {f"new_{n}": k for n, k in wanted.items() if n.startswith(("weight_", "slot_"))}
+    _compare("output", made, {"loss": ((1,), "float32"), "correct": ((1,), "float32"), **state})
+
+
+def _compare(what: str, found: dict[str, _Kind], wanted: dict[str, _Kind]) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) == wanted.get(name):
+            continue
+        raise ClientError(
+            f"the server's training step has {_text(found.get(name))} as its {what} {name!r}, and "
+            f"this client wants {_text(wanted.get(name))}; refused (is featherfed older here than "
+            "on the server?)"
+        )
+
+
+def _text(kind: _Kind | None) -> str:
+    return "nothing" if kind is None else f"{kind[1]} of shape {kind[0]}"
+
+
+def _check_plan(step: TrainingStep, plan: pb.Plan, manifest: Manifest) -> None:
+    if plan.optimization.method not in METHODS:
+        raise ClientError(
+            f"the plan asks for {plan.optimization.method!r}, which this client cannot do; update "
+            "featherfed on it"
+        )
+    if step.batch_size != plan.training.batch_size:
+        raise ClientError(
+            f"the server's training step takes {step.batch_size} examples at once, and its plan "
+            f"says {plan.training.batch_size}; refused"
+        )
+    prunes = "prune" in plan.optimization.method
+    if step.masked != {k for k, spec in enumerate(manifest) if prunes and spec.prunable}:
+        raise ClientError(
+            f"the server's training step masks the tensors {sorted(step.masked)}, which is not "
+            f"what its plan ({plan.optimization.method}) prunes; refused"
+        )

@@ -65,6 +65,7 @@ class Update(_Part):
     """What one client did in one round; None where it was not measured."""
 
     client: Text
+    runtime: Text = ""
     num_examples: Count
     accuracy: float | None
     train_loss: float | None
@@ -175,6 +176,11 @@ class Run(_Part):
     rounds: tuple[Round, ...]
     releases: tuple[Device, ...] = ()
     final: Final | None = None
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """What each client trained with, as far as that is known."""
+        return {u.client: u.runtime for r in self.rounds for u in r.updates if u.runtime}
 
     @property
     def client_names(self) -> tuple[str, ...]:

@@ -133,14 +133,15 @@ def _names(names: tuple[str, ...]) -> str:
 
 def client_rows(run: Run) -> list[dict[str, object]]:
     """Return a row per client with the totals of both directions, and one of them all."""
-    rows = [_client_row(run, name, name) for name in all_clients(run)]
+    runtimes = run.runtimes
+    rows = [_client_row(run, n, n, runtimes.get(n, NONE)) for n in all_clients(run)]
     return [*rows, _client_row(run, "all clients", None)]
 
 
-def _client_row(run: Run, label: str, client: str | None) -> dict[str, object]:
+def _client_row(run: Run, label: str, client: str | None, runtime: str = "") -> dict[str, object]:
     up, down = run_flows(run, client)
     cells = {"up": _total_cells(up, run), "down": _total_cells(down, run)}
-    return {"client": label, "sum": client is None, **cells}
+    return {"client": label, "runtime": runtime, "sum": client is None, **cells}
 
 
 def _total_cells(part: Flow, run: Run) -> dict[str, str]:

@@ -31,6 +31,12 @@ def check_name(name: str) -> None:
         )
 
 
+def check_runtime(runtime: str) -> None:
+    """Refuse what is no plain, short word: it stands in metrics and pages. Old clients say none."""
+    if runtime and not _NAME.fullmatch(runtime):
+        raise Refused(pb.MISSING_CAPABILITY, "a runtime has a plain name, such as keras or litert")
+
+
 def check_data(data: pb.DataSummary, wanted: DataShape) -> None:
     """Refuse data that do not fit the run's model."""
     if tuple(data.example_shape) != wanted.example_shape:

@@ -22,7 +22,13 @@ from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import apply_update, decode_update, max_payload
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import rounds
-from featherfed.server.admission import DataShape, check_capabilities, check_data, check_name
+from featherfed.server.admission import (
+    DataShape,
+    check_capabilities,
+    check_data,
+    check_name,
+    check_runtime,
+)
 from featherfed.server.budget import Uplink
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
@@ -146,9 +152,11 @@ class Coordinator:
             check_name(request.client)
             try:
                 check_data(request.data, self._data_shape)
-                check_capabilities(request.capabilities, self._needed(request.capabilities))
+                check_runtime(request.capabilities.runtime)
+                # First, since its reason says more than that the client lacks a method.
                 lite = request.capabilities.runtime == LITERT
                 step = self._step.describe() if lite else None
+                check_capabilities(request.capabilities, self._needed(request.capabilities))
             except Refused as refusal:
                 self.record_refusal(request.client, refusal)
                 raise

@@ -32,7 +32,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
     refused = defaultdict(list)
     for row in store.refusals():
         refused[row["round"]].append({k: row[k] for k in ("client", "reason", "detail")})
-    newest = store.newest().version
+    newest, runtimes = store.newest().version, store.runtimes()
     rounds = []
     for row in store.rounds():
         number = row["round"]
@@ -49,7 +49,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "digest": version.digest.hex(),
             "broadcast": version.kind,
             "sparsity": version.sparsity,
-            "clients": [_client(u, ledger[number]) for u in updates],
+            "clients": [_client(u, runtimes[u.client], ledger[number]) for u in updates],
             "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
             "refused": refused[number],
         })  # fmt: skip
@@ -90,7 +90,7 @@ def final(
     }
 
 
-def _client(update: Update, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
+def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
     return {
         "client": update.client,
         "num_examples": update.num_examples,
@@ -98,6 +98,7 @@ def _client(update: Update, ledger: dict[str, dict[str, Bytes]]) -> dict[str, An
         "train_loss": update.train_loss,
         "train_accuracy": update.train_accuracy,
         "codec": update.codec,
+        "runtime": runtime,
         **ledger[update.client],
     }
 

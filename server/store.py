@@ -163,6 +163,10 @@ class Store:
         sql = "SELECT client, session, num_examples, stages FROM clients ORDER BY client"
         return {row[0]: Member(row[1], row[2], frozenset(row[3].split())) for row in self._run(sql)}
 
+    def runtimes(self) -> dict[str, str]:
+        """Return what each client trained with when it last joined."""
+        return {row[0]: row[1] for row in self._run("SELECT client, runtime FROM clients")}
+
     # ---- rounds, updates, versions ----
 
     def open_round(self, round_: int, now: float, cohort: Sequence[str]) -> None:

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from featherfed.server.budget import PRESETS, check_uplink, is_codec
 from featherfed.server.settings import Settings, read_toml
 
-_AXES = ("dataset", "model", "partition", "clients")
+_AXES = ("dataset", "model", "partition", "clients", "runtime")
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -52,6 +52,8 @@ class Grid(_Section):
     partition: Axis = ("iid",)
     clients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5,)
     seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    runtime: Annotated[tuple[Literal["keras", "litert"], ...], Field(min_length=1)] = ("keras",)
+    """What clients train with; LiteRT's runs say so after their codec's label."""
 
     @field_validator("codec")
     @classmethod
@@ -73,6 +75,7 @@ class Case:
     clients: int
     seed: int
     settings: Settings
+    runtime: str = "keras"
 
     @property
     def name(self) -> str:
@@ -115,12 +118,21 @@ class Sweep(_Section):
         g = self.grid
         for seed, *place in itertools.product(g.seed, *(getattr(g, axis) for axis in _AXES)):
             for scheme in g.codec:
-                dataset, model, partition, clients = place
-                settings = self._settings(scheme, dataset, model, partition, clients, seed)
-                yield Case(scheme.label, dataset, model, partition, clients, seed, settings)
+                dataset, model, partition, clients, runtime = place
+                # Keras runs keep the names that they had before there was another runtime.
+                label = scheme.label if runtime == "keras" else f"{scheme.label} ({runtime})"
+                settings = self._settings(label, scheme, dataset, model, partition, clients, seed)
+                yield Case(label, dataset, model, partition, clients, seed, settings, runtime)
 
     def _settings(
-        self, scheme: Scheme, dataset: str, model: str, partition: str, clients: int, seed: int
+        self,
+        label: str,
+        scheme: Scheme,
+        dataset: str,
+        model: str,
+        partition: str,
+        clients: int,
+        seed: int,
     ) -> Settings:
         evaluation = {"every_client": False, **self.run.get("evaluation", {}), "dataset": dataset}
         return Settings.model_validate({
@@ -131,7 +143,7 @@ class Sweep(_Section):
             "compression": scheme.compression,
             "clients": {"minimum": clients, "quorum": 1.0},
             "evaluation": evaluation,
-            "notes": {"clients": clients, "partition": partition, "codec": scheme.label},
+            "notes": {"clients": clients, "partition": partition, "codec": label},
         })  # fmt: skip
 
 

@@ -18,11 +18,12 @@ from featherfed.server.coordinator import Coordinator, Evaluator
 from featherfed.server.metrics import collect, final
 from featherfed.server.plan import make_plan
 from featherfed.server.settings import Settings
+from featherfed.server.step import OfferedStep
 from featherfed.server.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
 
-MakeTrainer = Callable[[str, pb.Plan, Manifest], Trainer]
-"""Client name, plan and manifest -> the trainer of that client's data."""
+MakeTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
+"""Client name and what a session gives its maker of trainers -> that of the client's data."""
 
 
 def simulate(
@@ -37,11 +38,14 @@ def simulate(
     first_weights: list[Array] | None = None,
     on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
     facts: dict[str, Any] | None = None,
+    runtime: str = "keras",
+    step: OfferedStep | None = None,
 ) -> dict[str, Any]:
     """Run `settings` to the end; return what metrics.json would hold (docs/metrics.md).
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
-    Clients take turns; time stands still, so nobody is ever late. Raises what a client raises.
+    `runtime` is what clients say they train with; LiteRT's get `step`. Clients take turns; time
+    stands still, so nobody is ever late. Raises what a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -56,6 +60,7 @@ def simulate(
                 lambda: 0.0,
                 first_weights=first_weights,
                 secret=settings.seed,
+                step=step,
             )
 
             def report() -> None:
@@ -66,7 +71,7 @@ def simulate(
             methods = (settings.optimization.method,)
             sessions = [
                 Session(
-                    Profile(name, data, "simulated", methods, "0"),
+                    Profile(name, data, runtime, methods, "0"),
                     LocalTransport(server),
                     partial(make_trainer, name),
                     partial(ClientState, Path(scratch) / name),

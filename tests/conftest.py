@@ -24,6 +24,7 @@ from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.plan import make_plan
 from featherfed.server.releases import Releases
 from featherfed.server.settings import Settings
+from featherfed.server.step import OfferedStep
 from featherfed.server.store import Store
 
 MANIFEST = Manifest(
@@ -76,7 +77,11 @@ class Federation:
     """One run's server in a thread; clients are sessions in the caller's threads."""
 
     def __init__(
-        self, directory: Path, settings: Settings, first_weights: Sequence[Array] | None = None
+        self,
+        directory: Path,
+        settings: Settings,
+        first_weights: Sequence[Array] | None = None,
+        step: OfferedStep | None = None,
     ) -> None:
         self.directory = directory
         self.settings = settings
@@ -84,8 +89,9 @@ class Federation:
         plan = make_plan(settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, MANIFEST, shape, Judge(), time.time, first_weights, secret=1
-        )
+            settings, self.store, plan, MANIFEST, shape, Judge(), time.time,
+            first_weights, secret=1, step=step,
+        )  # fmt: skip
         self.releases = Releases(
             directory / "releases", ("int8",), lambda: self.coordinator.newest_version, self.release
         )
@@ -182,17 +188,28 @@ def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) 
     return Profile(name, data, "numpy", ("none", "prune"), "0")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of exported steps for all tests, and not the person's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Start federations with changed settings; all are closed at the end of the test."""
     made: list[Federation] = []
 
     def start(
-        folder: str = "run", first_weights: Sequence[Array] | None = None, **changes: object
+        folder: str = "run",
+        first_weights: Sequence[Array] | None = None,
+        step: OfferedStep | None = None,
+        **changes: object,
     ) -> Federation:
         directory = tmp_path / folder
         directory.mkdir(exist_ok=True)
-        made.append(Federation(directory, settings(directory, **changes), first_weights))
+        made.append(Federation(directory, settings(directory, **changes), first_weights, step))
         return made[-1].start()
 
     yield start

@@ -32,10 +32,10 @@ class Processes:
             )
         return self.running[name]
 
-    def join(self, name: str, address: str, data: str) -> subprocess.Popen[bytes]:
+    def join(self, name: str, address: str, data: str, *more: str) -> subprocess.Popen[bytes]:
         return self.start(
             name, "join", address, "--data", data, "--name", name,
-            "--state-dir", f"state-{name}", "--threads", "1",
+            "--state-dir", f"state-{name}", "--threads", "1", *more,
         )  # fmt: skip
 
     def kill(self, name: str) -> None:

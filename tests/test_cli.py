@@ -104,6 +104,19 @@ def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None
         assert model["accuracy"] > 0.8, model["kind"]
 
 
+@pytest.mark.slow
+def test_a_mixed_demo_learns(tmp_path: Path) -> None:
+    done = run(
+        "demo", "--clients", "3", "--rounds", "3", "--runtime", "mixed", "--output", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    runtimes = [c["runtime"] for c in metrics["rounds"][-1]["clients"]]
+    assert runtimes == ["keras", "litert", "keras"]
+    assert metrics["final"]["accuracy"] > 0.85
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

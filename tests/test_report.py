@@ -37,6 +37,7 @@ def metrics(
 ) -> dict[str, Any]:
     names = [f"client-{index}" for index in range(clients)]
     update = {
+        "runtime": "litert",
         "num_examples": 100,
         "accuracy": accuracy,
         "train_loss": 0.5,
@@ -181,6 +182,15 @@ def test_whole_page(tmp_path: Path) -> None:
         assert text in page.text
     assert "not finished" not in page.text
     assert "subsample(0.03) | sign" in page.text
+    assert page.text.count("litert\n") == 3, "each client's runtime"
+
+
+def test_a_page_of_a_run_that_told_no_runtimes(tmp_path: Path) -> None:
+    data = metrics()
+    for entry in data["rounds"]:
+        for client in entry["clients"]:
+            del client["runtime"]
+    assert "Runtime" not in rendered(write(tmp_path, data)).text
 
 
 @pytest.mark.parametrize(
@@ -210,7 +220,7 @@ def test_unfinished(tmp_path: Path) -> None:
 def test_hostile_names(tmp_path: Path) -> None:
     data = metrics(1)
     for entry in data["rounds"]:
-        entry["clients"][0]["client"] = HOSTILE
+        entry["clients"][0].update(client=HOSTILE, runtime=HOSTILE)
         entry["missing"] = [HOSTILE]
         entry["refused"][0].update(client=HOSTILE, reason=HOSTILE, detail="\ud800")
     data.update(run=HOSTILE, dataset=HOSTILE, settings={HOSTILE: HOSTILE})

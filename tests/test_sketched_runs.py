@@ -226,7 +226,7 @@ def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
         manifest=MANIFEST,
         data_shape=DataShape(SHAPE, CLASSES),
         clients={name: profile(name).data for name in VALUES},
-        make_trainer=lambda name, plan, manifest: Pull(VALUES[name]),
+        make_trainer=lambda name, plan, manifest, step: Pull(VALUES[name]),
         evaluator=Judge(),
     )
     real = [version.digest.hex() for version in server.store.versions(after=0)]
@@ -256,7 +256,9 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
             manifest=MANIFEST,
             data_shape=DataShape(SHAPE, CLASSES),
             clients={name: profile(name).data for name in VALUES},
-            make_trainer=lambda name, plan, manifest: Broken(1.0) if name == "b" else Pull(1.0),
+            make_trainer=lambda name, plan, manifest, step: (
+                Broken(1.0) if name == "b" else Pull(1.0)
+            ),
             evaluator=Judge(),
         )
 

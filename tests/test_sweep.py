@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,52 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert all(case.settings.clients.minimum == 3 for case in cases)
 
 
+def test_an_axis_more_leaves_the_names_of_runs_alone(tmp_path: Path) -> None:
+    clients = Path(__file__).parent.parent / "benchmarks" / "clients.toml"
+    names = [case.name for case in load_sweep(clients).cases()]
+    assert "fashion-mnist-mlp-iid-5clients-balanced-seed0-b253dce8" in names, (
+        "a result that is there already must be found again"
+    )
+    (tmp_path / "sweep.toml").write_text(SWEEP, "utf-8")
+    keras = {case.name for case in load_sweep(tmp_path / "sweep.toml").cases()}
+    both = SWEEP.replace("[run]", 'runtime = ["keras", "litert"]\n\n[run]', 1)
+    (tmp_path / "sweep.toml").write_text(both, "utf-8")
+    cases = list(load_sweep(tmp_path / "sweep.toml").cases())
+    assert {c.name for c in cases if c.runtime == "keras"} == keras
+    assert len({c.name for c in cases}) == 2 * len(keras)
+    assert [c.label for c in cases if c.runtime == "litert"][:2] == [
+        "float32 (litert)",
+        "balanced (litert)",
+    ]
+
+
+def test_litert_runs_stand_beside_those_of_keras(tmp_path: Path) -> None:
+    text = SWEEP.replace('["mlp"]', '["mlp"]\nruntime = ["keras", "litert"]')
+    text = text.replace("seed = [0, 1]", "seed = [0]").replace("rounds = 2", "rounds = 4")
+    text = re.sub(r"codec = \[.*?\n\]", 'codec = ["exact", "balanced"]', text, flags=re.DOTALL)
+    (tmp_path / "sweep.toml").write_text(text, "utf-8")
+    done = run("sweep", "sweep.toml", "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
+        rows = {r["codec"]: r for r in csv.DictReader(file)}
+    assert list(rows) == ["exact", "balanced", "exact (litert)", "balanced (litert)"]
+    for codec in ("exact", "balanced"):
+        keras, litert = rows[codec], rows[f"{codec} (litert)"]
+        assert float(litert["accuracy"]) == pytest.approx(float(keras["accuracy"]), abs=0.03)
+        assert float(litert["accuracy"]) > 0.8
+        sizes = [float(row["up_payload_bytes"]) for row in (keras, litert)]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+        assert float(litert["down_sent_bytes"]) > float(keras["down_sent_bytes"]), "the step"
+    (path,) = (tmp_path / "out" / "cases").glob("*-balanced-litert-*.json")
+    metrics = json.loads(path.read_text("utf-8"))
+    (path,) = (tmp_path / "out" / "cases").glob("*clients-balanced-seed*.json")
+    other = json.loads(path.read_text("utf-8"))
+    losses = [[c["train_loss"] for c in m["rounds"][0]["clients"]] for m in (metrics, other)]
+    assert losses[0] != losses[1], "not one of them twice: float noise differs"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert {c["runtime"] for r in metrics["rounds"] for c in r["clients"]} == {"litert"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -64,6 +111,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ('"aggregate", uplink', '"balanced", uplink', "same label"),
         ("rounds = 2", "rounds = 2\nseed = 4", "which the grid decides"),
         ("rounds = 2", "rounds = 0", "rounds"),
+        ("seed = [0, 1]", 'runtime = ["tflite"]', "grid.runtime"),
     ],
 )
 def test_a_wrong_sweep_file_is_explained(

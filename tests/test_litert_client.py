@@ -1,0 +1,540 @@
+"""The client without TensorFlow: its trainer, the step it is given, and how that reaches it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from conftest import Federation, Pull, profile
+
+from featherfed.cli import build
+from featherfed.cli.build import build_model, offered_step
+from featherfed.compression.lossless import Zstd
+from featherfed.compression.manifest import Array, Manifest, TensorSpec
+from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.datasets.dataset import Dataset
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.errors import ClientError, Rejected
+from featherfed.edge_client.keras_trainer import KerasTrainer
+from featherfed.edge_client.litert_trainer import LitertTrainer, TrainingStep
+from featherfed.edge_client.plan import MAX_STEP_BYTES, check_step, unpack_step
+from featherfed.edge_client.session import Session, Trained
+from featherfed.edge_client.state import ClientState
+from featherfed.models.optimized import FederatedModel
+from featherfed.models.serialization import to_json
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.plan import make_plan
+from featherfed.server.settings import Settings
+from featherfed.server.step import OfferedStep
+
+Start = Callable[..., Federation]
+
+EXAMPLES = 150  # the last batch of an epoch is a short one
+BATCH = 32
+
+
+@cache
+def digits() -> tuple[Dataset, Dataset]:
+    train, test = load_train_test("digits")
+    return train.take(np.arange(EXAMPLES)), test
+
+
+@dataclass(frozen=True)
+class World:
+    """A plan, and all that its two kinds of clients need."""
+
+    plan: pb.Plan
+    model: FederatedModel
+    step: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.model.manifest
+
+    def weights(self) -> list[Array]:
+        return self.model.get_weights()
+
+    def litert(self, client: str = "a", step: bytes | None = None, **options: Any) -> LitertTrainer:
+        data, _ = digits()
+        return LitertTrainer(
+            self.plan, self.manifest, step or self.step, data.images, data.labels,
+            client=client, **options,
+        )  # fmt: skip
+
+    def keras(self, client: str = "a") -> KerasTrainer:
+        data, _ = digits()
+        images, labels = data.images, data.labels
+        return KerasTrainer(self.plan, self.manifest, images, labels, client=client)
+
+
+@cache
+def world(model: str = "mlp", method: str = "none", optimizer: str = "sgd") -> World:
+    settings = Settings.model_validate({
+        "model": {"name": model},
+        "training": {"epochs": 2, "learning_rate": 0.05, "optimizer": optimizer},
+        "optimization": {"method": method},
+    })  # fmt: skip
+    built = build_model(settings, digits()[1])
+    step = offered_step(built, settings)
+    assert step.content, step.missing
+    return World(make_plan(settings, built.model_json, built.manifest), built, step.content)
+
+
+def task(round_: int = 1, sparsity: float = 0.0) -> pb.Train:
+    return pb.Train(round=round_, version=round_ - 1, sparsity=sparsity, slots=1)
+
+
+def distance(one: Trained, other: Trained) -> float:
+    pairs = zip(one.weights, other.weights, strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "optimizer", "sparsity"),
+    [
+        ("mlp", "none", "sgd", 0.0),
+        ("mlp", "none", "momentum", 0.0),
+        ("mlp", "none", "nesterov", 0.0),
+        ("mlp", "none", "adam", 0.0),
+        ("cnn", "prune", "sgd", 0.6),
+        ("mlp", "qat", "sgd", 0.0),
+    ],
+)
+def test_it_trains_as_keras_does(model: str, method: str, optimizer: str, sparsity: float) -> None:
+    here = world(model, method, optimizer)
+    start = here.weights()
+    if sparsity:
+        start = mask_weights(start, magnitude_masks(here.manifest, start, sparsity))
+    keras = here.keras().train(start, task(sparsity=sparsity))
+    litert = here.litert().train(start, task(sparsity=sparsity))
+    # QAT rounds: a difference of float noise may move a value by a whole step.
+    assert distance(keras, litert) < (5e-3 if method == "qat" else 1e-4)
+    assert litert.loss == pytest.approx(keras.loss, rel=2e-3)
+    assert litert.accuracy == pytest.approx(keras.accuracy, abs=0.015)
+    # The order of examples matters far more than that, so both have seen the same.
+    assert distance(litert, here.litert("other").train(start, task(sparsity=sparsity))) > 1e-3
+    if sparsity:
+        for before, after in zip(start, litert.weights, strict=True):
+            if before.ndim > 1:
+                np.testing.assert_array_equal(before == 0, after == 0)
+
+
+def test_it_tells_every_step() -> None:
+    told: list[tuple[int, int, int]] = []
+    world().litert(on_step=lambda *numbers: told.append(numbers)).train(
+        world().weights(), task(round_=3)
+    )
+    batches = 2 * -(-EXAMPLES // BATCH)
+    assert told == [(3, done, batches) for done in range(1, batches + 1)]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_round_begins_with_a_fresh_optimizer(optimizer: str) -> None:
+    here = world(optimizer=optimizer)
+    trainer = here.litert()
+    first = trainer.train(here.weights(), task())
+    assert distance(trainer.train(first.weights, task(2)), first) > 0
+    assert distance(trainer.train(here.weights(), task()), first) == 0
+
+
+def test_a_round_has_its_own_mask() -> None:
+    here = world("cnn", "prune")
+    trainer = here.litert()
+    trainer.train(here.weights(), task(sparsity=0.9))
+    dense = trainer.train(here.weights(), task(2))
+    assert distance(dense, here.litert().train(here.weights(), task(2))) == 0
+    assert all((w != 0).mean() > 0.9 for w in dense.weights if w.ndim > 1)
+
+
+def test_dropout_is_drawn_from_the_seed_of_round_and_client(tmp_path: Path) -> None:
+    layers = tf_keras.layers
+    stack = [
+        layers.InputLayer((8, 8, 1), name="image"),
+        layers.Flatten(name="flat"),
+        layers.Dropout(0.5, name="drop"),
+        layers.Dense(10, activation="softmax", name="classes"),
+    ]
+    (tmp_path / "m.json").write_text(to_json(tf_keras.Sequential(stack, name="m")), "utf-8")
+    here = world(str(tmp_path / "m.json"))
+    one = here.litert().train(here.weights(), task())
+    assert distance(here.litert().train(here.weights(), task()), one) == 0
+    assert distance(here.litert("b").train(here.weights(), task()), one) > 0
+    rates = [np.random.default_rng([7, n]).random(4).tolist() for n in range(3)]
+    assert rates[0] == np.random.default_rng([7]).random(4).tolist(), (
+        "a seed alone is the first epoch's: noise must not be drawn from it"
+    )
+    assert rates[2] not in rates[:2]
+
+
+def test_threads_change_nothing_but_the_time() -> None:
+    start = world("cnn").weights()
+    one, two = (world("cnn").litert(threads=n).train(start, task()) for n in (1, 2))
+    assert distance(one, two) < 1e-3
+
+
+# ---- steps that are refused ----
+
+SMALL = Manifest((TensorSpec("w", (4,), prunable=True), TensorSpec("s", ())))
+F32, U8, I32 = tf.float32, tf.uint8, tf.int32
+INPUTS: dict[str, tuple[list[int], Any]] = {
+    "images": ([2, 2, 2, 1], U8),
+    "labels": ([2], I32),
+    "importance": ([2], F32),
+    "learning_rate": ([1], F32),
+    "step": ([1], F32),
+    "weight_0": ([4], F32),
+    "weight_1": ([1], F32),
+    "mask_0": ([4], F32),
+    "slot_0_0": ([4], F32),
+    "noise_0": ([2, 3], F32),
+}
+OUTPUTS: dict[str, tuple[list[int], Any]] = {
+    "loss": ([1], F32),
+    "correct": ([1], F32),
+    "new_weight_0": ([4], F32),
+    "new_weight_1": ([1], F32),
+    "new_slot_0_0": ([4], F32),
+}
+
+
+def made(
+    inputs: dict[str, Any] | None = None,
+    outputs: dict[str, Any] | None = None,
+    signature: str = "train",
+) -> bytes:
+    """A .tflite that does next to nothing, with other inputs or outputs; None leaves one out."""
+    takes = {n: k for n, k in {**INPUTS, **(inputs or {})}.items() if k}
+    gives = {n: k for n, k in {**OUTPUTS, **(outputs or {})}.items() if k}
+    specs = [tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in takes.items()]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def train(*tensors: Any) -> dict[str, Any]:
+        one = tf.reduce_sum(tf.cast(tensors[list(takes).index("importance")], tf.float32))
+        return {name: tf.cast(tf.fill(shape, one), dtype) for name, (shape, dtype) in gives.items()}
+
+    module = tf.Module()
+    module.train = train
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures={signature: train})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[signature])
+        return bytes(converter.convert())
+
+
+def test_a_step_as_it_should_be_is_taken() -> None:
+    step = TrainingStep(made(), SMALL, (2, 2, 1), 1)
+    assert (step.batch_size, step.masked) == (2, {0})
+    step.begin([np.zeros(4, np.float32), np.zeros((), np.float32)], [None, None], 0.1)
+    images, labels = np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32)
+    assert step.run(images, labels, np.random.default_rng(0)) == (1.0, 1.0)
+    assert [w.shape for w in step.weights()] == [(4,), ()]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "told"),
+    [
+        ({"images": ([2, 2, 2, 1], F32)}, {}, "float32 of shape .* as its input 'images'"),
+        ({"images": ([2, 3, 2, 1], U8)}, {}, "takes images of shape"),
+        ({"images": ([2, 4], U8)}, {}, "takes images of shape"),
+        ({"images": None}, {}, "takes images of shape"),
+        ({"labels": ([2], tf.int64)}, {}, "int64 of shape .* as its input 'labels'"),
+        ({"labels": ([3], I32)}, {}, "input 'labels'"),
+        ({"importance": ([2, 1], F32)}, {}, "input 'importance'"),
+        ({"step": None}, {}, "nothing as its input 'step'"),
+        ({"secret": ([9], F32)}, {}, "input 'secret', and this client wants nothing"),
+        ({"weight_0": ([5], F32)}, {}, "input 'weight_0'"),
+        ({"weight_1": None}, {}, "input 'weight_1'"),
+        ({"weight_2": ([1], F32)}, {}, "input 'weight_2'"),
+        ({"mask_0": ([3], F32)}, {}, "input 'mask_0'"),
+        ({"mask_7": ([4], F32)}, {}, "input 'mask_7'"),
+        ({"slot_0_0": ([1], F32)}, {}, "input 'slot_0_0'"),
+        ({"slot_1_0": ([1], F32)}, {}, "nothing as its output 'new_slot_1_0'"),
+        ({"noise_0": ([2], I32)}, {}, "input 'noise_0'"),
+        ({}, {"new_weight_0": None}, "nothing as its output 'new_weight_0'"),
+        ({}, {"new_weight_0": ([2], F32)}, "output 'new_weight_0'"),
+        ({}, {"new_weight_0": ([4], I32)}, "output 'new_weight_0'"),
+        ({}, {"new_slot_0_0": None}, "output 'new_slot_0_0'"),
+        ({}, {"loss": ([], F32)}, "output 'loss'"),
+        ({}, {"loss": None}, "output 'loss'"),
+        ({}, {"correct": ([1], I32)}, "output 'correct'"),
+        ({}, {"labels_of_the_client": ([2], F32)}, "output 'labels_of_the_client'"),
+    ],
+)
+def test_a_step_with_other_tensors_is_refused(inputs: Any, outputs: Any, told: str) -> None:
+    with pytest.raises(ClientError, match=told):
+        TrainingStep(made(inputs, outputs), SMALL, (2, 2, 1), 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a model at all",
+        b"\x1c\0\0\0TFL3" + b"\xff" * 2000,
+        lambda: world().step[:1000],
+        lambda: world().step[:-200],
+        lambda: made(signature="serve"),
+    ],
+    ids=["empty", "text", "noise", "truncated", "short", "no signature"],
+)
+def test_what_is_no_training_step_is_refused(content: Any) -> None:
+    content = content() if callable(content) else content
+    with pytest.raises(ClientError, match=r"training step cannot be used: .+"):
+        TrainingStep(content, world().manifest, (8, 8, 1), 1)
+
+
+def test_another_plans_step_is_refused() -> None:
+    with pytest.raises(ClientError, match="'weight_"):
+        world().litert(step=world("cnn").step)
+    with pytest.raises(ClientError, match=r"masks the tensors \[0, 2\].*plan \(none\)"):
+        world().litert(step=world(method="prune").step)
+    with pytest.raises(ClientError, match=r"masks the tensors \[\].*plan \(prune\)"):
+        world(method="prune").litert(step=world().step)
+    with pytest.raises(ClientError, match=r"images of shape \(8, 8, 1\).*has \(28, 28, 1\)"):
+        TrainingStep(world().step, world().manifest, (28, 28, 1), 1)
+    plan = pb.Plan.FromString(world().plan.SerializeToString())
+    plan.training.batch_size = 16
+    with pytest.raises(ClientError, match="takes 32 examples at once, and its plan says 16"):
+        World(plan, world().model, world().step).litert()
+    plan = pb.Plan.FromString(world().plan.SerializeToString())
+    plan.optimization.method = "cluster"
+    with pytest.raises(ClientError, match="'cluster', which this client cannot do"):
+        World(plan, world().model, world().step).litert()
+
+
+DAMAGE = """
+import random, sys
+import numpy as np
+from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.litert_trainer import TrainingStep
+whole = open(sys.argv[1], "rb").read()
+shapes = [(64, 128), (128,), (128, 10), (10,)]
+manifest = Manifest(tuple(TensorSpec(str(i), shape) for i, shape in enumerate(shapes)))
+images, labels = np.zeros((32, 8, 8, 1), np.uint8), np.zeros(32, np.int32)
+refused = 0
+for seed in range(150):
+    dice, content = random.Random(seed), bytearray(whole)
+    for _ in range(dice.choice([1, 2, 8])):
+        content[dice.randrange(len(content))] = dice.randrange(256)
+    try:
+        step = TrainingStep(bytes(content), manifest, (8, 8, 1), 1)
+    except ClientError:
+        refused += 1
+        continue
+    step.begin([np.zeros(shape, np.float32) for shape in shapes], [None] * 4, 0.1)
+    try:
+        step.run(images, labels, np.random.default_rng(0))
+    except RuntimeError:
+        refused += 1
+print("refused", refused)
+"""
+
+
+def test_damage_ends_in_an_error_and_not_in_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "step.tflite").write_bytes(world(optimizer="adam").step)
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGE, tmp_path / "step.tflite"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 75
+
+
+# ---- the way to the client ----
+
+
+def announced(content: bytes, **changes: Any) -> pb.Step:
+    step = OfferedStep(content).describe()
+    for name, value in changes.items():
+        setattr(step, name, value)
+    return step
+
+
+def test_what_travels_is_what_was_announced_or_refused() -> None:
+    content = b"a training step" * 100
+    compressed = OfferedStep(content).compressed
+    assert unpack_step(announced(content), compressed) == content
+    bomb = Zstd(1).compress(bytes(2**27))
+    assert len(bomb) < 2**16
+    for step, data, told in (
+        (announced(content, digest=hashlib.sha256(b"other").digest()), compressed, "another"),
+        (announced(content, size=len(content) - 1), compressed, "damaged"),
+        (announced(content), bomb, "damaged"),
+        (announced(content), compressed[:-5], "damaged"),
+        (announced(content), b"", "damaged"),
+        (announced(content), bytes(len(compressed)), "damaged"),
+    ):
+        with pytest.raises(ClientError, match=told):
+            unpack_step(step, data)
+    for size in (0, MAX_STEP_BYTES + 1):
+        for field in ("size", "compressed"):
+            with pytest.raises(ClientError, match="refused"):
+                check_step(announced(content, **{field: size}))
+
+
+STEP = bytes(np.random.default_rng(0).bytes(5000))
+
+
+class Device:
+    """A client that says it trains with LiteRT, and keeps what step it was given."""
+
+    def __init__(self, server: Federation, name: str) -> None:
+        self.server, self.name = server, name
+        self.given: list[bytes | None] = []
+        self.state = server.directory / "clients" / name
+
+    def session(self, runtime: str = "litert") -> Session:
+        said = profile(self.name)
+        return Session(
+            type(said)(said.name, said.data, runtime, said.methods, said.version),
+            self.server.transport(),
+            self._make,
+            lambda run: ClientState(self.state, run),
+        )
+
+    def _make(self, plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Pull:
+        self.given.append(step)
+        return Pull(1.0)
+
+    def control_bytes_down(self) -> int:
+        return sum(
+            e.message_bytes
+            for e in self.server.store.ledger()
+            if (e.client, e.direction, e.kind) == (self.name, "downlink", "control")
+        )
+
+
+ALONE = {"minimum": 1, "quorum": 1.0, "deadline": 30, "patience": 1}
+
+
+def test_a_step_is_downloaded_once_counted_and_kept(federation: Start) -> None:
+    for folder, damage in (("first", False), ("second", True)):
+        server = federation(folder, step=OfferedStep(STEP), clients=ALONE, rounds=1)
+        device = Device(server, "pi")
+        server.run_clients(device.session())
+        server.join()
+        assert device.given == [STEP]
+        sent = len(OfferedStep(STEP).compressed)
+        assert sent < device.control_bytes_down() < sent + 2000
+        kept = device.state / "step.tflite"
+        assert kept.read_bytes() == STEP
+        if damage:
+            kept.write_bytes(STEP[:-1] + bytes([STEP[-1] ^ 1]))
+        again = federation(f"{folder}-again", step=OfferedStep(STEP), clients=ALONE, rounds=1)
+        same = Device(again, "pi")
+        same.state = device.state
+        again.run_clients(same.session())
+        assert same.given == [STEP]
+        assert (same.control_bytes_down() > sent) == damage
+        assert kept.read_bytes() == STEP
+
+
+def test_a_keras_client_gets_no_step(federation: Start) -> None:
+    server = federation(step=OfferedStep(STEP), clients=ALONE, rounds=1)
+    device = Device(server, "laptop")
+    server.run_clients(device.session("keras"))
+    assert device.given == [None]
+    assert device.control_bytes_down() < 2000
+
+
+def test_a_server_without_a_step_says_why(federation: Start) -> None:
+    why = "layer 'warp': Warp has no training step for LiteRT; use Keras clients (--runtime keras)"
+    server = federation(step=OfferedStep(missing=why), clients=ALONE, rounds=1)
+    with pytest.raises(Rejected, match=r"layer 'warp'.*--runtime keras"):
+        Device(server, "pi").session().run()
+    (refusal,) = server.store.refusals()
+    assert refusal["client"] == "pi"
+    server.run_clients(Device(server, "laptop").session("keras"))
+
+
+def test_a_server_that_sends_more_than_it_announced_is_left(federation: Start) -> None:
+    class Liar(OfferedStep):
+        def describe(self) -> pb.Step:
+            return announced(STEP, compressed=100)
+
+    server = federation(step=Liar(STEP), clients=ALONE, rounds=1)
+    with pytest.raises(Rejected, match="more than it announced"):
+        Device(server, "pi").session().run()
+
+
+def test_a_runtime_is_a_plain_word(federation: Start) -> None:
+    server = federation(clients=ALONE, rounds=1)
+    with pytest.raises(Rejected, match="plain name"):
+        Device(server, "pi").session("<b>keras</b>").run()
+
+
+# ---- the server's cache ----
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedModel]:
+    """An empty cache; returns the models that were really exported."""
+    exported: list[FederatedModel] = []
+    real = build.export_step
+
+    def export(model: FederatedModel, training: Any) -> bytes:
+        exported.append(model)
+        return real(model, training)
+
+    monkeypatch.setattr(build, "export_step", export)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return exported
+
+
+def offer(**training: Any) -> OfferedStep:
+    settings = Settings.model_validate({"model": {"name": "mlp"}, "training": training})
+    return offered_step(build_model(settings, digits()[1]), settings)
+
+
+def test_a_plan_is_exported_once(cached: list[FederatedModel], tmp_path: Path) -> None:
+    first = offer(epochs=3)
+    assert offer(epochs=4, learning_rate=0.5).content == first.content, "neither is in the step"
+    assert len(cached) == 1
+    assert offer(batch_size=8).content != first.content
+    assert offer(loss="mean_squared_error").content != first.content
+    assert len(cached) == 3
+    files = list((tmp_path / "cache" / "featherfed" / "steps").iterdir())
+    assert len(files) == 3
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert offer().content == first.content, "a damaged file is not handed out"
+    assert len(cached) == 4
+    offer()
+    assert len(cached) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cached: list[FederatedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file", "utf-8")
+    assert offer().content
+    assert "exported anew at every start" in caplog.text
+
+
+def test_a_plan_that_cannot_be_exported_is_for_keras_clients(
+    cached: list[FederatedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.model_validate({
+        "model": {"name": "mlp"}, "optimization": {"method": "cluster"}
+    })  # fmt: skip
+    offered = offered_step(build_model(settings, digits()[1]), settings)
+    assert offered.content == b""
+    assert "the method cluster" in offered.missing
+    assert "--runtime keras" in offered.missing
+    assert f"no LiteRT clients in this run: {offered.missing}" in caplog.text

@@ -1,0 +1,210 @@
+"""A client's rests, the limit of its memory, and the choice of what it trains with."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import run
+
+from featherfed.cli import runtime
+from featherfed.cli.runtime import choose_runtime
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.rest import COOL_DOWN, LOOK_EVERY, Rest, Sensors, device_sensors
+
+
+class Device:
+    """A device whose sensors are read from lists, and whose time is its sleep."""
+
+    def __init__(self, degrees: list[float | None], on_battery: list[bool | None]) -> None:
+        self.now = 0.0
+        self.slept = 0
+        self.looks = 0
+        self._degrees, self._on_battery = degrees, on_battery
+
+    def _next(self, values: list[Any]) -> Any:
+        self.looks += 1
+        return values.pop(0) if len(values) > 1 else values[0]
+
+    def rest(self, pause_above: float | None = None, pause_on_battery: bool = False) -> Rest:
+        def sleep(seconds: float) -> None:
+            self.slept += 1
+            self.now += seconds
+
+        sensors = Sensors(lambda: self._next(self._degrees), lambda: self._next(self._on_battery))
+        return Rest(sensors, pause_above, pause_on_battery, clock=lambda: self.now, sleep=sleep)
+
+
+def test_a_hot_device_rests_until_it_is_well_below_the_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    # the first is read when the wish is checked
+    device = Device([50, 71, 69, 66, 70 - COOL_DOWN], [None])
+    rest = device.rest(pause_above=70)
+    rest.between_steps()
+    assert device.slept == 3, "at 69 and 66 degrees it is not cool yet"
+    assert "resting: 71 degrees Celsius, more than 70" in caplog.text
+    assert caplog.text.count("training goes on") == 1
+    rest.between_steps()
+    assert device.slept == 3
+
+
+def test_a_device_at_its_limit_works(caplog: pytest.LogCaptureFixture) -> None:
+    device = Device([70], [None])
+    device.rest(pause_above=70).between_steps()
+    assert (device.slept, caplog.text) == (0, "")
+
+
+def test_it_waits_for_mains_power() -> None:
+    device = Device([None], [False, True, True, False])
+    device.rest(pause_on_battery=True).between_steps()
+    assert device.slept == 2
+
+
+def test_both_wishes_hold() -> None:
+    device = Device([20, 90, 90, 20], [False, True, False])
+    device.rest(pause_above=70, pause_on_battery=True).between_steps()
+    assert device.slept == 3
+
+
+def test_sensors_are_looked_at_now_and_then() -> None:
+    device = Device([20], [None])
+    rest = device.rest(pause_above=70)
+    for _ in range(1000):
+        device.now += LOOK_EVERY / 100
+        rest.between_steps()
+    assert device.looks == pytest.approx(11, abs=2)
+
+
+def test_a_sensor_that_vanishes_lets_training_go_on() -> None:
+    device = Device([20, 90, None], [None])
+    device.rest(pause_above=70).between_steps()
+    assert device.slept == 1
+
+
+def test_a_device_without_the_sensor_says_so() -> None:
+    with pytest.raises(ClientError, match="--pause-above: this device shows no temperature"):
+        Device([None], [None]).rest(pause_above=70)
+    with pytest.raises(ClientError, match="--pause-on-battery: this device shows no battery"):
+        Device([None], [None]).rest(pause_on_battery=True)
+    Device([None], [None]).rest()
+
+
+def test_the_sensors_of_this_machine_answer() -> None:
+    sensors = device_sensors()
+    assert sensors.temperature() is None or -50 < sensors.temperature() < 150  # type: ignore[operator]
+    assert sensors.on_battery() in (None, True, False)
+
+
+# ---- memory ----
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_too_little_memory_is_one_plain_message(tmp_path: Path) -> None:
+    load_train_test("digits")[1].save(tmp_path / "data.npz")
+    join = ["join", "127.0.0.1:1", "--data", "data.npz", "--name", "a", "--state-dir", "state"]
+    done = run(*join, "--runtime", "litert", "--memory", "20", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of memory were in use, more than --memory 20" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    enough = [*join, "--runtime", "litert", "--memory", "2000", "--give-up-after", "0"]
+    done = run(*enough, cwd=tmp_path)
+    assert "127.0.0.1:1" in done.stderr
+    assert "--memory" not in done.stderr
+
+
+def test_memory_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "peak_memory", lambda: None)
+    with pytest.raises(ClientError, match=r"--memory: .* has no /proc"):
+        runtime.limit_memory(100)
+
+
+def test_memory_that_runs_out_is_one_plain_message(tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text("def data():\n    raise MemoryError", "utf-8")
+    done = run("join", "127.0.0.1:1", "--data", "greedy:data", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "not enough memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---- runtimes ----
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Make packages look as if they were not installed."""
+    find, load = importlib.util.find_spec, builtins.__import__
+
+    def hide(*names: str) -> None:
+        def absent(name: str) -> bool:
+            return name.split(".")[0] in names
+
+        def imported(name: str, *rest: Any, **more: Any) -> Any:
+            if absent(name):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return load(name, *rest, **more)
+
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest: None if absent(name) else find(name)
+        )
+        monkeypatch.setattr(builtins, "__import__", imported)
+
+    return hide
+
+
+def test_keras_is_chosen_where_it_is_installed() -> None:
+    assert choose_runtime("auto", 0).name == "keras"
+
+
+@pytest.mark.parametrize("absent", ["tensorflow", "tf_keras"])
+def test_litert_is_chosen_where_there_is_no_tensorflow(
+    without: Callable[..., None], absent: str
+) -> None:
+    without(absent)
+    chosen = choose_runtime("auto", 0)
+    assert chosen.name == "litert"
+    assert "cluster" not in chosen.methods
+
+
+def test_nothing_to_train_with_is_said(without: Callable[..., None]) -> None:
+    without("tensorflow", "ai_edge_litert")
+    with pytest.raises(ClientError, match=r"neither LiteRT nor TensorFlow.*featherfed\[edge\]"):
+        choose_runtime("auto", 0)
+
+
+BLOCK = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+def data():
+    from featherfed.datasets.sources import load_train_test
+    return load_train_test("digits")[1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "package", "extra"),
+    [("litert", "ai_edge_litert", "edge"), ("keras", "tensorflow", "tensorflow")],
+)
+def test_a_runtime_that_is_not_installed_is_named(
+    tmp_path: Path, chosen: str, package: str, extra: str
+) -> None:
+    (tmp_path / "blocked.py").write_text(BLOCK.format(names=[package]), "utf-8")
+    done = run(
+        "join", "127.0.0.1:1", "--data", "blocked:data", "--runtime", chosen, "--state-dir", "s",
+        "--name", "a", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{package} is not installed; pip install 'featherfed[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
