@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
 
+_FEW_CHANNELS = 8  # 32 bytes: a copy of fewer costs as much
 _HUGE = 3.0e38
 
 Tensor = Any
@@ -193,15 +194,13 @@ def convolution(x: Tensor, kernel: Tensor, window: Window, groups: int = 1) -> T
 def _convolution(window: Window) -> Callable[[Tensor, Tensor], Tensor]:
     @with_gradient
     def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
-        filters = kernel.shape[3]
-        patches = _patches(x, window)
-        y = _product(patches, tf.reshape(kernel, [-1, filters]))
+        out = [x.shape[0], *window.out, kernel.shape[3]]
+        patches = _Patches(x, window)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            of_kernel = _product(patches, tf.reshape(dy, [-1, filters]), transpose_a=True)
-            return _of_image(dy, kernel, window), tf.reshape(of_kernel, kernel.shape)
+            return _of_image(dy, kernel, window), patches.of_kernel(patches.rows(dy), kernel)
 
-        return tf.reshape(y, [x.shape[0], *window.out, filters]), gradient
+        return tf.reshape(patches.image_rows(patches.times(kernel)), out), gradient
 
     return apply
 
@@ -214,35 +213,98 @@ def convolution_max_pool(x: Tensor, kernel: Tensor, window: Window, pool: Window
     """
     size, strides = pool.size, window.strides
     phases = list(itertools.product(range(size[0]), range(size[1])))
+    covered = _pair(o * k for o, k in zip(pool.out, size, strict=True))
 
     @with_gradient
     def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
-        filters = kernel.shape[3]
+        batch, filters = x.shape[0], kernel.shape[3]
         patches = [
-            _patches(x, window, [
+            _Patches(x, window, [
                 (np.arange(o) * k + first) * s
                 for o, k, first, s in zip(pool.out, size, phase, strides, strict=True)
             ])
             for phase in phases
         ]  # fmt: skip
-        matrix = tf.reshape(kernel, [-1, filters])
-        seen = [_product(rows, matrix) for rows in patches]
-        y = _largest(seen)
+        seen = [part.times(kernel) for part in patches]
+        largest = _largest(seen)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            parts = _to_first_largest(seen, y, tf.reshape(dy, y.shape))
-            of_kernel = _sum(
-                [_product(*pair, transpose_a=True) for pair in zip(patches, parts, strict=True)]
-            )
+            parts = _to_first_largest(seen, largest, patches[0].rows(dy))
+            pairs = list(zip(patches, parts, strict=True))
+            of_kernel = _sum([seer.of_kernel(part, kernel) for seer, part in pairs])
             tiles = [
-                tf.reshape(g, [x.shape[0] * pool.out[0], 1, pool.out[1], filters]) for g in parts
+                tf.reshape(seer.image_rows(part), [batch * pool.out[0], 1, pool.out[1], filters])
+                for seer, part in pairs
             ]
-            whole = _untile(tiles, pool, [x.shape[0], *window.out, filters])
-            return _of_image(whole, kernel, window), tf.reshape(of_kernel, kernel.shape)
+            whole = _untile(tiles, pool, [batch, *covered, filters])
+            return _of_image(whole, kernel, replace(window, out=covered)), of_kernel
 
-        return tf.reshape(y, [x.shape[0], *pool.out, filters]), gradient
+        return tf.reshape(patches[0].image_rows(largest), [batch, *pool.out, filters]), gradient
 
     return apply(x, kernel)
+
+
+class _Patches:
+    """What a convolution's windows see of an image [B, H, W, C], as a matrix.
+
+    With many channels its rows are places, image by image. With few it is transposed, its columns
+    image after image at every place: so a whole batch is copied at a time, not a few channels.
+    """
+
+    def __init__(self, x: Tensor, window: Window, starts: Sequence[Any] | None = None) -> None:
+        """Copy the cells; `starts`: the windows' first rows and columns, if not all of them."""
+        x = _padded(x, window)
+        self._batch, height, width, self._channels = x.shape
+        if starts is None:
+            starts = [np.arange(o) * s for o, s in zip(window.out, window.strides, strict=True)]
+        corners = (starts[0][:, None] * width + starts[1]).reshape(-1)
+        offsets = np.array([i * width + j for i, j in window.offsets])
+        self._places, self._cells = len(corners), len(offsets)
+        self._transposed = self._channels < _FEW_CHANNELS
+        flat = tf.reshape(x, [self._batch, height * width, self._channels])
+        if self._transposed:
+            places = (offsets[:, None] + corners).reshape(-1).astype(np.int32)
+            chosen = tf.gather(tf.transpose(flat, [2, 1, 0]), places, axis=1)
+            shape = [self._channels * self._cells, self._places * self._batch]
+        else:
+            places = (corners[:, None] + offsets).reshape(-1).astype(np.int32)
+            chosen = tf.gather(flat, places, axis=1)
+            shape = [self._batch * self._places, self._cells * self._channels]
+        self._matrix = tf.reshape(chosen, shape)
+
+    def times(self, kernel: Tensor) -> Tensor:
+        """Return the products with a kernel [kh, kw, C, F], as rows of F."""
+        filters = kernel.shape[3]
+        flat = tf.reshape(kernel, [self._cells, self._channels, filters])
+        if self._transposed:
+            flat = tf.transpose(flat, [1, 0, 2])
+        flat = tf.reshape(flat, [-1, filters])
+        return _product(self._matrix, flat, transpose_a=self._transposed)
+
+    def of_kernel(self, rows: Tensor, kernel: Tensor) -> Tensor:
+        """Return the kernel's gradient from that of the products."""
+        gradient = _product(self._matrix, rows, transpose_a=not self._transposed)
+        if self._transposed:
+            by_channel = tf.reshape(gradient, [self._channels, self._cells, -1])
+            gradient = tf.transpose(by_channel, [1, 0, 2])
+        return tf.reshape(gradient, kernel.shape)
+
+    def rows(self, image: Tensor) -> Tensor:
+        """Return an image [B, ..., F] of the windows' places as rows in the order of the products.
+
+        `image_rows` is the way back.
+        """
+        flat = tf.reshape(image, [self._batch, self._places, -1])
+        if self._transposed:
+            flat = tf.transpose(flat, [1, 0, 2])
+        return tf.reshape(flat, [self._batch * self._places, -1])
+
+    def image_rows(self, rows: Tensor) -> Tensor:
+        """Return products as rows image by image."""
+        if not self._transposed:
+            return rows
+        flat = tf.reshape(rows, [self._places, self._batch, -1])
+        return tf.reshape(tf.transpose(flat, [1, 0, 2]), rows.shape)
 
 
 def _of_image(dy: Tensor, kernel: Tensor, window: Window) -> Tensor:
@@ -255,22 +317,6 @@ def _of_image(dy: Tensor, kernel: Tensor, window: Window) -> Tensor:
         for cell in _split(tf.reshape(kernel, [-1, channels, filters]))
     ]
     return scatter(parts, window)
-
-
-def _patches(x: Tensor, window: Window, starts: Sequence[Any] | None = None) -> Tensor:
-    """Return the cells side by side, [B * oh * ow, kh * kw * C], in one copy.
-
-    `starts`: the windows' first rows and columns in the padded image, if not all of them.
-    """
-    x = _padded(x, window)
-    batch, height, width, channels = x.shape
-    if starts is None:
-        starts = [np.arange(o) * s for o, s in zip(window.out, window.strides, strict=True)]
-    corners = starts[0][:, None] * width + starts[1]
-    cells_ = corners[..., None] + np.array([i * width + j for i, j in window.offsets])
-    flat = tf.reshape(x, [batch, height * width, channels])
-    chosen = tf.gather(flat, cells_.reshape(-1).astype(np.int32), axis=1)
-    return tf.reshape(chosen, [batch * corners.size, cells_.shape[-1] * channels])
 
 
 def _product(
