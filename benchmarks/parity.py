@@ -187,7 +187,10 @@ def _litert(
     start: list[Array],
     sparsity: float,
 ) -> tuple[list[Array], float]:
-    plan = pb.Plan(training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.01))
+    plan = pb.Plan(
+        training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.01),
+        optimization=pb.Optimization(method=model.optimization.method),
+    )
     trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="client")
     trained = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
     return trained.weights, trained.loss

@@ -137,7 +137,8 @@ def train_both(
     plan = pb.Plan(
         training=pb.Training(
             epochs=epochs, batch_size=batch_size, learning_rate=rate, optimizer=optimizer, loss=loss
-        )
+        ),
+        optimization=pb.Optimization(method=model.optimization.method),
     )
     step = exported(model, batch_size, optimizer, loss)
     trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
@@ -575,7 +576,10 @@ def test_dropout_keeps_its_share_and_the_mean(layer: Any) -> None:
         )
     )
     step = exported(model, 1, "sgd", training.LOSSES[0])
-    plan = pb.Plan(training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0))
+    plan = pb.Plan(
+        training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0),
+        optimization=pb.Optimization(method="none"),
+    )
     images, labels = np.full((1, *shape), 255, np.uint8), np.zeros(1, np.int64)
     trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
     zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
