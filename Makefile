@@ -61,6 +61,7 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/tables.py
 
 readme: $(VENV)/.dev ## write the tables of README.md and docs/results.md from what was measured

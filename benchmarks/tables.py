@@ -231,6 +231,42 @@ def follow_section() -> Iterator[str]:
     )
 
 
+def parity_section() -> Iterator[str]:
+    """Yield how far LiteRT trains from Keras, beside Keras' own noise."""
+    measured = json.loads((RESULTS / "parity.json").read_text("utf-8"))
+    yield (
+        "The largest difference of any weight or statistic between a training step in LiteRT and "
+        f"tf_keras' own (one thread each, Fashion-MNIST, batch {measured['batch_size']}, SGD "
+        f"{measured['learning_rate']:g}), from weights that {measured['warm_up']} steps of Adam "
+        f"have trained; pruned ones are masked to {measured['sparsity']:.0%}. Beside it the same "
+        "between Keras and Keras: one thread and two; the examples of every batch in reverse "
+        "order; without oneDNN, whose kernels add in another order. *noise* says which of them "
+        "LiteRT is held against: two threads; where those change nothing, since small operators "
+        "are never split, the order; with qat the kernels, since neither threads nor order change "
+        "a value before it is rounded to a level. An activation that such noise moves across a "
+        "ReLU's zero or a rounding's middle changes weights by far more than float32's precision: "
+        "that is why models differ from themselves (`benchmarks/parity.py`)."
+    )
+    yield ""
+    yield (
+        "| | 1 step: LiteRT | threads | order | kernels | 100 steps: LiteRT | threads | order "
+        "| kernels | noise | loss of 100 steps: LiteRT, Keras |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for case in measured["cases"]:
+        method = "" if case["method"] == "none" else f", {case['method']}"
+        cells = [
+            f"{case[f'after {steps}'][runner]:.1e}"
+            for steps in (1, 100)
+            for runner in ("litert", "threads", "order", "kernels")
+        ]
+        losses = case["loss of 100"]
+        yield (
+            f"| {case['name']}{method} | {' | '.join(cells)} | {case['noise']} "
+            f"| {losses['litert']:.4f}, {losses['keras']:.4f} |"
+        )
+
+
 def readme_section() -> Iterator[str]:
     """Yield the README's results."""
     _, text = SWEEPS["presets"]
@@ -258,6 +294,8 @@ def results_section() -> Iterator[str]:
     yield from delivery_section()
     yield from ("", "## Following", "")
     yield from follow_section()
+    yield from ("", "## LiteRT against Keras", "")
+    yield from parity_section()
     yield from ("", "## What importance is worth", "")
     yield (
         "The second round's step, sketched at the size of `balanced`: the share of the exact one's "

@@ -7,9 +7,11 @@ failure names the tensors, and those name the branch.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -725,3 +727,21 @@ def test_clusters_stateful_layers_and_sums_of_several_shapes_are_refused() -> No
     model = tf_keras.Model(image, layers.Dense(2, activation="softmax")(state))
     with pytest.raises(ExportError, match=r"'odd'.*stateful"):
         export_step(FederatedModel(model), Training(2))
+
+
+# --- what was measured
+
+
+def test_the_committed_parity_is_within_keras_own_noise() -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "results" / "parity.json"
+    cases = json.loads(path.read_text("utf-8"))["cases"]
+    models = {(case["name"], case["method"]) for case in cases if case["kind"] == "model"}
+    assert len(models) == 11
+    for case in cases:
+        one, hundred = case["after 1"], case["after 100"]
+        # Where Keras' own noise is larger than float32's precision after a step, nobody is nearer.
+        assert one["litert"] <= max(TOLERANCE, 2 * one[case["noise"]]), case
+        assert hundred["litert"] <= 2 * hundred[case["noise"]], case
+        assert case["loss of 100"]["litert"] == pytest.approx(
+            case["loss of 100"]["keras"], rel=1e-3
+        ), case
