@@ -63,6 +63,7 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/tables.py
 
 arm64: $(VENV)/.dev ## run the client on an emulated arm64 processor and compare (Debian; some minutes)

@@ -339,6 +339,42 @@ def follow_section() -> Iterator[str]:
     )
 
 
+def parity_section() -> Iterator[str]:
+    """Yield how far LiteRT trains from Keras, beside Keras' own noise."""
+    measured = json.loads((RESULTS / "parity.json").read_text("utf-8"))
+    yield (
+        "The largest difference of any weight or statistic between training in LiteRT and with "
+        f"tf_keras (one thread each, Fashion-MNIST, batch {measured['batch_size']}, SGD "
+        f"{measured['learning_rate']:g}), from weights that {measured['warm_up']} steps of Adam "
+        f"have trained; pruned ones are masked to {measured['sparsity']:.0%}. Beside it what Keras "
+        "differs from itself by when floats are added in another order: with two threads; with the "
+        "examples of every batch reversed; without oneDNN, whose kernels add otherwise within an "
+        f"example, too. Medians of {measured['repeats']} sequences of batches, since such noise "
+        "does nothing most of the time and jumps when it moves an activation across a ReLU's zero "
+        "or a rounding's middle. 0 means bit-identical: small operators are never split among "
+        "threads. Bold is the largest noise after 100 steps, that LiteRT is held against "
+        "(`benchmarks/parity.py`)."
+    )
+    yield ""
+    yield (
+        "| | 1 step: LiteRT | threads | order | kernels | 100 steps: LiteRT | threads | order "
+        "| kernels | loss of 100 steps: LiteRT, Keras |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    noises = ("threads", "order", "kernels")
+    for case in measured["cases"]:
+        method = "" if case["method"] == "none" else f", {case['method']}"
+        one, hundred = ({r: f"{g:.1e}" for r, g in case[f"after {n}"].items()} for n in (1, 100))
+        largest = max(noises, key=case["after 100"].__getitem__)
+        hundred[largest] = f"**{hundred[largest]}**"
+        cells = [gaps[runner] for gaps in (one, hundred) for runner in ("litert", *noises)]
+        losses = case["loss of 100"]
+        yield (
+            f"| {case['name']}{method} | {' | '.join(cells)} "
+            f"| {losses['litert']:.4f}, {losses['keras']:.4f} |"
+        )
+
+
 def readme_section() -> Iterator[str]:
     """Yield the README's results."""
     _, text = SWEEPS["presets"]
@@ -368,6 +404,8 @@ def results_section() -> Iterator[str]:
     yield from delivery_section()
     yield from ("", "## Following", "")
     yield from follow_section()
+    yield from ("", "## LiteRT against Keras", "")
+    yield from parity_section()
     yield from ("", "## What importance is worth", "")
     yield (
         "The second round's step, sketched at the size of `balanced`: the share of the exact one's "
