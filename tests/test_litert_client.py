@@ -20,6 +20,7 @@ from conftest import Federation, Pull, profile
 
 from featherfed.cli import build
 from featherfed.cli.build import build_model, offered_step
+from featherfed.compression.genesis import initial_weights
 from featherfed.compression.lossless import Zstd
 from featherfed.compression.manifest import Array, Manifest, TensorSpec
 from featherfed.compression.masks import magnitude_masks, mask_weights
@@ -63,7 +64,7 @@ class World:
         return self.model.manifest
 
     def weights(self) -> list[Array]:
-        return self.model.get_weights()
+        return initial_weights(self.manifest, 0)
 
     def litert(self, client: str = "a", step: bytes | None = None, **options: Any) -> LitertTrainer:
         data, _ = digits()
@@ -121,12 +122,11 @@ def test_it_trains_as_keras_does(model: str, method: str, optimizer: str, sparsi
         start = mask_weights(start, magnitude_masks(here.manifest, start, sparsity))
     keras = here.keras().train(start, task(sparsity=sparsity))
     litert = here.litert().train(start, task(sparsity=sparsity))
-    # QAT rounds: a difference of float noise may move a value by a whole step.
-    assert distance(keras, litert) < (5e-3 if method == "qat" else 1e-4)
+    # Another order of examples matters far more than float noise, so both have seen the same.
+    other = here.litert("other").train(start, task(sparsity=sparsity))
+    assert distance(keras, litert) < distance(litert, other) / 20
     assert litert.loss == pytest.approx(keras.loss, rel=2e-3)
     assert litert.accuracy == pytest.approx(keras.accuracy, abs=0.015)
-    # The order of examples matters far more than that, so both have seen the same.
-    assert distance(litert, here.litert("other").train(start, task(sparsity=sparsity))) > 1e-3
     if sparsity:
         for before, after in zip(start, litert.weights, strict=True):
             if before.ndim > 1:
