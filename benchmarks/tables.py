@@ -206,32 +206,36 @@ def runtimes() -> dict[tuple[str, str], list[Any]]:
     return found
 
 
+def keras_accuracy(plan: str) -> dict[int, float]:
+    """Return the accuracy with Keras clients by seed, from all runs of that plan and codec."""
+    if plan == "none":
+        rows = pyarrow.csv.read_csv(RESULTS / "presets" / "results.csv").to_pylist()
+        found = {row["seed"]: row["accuracy"] for row in rows if row["codec"] == "balanced"}
+    else:
+        found = {_seed(run): run["final"]["accuracy"] for run in methods().get(plan, [])}
+    of_plan = runtimes().get((plan, "keras"), [])
+    return {**found, **{_seed(run): run["final"]["accuracy"] for run in of_plan}}
+
+
 def runtimes_table() -> Iterator[str]:
     """Yield a Markdown table of the example with Keras clients and with LiteRT clients."""
     yield (
-        "| plan | clients | seeds | accuracy | against Keras, same seeds | sparsity "
-        "| seconds a round | peak memory of a client |"
+        "| plan | seeds | accuracy with Keras clients | with LiteRT clients | difference "
+        "| by seed | sparsity |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    runs = runtimes()
-    for plan in sorted({plan for plan, _ in runs}):
-        keras = {_seed(run): run["final"]["accuracy"] for run in runs[plan, "keras"]}
-        for runtime, name in RUNTIMES.items():
-            of_plan = runs[plan, runtime]
-            accuracy = percent_text(statistics.mean(run["final"]["accuracy"] for run in of_plan))
-            paired = [
-                100 * (run["final"]["accuracy"] - keras[_seed(run)])
-                for run in of_plan
-                if _seed(run) in keras
-            ]
-            against = f"{statistics.mean(paired):+.2f} points" if runtime != "keras" else "-"
-            sparsity = statistics.mean(run["final"]["sparsity"] for run in of_plan)
-            seconds = statistics.median(r["seconds"] for run in of_plan for r in run["rounds"])
-            memory = max(mb for run in of_plan for mb in run["client_memory_mb"])
-            yield (
-                f"| {plan} | {name} | {len(of_plan)} | {accuracy} | {against} "
-                f"| {100 * sparsity:.2f} % | {seconds:.1f} | {memory} MB |"
-            )
+    yield "|---|---|---|---|---|---|---|"
+    for (plan, runtime), of_plan in runtimes().items():
+        if runtime != "litert":
+            continue
+        keras = keras_accuracy(plan)
+        pairs = [(keras[_seed(run)], run["final"]["accuracy"]) for run in of_plan]
+        with_keras, with_litert = (statistics.mean(column) for column in zip(*pairs, strict=True))
+        by_seed = " ".join(f"{100 * (second - first):+.2f}" for first, second in pairs)
+        sparsity = 100 * statistics.mean(run["final"]["sparsity"] for run in of_plan)
+        yield (
+            f"| {plan} | {len(pairs)} | {percent_text(with_keras)} | {percent_text(with_litert)} "
+            f"| {100 * (with_litert - with_keras):+.2f} points | {by_seed} | {sparsity:.2f} % |"
+        )
 
 
 def _seed(run: Any) -> int:
@@ -239,23 +243,36 @@ def _seed(run: Any) -> int:
 
 
 def footprint_table() -> Iterator[str]:
-    """Yield a Markdown table of what a client takes up before it trains."""
-    yield "| client | installed, in a fresh environment | start and imports |"
-    yield "|---|---|---|"
+    """Yield a Markdown table of what a client takes up, and how long a round takes with it."""
+    yield (
+        "| clients | installed, in a fresh environment | start and imports | peak memory, 12,000 "
+        "images | seconds a round |"
+    )
+    yield "|---|---|---|---|---|"
     measured = json.loads((RESULTS / "footprint.json").read_text("utf-8"))["runtimes"]
+    runs = runtimes()
     for runtime, name in RUNTIMES.items():
-        row = measured[runtime]
-        yield f"| {name} | {row['installed_mb']:,} MB | {row['import_seconds']:.2f} s |"
+        row, of_plan = measured[runtime], runs["none", runtime]
+        memory = max(mb for run in of_plan for mb in run["client_memory_mb"])
+        seconds = statistics.median(r["seconds"] for run in of_plan for r in run["rounds"])
+        yield (
+            f"| {name} | {row['installed_mb']:,} MB | {row['import_seconds']:.2f} s | {memory} MB "
+            f"| {seconds:.1f} |"
+        )
 
 
 def runtimes_section() -> Iterator[str]:
     """Yield what clients without TensorFlow cost, beside those with it."""
     yield from (
-        "The example over gRPC, five client processes of one thread each and the server on two "
-        "cores: `balanced` for the plan none, `quantize(8) | zstd` both ways for the others "
-        "(`benchmarks/runtimes.py`).",
+        "The example, five client processes of one thread each and the server on two cores, over "
+        "gRPC (`benchmarks/runtimes.py`): `balanced` for the plan none, `quantize(8) | zstd` both "
+        "ways for the others. Accuracy with Keras clients is that of the same seeds and codec, "
+        "where there is no such run from the tables above.",
         "",
         *runtimes_table(),
+        "",
+        "What a client takes up (`benchmarks/footprint.py`), and the median of a round's time "
+        "under the plan none:",
         "",
         *footprint_table(),
     )
