@@ -246,7 +246,7 @@ def footprint_table() -> Iterator[str]:
     """Yield a Markdown table of what a client takes up, and how long a round takes with it."""
     yield (
         "| clients | installed, in a fresh environment | start and imports | peak memory, 12,000 "
-        "images | seconds a round, five of a kind | in one run, three Keras and two LiteRT clients |"
+        "images | seconds a round, five alike | three Keras and two LiteRT clients in one run |"
     )
     yield "|---|---|---|---|---|---|"
     measured = json.loads((RESULTS / "footprint.json").read_text("utf-8"))["runtimes"]
