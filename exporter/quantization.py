@@ -52,7 +52,7 @@ class _Wrapped:
         for attribute, quantizer in self._weights():
             variable = self._ranges[attribute]
             quantized[id(variable)] = _quantize(
-                replay.value(variable), quantizer, self._ranges, attribute, replay, inner, True
+                replay.value(variable), quantizer, self._ranges, attribute, replay, inner
             )
         before, replay.quantized = replay.quantized, quantized
         # The handler applies no activation of its own: quantization comes before or after it.
@@ -124,7 +124,6 @@ def _quantize(
     name: str,
     replay: Replay,
     layer: Any,
-    is_weight: bool = False,
 ) -> Tensor:
     kind, config = type(quantizer).__name__, quantizer.get_config()
     rule = next((rule for word, rule in _RULES.items() if word in kind), None)
@@ -144,10 +143,9 @@ def _quantize(
         bounds.append(rule(old, tf.reshape(new, old.shape), outer))
         replay.updates[id(variable)] = bounds[-1]
     first = 1 if config["narrow_range"] else 0
-    steps = float((1 << config["num_bits"]) - 1 - first)
-    # Inside its own range by construction; a clip would only zero the gradient of an extreme weight
-    # that rounding puts outside.
-    return fake_quantize(x, bounds[0], bounds[1], float(first), steps, clips=not is_weight)
+    # Divided by otherwise, an extreme weight would come to lie beyond its range's end or before it.
+    steps = float((1 << config["num_bits"]) - 1 - first) * replay.one
+    return fake_quantize(x, bounds[0], bounds[1], float(first), steps)
 
 
 _Rule = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
@@ -166,12 +164,11 @@ def _extremes(x: Tensor, per_axis: bool) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize(
-    x: Tensor, low: Tensor, high: Tensor, first: float, steps: float, clips: bool = True
+    x: Tensor, low: Tensor, high: Tensor, first: float, steps: Tensor | float
 ) -> Tensor:
     """Round x [..., C] to `steps` steps from low to high ([1] or [C]), 0 being one of the levels.
 
-    `first` is the lowest level's number. The gradient passes where x is in the range, or
-    everywhere if it does not clip.
+    `first` is the lowest level's number. The gradient passes where x is in the range.
     """
     width = (high - low) / steps
     # A range of nothing has no levels: its values become 0.
@@ -189,8 +186,6 @@ def fake_quantize(
         y = tf.floor(clipped * inverse - offset + 0.5) * width * (1.0 - empty)
 
         def gradient(dy: Tensor) -> Tensor:
-            if not clips:
-                return dy
             inside = tf.logical_and(tf.greater_equal(x, bottom), tf.less_equal(x, top))
             return dy * tf.cast(inside, tf.float32)
 

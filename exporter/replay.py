@@ -34,6 +34,15 @@ class Replay:
     quantized: Mapping[int, Tensor] = field(default_factory=dict)
     """What a layer sees of a quantized weight, by the id of the variable."""
 
+    @property
+    def one(self) -> Tensor:
+        """1.0 [1], which the converter does not know: times a constant, it is divided by as it is.
+
+        Instead of dividing by a constant, the converter multiplies with the reciprocal, and that
+        rounds differently.
+        """
+        return tf.reduce_max(self.importance, keepdims=True)
+
     def value(self, variable: Any) -> Tensor:
         """Return a variable's tensor, fake-quantized if training is quantization-aware."""
         return self.quantized.get(id(variable), self.values[id(variable)])

@@ -169,7 +169,8 @@ def _noise_shapes(step: _Step) -> list[tuple[int, ...]]:
 
 
 def _forward(model: Any, images: Tensor, replay: Replay) -> Tensor:
-    return _run_model(model, [tf.cast(images, tf.float32) / 255.0], replay)
+    # The very floats that Keras sees: a last bit here is a last bit everywhere.
+    return _run_model(model, [tf.cast(images, tf.float32) / (255.0 * replay.one)], replay)
 
 
 def _run_model(model: Any, inputs: Sequence[Tensor], replay: Replay) -> Tensor:

@@ -396,6 +396,7 @@ def test_activation_layers() -> None:
 # --- sequences
 
 
+@pytest.mark.slow
 def test_recurrent_layers() -> None:
     rows = layers.Reshape((3, 8))
     gru, lstm, simple = (
@@ -548,7 +549,7 @@ def shared_normalized() -> FederatedModel:
 # --- masks, dropout, quantization
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
 def test_masks_keep_their_zeros_as_tfmot_does(optimizer: str) -> None:
     model = pruned()
     rate = 1e-3 if optimizer == "adam" else 0.05
