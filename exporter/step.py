@@ -26,7 +26,7 @@ from featherfed.models.method import Method
 from featherfed.models.optimized import FederatedModel
 
 SIGNATURE = "train"
-VERSION = 2
+VERSION = 3
 """Changes whenever the same model would give another step: part of the cache's key."""
 
 
