@@ -660,10 +660,10 @@ def test_a_range_of_nothing_quantizes_to_nothing() -> None:
     [
         ("cnn", (8, 8, 1), Method.QAT, TOLERANCE),
         pytest.param("cnn", (8, 8, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
-        # Of a million activations some lie so near the middle of two levels that float noise moves
-        # them by a whole level: benchmarks/parity.py shows that Keras' own kernels differ by more.
-        pytest.param("cnn", (28, 28, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
-        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, 5e-5, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.QAT, TOLERANCE, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
+        # Batch statistics carry float noise to all activations, and some of them across a ReLU's
+        # zero or to another level: in benchmarks/parity.py Keras differs more from itself.
         pytest.param("mobile", (8, 8, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
     ],
 )
