@@ -770,4 +770,4 @@ def test_the_committed_parity_is_within_keras_own_noise() -> None:
         # both below this, are beyond twice Keras' own noise.
         assert hundred["litert"] <= max(2 * noises[1], JUMP), case
         losses = case["loss of 100"]
-        assert losses["litert"] == pytest.approx(losses["keras"], rel=0.01), case
+        assert losses["litert"] == pytest.approx(losses["keras"], rel=0.02), case
