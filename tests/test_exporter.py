@@ -660,8 +660,10 @@ def test_a_range_of_nothing_quantizes_to_nothing() -> None:
     [
         ("cnn", (8, 8, 1), Method.QAT, TOLERANCE),
         pytest.param("cnn", (8, 8, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
-        pytest.param("cnn", (28, 28, 1), Method.QAT, TOLERANCE, marks=pytest.mark.slow),
-        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
+        # Of a million activations one may lie so near the middle of two levels that float noise
+        # moves it by a whole level.
+        pytest.param("cnn", (28, 28, 1), Method.QAT, 1e-5, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, 1e-5, marks=pytest.mark.slow),
         # Batch statistics carry float noise to all activations, and some of them across a ReLU's
         # zero or to another level: in benchmarks/parity.py Keras differs more from itself.
         pytest.param("mobile", (8, 8, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
