@@ -370,7 +370,7 @@ def test_order_is_a_permutation_and_changes() -> None:
     [
         ({"sparsity": 0.5}, "no sparsity"),
         ({"sparsity": 1.0}, "below 1"),
-        ({"optimizer": "lion"}, "sgd, momentum, adam"),
+        ({"optimizer": "lion"}, "sgd, momentum, nesterov, adam"),
         ({"images": np.zeros((600, 8, 8, 1), np.float32)}, "uint8"),
         ({"labels": np.zeros(3, np.int64)}, "labels"),
     ],

@@ -115,7 +115,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_model(
         digests.append([r["digest"] for r in rounds])
         for path in processes.directory.iterdir():
             if not path.name.startswith("data-"):
-                path.rename(processes.directory.parent / f"{path.name}-{disturbed}")
+                path.rename(processes.directory.parent / f"{path.name}-{runtime}-{disturbed}")
     assert digests[0] == digests[1]
 
 
