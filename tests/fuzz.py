@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -190,7 +191,9 @@ def fuzz(seconds: int, corpus: Path) -> int:
         found.mkdir()
         for number, example in enumerate(examples()):
             (found / f"example-{number}").write_bytes(example)
-        limits = ["-timeout=5", "-rss_limit_mb=2048", "-max_len=4096"]
+        # A child's peak memory begins at its parent's (Linux), and a test run may have had some GB.
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        limits = ["-timeout=5", f"-rss_limit_mb={2048 + own}", "-max_len=4096"]
         search = [*limits, f"-max_total_time={seconds}", f"-artifact_prefix={corpus.parent}/"]
         done = subprocess.run(
             [__file__, *search, str(found), str(corpus)], env=environment, check=False
