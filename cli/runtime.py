@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -17,10 +16,9 @@ from featherfed.compression.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.session import Trainer
+from featherfed.models.measure import process_memory
 from featherfed.proto import federation_pb2 as pb
 
-RUNTIMES = ("auto", "keras", "litert")
-LOOK_EVERY = 0.1
 """Seconds between two looks at a limited memory, each of some microseconds."""
 
 OnStep = Callable[[int, int, int], None]
@@ -126,12 +124,6 @@ def _end_above(megabytes: int) -> None:
 
 
 def peak_memory() -> int | None:
-    """Return the most MB that this process has had in memory, None where there is no /proc.
-
-    The usual `ru_maxrss` would begin with what the parent had when it forked.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) // 1024
+    """Return the most MB that this process has had in memory, None where there is no /proc."""
+    peak = process_memory("VmHWM")
+    return None if peak is None else peak // 2**20

@@ -596,11 +596,6 @@ def layer_norm(x: Tensor, axes: int, epsilon: float) -> Tensor:
     return apply(x)
 
 
-def concatenate(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Concatenate along an axis."""
-    return tf.concat(list(parts), axis=axis)
-
-
 def part(x: Tensor, axis: int, start: int, size: int) -> Tensor:
     """Return x[start : start + size] along an axis; indexing would have no TFLite gradient."""
     begin, extent = [0] * len(x.shape), list(x.shape)

@@ -59,11 +59,11 @@ def measure(path: str | Path, data: str | Path) -> Measurement:
 def _measure_here(path: Path, data: Path) -> Measurement:
     """Measure in this process, whose memory must still be that of the interpreter alone."""
     what = runtime()
-    idle = _memory("VmRSS")
+    idle = process_memory("VmRSS")
     model = TfliteModel(path)
     milliseconds = 1000 * model.time_one(_INFERENCES)
     # Before the test set is loaded, which a device does not hold.
-    peak = _memory("VmHWM")
+    peak = process_memory("VmHWM")
     known = what.startswith("ai-edge-litert")
     with np.load(data, allow_pickle=False) as archive:
         images, labels = archive["images"], archive["labels"]
@@ -79,7 +79,7 @@ def _measure_here(path: Path, data: Path) -> Measurement:
     )
 
 
-def _memory(field: str) -> int | None:
+def process_memory(field: str) -> int | None:
     """Return VmRSS, what this process holds, or VmHWM, the most it has held; None without /proc.
 
     Not getrusage's peak: Linux lets that start at what the parent held when it forked.
