@@ -19,6 +19,7 @@ from featherfed.edge_client.session import Trainer
 from featherfed.models.measure import process_memory
 from featherfed.proto import federation_pb2 as pb
 
+LOOK_EVERY = 0.1
 """Seconds between two looks at a limited memory, each of some microseconds."""
 
 OnStep = Callable[[int, int, int], None]
