@@ -29,6 +29,13 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNKNOWN_SESSION: _ClassVar[Reason]
     UNKNOWN_VERSION: _ClassVar[Reason]
     OUT_OF_RANGE: _ClassVar[Reason]
+    BAD_TOKEN: _ClassVar[Reason]
+    WRONG_IDENTITY: _ClassVar[Reason]
+    TOO_MANY_CLIENTS: _ClassVar[Reason]
+    BUSY: _ClassVar[Reason]
+    TOO_SLOW: _ClassVar[Reason]
+    STORAGE: _ClassVar[Reason]
+    OUTLIER: _ClassVar[Reason]
 OUTCOME_UNSPECIFIED: Outcome
 ACCEPTED: Outcome
 DUPLICATE: Outcome
@@ -47,6 +54,13 @@ MISSING_CAPABILITY: Reason
 UNKNOWN_SESSION: Reason
 UNKNOWN_VERSION: Reason
 OUT_OF_RANGE: Reason
+BAD_TOKEN: Reason
+WRONG_IDENTITY: Reason
+TOO_MANY_CLIENTS: Reason
+BUSY: Reason
+TOO_SLOW: Reason
+STORAGE: Reason
+OUTLIER: Reason
 
 class JoinRequest(_message.Message):
     __slots__ = ("client", "data", "capabilities")
@@ -103,10 +117,12 @@ class Step(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ...) -> None: ...
 
 class FetchStepRequest(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "offset")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     session: int
-    def __init__(self, session: _Optional[int] = ...) -> None: ...
+    offset: int
+    def __init__(self, session: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class FileChunk(_message.Message):
     __slots__ = ("data",)
@@ -115,7 +131,7 @@ class FileChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds")
+    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +139,7 @@ class Plan(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     run: str
     model_json: str
     manifest: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -130,7 +147,8 @@ class Plan(_message.Message):
     training: Training
     optimization: Optimization
     rounds: int
-    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ...) -> None: ...
+    heartbeat_seconds: int
+    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable")
@@ -219,16 +237,18 @@ class Finished(_message.Message):
     def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class FetchModelRequest(_message.Message):
-    __slots__ = ("session", "version", "have_version", "have_digest")
+    __slots__ = ("session", "version", "have_version", "have_digest", "offset")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HAVE_VERSION_FIELD_NUMBER: _ClassVar[int]
     HAVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     session: int
     version: int
     have_version: int
     have_digest: bytes
-    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., have_version: _Optional[int] = ..., have_digest: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., have_version: _Optional[int] = ..., have_digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ModelChunk(_message.Message):
     __slots__ = ("links", "data")
@@ -287,28 +307,34 @@ class Bundle(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., codec: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., server_rate: _Optional[int] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("slot", "num_examples", "codec", "payload")
+    __slots__ = ("slot", "num_examples", "codec", "payload", "clip")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
     slot: int
     num_examples: int
     codec: str
     payload: bytes
-    def __init__(self, slot: _Optional[int] = ..., num_examples: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    clip: int
+    def __init__(self, slot: _Optional[int] = ..., num_examples: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ..., clip: _Optional[int] = ...) -> None: ...
 
 class FetchReleaseRequest(_message.Message):
-    __slots__ = ("device", "kind", "have_digest", "wait_seconds")
+    __slots__ = ("device", "kind", "have_digest", "wait_seconds", "offset", "offset_digest")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     HAVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     device: str
     kind: str
     have_digest: bytes
     wait_seconds: int
-    def __init__(self, device: _Optional[str] = ..., kind: _Optional[str] = ..., have_digest: _Optional[bytes] = ..., wait_seconds: _Optional[int] = ...) -> None: ...
+    offset: int
+    offset_digest: bytes
+    def __init__(self, device: _Optional[str] = ..., kind: _Optional[str] = ..., have_digest: _Optional[bytes] = ..., wait_seconds: _Optional[int] = ..., offset: _Optional[int] = ..., offset_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseChunk(_message.Message):
     __slots__ = ("release", "data")
@@ -341,7 +367,7 @@ class UpdateChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("session", "round", "version", "num_examples", "size", "train_loss", "train_accuracy")
+    __slots__ = ("session", "round", "version", "num_examples", "size", "train_loss", "train_accuracy", "digest", "offset")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -349,6 +375,8 @@ class UpdateHeader(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     session: int
     round: int
     version: int
@@ -356,7 +384,31 @@ class UpdateHeader(_message.Message):
     size: int
     train_loss: float
     train_accuracy: float
-    def __init__(self, session: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., size: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_accuracy: _Optional[float] = ...) -> None: ...
+    digest: bytes
+    offset: int
+    def __init__(self, session: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., size: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_accuracy: _Optional[float] = ..., digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ResumeUploadRequest(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ...) -> None: ...
+
+class ResumeUploadReply(_message.Message):
+    __slots__ = ("offset",)
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    def __init__(self, offset: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    def __init__(self, session: _Optional[int] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SubmitReply(_message.Message):
     __slots__ = ("outcome", "reason", "detail")

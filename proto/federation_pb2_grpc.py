@@ -54,6 +54,16 @@ class FederationStub(object):
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.UpdateChunk.SerializeToString,
                 response_deserializer=featherfed_dot_proto_dot_federation__pb2.SubmitReply.FromString,
                 _registered_method=True)
+        self.ResumeUpload = channel.unary_unary(
+                '/featherfed.v1.Federation/ResumeUpload',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.FromString,
+                _registered_method=True)
+        self.Heartbeat = channel.unary_unary(
+                '/featherfed.v1.Federation/Heartbeat',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatReply.FromString,
+                _registered_method=True)
         self.FetchStep = channel.unary_stream(
                 '/featherfed.v1.Federation/FetchStep',
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.FetchStepRequest.SerializeToString,
@@ -103,6 +113,20 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeUpload(self, request, context):
+        """How much of an update the server has kept of a SubmitUpdate that broke off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Heartbeat(self, request, context):
+        """A client that trains is alive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FetchStep(self, request, context):
         """The training step of the plan's model, for a client without TensorFlow.
         """
@@ -147,6 +171,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.SubmitUpdate,
                     request_deserializer=featherfed_dot_proto_dot_federation__pb2.UpdateChunk.FromString,
                     response_serializer=featherfed_dot_proto_dot_federation__pb2.SubmitReply.SerializeToString,
+            ),
+            'ResumeUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeUpload,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.SerializeToString,
+            ),
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatReply.SerializeToString,
             ),
             'FetchStep': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchStep,
@@ -272,6 +306,60 @@ class Federation(object):
             '/featherfed.v1.Federation/SubmitUpdate',
             featherfed_dot_proto_dot_federation__pb2.UpdateChunk.SerializeToString,
             featherfed_dot_proto_dot_federation__pb2.SubmitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featherfed.v1.Federation/ResumeUpload',
+            featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featherfed.v1.Federation/Heartbeat',
+            featherfed_dot_proto_dot_federation__pb2.HeartbeatRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.HeartbeatReply.FromString,
             options,
             channel_credentials,
             insecure,

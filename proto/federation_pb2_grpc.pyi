@@ -4,6 +4,7 @@ isort:skip_file
 The only contract between server and clients. Clients start every call.
 
   Join -> (NextTask -> FetchModel -> train -> SubmitUpdate)* -> NextTask says Finished -> FetchModel
+  Heartbeat, while it trains, if the plan asks for it; ResumeUpload, after a broken SubmitUpdate
   FetchStep, once, for a client that trains with LiteRT
   FetchRelease, again and again, for a device that only infers
 """
@@ -49,6 +50,18 @@ class FederationStub:
         featherfed.proto.federation_pb2.SubmitReply,
     ]
     """Stored before it is acknowledged; sending it again changes nothing."""
+
+    ResumeUpload: grpc.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.ResumeUploadRequest,
+        featherfed.proto.federation_pb2.ResumeUploadReply,
+    ]
+    """How much of an update the server has kept of a SubmitUpdate that broke off."""
+
+    Heartbeat: grpc.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.HeartbeatRequest,
+        featherfed.proto.federation_pb2.HeartbeatReply,
+    ]
+    """A client that trains is alive."""
 
     FetchStep: grpc.UnaryStreamMultiCallable[
         featherfed.proto.federation_pb2.FetchStepRequest,
@@ -96,6 +109,18 @@ class FederationAsyncStub:
         featherfed.proto.federation_pb2.SubmitReply,
     ]
     """Stored before it is acknowledged; sending it again changes nothing."""
+
+    ResumeUpload: grpc.aio.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.ResumeUploadRequest,
+        featherfed.proto.federation_pb2.ResumeUploadReply,
+    ]
+    """How much of an update the server has kept of a SubmitUpdate that broke off."""
+
+    Heartbeat: grpc.aio.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.HeartbeatRequest,
+        featherfed.proto.federation_pb2.HeartbeatReply,
+    ]
+    """A client that trains is alive."""
 
     FetchStep: grpc.aio.UnaryStreamMultiCallable[
         featherfed.proto.federation_pb2.FetchStepRequest,
@@ -151,6 +176,22 @@ class FederationServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[featherfed.proto.federation_pb2.SubmitReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.SubmitReply]]:
         """Stored before it is acknowledged; sending it again changes nothing."""
+
+    @abc.abstractmethod
+    def ResumeUpload(
+        self,
+        request: featherfed.proto.federation_pb2.ResumeUploadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[featherfed.proto.federation_pb2.ResumeUploadReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.ResumeUploadReply]]:
+        """How much of an update the server has kept of a SubmitUpdate that broke off."""
+
+    @abc.abstractmethod
+    def Heartbeat(
+        self,
+        request: featherfed.proto.federation_pb2.HeartbeatRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[featherfed.proto.federation_pb2.HeartbeatReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.HeartbeatReply]]:
+        """A client that trains is alive."""
 
     @abc.abstractmethod
     def FetchStep(

@@ -43,6 +43,13 @@ STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
     pb.UNKNOWN_SESSION: grpc.StatusCode.UNAUTHENTICATED,
     pb.UNKNOWN_VERSION: grpc.StatusCode.NOT_FOUND,
     pb.OUT_OF_RANGE: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.BAD_TOKEN: grpc.StatusCode.PERMISSION_DENIED,
+    pb.WRONG_IDENTITY: grpc.StatusCode.PERMISSION_DENIED,
+    pb.TOO_MANY_CLIENTS: grpc.StatusCode.FAILED_PRECONDITION,
+    pb.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    pb.TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
+    pb.STORAGE: grpc.StatusCode.UNAVAILABLE,
+    pb.OUTLIER: grpc.StatusCode.INVALID_ARGUMENT,
 }
 
 _OPTIONS = [
@@ -219,6 +226,24 @@ class FederationService(pb_grpc.FederationServicer):
                 retry = Entry(round_, client, "uplink", "retry", upload.size, upload.message_bytes)
                 self._coordinator.count(retry)
         await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
+        return reply
+
+    @_refusals_to_status
+    async def ResumeUpload(  # noqa: D102
+        self, request: pb.ResumeUploadRequest, context: Context
+    ) -> pb.ResumeUploadReply:
+        client = await self._client(request.header.session)
+        reply = pb.ResumeUploadReply(offset=0)
+        await self._count_control(client, request, reply)
+        return reply
+
+    @_refusals_to_status
+    async def Heartbeat(  # noqa: D102
+        self, request: pb.HeartbeatRequest, context: Context
+    ) -> pb.HeartbeatReply:
+        client = await self._client(request.session)
+        reply = pb.HeartbeatReply()
+        await self._count_control(client, request, reply)
         return reply
 
     async def FetchRelease(  # noqa: D102

@@ -88,6 +88,62 @@ class Clients(_Section):
     quorum: Fraction = 0.5
     deadline: Annotated[float, Field(gt=0)] = 600.0
     patience: Annotated[float, Field(ge=0)] = 30.0
+    over_selection: Annotated[float, Field(ge=1)] = 1.0
+    """Sample so many times the wanted clients; a round closes once as many as wanted reported."""
+    heartbeat: Annotated[int, Field(ge=0)] = 0
+    """Seconds between a training client's signs of life; silent for three times as long, it is lost
+    and the round does not wait for it. 0: none, the deadline alone decides."""
+
+
+class Aggregation(_Section):
+    """How a round's updates become the next model."""
+
+    rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
+    """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
+    byzantine: Annotated[int, Field(ge=1)] = 1
+    """How many hostile clients a robust rule must withstand."""
+    clip: Annotated[float, Field(ge=0)] = 10.0
+    """Clip an update's norm to so many times the quantile of the round's norms; 0: never."""
+    quantile: Fraction = 0.5
+    max_examples: Annotated[int, Field(ge=1)] | None = None
+    """The most examples that a client counts with in the mean."""
+
+
+class Privacy(_Section):
+    """Client-level differential privacy; off unless there is noise."""
+
+    noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the noise in units of the clipping norm."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """L2 norm that updates are clipped to, in the first round if it adapts."""
+    adaptive: bool = True
+    """Follow the quantile of the updates' norms, privately (Andrew et al. 2021)."""
+    quantile: Fraction = 0.5
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Security(_Section):
+    """Who may talk to the server; see SECURITY.md."""
+
+    credentials: str | None = None
+    """The folder that `featherfed certs` makes: TLS, clients' certificates and tokens."""
+    insecure: bool = False
+    """Listen without TLS where others can reach the server."""
+
+
+class Limits(_Section):
+    """What clients may ask for, each and together."""
+
+    clients: Annotated[int, Field(ge=1)] = 10_000
+    """How many names may join the run."""
+    streams: Annotated[int, Field(ge=1)] = 20_000
+    """Calls open at the same time, waiting ones included."""
+    requests_per_second: Annotated[float, Field(gt=0)] = 20.0
+    """Of one client, with bursts of five seconds' worth."""
+    queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """Bytes of updates that are being received at the same time."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long an upload may send nothing."""
 
 
 class Evaluation(_Section):
@@ -111,6 +167,8 @@ class Server(_Section):
     """Let clients on the local network find the server; by default if they could reach it."""
     stay: bool = False
     """Go on after the run, for devices that fetch its releases, until a signal ends it."""
+    metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
+    """HOST:PORT where Prometheus finds /metrics."""
 
 
 class Settings(_Section):
@@ -128,6 +186,10 @@ class Settings(_Section):
     optimization: Optimization = Optimization()
     compression: Compression = Compression()
     clients: Clients = Clients()
+    aggregation: Aggregation = Aggregation()
+    privacy: Privacy = Privacy()
+    security: Security = Security()
+    limits: Limits = Limits()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -170,11 +232,17 @@ class Settings(_Section):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that must not change in mid-run; where it listens and waits may."""
-        # A key that is newer than some runs counts only where it says something else than they did.
-        newer = {"loss"} if self.training.loss == Training().loss else set()
-        text = self.model_dump_json(
-            exclude={"server": True, "output": True, "clients": True, "training": newer}
+        # What is newer than some runs counts only where it says something else than they did.
+        free: dict[str, Any] = dict.fromkeys(
+            ("server", "output", "clients", "security", "limits"), True
         )
+        if self.training.loss == Training().loss:
+            free["training"] = {"loss"}
+        if self.aggregation == Aggregation():
+            free["aggregation"] = True
+        if self.privacy == Privacy():
+            free["privacy"] = True
+        text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
