@@ -1,0 +1,404 @@
+"""What a peer can do wrong, against a running round with four honest clients.
+
+`python tests/faults.py` faces all of them and prints the table; tests/test_faults.py tests each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from backports import zstd
+from conftest import MANIFEST, SHAPE, Federation, Pull, settings
+
+from featherfed.compression.buffer import varint
+from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.wire import seal
+from featherfed.edge_client.state import Held
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.server import metrics
+
+CODEC = "float32 | zstd"
+HONEST = {"anna": 0.5, "bert": -1.0, "cleo": 2.0, "dora": 0.25}
+DEADLINE = 1.0
+SLACK = 2.0
+"""Seconds that two noisy cores may need beyond the deadline."""
+
+
+class Mallory:
+    """A peer that speaks the protocol as it likes."""
+
+    def __init__(self, server: Federation) -> None:
+        self.server = server
+        self.channel = grpc.insecure_channel(server.address)
+        self.stub = pb_grpc.FederationStub(self.channel)
+        self.session = 0
+
+    def join(self, name: str = "mallory", num_examples: int = 100) -> pb.JoinReply:
+        data = pb.DataSummary(num_examples=num_examples, example_shape=SHAPE, num_classes=10)
+        can = pb.Capabilities(stages=["float32", "zstd", "quantize"], methods=["none"])
+        reply = self.stub.Join(pb.JoinRequest(client=name, data=data, capabilities=can), timeout=10)
+        self.session = reply.session
+        return reply
+
+    def wait_for_task(self) -> pb.Train:
+        """Poll until there is something to train: Mallory is in the cohort then."""
+        while True:
+            request = pb.NextTaskRequest(session=self.session, wait_seconds=5)
+            reply = self.stub.NextTask(request, timeout=20)
+            if reply.HasField("train"):
+                return reply.train
+
+    def submit(self, payload: bytes, **changes: Any) -> str:
+        """Send an update and return the outcome, or the reason of a refusal."""
+        header = pb.UpdateHeader(
+            session=self.session, round=1, version=0, num_examples=100, size=len(payload)
+        )
+        for name, value in changes.items():
+            setattr(header, name, value)
+        return outcome(self.stub.SubmitUpdate(chunks(header, payload), timeout=20))
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def outcome(reply: pb.SubmitReply) -> str:
+    if reply.outcome == pb.REFUSED:
+        return str(pb.Reason.Name(reply.reason))
+    return str(pb.Outcome.Name(reply.outcome))
+
+
+def chunks(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.UpdateChunk]:
+    yield pb.UpdateChunk(header=header, data=payload[:65536])
+    for at in range(65536, len(payload), 65536):
+        yield pb.UpdateChunk(data=payload[at : at + 65536])
+
+
+# ---- payloads ----
+
+
+def payload(value: float = 0.0, manifest: Manifest = MANIFEST, edit: Any = None) -> bytes:
+    """Return a sealed update of zeros whose last value is `value`; `edit` changes its float32s."""
+    data = b"".join(b"\0" + bytes(4 * spec.size) for spec in manifest)  # a byte of flags each
+    data = data[:-4] + struct.pack("<f", value)
+    return sealed(zstd.compress(edit(data) if edit else data), manifest)
+
+
+def sealed(data: bytes, manifest: Manifest = MANIFEST) -> bytes:
+    """Return `data` as the codec's part of a payload whose checksum is right."""
+    return seal(varint(len(data)) + data, str(parse_codec(CODEC)).encode() + manifest.digest)
+
+
+def bomb() -> bytes:
+    """64 MB of zeros in some kilobytes."""
+    return sealed(zstd.compress(bytes(64 * 2**20), 19))
+
+
+OTHER = Manifest(tuple(TensorSpec(s.name, (*s.shape[:-1], s.shape[-1] + 1)) for s in MANIFEST))
+FEWER = Manifest(MANIFEST.specs[:-1])
+
+
+# ---- attacks ----
+
+Attack = Callable[[Mallory], str]
+
+
+def sends(make: Callable[[], bytes], **header: Any) -> Attack:
+    """Join, be selected, and send this."""
+
+    def attack(mallory: Mallory) -> str:
+        mallory.join()
+        mallory.wait_for_task()
+        return mallory.submit(make(), **header)
+
+    return attack
+
+
+def sends_many(make: Callable[[random.Random], bytes], count: int) -> Attack:
+    """Send `count` variants; all must have one fate."""
+
+    def attack(mallory: Mallory) -> str:
+        mallory.join()
+        mallory.wait_for_task()
+        rng = random.Random(0)
+        return " ".join(sorted({mallory.submit(make(rng)) for _ in range(count)}))
+
+    return attack
+
+
+def flipped(rng: random.Random) -> bytes:
+    data = bytearray(payload())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def truncated(rng: random.Random) -> bytes:
+    data = payload()
+    return data[: rng.randrange(len(data))]
+
+
+def negative_count(mallory: Mallory) -> str:
+    """Put -50 on the wire, which protobuf's own classes would not."""
+    mallory.join()
+    mallory.wait_for_task()
+    data = payload()
+    header = pb.UpdateHeader(session=mallory.session, round=1, version=0, size=len(data))
+    minus_50 = b"\x20" + b"\xce" + b"\xff" * 8 + b"\x01"
+    raw_header = header.SerializeToString() + minus_50
+    chunk = (
+        b"\x0a"
+        + bytes([len(raw_header)])
+        + raw_header
+        + pb.UpdateChunk(data=data).SerializeToString()
+    )
+    call = mallory.channel.stream_unary(
+        "/featherfed.v1.Federation/SubmitUpdate",
+        request_serializer=None,
+        response_deserializer=pb.SubmitReply.FromString,
+    )
+    return outcome(call(iter([chunk]), timeout=20))
+
+
+def replays(mallory: Mallory) -> str:
+    mallory.join()
+    mallory.wait_for_task()
+    bad = mallory.submit(payload(float("nan")))
+    again = mallory.submit(payload(float("nan")))
+    return bad if bad == again else f"{bad} {again}"
+
+
+def replays_an_old_round(mallory: Mallory) -> str:
+    mallory.join()
+    mallory.wait_for_task()
+    while mallory.server.coordinator.newest_version < 1:
+        time.sleep(0.05)
+    return mallory.submit(payload())
+
+
+def other_run(mallory: Mallory) -> str:
+    """Use the session of a run that this server never had."""
+    mallory.join()
+    mallory.wait_for_task()
+    return refused(lambda: mallory.submit(payload(), session=mallory.session ^ 1))
+
+
+def refused(call: Callable[[], object]) -> str:
+    """Return the reason in the status that a call ends with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return (error.details() or error.code().name).split(":")[0]
+    return "answered"
+
+
+def dies(after: str) -> Attack:
+    """Go so far in a session, then never be heard of again."""
+
+    def attack(mallory: Mallory) -> str:
+        mallory.join()
+        if after == "join":
+            return "survived"
+        mallory.wait_for_task()
+        request = pb.FetchModelRequest(session=mallory.session, version=0)
+        if after == "download begun":
+            next(iter(mallory.stub.FetchModel(request, timeout=10)))
+        elif after == "download":
+            list(mallory.stub.FetchModel(request, timeout=10))
+        elif after == "upload begun":
+            hang = threading.Event()
+            call = mallory.stub.SubmitUpdate.future(_half(mallory.session, hang), timeout=20)
+            time.sleep(0.2)
+            call.cancel()
+            hang.set()
+        mallory.close()
+        return "survived"
+
+    return attack
+
+
+def _half(session: int, hang: threading.Event) -> Iterator[pb.UpdateChunk]:
+    header = pb.UpdateHeader(session=session, round=1, version=0, num_examples=100, size=9999)
+    yield pb.UpdateChunk(header=header, data=bytes(100))
+    hang.wait(20)
+
+
+def joins_a_thousand_times(mallory: Mallory) -> str:
+    """Join over and over; the last session that was given must work."""
+    told = set()
+    for _ in range(1000):
+        told.add(refused(mallory.join))
+    request = pb.NextTaskRequest(session=mallory.session)
+    told.add(
+        "its session works"
+        if refused(lambda: mallory.stub.NextTask(request, timeout=10)) == "answered"
+        else "its session is lost"
+    )
+    return " ".join(sorted(told))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`alone`: Mallory never gets into the cohort, so the round does not wait."""
+
+    name: str
+    expected: str
+    attack: Attack
+    peers: str = ""
+    """What peers do, as far as it was measured (Flower 1.41) or read in their source."""
+    alone: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+FAULTS = [
+    Fault(
+        "NaN in one value",
+        "NON_FINITE",
+        sends(lambda: payload(float("nan"))),
+        "Flower: global model is NaN to the end",
+    ),
+    Fault("infinity in one value", "NON_FINITE", sends(lambda: payload(float("inf")))),
+    Fault("values that no training gives", "OUT_OF_RANGE", sends(lambda: payload(3e38))),
+    Fault(
+        "wrong shapes", "MALFORMED", sends(lambda: payload(manifest=OTHER)), "Flower: run aborts"
+    ),
+    Fault(
+        "wrong shapes under a right checksum",
+        "MALFORMED",
+        sends(lambda: payload(edit=lambda d: d + d[:260])),
+    ),
+    Fault(
+        "a tensor is missing",
+        "MALFORMED",
+        sends(lambda: payload(edit=lambda d: d[:-256])),
+        "Flower: run aborts",
+    ),
+    Fault("a tensor too many", "MALFORMED", sends(lambda: payload(edit=lambda d: d + bytes(256)))),
+    Fault("a model with a tensor less", "MALFORMED", sends(lambda: payload(manifest=FEWER))),
+    Fault("0 examples", "BAD_EXAMPLE_COUNT", sends(payload, num_examples=0), "Flower: accepted"),
+    Fault("-50 examples", "BAD_EXAMPLE_COUNT", negative_count, "Flower: accepted"),
+    Fault("4 billion examples", "BAD_EXAMPLE_COUNT", sends(payload, num_examples=2**32 - 1)),
+    Fault("an empty update", "MALFORMED", sends(lambda: b"")),
+    Fault("100 truncated payloads", "MALFORMED", sends_many(truncated, 100)),
+    Fault("100 payloads with a flipped bit", "MALFORMED", sends_many(flipped, 100)),
+    Fault("a decompression bomb", "MALFORMED", sends(bomb), "NVFlare: bz2 without a limit"),
+    Fault("more bytes than the codec can need", "TOO_LARGE", sends(lambda: bytes(10**6))),
+    Fault("more bytes than announced", "MALFORMED", sends(payload, size=10)),
+    Fault(
+        "a wrong base version",
+        "WRONG_VERSION",
+        sends(payload, version=7),
+        "nncodec: drifts silently",
+    ),
+    Fault("the same again", "NON_FINITE", replays),
+    Fault("an update for a closed round", "LATE", replays_an_old_round),
+    Fault("an update for a round to come", "LATE", sends(payload, round=2)),
+    Fault("another run's session", "UNKNOWN_SESSION", other_run),
+    *[
+        Fault(
+            f"dies after: {step}",
+            "survived",
+            dies(step),
+            "Flower: waits for the whole timeout (3600 s)",
+            step == "join",
+        )
+        for step in ("join", "task", "download begun", "download", "upload begun")
+    ],
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a fault."""
+
+    told: str
+    seconds: float
+    """From the opening of the attacked round to its close."""
+    unchanged: bool
+    """Whether the honest clients ended with the model of the undisturbed run."""
+    recorded: dict[str, int]
+    """Refusals in metrics.json by reason."""
+
+
+def face(fault: Fault, directory: Path) -> Result:
+    """Run two rounds with four honest clients and Mallory."""
+    with running(directory / "run", fault.alone, **fault.changes) as server:
+        mallory = Mallory(server)
+        told: list[str] = []
+        thread = threading.Thread(target=lambda: told.append(fault.attack(mallory)))
+        thread.start()
+        held = server.run_clients(*honest(server))
+        thread.join(30)
+        mallory.close()
+        data = metrics.collect(server.store, server.settings, MANIFEST, {})
+    want = reference(directory / "reference", fault.alone)
+    recorded: dict[str, int] = {}
+    for entry in (r for round_ in data["rounds"] for r in round_["refused"]):
+        recorded[entry["reason"]] = recorded.get(entry["reason"], 0) + entry.get("count", 1)
+    same = [h.digest for h in held] == [want] * len(held)
+    return Result(told[0] if told else "hangs", data["rounds"][0]["seconds"], same, recorded)
+
+
+@contextlib.contextmanager
+def running(directory: Path, alone: bool, **changes: Any) -> Iterator[Federation]:
+    directory.mkdir(parents=True)
+    clients = {
+        "minimum": 4 if alone else 5, "quorum": 0.8, "deadline": DEADLINE, "patience": 60,
+    }  # fmt: skip
+    run = {
+        "rounds": 2, "clients": clients, "compression": {"uplink": CODEC, "downlink": CODEC},
+        "server": {"port": 0, "linger": 1}, **changes,
+    }  # fmt: skip
+    server = Federation(directory, settings(directory, **run)).start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def honest(server: Federation) -> list[Any]:
+    return [server.client(name, trainer=Pull(value)) for name, value in HONEST.items()]
+
+
+_references: dict[bool, bytes] = {}
+
+
+def reference(directory: Path, alone: bool) -> bytes:
+    """Return the digest of the undisturbed run; Mallory is absent, or selected and silent."""
+    if alone not in _references:
+        with running(directory, alone) as server:
+            if not alone:
+                silent = Mallory(server)
+                silent.join()
+                threading.Thread(target=silent.wait_for_task).start()
+            held: list[Held] = server.run_clients(*honest(server))
+            _references[alone] = held[0].digest
+    return _references[alone]
+
+
+def main() -> int:
+    """Print what came of every fault; return 1 if anything went wrong."""
+    failed = 0
+    for fault in FAULTS:
+        with tempfile.TemporaryDirectory() as scratch:
+            result = face(fault, Path(scratch))
+        good = result.told == fault.expected and result.unchanged
+        failed += not good
+        facts = f"{result.told:22} {result.seconds:5.2f} s  {result.recorded}"
+        print(f"{'ok ' if good else 'BAD'} {fault.name:40} {facts}", flush=True)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
