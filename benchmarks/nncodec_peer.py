@@ -45,6 +45,7 @@ class NnCodec:
     name: ClassVar[str] = "nncodec"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
     worker: ClassVar[Any] = None
 

@@ -2,6 +2,9 @@
 
 The server and, where updates are forwarded, every client average with this code alone, in order of
 slots: the order fixes the last bit of the result.
+
+An update whose norm is far from the others' is scaled down first (Sun et al. 2019, "Can You Really
+Backdoor Federated Learning?"); by how much the server decides, and tells with what it forwards.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from featherfed.compression.update import coverage, decode_update, read_report, 
 
 FULL_STEP = 256
 """A server learning rate of one, in the 256ths that it is counted in."""
+
+WHOLE = 65536
+"""An update that is not clipped, in the 65536ths that its share is counted in."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,16 @@ def round_key(seed: int, round_: int) -> Key:
 
 @dataclass(frozen=True)
 class Part:
-    """One update as it was sent, and its weight in the mean."""
+    """One update as it was sent, its weight in the mean, and how much of it the mean takes over.
+
+    `clip` is that share in 65536ths, 0 for the whole update.
+    """
 
     slot: int
     num_examples: int
     codec: str
     payload: bytes
+    clip: int = 0
 
 
 class Average:
@@ -87,9 +97,10 @@ class Average:
         if report is not None:
             self._reports.append(report)
         weight = np.float32(part.num_examples / self._num_examples)
+        taken = weight * np.float32(part.clip / WHOLE) if part.clip else weight
         covered = coverage(codec, manifest, context)
         for i, (total, tensor) in enumerate(zip(self._totals, update, strict=True)):
-            total += weight * tensor
+            total += taken * tensor
             self._share(i, covered[i], weight)
         self._weight += weight
         return update

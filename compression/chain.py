@@ -48,6 +48,10 @@ class Codec(Protocol):
         """The sender must keep the residual and add it to its next update (error feedback)."""
 
     @property
+    def dense(self) -> bool:
+        """Updates can be compared coordinate by coordinate: each value is close to what it was."""
+
+    @property
     def keyed(self) -> bool:
         """A payload means nothing without the context it was made in."""
 
@@ -113,6 +117,11 @@ class Chain:
     def feedback(self) -> bool:
         """Any stage asks for it."""
         return any(stage.feedback for stage in self._arrays)
+
+    @property
+    def dense(self) -> bool:
+        """Every stage is."""
+        return all(stage.dense for stage in self._arrays)
 
     @property
     def keyed(self) -> bool:

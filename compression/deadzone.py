@@ -31,6 +31,7 @@ class DeadZone:
     name: ClassVar[str] = "deadzone"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

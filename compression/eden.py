@@ -27,6 +27,7 @@ class Eden:
     name: ClassVar[str] = "eden"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = True
 
     @property

@@ -26,6 +26,7 @@ class Float32:
     name: ClassVar[str] = "float32"
     lossless: ClassVar[bool] = True
     feedback: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
 
     @property
@@ -63,6 +64,7 @@ class Float16:
     name: ClassVar[str] = "float16"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
 
     @property
@@ -103,6 +105,7 @@ class Float8:
     name: ClassVar[str] = "float8"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
 
     @property

@@ -32,6 +32,7 @@ class KMeans:
     name: ClassVar[str] = "kmeans"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

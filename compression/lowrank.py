@@ -29,6 +29,7 @@ class LowRank:
     name: ClassVar[str] = "lowrank"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

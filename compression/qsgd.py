@@ -30,6 +30,7 @@ class Qsgd:
     name: ClassVar[str] = "qsgd"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False  # the receiver needs no randomness
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class Quantize:
     name: ClassVar[str] = "quantize"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

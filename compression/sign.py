@@ -26,6 +26,7 @@ class Sign:
     name: ClassVar[str] = "sign"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
 
     @property

@@ -66,6 +66,7 @@ class Sketch:
     name: ClassVar[str] = "sketch"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     takes_all: ClassVar[bool] = True
     keyed: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"sketch"})

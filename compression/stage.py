@@ -41,6 +41,8 @@ class ArrayStage(Protocol):
     """`decode(encode(x))` equals x bit for bit."""
     feedback: ClassVar[bool]
     """The sender must keep what this stage loses and add it to the next round's update."""
+    dense: ClassVar[bool]
+    """Every value comes back close to what it was: a zero does not mean that it was not sent."""
 
     keyed: ClassVar[bool]
     """Decoding needs the key that encoding had."""

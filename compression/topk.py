@@ -27,6 +27,7 @@ class TopK:
     name: ClassVar[str] = "topk"
     lossless: ClassVar[bool] = False
     feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

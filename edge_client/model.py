@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from featherfed.compression.allocation import Allocation
 from featherfed.compression.average import (
     FULL_STEP,
+    WHOLE,
     Average,
     Part,
     Round,
@@ -92,9 +93,11 @@ def _unbundle(
     if not bundle.slots or not bundle.parts or not all(p.num_examples for p in bundle.parts):
         raise WireError("the server's bundle holds no updates or parts without examples")
     parts = [
-        Part(p.slot, p.num_examples, str(_codec(p.codec or bundle.codec)), p.payload)
+        Part(p.slot, p.num_examples, str(_codec(p.codec or bundle.codec)), p.payload, p.clip)
         for p in bundle.parts
     ]
+    if any(part.clip >= WHOLE for part in parts):
+        raise WireError("the server's bundle takes over more than a whole update")
     rate = bundle.server_rate or FULL_STEP
     if rate > FULL_STEP:
         raise WireError(f"a server rate of {rate} 256ths is more than the whole mean")

@@ -94,6 +94,16 @@ class Round(_Part):
     updates: tuple[Update, ...] = Field(alias="clients")
     missing: tuple[Text, ...]
     refused: tuple[Refusal, ...]
+    clip: float | None = None
+    clipped: Count | None = None
+    epsilon: float | None = None
+
+    @property
+    def away(self) -> int:
+        """How many clients' updates did not count; a clipped one did."""
+        names = {update.client for update in self.updates}
+        counted = [r for r in self.refused if r.reason == "OUTLIER" and r.client in names]
+        return len(self.missing) + len(self.refused) - len(counted)
 
 
 class Input(_Part):
@@ -143,6 +153,15 @@ class Totals(_Part):
     downlink: Traffic
 
 
+class Privacy(_Part):
+    """What a differentially private run has spent on the client that took part most often."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    rounds: Count
+
+
 class Final(_Part):
     """How a finished run ended."""
 
@@ -156,6 +175,7 @@ class Final(_Part):
     totals: Totals
     models: tuple[Model, ...]
     num_calibration_examples: Count | None = None
+    privacy: Privacy | None = None
 
 
 class Run(_Part):

@@ -15,6 +15,7 @@ from featherfed.report.summary import (
     latency_text,
     number_text,
     percent_text,
+    privacy_text,
     ratio_text,
     round_flows,
     run_flows,
@@ -96,6 +97,7 @@ def _round_row(entry: Round) -> dict[str, object]:
         "sparsity": percent_text(entry.sparsity) if entry.sparsity else NONE,
         "seconds": seconds_text(entry.seconds),
         "clients": len(entry.updates),
+        "epsilon": None if entry.epsilon is None else f"{entry.epsilon:.3g}",
         "missing": _names(entry.missing),
         "refused": _names(tuple(item.client for item in entry.refused)),
         "up": _flow_cells(up),
@@ -103,6 +105,20 @@ def _round_row(entry: Round) -> dict[str, object]:
         "version": entry.version,
         "digest": entry.digest,
     }
+
+
+def privacy_note(run: Run) -> str:
+    """Return what a private run's figures mean, or nothing for any other run."""
+    told = privacy_text(run)
+    if not told:
+        return ""
+    last = run.rounds[-1].clip
+    return (
+        f"{told[0].upper()}{told[1:]}, all rounds together, for the client that took part most "
+        "often. It holds for what the model and the downloads tell, against anyone but the server, "
+        "and counts a name as a client. Who took part and how many bytes each sent is not hidden. "
+        f"In the newest round updates were clipped to a norm of {number_text(last)}."
+    )
 
 
 def final_row(run: Run) -> dict[str, object] | None:

@@ -104,4 +104,5 @@ def _fill(run: Run, plots: list[Plot]) -> str:
         totals=page.total_facts(run),
         models=page.model_rows(run),
         refusals=page.refusal_rows(run),
+        privacy=page.privacy_note(run),
     )

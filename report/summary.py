@@ -130,6 +130,18 @@ def latency_text(milliseconds: float | None) -> str:
     return f"{value:.{1 if value < 100 else 0}f} {unit}"
 
 
+def privacy_text(run: Run) -> str:
+    """Return what differential privacy a run kept, or nothing if it kept none."""
+    if run.final is None or run.final.privacy is None:
+        spent = [entry.epsilon for entry in run.rounds if entry.epsilon is not None]
+        return f"differential privacy of clients: epsilon {spent[-1]:.3g} so far" if spent else ""
+    told = run.final.privacy
+    return (
+        f"differential privacy of clients: epsilon {told.epsilon:.3g} at delta {told.delta:g}, "
+        f"noise multiplier {told.noise_multiplier:g}"
+    )
+
+
 def _finite(value: float | None) -> str:
     if value is None:
         return NONE

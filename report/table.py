@@ -16,6 +16,7 @@ from featherfed.report.summary import (
     latency_text,
     number_text,
     percent_text,
+    privacy_text,
     round_flows,
     run_flows,
 )
@@ -54,6 +55,8 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
     if run.final:
         table.add_section()
         table.add_row(*_final_row(run))
+    if told := privacy_text(run):
+        table.caption = f"{table.caption}\n{told}"
     return table
 
 
@@ -82,7 +85,7 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def _round_row(entry: Round) -> list[str]:
-    away = len(entry.missing) + len(entry.refused)
+    away = entry.away
     return [
         str(entry.number),
         percent_text(entry.accuracy),

@@ -10,6 +10,9 @@ from featherfed.server.errors import Refused
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+MAX_EXAMPLES = 10**8
+"""More than any client can train on; as a weight in the mean it would silence all others."""
+
 
 @dataclass(frozen=True)
 class DataShape:
@@ -60,6 +63,11 @@ def check_data(data: pb.DataSummary, wanted: DataShape) -> None:
         )
     if data.num_examples < 1:
         raise Refused(pb.DATA_MISMATCH, "there is not one example to train on")
+    if data.num_examples > MAX_EXAMPLES:
+        raise Refused(
+            pb.BAD_EXAMPLE_COUNT,
+            f"{data.num_examples} examples are more than any device has (at most {MAX_EXAMPLES})",
+        )
 
 
 def check_capabilities(has: pb.Capabilities, needed: set[str]) -> None:

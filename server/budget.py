@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featherfed.compression.average import FULL_STEP, Round, round_key
+from featherfed.compression.chain import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.manifest import Manifest
 from featherfed.compression.registry import parse_codec
@@ -74,6 +75,12 @@ def check_uplink(text: str) -> str:
         raise CodecError(
             f"{error} A preset ({presets}) or a budget (4kB/round) will do too"
         ) from None
+
+
+def fixed_codec(text: str) -> Codec | None:
+    """Return the codec that a checked uplink means in every round, None if it is a budget."""
+    preset = PRESETS.get(text, text)
+    return parse_codec(preset) if isinstance(preset, str) and is_codec(preset) else None
 
 
 def is_codec(text: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from featherfed.compression.average import FULL_STEP, Average, Part, Round, round_key, statistics_of
+from featherfed.compression.average import FULL_STEP, Part, Round, round_key, statistics_of
 from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
@@ -29,7 +29,9 @@ from featherfed.server.admission import (
     check_name,
     check_runtime,
 )
+from featherfed.server.aggregation import Aggregator
 from featherfed.server.budget import Uplink
+from featherfed.server.clipping import measure
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
@@ -108,6 +110,7 @@ class Coordinator:
         self._uplink = Uplink(compression.uplink, manifest, settings.rounds)
         self._fallback = parse_codec(compression.fallback)
         self._downlink = parse_codec(compression.downlink)
+        self._aggregator = Aggregator(settings, manifest, store)
         self._last_seen: dict[str, float] = {}
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights, secrets.randbits(63) if secret is None else secret)
@@ -267,19 +270,20 @@ class Coordinator:
                 masks=start.masks,
                 context=round_.context(part.slot),
             )
-            apply_update(self.manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
+            weights = apply_update(self.manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
         except NonFiniteError as error:
             raise Refused(pb.NON_FINITE, str(error)) from error
         except OutOfRangeError as error:
             raise Refused(pb.OUT_OF_RANGE, str(error)) from error
         except WireError as error:
             raise Refused(pb.MALFORMED, str(error)) from error
+        norms = measure(parse_codec(part.codec), self.manifest, update, weights)
         row = Update(
             header.round,
             client,
             part.slot,
             part.codec,
-            header.num_examples,
+            min(header.num_examples, self.settings.aggregation.max_examples or header.num_examples),
             payload,
             _finite(header.train_loss),
             _finite(header.train_accuracy),
@@ -291,6 +295,7 @@ class Coordinator:
             self._check_header(client, header)
             with self._store.transaction():
                 self._store.add_update(row)
+                self._store.add_norms(header.round, client, norms)
                 self._store.count(entry)
                 after = self._write(rounds.Reported(self._clock(), client))
             self._state = after
@@ -398,23 +403,28 @@ class Coordinator:
         round_ = self._state.round
         start = self._round_start()
         shared = self._round()
-        mean = Average(self.manifest, shared, sum(self._store.num_examples(round_)))
-        forwards = self.settings.compression.broadcast == "auto"
+        ruling = self._aggregator.rule(round_)
         rate = shared.server_rate % FULL_STEP  # 0, which costs nothing, is the whole mean
+        forwards = self.settings.forwards
         bundle = pb.Bundle(slots=shared.slots, server_rate=rate) if forwards else None
         grades: list[tuple[str, float | None, str | None]] = []
-        for update in self._store.updates(round_):
-            assert update.payload is not None, "payloads are kept until the round is aggregated"
-            part = Part(update.slot, update.num_examples, update.codec, update.payload)
-            decoded = mean.add(part)
-            bundle = self._bundle(bundle, part)
-            grades.append((update.client, *self._grade(start, decoded)))
+        with self._aggregator.begin(round_, shared, ruling) as under_way:
+            for update in self._store.updates(round_):
+                part = ruling.part(update)
+                if part is None:
+                    grades.append((update.client, None, None))
+                    continue
+                decoded = under_way.add(part)
+                bundle = self._bundle(bundle, part)
+                grades.append((update.client, *self._grade(start, decoded)))
+            mean = under_way.mean()
         _, residual = self._store.model(self.manifest)
         sparsity = self.settings.sparsity.at(round_)
         context = Context(round_key(self.plan.seed, round_).child("mean"))
         step = next_version(
-            self._downlink, self.manifest, round_, start, mean, bundle, context, residual, sparsity
-        )
+            self._downlink, self.manifest, round_, start, mean, under_way.allocation(), bundle,
+            context, residual, sparsity,
+        )  # fmt: skip
         result = self._evaluator.evaluate(step.weights)
         version = replace(step.version, loss=result.loss, accuracy=result.accuracy)
         with self._lock:
@@ -422,6 +432,9 @@ class Coordinator:
                 self._store.add_version(version, step.weights, step.residual)
                 for grade in grades:
                     self._store.grade_update(round_, *grade)
+                self._store.add_facts(round_, ruling.facts)
+                for client, detail in ruling.outliers:
+                    self.record_refusal(client, Refused(pb.OUTLIER, detail))
                 after = self._write(rounds.Aggregated(self._clock()))
             self._state = after
             self._digest, self._allocation = version.digest, version.allocation
@@ -433,8 +446,9 @@ class Coordinator:
         bundle.codec = bundle.codec or part.codec
         codec = "" if part.codec == bundle.codec else part.codec
         bundle.parts.add(
-            slot=part.slot, num_examples=part.num_examples, codec=codec, payload=part.payload
-        )
+            slot=part.slot, num_examples=part.num_examples, codec=codec, payload=part.payload,
+            clip=part.clip,
+        )  # fmt: skip
         return bundle
 
     def _grade(self, start: RoundStart, decoded: list[Array]) -> tuple[float | None, str | None]:

@@ -40,6 +40,8 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             continue
         version = store.version(number)
         updates = sorted(store.updates(number), key=lambda update: update.client)
+        facts_of = store.facts(number)
+        counted = [_told(u, settings) for u in updates if u.client not in facts_of.left_out]
         rounds.append({
             "round": number,
             "accuracy": version.accuracy,
@@ -49,7 +51,10 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "digest": version.digest.hex(),
             "broadcast": version.kind,
             "sparsity": version.sparsity,
-            "clients": [_client(u, runtimes[u.client], ledger[number]) for u in updates],
+            "clip": facts_of.clip,
+            "clipped": facts_of.clipped,
+            **({} if facts_of.epsilon is None else {"epsilon": facts_of.epsilon}),
+            "clients": [_client(u, runtimes[u.client], ledger[number]) for u in counted],
             "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
             "refused": refused[number],
         })  # fmt: skip
@@ -87,7 +92,23 @@ def final(
         ],
         "totals": {side: _sum(e for e in entries if e.direction == side) for side in _SIDES},
         "models": models,
+        **({"privacy": _privacy(store, settings)} if settings.private else {}),
     }
+
+
+def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
+    asked = settings.privacy
+    return {
+        "epsilon": store.facts(settings.rounds).epsilon,
+        "delta": asked.delta,
+        "noise_multiplier": asked.noise_multiplier,
+        "rounds": store.participation(settings.rounds),
+    }
+
+
+def _told(update: Update, settings: Settings) -> Update:
+    """Return what may be told of an update: its losses have no noise in a private run."""
+    return replace(update, train_loss=None, train_accuracy=None) if settings.private else update
 
 
 def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
@@ -162,5 +183,8 @@ def _flat(settings: Settings) -> dict[str, Any]:
         "fraction": s.clients.fraction,
         "quorum": s.clients.quorum,
         "deadline": s.clients.deadline,
+        "aggregation": s.rule.name,
+        **({"byzantine": s.rule.byzantine} if s.rule.is_robust else {}),
+        **({"noise_multiplier": s.privacy.noise_multiplier} if s.private else {}),
         **s.notes,
     }

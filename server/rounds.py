@@ -42,10 +42,12 @@ class Policy:
     """How long to wait for known clients that are away, once a quorum of `minimum` is present."""
     seed: int = 0
     """Of cohorts and slots; kept from the clients, who else could tell whose update is whose."""
+    least: int = 1
+    """Updates that the aggregation rule needs: no round opens or closes with fewer."""
 
     def required(self, clients: int) -> int:
-        """Return how many of `clients` make a quorum, at least one."""
-        return max(1, math.ceil(self.quorum * clients))
+        """Return how many of `clients` make a quorum, at least as many as the rule needs."""
+        return max(self.least, math.ceil(self.quorum * clients))
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
     if len(event.present) < max(1, enough):
         return state
     cohort = sample(event.present, policy, state.round)
+    if len(cohort) < policy.least:
+        return state
     return replace(
         state,
         phase=Phase.TRAINING,
@@ -149,7 +153,8 @@ def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
 def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
     overdue = now - state.since >= policy.deadline
     cohort = frozenset(state.cohort)
-    if cohort <= state.reported or (overdue and len(state.reported) >= state.required):
+    enough = len(state.reported) >= state.required
+    if enough and (overdue or cohort <= state.reported):
         lost = (state.lost | cohort) - state.reported
         return replace(state, phase=Phase.AGGREGATING, since=now, lost=lost)
     return state

@@ -53,6 +53,22 @@ CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it 
     prediction     TEXT,                -- its class probabilities for the example picture, JSON
     PRIMARY KEY (round, client)
 );
+CREATE TABLE IF NOT EXISTS norms (      -- of the updates; what they are: server/clipping.py
+    round     INTEGER NOT NULL,
+    client    TEXT NOT NULL,
+    whole     REAL NOT NULL,
+    trainable REAL NOT NULL,
+    state     REAL NOT NULL,
+    PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS aggregations (
+    round     INTEGER PRIMARY KEY,
+    clip      REAL,                     -- the norm that updates were clipped to
+    clipped   INTEGER,                  -- how many were; not told under differential privacy
+    left_out  TEXT NOT NULL,            -- clients whose updates did not count at all, JSON list
+    next_clip REAL,                     -- the norm that the next round's are, if it is private
+    epsilon   REAL                      -- spent so far
+);
 CREATE TABLE IF NOT EXISTS refusals (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -13,12 +14,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from featherfed.compression.registry import parse_codec
 from featherfed.server.budget import check_uplink
 from featherfed.server.errors import ServerError
+from featherfed.server.hygiene import check_privacy, check_rule
+from featherfed.server.robust import Rule
 from featherfed.server.rounds import Policy
 from featherfed.server.schedule import DENSE, SparsitySchedule
 
 
 def _codec_text(text: str) -> str:
     return str(parse_codec(text))
+
+
+def _clip(times: float) -> float:
+    if times == 0 or 1 <= times < math.inf:
+        return times
+    raise ValueError("must be 0, for no clipping, or at least 1, since less would clip everybody")
 
 
 CodecText = Annotated[str, AfterValidator(_codec_text)]
@@ -102,7 +111,7 @@ class Aggregation(_Section):
     """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
     byzantine: Annotated[int, Field(ge=1)] = 1
     """How many hostile clients a robust rule must withstand."""
-    clip: Annotated[float, Field(ge=0)] = 10.0
+    clip: Annotated[float, AfterValidator(_clip)] = 10.0
     """Clip an update's norm to so many times the quantile of the round's norms; 0: never."""
     quantile: Fraction = 0.5
     max_examples: Annotated[int, Field(ge=1)] | None = None
@@ -112,9 +121,9 @@ class Aggregation(_Section):
 class Privacy(_Section):
     """Client-level differential privacy; off unless there is noise."""
 
-    noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Standard deviation of the noise in units of the clipping norm."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """L2 norm that updates are clipped to, in the first round if it adapts."""
     adaptive: bool = True
     """Follow the quantile of the updates' norms, privately (Andrew et al. 2021)."""
@@ -202,6 +211,33 @@ class Settings(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _updates_can_be_aggregated(self) -> Settings:
+        coding, clients = self.compression, self.clients
+        codecs = coding.uplink, coding.fallback
+        problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
+        if self.private:
+            graded = self.evaluation.every_client
+            problems += check_privacy(self.rule, *codecs, coding.broadcast, graded)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of aggregation."""
+        return Rule(self.aggregation.rule, self.aggregation.byzantine)
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is differentially private."""
+        return self.privacy.noise_multiplier > 0
+
+    @property
+    def forwards(self) -> bool:
+        """Whether clients may get each other's updates, to average them as the server does."""
+        return self.compression.broadcast == "auto" and not self.rule.is_robust
+
     @property
     def prunes(self) -> bool:
         """Whether the optimisation method keeps a mask."""
@@ -226,8 +262,9 @@ class Settings(_Section):
         """The rules of the rounds."""
         c = self.clients
         return Policy(
-            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed
-        )
+            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
+            self.rule.needs,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,10 +78,36 @@ class Update:
     prediction: str | None = None
 
 
+@dataclass(frozen=True)
+class Norms:
+    """L2 norms of a decoded update: all of it, what is trained of it, and what its state became."""
+
+    whole: float
+    trainable: float
+    state: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a round's aggregation did; norms are L2, None where there is no such thing.
+
+    `clip` is the most that an update's norm may be, `clipped` counts the updates that were scaled
+    down to it, `left_out` names those that did not count at all. `next_clip` and `epsilon` are of
+    private runs, which tell neither of the others.
+    """
+
+    clip: float | None = None
+    clipped: int | None = None
+    left_out: tuple[str, ...] = ()
+    next_clip: float | None = None
+    epsilon: float | None = None
+
+
 class Store:
     """The database of one run; safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
+        self.folder = path.parent
         self._lock = threading.RLock()
         self._alone = _lock_file(path.with_suffix(".lock"))
         try:
@@ -202,10 +228,36 @@ class Store:
             rows = self._run("SELECT * FROM updates WHERE round = ? AND client = ?", round_, client)
             yield Update(*rows[0])
 
-    def num_examples(self, round_: int) -> list[int]:
-        """Return the numbers of examples of a round's updates, in order of slots."""
-        rows = self._run("SELECT num_examples FROM updates WHERE round = ? ORDER BY slot", round_)
-        return [row[0] for row in rows]
+    def weights(self, round_: int) -> dict[str, int]:
+        """Return the numbers of examples of a round's updates by client, in order of slots."""
+        sql = "SELECT client, num_examples FROM updates WHERE round = ? ORDER BY slot"
+        return {row[0]: row[1] for row in self._run(sql, round_)}
+
+    def add_norms(self, round_: int, client: str, norms: Norms) -> None:
+        """Write the norms of an update."""
+        self._run("INSERT INTO norms VALUES (?, ?, ?, ?, ?)", round_, client, *astuple(norms))
+
+    def norms(self, round_: int) -> dict[str, Norms]:
+        """Return the norms of a round's updates by client, in order of names."""
+        sql = "SELECT client, whole, trainable, state FROM norms WHERE round = ? ORDER BY client"
+        return {row[0]: Norms(*row[1:]) for row in self._run(sql, round_)}
+
+    def participation(self, until: int) -> int:
+        """Return in how many of the rounds up to `until` the most eager client took part."""
+        sql = "SELECT COUNT(*) AS n FROM updates WHERE round <= ? GROUP BY client"
+        return int(self._run(f"SELECT MAX(n) FROM ({sql})", until)[0][0])
+
+    def add_facts(self, round_: int, facts: Facts) -> None:
+        """Write what a round's aggregation did."""
+        values = {**asdict(facts), "left_out": json.dumps(facts.left_out)}.values()
+        self._run("INSERT INTO aggregations VALUES (?, ?, ?, ?, ?, ?)", round_, *values)
+
+    def facts(self, round_: int) -> Facts:
+        """Return what a round's aggregation did, nothing for one that is not known."""
+        sql = "SELECT clip, clipped, left_out, next_clip, epsilon FROM aggregations WHERE round = ?"
+        for clip, clipped, left_out, next_clip, epsilon in self._run(sql, round_):
+            return Facts(clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon)
+        return Facts()
 
     def grade_update(
         self, round_: int, client: str, accuracy: float | None, prediction: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featherfed.compression.average import Average
+from featherfed.compression.allocation import Allocation
 from featherfed.compression.chain import Codec, chain
 from featherfed.compression.context import Context
 from featherfed.compression.floats import Float32
@@ -54,7 +54,8 @@ def next_version(
     manifest: Manifest,
     number: int,
     start: RoundStart,
-    mean: Average,
+    mean: Sequence[Array],
+    allocation: Allocation | None,
     bundle: pb.Bundle | None,
     context: Context,
     residual: Sequence[Array] | None,
@@ -65,13 +66,12 @@ def next_version(
     The bundle loses nothing and is taken if it is no larger. What the codec loses is in the new
     residual, which goes into the next mean that is encoded.
     """
-    exact = mean.mean()
     encoded = encode_update(
-        codec, manifest, exact, masks=start.masks, residual=residual, context=context
+        codec, manifest, mean, masks=start.masks, residual=residual, context=context
     )
     payload = b"" if bundle is None else bundle.SerializeToString(deterministic=True)
     forward = bundle is not None and len(payload) <= len(encoded.payload)
-    update = exact if forward else encoded.decoded
+    update = mean if forward else encoded.decoded
     weights = apply_update(manifest, start.weights, update)
     version = Version(
         number,
@@ -80,7 +80,7 @@ def next_version(
         "" if forward else str(codec),
         sparsity,
         payload if forward else encoded.payload,
-        mean.allocation(),
+        allocation,
     )
     kept = list(residual) if residual is not None else None
     return NextVersion(version, weights, kept if forward else encoded.residual)
