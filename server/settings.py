@@ -226,8 +226,9 @@ class Settings(_Section):
         """The rules of the rounds."""
         c = self.clients
         return Policy(
-            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed
-        )
+            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
+            c.over_selection,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
