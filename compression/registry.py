@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from dataclasses import fields
 from typing import Any
@@ -55,6 +56,7 @@ _QUOTED = re.compile(r"""\s*(?P<quote>['"])(?P<it>[^'"\\]*)(?P=quote)""")
 _NUMBER = re.compile(r"\s*(?P<it>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
 
 
+@functools.lru_cache(maxsize=256)
 def parse_codec(text: str) -> Codec:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
 

@@ -33,4 +33,7 @@ class StaleTask(Exception):
 
 
 class Unreachable(Exception):
-    """No answer from the server, however often it was asked."""
+    """No answer from the server, however often it was asked, or only that it is busy."""
+
+    retry_after = 0.0
+    """Seconds that the server asks to wait before the next try."""

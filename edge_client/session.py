@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from featherfed.compression.average import Round, round_key, statistics_of
@@ -18,6 +19,7 @@ from featherfed.compression.masks import magnitude_masks, mask_weights
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import encode_update, subtract
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
+from featherfed.edge_client.heartbeat import Heart
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of, unpack_step
 from featherfed.edge_client.state import ClientState, Held, Pending
@@ -141,6 +143,7 @@ class _Member:
         self._transport = transport
         self._session = reply.session
         self._seed = reply.plan.seed
+        self._beat_seconds = reply.plan.heartbeat_seconds
         self._state = make_state(f"{reply.plan.run} {self.manifest.digest.hex()}")
 
     def training_step(self, wanted: pb.Step) -> bytes:
@@ -181,6 +184,11 @@ class _Member:
 
     def do_round(self, task: pb.Train, trainer: Trainer, num_examples: int) -> None:
         """Train and send an update, or send the one that was made before a restart."""
+        beat = partial(self._transport.heartbeat, self._session)
+        with Heart(beat, self._beat_seconds):
+            self._do_round(task, trainer, num_examples)
+
+    def _do_round(self, task: pb.Train, trainer: Trainer, num_examples: int) -> None:
         pending = self._state.pending()
         if pending is not None and pending.round != task.round:
             self._send(pending)  # only the server knows whether it got it before the crash

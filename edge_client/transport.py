@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import grpc
@@ -37,6 +39,12 @@ _FINAL = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 
+RETRY_AFTER = "retry-after"
+"""Trailing metadata of a busy server: seconds to wait."""
+LONGEST_WAIT = 15.0
+LONGEST_HINT = 300.0
+"""No server makes a client wait longer than that before it asks again."""
+
 T = TypeVar("T")
 
 
@@ -57,6 +65,9 @@ class Transport(Protocol):
 
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
         """Send an update."""
+
+    def heartbeat(self, session: int, timeout: float) -> None:
+        """Say that the client is alive, once: whoever beats on does not try again."""
 
     def close(self) -> None:
         """End the connection."""
@@ -115,6 +126,10 @@ class GrpcTransport:
 
         return self._retry(call)
 
+    def heartbeat(self, session: int, timeout: float) -> None:  # noqa: D102
+        request = pb.HeartbeatRequest(session=session)
+        self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
+
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
@@ -144,8 +159,8 @@ class GrpcTransport:
     def _retry(self, call: Callable[[], T]) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unreachable),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
-            stop=tenacity.stop_after_delay(self._give_up_after),
+            wait=wait_before_retry,
+            stop=_Silence(self._give_up_after),
             before_sleep=self._say_waiting,
             reraise=True,
         )
@@ -163,11 +178,50 @@ class GrpcTransport:
                 raise StaleTask(text) from error
             if error.code() in _FINAL:
                 raise Rejected(text) from error
-            raise Unreachable(f"{text} ({error.code().name})") from error
+            unreachable = Unreachable(f"{text} ({error.code().name})")
+            unreachable.retry_after = _retry_after(error)
+            raise unreachable from error
 
     def _say_waiting(self, state: tenacity.RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             log.warning("no answer, trying again: %s", state.outcome.exception())
+
+
+class _Silence:
+    """When to give up: `seconds` after the first failure; a long poll before it was no silence."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._first: float | None = None
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        if self._first is None:
+            self._first = time.monotonic()
+        return time.monotonic() - self._first >= self._seconds
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=1, max=LONGEST_WAIT)
+
+
+def wait_before_retry(state: tenacity.RetryCallState) -> float:
+    """Return seconds: exponential backoff with full jitter, from the first retry on.
+
+    (AWS Architecture Blog, Exponential Backoff and Jitter, 2015.) It comes on top of what a busy
+    server asks for, so that its clients do not come back together.
+    """
+    error = state.outcome.exception() if state.outcome else None
+    hint = error.retry_after if isinstance(error, Unreachable) else 0.0
+    return hint + float(_backoff(state))
+
+
+def _retry_after(error: grpc.RpcError) -> float:
+    """Return the seconds that a server asks to wait, 0 if it asks for nothing sensible."""
+    for key, value in error.trailing_metadata() or ():
+        if key == RETRY_AFTER:
+            with suppress(ValueError):
+                seconds = float(value)
+                return min(seconds, LONGEST_HINT) if seconds > 0 else 0.0
+    return 0.0
 
 
 def _chunks(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.UpdateChunk]:

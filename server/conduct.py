@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Callable
 
 from featherfed.server.coordinator import Coordinator
@@ -10,8 +12,14 @@ from featherfed.server.releases import Releases
 from featherfed.server.rounds import Phase
 from featherfed.server.service import FederationService, create_server, join_address
 
+log = logging.getLogger(__name__)
+
 TICK_SECONDS = 0.2
 GRACE_SECONDS = 5.0
+DRAIN_SECONDS = 20.0
+"""For uploads under way when the server is told to end."""
+COUNT_SECONDS = 1.0
+"""At least so often, counted control bytes go to the ledger; a crash forgets no more than that."""
 
 
 async def serve(
@@ -30,9 +38,13 @@ async def serve(
     Raises ServerError if the port is taken.
     """
     settings = coordinator.settings.server
-    service = FederationService(coordinator, releases)
+    service = FederationService(coordinator, releases, coordinator.settings.limits)
     server, port = await create_server(service, settings.host, settings.port)
     on_listening(join_address(settings.host, port))
+    beside = [
+        asyncio.create_task(_drain_at(stop, service)),
+        asyncio.create_task(_keep_books(coordinator)),
+    ]
     try:
         await _rounds(coordinator, service, stop, on_round)
         if coordinator.phase is Phase.FINISHED:
@@ -41,9 +53,26 @@ async def serve(
             if settings.stay:
                 await stop.wait()
     finally:
-        service.close()
+        await service.drain(DRAIN_SECONDS)
         await server.stop(GRACE_SECONDS)
+        for task in beside:
+            task.cancel()
     return coordinator.phase is Phase.FINISHED
+
+
+async def _drain_at(stop: asyncio.Event, service: FederationService) -> None:
+    """Let nobody wait for what goes on: the round's aggregation may take a while."""
+    await stop.wait()
+    await service.drain(0)
+
+
+async def _keep_books(coordinator: Coordinator) -> None:
+    while True:
+        await asyncio.sleep(COUNT_SECONDS)
+        try:
+            await asyncio.to_thread(coordinator.write_counts)
+        except sqlite3.Error as error:
+            log.warning("the ledger cannot be written, trying again: %s", error)
 
 
 async def _rounds(

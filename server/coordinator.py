@@ -32,6 +32,7 @@ from featherfed.server.admission import (
 from featherfed.server.aggregation import Aggregator
 from featherfed.server.budget import Uplink
 from featherfed.server.clipping import measure
+from featherfed.server.clock import resume
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
@@ -45,6 +46,12 @@ PRESENCE = 60.0
 
 LITERT = "litert"
 """The runtime of clients that train with an exported step instead of Keras."""
+
+SILENT_BEATS = 2.9
+"""Silent for so many heartbeats, a client is dead: with a turn of the loop, that is three."""
+
+MAX_REFUSALS = 1000
+"""Refusals of one round that are written down: strangers cannot fill the disk."""
 
 MAX_CLIENT_WEIGHT = 1e12
 """Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
@@ -111,16 +118,22 @@ class Coordinator:
         self._fallback = parse_codec(compression.fallback)
         self._downlink = parse_codec(compression.downlink)
         self._aggregator = Aggregator(settings, manifest, store)
-        self._last_seen: dict[str, float] = {}
         self._start: tuple[int, RoundStart] | None = None
         self._begin(first_weights, secrets.randbits(63) if secret is None else secret)
         self._policy = replace(settings.policy, seed=store.secret())
         self._clients = store.clients()
         self._state = store.load_state()
+        self._began = clock()
+        self._refusals = 0, 0
+        self._places: tuple[tuple[str, ...], dict[str, int]] = (), {}
         if self._state.phase is Phase.GATHERING:  # after a restart, clients get their patience anew
-            self._state = replace(self._state, since=clock())
-        if self._state.phase is Phase.FINISHED:  # and time to fetch the final model
-            self._last_seen = dict.fromkeys(self._clients, clock())
+            self._state = replace(self._state, since=self._began)
+        if self._state.phase is Phase.TRAINING:
+            left = {"limit": self._policy.deadline, "grace": self._policy.patience}
+            self._state = replace(self._state, since=resume(self._state.since, self._began, **left))
+        # After the last round, they get time to fetch the final model.
+        seen = self._began if self._state.phase is Phase.FINISHED else -math.inf
+        self._last_seen = dict.fromkeys(self._clients, seen)
         self._digest, self._allocation = store.newest().digest, store.newest().allocation
         self._sessions = {member.session: client for client, member in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
@@ -154,6 +167,7 @@ class Coordinator:
         with self._lock:
             check_name(request.client)
             try:
+                self._check_room(request.client)
                 check_data(request.data, self._data_shape)
                 check_runtime(request.capabilities.runtime)
                 # First, since its reason says more than that the client lacks a method.
@@ -171,8 +185,18 @@ class Coordinator:
             if request.client in self._clients:
                 del self._sessions[self._clients[request.client].session]
             self._clients[request.client] = member
+            self._last_seen.setdefault(request.client, -math.inf)
             self._sessions[session] = request.client
             return pb.JoinReply(session=session, plan=self.plan, step=step)
+
+    def _check_room(self, client: str) -> None:
+        most = self.settings.limits.clients
+        if client not in self._clients and len(self._clients) >= most:
+            raise Refused(
+                pb.TOO_MANY_CLIENTS,
+                f"the run has {most} clients, as many as it takes; join another run, or raise "
+                "[limits] clients on the server",
+            )
 
     def _needed(self, has: pb.Capabilities) -> set[str]:
         """Return the codec stages and the method that a client must be able to do.
@@ -189,21 +213,32 @@ class Coordinator:
         return self._step.compressed
 
     def client_of(self, session: int) -> str:
-        """Return the client whose session this is; raise Refused if it must join (again)."""
+        """Return the client whose session this is, and note that it was heard of.
+
+        Never waits. Raises Refused if it must join (again).
+        """
         try:
-            return self._sessions[session]
+            client = self._sessions[session]
         except KeyError:
             raise Refused(pb.UNKNOWN_SESSION, "join first; after a restart, join again") from None
+        self.hear(client)
+        return client
+
+    def hear(self, client: str) -> None:
+        """Note that a client is alive; never waits."""
+        self._last_seen[client] = self._clock()
 
     def next_task(self, client: str) -> pb.NextTaskReply:
         """Return what the client should do now."""
         with self._lock:
-            self._hear(client)
+            self.hear(client)
+            if client in self._state.lost or client in self._state.late:
+                self._move(rounds.Heard(self._clock(), client))
             state = self._state
             if state.phase is Phase.FINISHED:
                 end = pb.Finished(version=state.round, digest=self._digest)
                 return pb.NextTaskReply(finished=end)
-            waiting = client in state.reported or client not in state.cohort
+            waiting = client in state.reported or client not in self._place
             if state.phase is not Phase.TRAINING or waiting:
                 return pb.NextTaskReply(wait=pb.Wait())
             train = pb.Train(
@@ -217,8 +252,16 @@ class Coordinator:
             )
             return pb.NextTaskReply(train=train)
 
+    @property
+    def _place(self) -> dict[str, int]:
+        """Each client's place in the round's cohort."""
+        cohort = self._state.cohort
+        if self._places[0] is not cohort:
+            self._places = cohort, {client: at for at, client in enumerate(cohort)}
+        return self._places[1]
+
     def _slot_of(self, client: str) -> int:
-        return self._state.cohort.index(client) % self._state.slots
+        return self._place[client] % self._state.slots
 
     def _codec_of(self, client: str) -> str:
         """Return the codec of a client's update in this round: the run's, or what it knows."""
@@ -229,15 +272,9 @@ class Coordinator:
             return text
         return str(self._fallback)
 
-    def _hear(self, client: str) -> None:
-        self._last_seen[client] = self._clock()
-        if client in self._state.lost:
-            self._move(rounds.Heard(self._clock(), client))
-
     def fetch(self, client: str, request: pb.FetchModelRequest) -> Delivery:
         """Return the smallest route to the newest version; raise Refused for any other version."""
         with self._lock:
-            self._last_seen[client] = self._clock()
             route = self._router.route(request, self._clients[client].stages)
             again = self._store.has_transfer(self.ledger_round, client)
             return Delivery(route, self.ledger_round, again)
@@ -245,7 +282,7 @@ class Coordinator:
     def max_update_bytes(self, client: str) -> int:
         """Return the most payload bytes an honest update of this client can have now."""
         with self._lock:
-            if client not in self._state.cohort:
+            if client not in self._place:
                 return max_payload(self._fallback, self.manifest)
             return max_payload(parse_codec(self._codec_of(client)), self.manifest)
 
@@ -257,7 +294,6 @@ class Coordinator:
         When it returns ACCEPTED, the update is on disk and will be counted exactly once.
         """
         with self._lock:
-            self._last_seen[client] = self._clock()
             if self._store.has_update(header.round, client):
                 return pb.DUPLICATE
             start, round_ = self._check_header(client, header), self._round()
@@ -305,7 +341,7 @@ class Coordinator:
         state = self._state
         if state.phase is not Phase.TRAINING or header.round != state.round:
             raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
-        if client not in state.cohort:
+        if client not in self._place:
             raise Refused(pb.NOT_SELECTED, f"not in the cohort of round {state.round}")
         if header.version != state.round - 1:
             raise Refused(
@@ -345,6 +381,10 @@ class Coordinator:
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
         """Write down a refusal of the given or the current round, for the report."""
         with self._lock:
+            now, written = self._state.round, self._refusals[1]
+            self._refusals = now, written + 1 if self._refusals[0] == now else 1
+            if self._refusals[1] > MAX_REFUSALS:
+                return
             reason = pb.Reason.Name(refusal.reason)
             round_ = self._state.round if round_ is None else round_
             self._store.add_refusal(round_, client, reason, refusal.detail, self._clock())
@@ -355,10 +395,19 @@ class Coordinator:
         return self._state.round + (self._state.phase is Phase.FINISHED)
 
     def count(self, *entries: Entry) -> None:
-        """Add bytes really sent to the ledger."""
-        with self._store.transaction():
-            for entry in entries:
-                self._store.count(entry)
+        """Add bytes really sent to the ledger; those of control within a second or so."""
+        for entry in entries:
+            if entry.kind == "control":
+                self._store.count_soon(entry)
+        at_once = [entry for entry in entries if entry.kind != "control"]
+        if at_once:
+            with self._store.transaction():
+                for entry in at_once:
+                    self._store.count(entry)
+
+    def write_counts(self) -> None:
+        """Write what was counted and is not yet in the ledger."""
+        self._store.write_counts()
 
     # ---- for the server ----
 
@@ -371,9 +420,21 @@ class Coordinator:
         """Let time pass: open or close rounds that are due. Return the state after it."""
         with self._lock:
             now = self._clock()
-            present = self._fresh() - self._state.lost
-            self._move(rounds.Tick(now, present, frozenset(self._clients)))
+            present = self._fresh() - self._state.lost - self._state.late
+            self._move(rounds.Tick(now, present, frozenset(self._clients), self._silent(now)))
             return self._state
+
+    def _silent(self, now: float) -> frozenset[str]:
+        """Return who cannot be training any more; without heartbeats only who is late can be."""
+        state, beat = self._state, self.settings.clients.heartbeat
+        limit = SILENT_BEATS * beat if beat else self._policy.deadline
+        training = self._place.keys() - state.reported if beat else set[str]()
+        began = max(self._began, state.since)
+        return frozenset(
+            client
+            for client in training | state.late
+            if now - max(began, self._last_seen[client]) > limit
+        )
 
     def _fresh(self) -> frozenset[str]:
         now = self._clock()
@@ -395,7 +456,8 @@ class Coordinator:
                 self._store.open_round(after.round, after.since, sorted(after.cohort))
             if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
                 self._store.close_round(after.round, after.since, sorted(after.cohort))
-            self._store.save_state(after)
+            if replace(after, reported=before.reported) != before:  # the journal knows the rest
+                self._store.save_state(after)
         return after
 
     def aggregate(self) -> None:
@@ -475,9 +537,8 @@ class Coordinator:
     def everyone_has_finished(self) -> bool:
         """Whether every client that is still heard of has fetched the final model."""
         with self._lock:
-            return self._state.phase is Phase.FINISHED and all(
-                self._store.has_transfer(self.ledger_round, client) for client in self._fresh()
-            )
+            done = self._state.phase is Phase.FINISHED
+            return done and self._fresh() <= self._store.downloaded(self.ledger_round)
 
     def status(self) -> pb.StatusReply:
         """Return where the run is, for people and progress bars."""

@@ -2,6 +2,7 @@
 
 Exception
 ├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
+│   └── Busy(what, wait)     too much at once: the same call will do later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
 """
 
@@ -20,6 +21,14 @@ class Refused(Exception):
         self.reason = reason
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
+
+
+class Busy(Refused):
+    """More than a peer, or all of them, may ask for now; `wait`: seconds until it may again."""
+
+    def __init__(self, what: str, wait: float) -> None:
+        self.wait = wait
+        super().__init__(pb.BUSY, f"{what}; try again in {wait:.1f} s")
 
 
 class ServerError(ValueError):

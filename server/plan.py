@@ -30,6 +30,7 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
             method=optimization.method, num_clusters=optimization.num_clusters
         ),
         rounds=settings.rounds,
+        heartbeat_seconds=settings.clients.heartbeat,
     )
 
 

@@ -44,6 +44,13 @@ class Policy:
     """Of cohorts and slots; kept from the clients, who else could tell whose update is whose."""
     least: int = 1
     """Updates that the aggregation rule needs: no round opens or closes with fewer."""
+    over_selection: float = 1.0
+    """Sample so many times the wanted clients, and close once as many as wanted have reported
+    (Bonawitz et al., Towards Federated Learning at Scale, 2019)."""
+
+    def wanted(self, present: int) -> int:
+        """Return how many of the `present` clients a round wants updates of, at least one."""
+        return max(1, self.least, math.ceil(self.fraction * present))
 
     def required(self, clients: int) -> int:
         """Return how many of `clients` make a quorum, at least as many as the rule needs."""
@@ -64,16 +71,25 @@ class RunState:
     reported: frozenset[str] = frozenset()
     required: int = 0
     lost: frozenset[str] = frozenset()
-    """Clients that failed to report in time and have not been heard of since."""
+    """Clients that failed to report in time, or fell silent, and have not been heard of since."""
+    wanted: int = 0
+    """So many reports close the round; 0, in older states: all of the cohort."""
+    late: frozenset[str] = frozenset()
+    """Clients that a closed round did not need and that may still train for it: they get no task,
+    and nobody waits for them, until they ask."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time passed; `present` clients are waiting for a task, `known` have ever joined."""
+    """Time passed; `present` clients are waiting for a task, `known` have ever joined.
+
+    `silent` have not been heard of for longer than one that trains ever is.
+    """
 
     now: float
     present: frozenset[str]
     known: frozenset[str]
+    silent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -105,25 +121,27 @@ Event = Tick | Reported | Heard | Aggregated
 def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ...]:
     """Return the round's cohort in random order; it follows from clients, seed and round."""
     names = sorted(present)
-    count = max(1, math.ceil(policy.fraction * len(names)))
+    count = math.ceil(policy.wanted(len(names)) * policy.over_selection)
     order = np.argsort(np.random.Philox(key=[policy.seed, round_]).random_raw(len(names)))
     return tuple(names[i] for i in order[:count])
 
 
 def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
     """Open the round when everybody is here, or enough are and the others had their time."""
+    state = _lose_silent(state, event)
     waited = event.now - state.since >= policy.patience
     if state.round == 1:
         enough = policy.minimum
     elif waited:
         enough = policy.required(policy.minimum)
     else:
-        enough = len(event.known - state.lost)
+        enough = len(event.known - state.lost - state.late)
     if len(event.present) < max(1, enough):
         return state
     cohort = sample(event.present, policy, state.round)
     if len(cohort) < policy.least:
         return state
+    wanted = policy.wanted(len(event.present))
     return replace(
         state,
         phase=Phase.TRAINING,
@@ -131,44 +149,64 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
         cohort=cohort,
         slots=len(cohort),
         reported=frozenset(),
-        required=policy.required(len(cohort)),
+        required=policy.required(wanted),
+        wanted=wanted,
+        # Who is away had the patience of one round; the next waits for those that are heard of.
+        lost=state.lost | (event.known - event.present - state.late),
     )
 
 
 def _report(state: RunState, event: Reported, policy: Policy) -> RunState:
-    """Count the client; close when all have reported, or a quorum after the deadline."""
-    reported = state.reported | {event.client}
-    return _close_if_due(replace(state, reported=reported), event.now, policy)
+    """Count the client; close when enough have reported."""
+    reported, lost = state.reported | {event.client}, state.lost - {event.client}
+    return _close_if_due(replace(state, reported=reported, lost=lost), event.now, policy)
 
 
 def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
-    """Close at the deadline with a quorum; without one, ask whoever is present to help."""
+    """Close when it is time; ask whoever is present to help if there will be no quorum."""
+    state = _lose_silent(state, event)
     overdue = event.now - state.since >= policy.deadline
-    if overdue and len(state.reported) < state.required:
+    if (overdue or not _awaited(state)) and len(state.reported) < state.required:
         helpers = sorted(event.present - set(state.cohort))
         state = replace(state, cohort=(*state.cohort, *helpers))
     return _close_if_due(state, event.now, policy)
 
 
+def _awaited(state: RunState) -> frozenset[str]:
+    """Return those of the cohort that may still report."""
+    return frozenset(state.cohort) - state.reported - state.lost
+
+
+def _lose_silent(state: RunState, event: Tick) -> RunState:
+    """Lose those of the cohort, and of the late, that are silent; a voice takes that back."""
+    open_ = frozenset(state.cohort) - state.reported
+    lost = (state.lost - open_) | (event.silent & (open_ | state.late))
+    return replace(state, lost=lost, late=state.late - lost)
+
+
 def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
+    """Close when as many as wanted have reported, or a quorum and nobody else will or may."""
+    awaited = _awaited(state)
     overdue = now - state.since >= policy.deadline
-    cohort = frozenset(state.cohort)
-    enough = len(state.reported) >= state.required
-    if enough and (overdue or cohort <= state.reported):
-        lost = (state.lost | cohort) - state.reported
-        return replace(state, phase=Phase.AGGREGATING, since=now, lost=lost)
-    return state
+    quorum = len(state.reported) >= state.required
+    enough = len(state.reported) >= (state.wanted or len(state.cohort))
+    if not enough and not (quorum and (overdue or not awaited)):
+        return state
+    closed = replace(state, phase=Phase.AGGREGATING, since=now)
+    if overdue:  # they had their time; who is merely not needed has failed in nothing
+        return replace(closed, lost=state.lost | awaited)
+    return replace(closed, late=state.late | awaited)
 
 
 def _hear(state: RunState, event: Heard, policy: Policy) -> RunState:
-    return replace(state, lost=state.lost - {event.client})
+    return replace(state, lost=state.lost - {event.client}, late=state.late - {event.client})
 
 
 def _advance(state: RunState, event: Aggregated, policy: Policy) -> RunState:
     """Go on to the next round, or end."""
     if state.round >= policy.rounds:
         return replace(state, phase=Phase.FINISHED, since=event.now)
-    return RunState(round=state.round + 1, since=event.now, lost=state.lost)
+    return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
 
 
 def _ignore(state: RunState, event: Event, policy: Policy) -> RunState:

@@ -19,13 +19,20 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
-from featherfed.server.errors import Refused, ServerError
+from featherfed.server.errors import Busy, Refused, ServerError
+from featherfed.server.limits import Gate, network
 from featherfed.server.releases import Offer, Releases
+from featherfed.server.settings import Limits
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
 
 CHUNK_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 25
+RETRY_AFTER = "retry-after"
+"""Trailing metadata of a call that came too early: seconds to wait."""
+GOING_DOWN = "the server is going down, try again; nothing is lost"
+STREAMS_OF_CONNECTION = 1024
+"""Calls open on one connection: one peer cannot take all of `limits.streams`."""
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 
 STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
@@ -60,6 +67,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", STREAMS_OF_CONNECTION),
 ]
 
 T = TypeVar("T")
@@ -81,17 +89,31 @@ def _refusals_to_status(method: Method) -> Method:
         try:
             return await method(self, request, context)
         except Refused as refusal:
-            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            await _abort(context, refusal)
             raise
 
     return cast(Method, wrapper)
 
 
+async def _abort(context: Context, refusal: Refused) -> None:
+    wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
+    await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
+
+
 class FederationService(pb_grpc.FederationServicer):
     """Turns calls into calls of the coordinator, and counts their bytes."""
 
-    def __init__(self, coordinator: Coordinator, releases: Releases | None = None) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        releases: Releases | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         """Without `releases`, devices that only infer are refused."""
+        self.limits = limits or Limits()
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._gate = Gate(self.limits)
+        self._uploads: set[object] = set()
         self._coordinator = coordinator
         self._releases = releases
         self._changed = asyncio.Event()
@@ -103,10 +125,23 @@ class FederationService(pb_grpc.FederationServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def close(self) -> None:
-        """Let go of devices that wait for a release."""
-        self._closing = True
-        self.notify()
+    @property
+    def closing(self) -> bool:
+        """Whether new calls are refused."""
+        return self._closing
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new calls, let go of those that wait, and see uploads through for `grace` seconds.
+
+        Safe to call again.
+        """
+        if not self._closing:
+            self._closing = True
+            self.notify()
+            await self.health.enter_graceful_shutdown()
+        until = asyncio.get_running_loop().time() + grace
+        while self._uploads and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
 
     def every_device_has(self, version: int) -> bool:
         """Whether all devices that were heard of lately have the release of a version."""
@@ -114,11 +149,27 @@ class FederationService(pb_grpc.FederationServicer):
         self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
         return all(device.version >= version for device in self._devices.values())
 
-    async def _client(self, session: int) -> str:
-        return await asyncio.to_thread(self._coordinator.client_of, session)
+    async def _client(self, session: int, context: Context = None) -> str:
+        """Return who calls; every call with a session begins here."""
+        try:
+            client = self._coordinator.client_of(session)
+        except Refused:
+            if context is not None:
+                self._stranger(context)
+            raise
+        self._gate.client(client)
+        return client
+
+    def _stranger(self, context: Context) -> None:
+        """Let a call without a session in, or raise Busy."""
+        identities = context.peer_identities()
+        self._gate.stranger(str(identities[0]) if identities else network(context.peer()))
 
     async def _count(self, *entries: Entry) -> None:
-        await asyncio.to_thread(self._coordinator.count, *entries)
+        if all(entry.kind == "control" for entry in entries):
+            self._coordinator.count(*entries)  # never waits
+        else:
+            await asyncio.to_thread(self._coordinator.count, *entries)
 
     async def _count_control(self, client: str, request: Message, reply: Message) -> None:
         round_ = self._coordinator.ledger_round
@@ -129,6 +180,7 @@ class FederationService(pb_grpc.FederationServicer):
 
     @_refusals_to_status
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
+        self._stranger(context)
         reply = await asyncio.to_thread(self._coordinator.join, request)
         await self._count_control(request.client, request, reply)
         return reply
@@ -137,54 +189,62 @@ class FederationService(pb_grpc.FederationServicer):
     async def NextTask(  # noqa: D102
         self, request: pb.NextTaskRequest, context: Context
     ) -> pb.NextTaskReply:
-        client = await self._client(request.session)
+        client = await self._client(request.session, context)
+        self._gate.begin_poll(client)
+        try:
+            reply = await self._next_task(client, min(request.wait_seconds, MAX_WAIT_SECONDS))
+        finally:
+            self._gate.end_poll(client)
+        if self._closing and reply.HasField("wait"):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
+        await self._count_control(client, request, reply)
+        return reply
+
+    async def _next_task(self, client: str, seconds: float) -> pb.NextTaskReply:
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
+        until = loop.time() + seconds
         while True:
             changed = self._changed
             reply = await asyncio.to_thread(self._coordinator.next_task, client)
             left = until - loop.time()
-            if not reply.HasField("wait") or left <= 0:
-                break
-            try:
+            if not reply.HasField("wait") or left <= 0 or self._closing:
+                return reply
+            with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
-            except TimeoutError:
-                break
-        await self._count_control(client, request, reply)
-        return reply
 
     async def FetchModel(  # noqa: D102
         self, request: pb.FetchModelRequest, context: Context
     ) -> AsyncIterator[pb.ModelChunk]:
         try:
-            client = await self._client(request.session)
+            client = await self._client(request.session, context)
             delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
         except Refused as refusal:
-            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            await _abort(context, refusal)
             raise
         route, round_ = delivery.route, delivery.round
         payload = message = 0
         try:
             for chunk in _model_chunks(route.links, route.data):
                 yield chunk
+                self._coordinator.hear(client)  # flow control: it has read what came before
                 payload += len(chunk.data)
                 message += framed_size(chunk)
         finally:
             whole = payload == len(route.data) and not delivery.again
-            self._coordinator.count(
+            kind = "transfer" if whole else "retry"
+            sent = self._count(
                 Entry(round_, client, "uplink", "control", 0, framed_size(request)),
-                Entry(
-                    round_, client, "downlink", "transfer" if whole else "retry", payload, message
-                ),
+                Entry(round_, client, "downlink", kind, payload, message),
             )
+            await _see_through(sent)  # in a thread: a slow disk must not hold up the others
 
     async def FetchStep(  # noqa: D102
         self, request: pb.FetchStepRequest, context: Context
     ) -> AsyncIterator[pb.FileChunk]:
         try:
-            client = await self._client(request.session)
+            client = await self._client(request.session, context)
         except Refused as refusal:
-            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            await _abort(context, refusal)
             raise
         round_, message = self._coordinator.ledger_round, 0
         data = self._coordinator.training_step
@@ -192,6 +252,7 @@ class FederationService(pb_grpc.FederationServicer):
             for at in range(0, len(data), CHUNK_BYTES):
                 chunk = pb.FileChunk(data=data[at : at + CHUNK_BYTES])
                 yield chunk
+                self._coordinator.hear(client)
                 message += framed_size(chunk)
         finally:
             self._coordinator.count(
@@ -204,8 +265,18 @@ class FederationService(pb_grpc.FederationServicer):
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitReply:
         upload = _Upload()
+        self._uploads.add(upload)
+        try:
+            return await self._submit(upload, request_iterator, context)
+        finally:
+            self._uploads.remove(upload)
+
+    async def _submit(
+        self, upload: _Upload, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
+    ) -> pb.SubmitReply:
         header = await upload.read_header(request_iterator)
-        client = await self._client(header.session)
+        client = await self._client(header.session, context)
+        upload.on_chunk = functools.partial(self._coordinator.hear, client)
         limit = await asyncio.to_thread(self._coordinator.max_update_bytes, client)
         round_ = min(header.round, self._coordinator.ledger_round)
         accepted = False
@@ -218,6 +289,8 @@ class FederationService(pb_grpc.FederationServicer):
             outcome = await _see_through(submit)
             accepted = outcome == pb.ACCEPTED
             reply = pb.SubmitReply(outcome=outcome)
+        except Busy:
+            raise  # the call came too early: that says nothing of the update
         except Refused as refusal:
             await asyncio.to_thread(self._coordinator.record_refusal, client, refusal, round_)
             reply = pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
@@ -232,7 +305,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def ResumeUpload(  # noqa: D102
         self, request: pb.ResumeUploadRequest, context: Context
     ) -> pb.ResumeUploadReply:
-        client = await self._client(request.header.session)
+        client = await self._client(request.header.session, context)
         reply = pb.ResumeUploadReply(offset=0)
         await self._count_control(client, request, reply)
         return reply
@@ -241,7 +314,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def Heartbeat(  # noqa: D102
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatReply:
-        client = await self._client(request.session)
+        client = await self._client(request.session, context)
         reply = pb.HeartbeatReply()
         await self._count_control(client, request, reply)
         return reply
@@ -250,9 +323,10 @@ class FederationService(pb_grpc.FederationServicer):
         self, request: pb.FetchReleaseRequest, context: Context
     ) -> AsyncIterator[pb.ReleaseChunk]:
         try:
+            self._stranger(context)
             offer = await self._next_release(request)
         except Refused as refusal:
-            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+            await _abort(context, refusal)
             raise
         round_, device = self._coordinator.ledger_round, request.device
         entries = [Entry(round_, device, "uplink", "release", 0, framed_size(request))]
@@ -296,9 +370,11 @@ class FederationService(pb_grpc.FederationServicer):
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
 
+    @_refusals_to_status
     async def GetStatus(  # noqa: D102
         self, request: pb.StatusRequest, context: Context
     ) -> pb.StatusReply:
+        self._stranger(context)
         return await asyncio.to_thread(self._coordinator.status)
 
 
@@ -319,6 +395,7 @@ class _Upload:
         self._parts: list[bytes] = []
         self.size = 0
         self.message_bytes = 0
+        self.on_chunk: Callable[[], None] = lambda: None
 
     async def read_header(self, stream: AsyncIterator[pb.UpdateChunk]) -> pb.UpdateHeader:
         async for chunk in stream:
@@ -341,6 +418,7 @@ class _Upload:
         return b"".join(self._parts)
 
     def _add(self, chunk: pb.UpdateChunk, first: bool = False) -> None:
+        self.on_chunk()
         if not first and not chunk.data:
             raise Refused(pb.MALFORMED, "a chunk without data")
         self.size += len(chunk.data)
@@ -364,15 +442,34 @@ def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
     return chunks
 
 
+class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses new calls once the server is going down; health checks still get their answer."""
+
+    def __init__(self, service: FederationService) -> None:
+        self._service = service
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if not self._service.closing or not details.method.startswith(f"/{SERVICE}/"):
+            return await continuation(details)
+
+        async def refuse(request: Message, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
 async def create_server(service: FederationService, host: str, port: int) -> tuple[Any, int]:
     """Return a started gRPC server with health checking and reflection, and its bound port.
 
     Raises ServerError if the address cannot be listened on.
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[_Doorkeeper(service)],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=service.limits.streams,
+    )
     pb_grpc.add_FederationServicer_to_server(service, server)
-    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
@@ -385,7 +482,7 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
         ) from error
     await server.start()
     for name in ("", SERVICE):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await service.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, bound
 
 

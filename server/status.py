@@ -24,19 +24,20 @@ def describe(
     )
     if newest.accuracy is not None:
         reply.accuracy = newest.accuracy
-    for entry in store.ledger():
-        if entry.direction == "uplink":
-            reply.uplink_bytes += entry.message_bytes
-        else:
-            reply.downlink_bytes += entry.message_bytes
+    reply.uplink_bytes = store.message_bytes("uplink")
+    reply.downlink_bytes = store.message_bytes("downlink")
+    cohort = frozenset(state.cohort)
     for client, count in num_examples.items():
-        reply.clients.add(client=client, num_examples=count, state=_client_state(state, client))
+        what = _client_state(state, cohort, client)
+        reply.clients.add(client=client, num_examples=count, state=what)
     return reply
 
 
-def _client_state(state: RunState, client: str) -> str:
+def _client_state(state: RunState, cohort: frozenset[str], client: str) -> str:
     if client in state.lost:
         return "lost"
-    if state.phase is Phase.TRAINING and client in state.cohort:
+    if client in state.late:
+        return "training"
+    if state.phase is Phase.TRAINING and client in cohort:
         return "reported" if client in state.reported else "training"
     return "present"

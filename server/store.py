@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from featherfed.compression.allocation import Allocation
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds import Phase, RunState
+from featherfed.server.tally import Counts, Tally
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
 
@@ -109,6 +110,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
         self._lock = threading.RLock()
+        self._tally = Tally()
         self._alone = _lock_file(path.with_suffix(".lock"))
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -120,10 +122,13 @@ class Store:
             raise ServerError(f"cannot use the run database {path}: {error}") from error
 
     def close(self) -> None:
-        """Close the database."""
+        """Write what was counted, and close the database."""
         with self._lock:
-            self._db.close()
-            self._alone.close()
+            try:
+                self.write_counts()
+            finally:
+                self._db.close()
+                self._alone.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -133,12 +138,16 @@ class Store:
                 yield
                 return
             self._db.execute("BEGIN IMMEDIATE")
+            counts = self._tally.take()
             try:
                 yield
+                self._write(counts)
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._tally.add(counts)
+                if self._db.in_transaction:  # SQLite has ended it itself if the disk is full
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def _run(self, sql: str, *values: Any) -> list[Any]:
         with self._lock:
@@ -165,11 +174,13 @@ class Store:
         return tuple(rows[0]) if rows else None
 
     def load_state(self) -> RunState:
-        """Return the state last saved."""
-        return _load(self._run("SELECT state FROM run")[0][0])
+        """Return the state last saved, with those whose updates were journaled since."""
+        state = _load(self._run("SELECT state FROM run")[0][0])
+        rows = self._run("SELECT client FROM updates WHERE round = ?", state.round)
+        return replace(state, reported=state.reported | {row[0] for row in rows})
 
     def save_state(self, state: RunState) -> None:
-        """Replace the state."""
+        """Replace the state; who has reported is in the journal."""
         self._run("UPDATE run SET state = ?", _dump(state))
 
     # ---- clients ----
@@ -323,13 +334,36 @@ class Store:
 
     def count(self, entry: Entry) -> None:
         """Add an entry's bytes to the ledger."""
-        self._run(
-            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (round, client, direction, kind) DO UPDATE SET "
-            "payload_bytes = payload_bytes + excluded.payload_bytes, "
-            "message_bytes = message_bytes + excluded.message_bytes",
-            *asdict(entry).values(),
-        )
+        self._write(_counts(entry))
+
+    def count_soon(self, entry: Entry) -> None:
+        """Add an entry's bytes to the ledger with the next transaction; never waits for the disk.
+
+        A crash before that forgets them.
+        """
+        self._tally.add(_counts(entry))
+
+    def write_counts(self) -> None:
+        """Write what `count_soon` has not yet written."""
+        if self._tally:
+            with self.transaction():
+                pass
+
+    def _write(self, counts: Counts) -> None:
+        with self._lock:
+            self._db.executemany(
+                "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (round, client, direction, kind) DO UPDATE SET "
+                "payload_bytes = payload_bytes + excluded.payload_bytes, "
+                "message_bytes = message_bytes + excluded.message_bytes",
+                [(*key, *sizes) for key, sizes in counts.items()],
+            )
+
+    def message_bytes(self, direction: str) -> int:
+        """Return all message bytes in one direction so far."""
+        with self._lock:  # nothing is being moved from the tally to the ledger meanwhile
+            sql = "SELECT COALESCE(SUM(message_bytes), 0) FROM ledger WHERE direction = ?"
+            return int(self._run(sql, direction)[0][0]) + self._tally.message_bytes(direction)
 
     def has_transfer(self, round_: int, client: str) -> bool:
         """Whether the client has downloaded a model in this round."""
@@ -339,8 +373,17 @@ class Store:
         )
         return bool(self._run(sql, round_, client))
 
+    def downloaded(self, round_: int) -> set[str]:
+        """Return the clients that have downloaded a model in this round."""
+        sql = (
+            "SELECT client FROM ledger WHERE round = ? "
+            "AND direction = 'downlink' AND kind = 'transfer'"
+        )
+        return {row[0] for row in self._run(sql, round_)}
+
     def ledger(self) -> list[Entry]:
         """Return the whole ledger."""
+        self.write_counts()
         rows = self._run("SELECT * FROM ledger ORDER BY round, client, direction, kind")
         return [Entry(*row) for row in rows]
 
@@ -359,6 +402,11 @@ def _lock_file(path: Path) -> IO[bytes]:
     return file
 
 
+def _counts(entry: Entry) -> Counts:
+    key = entry.round, entry.client, entry.direction, entry.kind
+    return {key: (entry.payload_bytes, entry.message_bytes)}
+
+
 def _version(row: Any) -> Version:
     fields = dict(row)
     levels, profile = fields.pop("levels"), fields.pop("profile")
@@ -367,16 +415,16 @@ def _version(row: Any) -> Version:
 
 
 def _dump(state: RunState) -> str:
-    fields = asdict(state)
-    for name in ("reported", "lost"):
+    fields = {**vars(state), "reported": []}
+    for name in ("lost", "late"):
         fields[name] = sorted(fields[name])
     return json.dumps(fields)
 
 
 def _load(text: str) -> RunState:
     fields = json.loads(text)
-    for name in ("reported", "lost"):
-        fields[name] = frozenset(fields[name])
+    for name in ("reported", "lost", "late"):
+        fields[name] = frozenset(fields.get(name, ()))
     cohort = tuple(fields["cohort"])
     return RunState(**{**fields, "phase": Phase(fields["phase"]), "cohort": cohort})
 
