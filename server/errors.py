@@ -2,6 +2,7 @@
 
 Exception
 ├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
+│   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
 """
 
@@ -20,6 +21,13 @@ class Refused(Exception):
         self.reason = reason
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
+
+
+class CannotStore(Refused):
+    """The server cannot write now: nothing has changed, and nothing was acknowledged."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(pb.STORAGE, f"the server cannot write now ({detail}); try again later")
 
 
 class ServerError(ValueError):
