@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.compression.files import replacing, write_whole
 from featherfed.compression.masks import sparsity_of
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import export
 from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel
+from featherfed.report.metrics import ReportError
 from featherfed.report.render import render
 from featherfed.server import metrics
 from featherfed.server.coordinator import Coordinator
@@ -60,7 +62,7 @@ class Artifacts:
 
     def write_address(self, address: str) -> None:
         """Tell people and programs where the server listens."""
-        _replace(self._directory / "server.address", address)
+        write_whole(self._directory / "server.address", address)
         log.info("run %s: listening on %s", self._coordinator.plan.run, address)
 
     def write_metrics(self, final: dict[str, Any] | None = None) -> None:
@@ -82,7 +84,7 @@ class Artifacts:
                 last["round"], self._settings.rounds, last["accuracy"], len(last["clients"]),
                 last["seconds"],
             )  # fmt: skip
-        _replace(self._directory / "metrics.json", json.dumps(data, indent=1))
+        write_whole(self._directory / "metrics.json", json.dumps(data, indent=1))
 
     def finish(self) -> None:
         """Export the final model, and write metrics, pictures and the report."""
@@ -97,7 +99,15 @@ class Artifacts:
         final = metrics.final(self._store, self._settings, sparsity, models)
         self.write_metrics({**final, "num_calibration_examples": len(self._calibration)})
         self._write_pictures()
-        log.info("report: %s", render(self._directory))
+        log.info("report: %s", self._report())
+
+    def _report(self) -> Path:
+        try:
+            return render(self._directory)
+        except ReportError as error:
+            if isinstance(error.__cause__, OSError):  # a full disk: tried again, as the rest is
+                raise error.__cause__ from None
+            raise
 
     def _write_pictures(self) -> None:
         test = self._test
@@ -107,15 +117,16 @@ class Artifacts:
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
         predictions.append(self._model.predict(test.images[:1])[0].tolist())
-        np.savez_compressed(
-            self._directory / "pictures.npz",
-            samples=np.stack([test.images[indices[:count]] for indices in by_class]),
-            class_names=np.array(test.class_names),
-            image=test.images[0],
-            image_label=test.labels[0],
-            predictor_names=np.array([*(u.client for u in updates), "global"]),
-            predictions=np.array(predictions, np.float32),
-        )
+        with replacing(self._directory / "pictures.npz") as file:
+            np.savez_compressed(
+                file,
+                samples=np.stack([test.images[indices[:count]] for indices in by_class]),
+                class_names=np.array(test.class_names),
+                image=test.images[0],
+                image_label=test.labels[0],
+                predictor_names=np.array([*(u.client for u in updates), "global"]),
+                predictions=np.array(predictions, np.float32),
+            )
 
 
 def calibration_set(train: Dataset) -> Dataset:
@@ -163,9 +174,3 @@ def machine() -> dict[str, str]:
         check=False,
     )
     return {**facts, "commit": found.stdout.strip()} if found.returncode == 0 else facts
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from featherfed.compression.files import write_whole
 from featherfed.compression.manifest import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.exporter.errors import ExportError
@@ -96,9 +97,7 @@ def _cached(folder: Path, key: str) -> bytes | None:
 
 def _keep(folder: Path, key: str, content: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{key}.{os.getpid()}"
-    scratch.write_bytes(content)
-    scratch.replace(folder / f"{key}-{_digest(content)}.tflite")
+    write_whole(folder / f"{key}-{_digest(content)}.tflite", content)
 
 
 def _digest(content: bytes) -> str:

@@ -8,6 +8,8 @@ import re
 import secrets
 from pathlib import Path
 
+from featherfed.compression.files import write_whole
+
 
 def default_name(home: Path) -> str:
     """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""
@@ -15,7 +17,7 @@ def default_name(home: Path) -> str:
     if not path.is_file():
         machine = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:48] or "client"
         home.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{machine}-{secrets.token_hex(3)}", "utf-8")
+        write_whole(path, f"{machine}-{secrets.token_hex(3)}")
     return path.read_text("utf-8").strip()
 
 

@@ -38,12 +38,12 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    train, test = load_train_test(settings.evaluation.dataset)
-    calibration = calibration_set(train)
-    del train  # only the clients train
-    model = build_model(settings, test)
-    store = Store(output / "run.db")
+    store = Store(output / "run.db")  # first, since what cannot be written or read shows here
     try:
+        train, test = load_train_test(settings.evaluation.dataset)
+        calibration = calibration_set(train)
+        del train  # only the clients train
+        model = build_model(settings, test)
         lock = threading.Lock()
         coordinator = _coordinator(settings, store, model, test, lock)
         artifacts = Artifacts(output, settings, store, coordinator, model, test, calibration)

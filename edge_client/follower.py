@@ -6,10 +6,8 @@ server has released, whole.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
 import random
 import re
 import time
@@ -21,6 +19,7 @@ from typing import IO, Protocol
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.filedelta import decode_file
+from featherfed.compression.files import lock_file, scratch_of, write_whole
 from featherfed.edge_client.errors import BadRelease, ClientError
 from featherfed.proto import federation_pb2 as pb
 
@@ -63,11 +62,10 @@ class ModelFile:
             raise ClientError(f"{kind!r} is no kind of file; use int8, dynamic, float16 or float32")
         self.path = directory / f"model_{kind}.tflite"
         self._directory = directory
-        self._scratch = directory / f".model_{kind}.new"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(directory)
-            self._scratch.unlink(missing_ok=True)  # of a process that was killed
+            scratch_of(self.path).unlink(missing_ok=True)  # of a process that was killed
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -89,25 +87,9 @@ class ModelFile:
     def replace(self, data: bytes) -> None:
         """Put `data` in the file's place; it is on disk when this returns."""
         try:
-            try:
-                with self._scratch.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(self._scratch, self.path)
-            finally:
-                self._scratch.unlink(missing_ok=True)
-            self._sync_directory()
+            write_whole(self.path, data)
         except OSError as error:
             raise self._unusable(error) from error
-
-    def _sync_directory(self) -> None:
-        # The new name must not come back as the old one after a loss of power.
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _unusable(self, error: OSError) -> ClientError:
         return ClientError(
@@ -117,15 +99,12 @@ class ModelFile:
 
 
 def _lock(directory: Path) -> IO[bytes]:
-    file = (directory / ".lock").open("wb")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        return lock_file(directory / ".lock")
+    except BlockingIOError as error:
         raise ClientError(
             f"another process follows in {directory}; stop it or choose another --model-dir"
         ) from error
-    return file
 
 
 class Follower:

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import with_labels
 from featherfed.models.training import Images, to_float
@@ -52,7 +53,7 @@ def export(
     paths = []
     for kind in KINDS:
         path = folder / f"model_{kind}.tflite"
-        path.write_bytes(export_kind(model, kind, representative, class_names))
+        write_whole(path, export_kind(model, kind, representative, class_names))
         paths.append(path)
     return [*paths, _save(model.finished(), folder, model.optimization.method.quantizes)]
 
@@ -72,7 +73,8 @@ def _save(finished: Any, folder: Path, quantizes: bool) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*saving your model as an HDF5", UserWarning)
         # The .keras format takes no such argument; that model was never compiled.
-        finished.save(path, **({"include_optimizer": False} if quantizes else {}))
+        finished.save(scratch_of(path), **({"include_optimizer": False} if quantizes else {}))
+    put_in_place(scratch_of(path), path)
     return path
 
 

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, PercentFormatter
 
+from featherfed.compression.files import write_whole
+
 # Okabe and Ito's palette: distinct also for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, ORANGE = "#56B4E9", "#E69F00"
@@ -65,7 +67,7 @@ def save_png(figure: Figure, path: Path) -> str:
         # A name in a script the font lacks shows boxes; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    path.write_bytes(buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

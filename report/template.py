@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from featherfed.compression.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,5 @@ def _name(value: str) -> Markup:
 
 def write(path: Path, text: str) -> Path:
     """Replace a page; a reader that reloads it must never see half of it."""
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, text)
     return path

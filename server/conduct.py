@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import sqlite3
 from collections.abc import Callable
+from typing import TypeVar
 
 from featherfed.server.coordinator import Coordinator
+from featherfed.server.errors import CannotStore
 from featherfed.server.releases import Releases
 from featherfed.server.rounds import Phase
 from featherfed.server.service import FederationService, create_server, join_address
+from featherfed.server.telemetry import Telemetry
+from featherfed.server.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,10 @@ DRAIN_SECONDS = 20.0
 """For uploads under way when the server is told to end."""
 COUNT_SECONDS = 1.0
 """At least so often, counted control bytes go to the ledger; a crash forgets no more than that."""
+STORAGE_PAUSE_SECONDS = 2.0
+"""Between two tries to write to a disk that is full."""
+
+T = TypeVar("T")
 
 
 async def serve(
@@ -35,29 +43,72 @@ async def serve(
 
     `on_listening` gets the address; `on_round` is called after every aggregated round, and
     `on_finished` in the end, when those who are here have the final model; both in a thread.
-    Raises ServerError if the port is taken.
+    What they or the store cannot write now (CannotStore, OSError) is tried again until it works,
+    for `on_round` with the next round; whoever ends the server before that gets False. Raises
+    ServerError if a port is taken or the store turns out to be damaged.
     """
     settings = coordinator.settings.server
-    service = FederationService(coordinator, releases, coordinator.settings.limits)
-    server, port = await create_server(service, settings.host, settings.port)
-    on_listening(join_address(settings.host, port))
-    beside = [
-        asyncio.create_task(_drain_at(stop, service)),
-        asyncio.create_task(_keep_books(coordinator)),
-    ]
-    try:
-        await _rounds(coordinator, service, stop, on_round)
-        if coordinator.phase is Phase.FINISHED:
-            await _linger(coordinator, service, stop, settings.linger)
-            await asyncio.to_thread(on_finished)
-            if settings.stay:
-                await stop.wait()
-    finally:
-        await service.drain(DRAIN_SECONDS)
-        await server.stop(GRACE_SECONDS)
-        for task in beside:
-            task.cancel()
-    return coordinator.phase is Phase.FINISHED
+    telemetry, finished = Telemetry(), False
+    service = FederationService(coordinator, releases, coordinator.settings.limits, telemetry)
+    disk = _Disk(stop)
+    with contextlib.ExitStack() as watched:
+        if settings.metrics is not None:
+            telemetry.watch(coordinator)
+            url, close = telemetry.listen(settings.metrics)
+            watched.callback(close)
+            log.info("metrics for Prometheus: %s", url, extra={"event": "metrics", "url": url})
+        server, port = await create_server(service, settings.host, settings.port)
+        on_listening(join_address(settings.host, port))
+        beside = [
+            asyncio.create_task(_drain_at(stop, service)),
+            asyncio.create_task(_keep_books(coordinator, disk)),
+        ]
+        try:
+            await _rounds(coordinator, service, disk, on_round)
+            if coordinator.phase is Phase.FINISHED:
+                await _linger(coordinator, service, stop, settings.linger)
+                finished = await disk.insist(on_finished)
+                if settings.stay:
+                    await stop.wait()
+        finally:
+            why = "told to stop" if stop.is_set() else "the run has finished"
+            log.info("shutting down: %s", why, extra={"event": "shutdown", "finished": finished})
+            await service.drain(DRAIN_SECONDS)
+            await server.stop(GRACE_SECONDS)
+            for task in beside:
+                task.cancel()
+    return finished
+
+
+class _Disk:
+    """Does what writes in a thread, and outlives a disk that is full."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.stop = stop
+        self._files = Trouble("the run's files")
+
+    async def attempt(self, work: Callable[[], T]) -> T | None:
+        """Return what `work` returns, or None if it cannot write now."""
+        try:
+            result = await asyncio.to_thread(work)
+        except CannotStore:  # the store has told the log
+            return None
+        except OSError as error:
+            self._files.failed(error)
+            return None
+        self._files.worked()
+        return result
+
+    async def insist(self, work: Callable[[], None]) -> bool:
+        """Do `work` until it could write; False if told to stop before."""
+
+        def do() -> bool:
+            work()
+            return True
+
+        while not (done := await self.attempt(do)) and not self.stop.is_set():
+            await _pause(self.stop, STORAGE_PAUSE_SECONDS)
+        return done is not None
 
 
 async def _drain_at(stop: asyncio.Event, service: FederationService) -> None:
@@ -66,27 +117,30 @@ async def _drain_at(stop: asyncio.Event, service: FederationService) -> None:
     await service.drain(0)
 
 
-async def _keep_books(coordinator: Coordinator) -> None:
+async def _keep_books(coordinator: Coordinator, disk: _Disk) -> None:
     while True:
         await asyncio.sleep(COUNT_SECONDS)
-        try:
-            await asyncio.to_thread(coordinator.write_counts)
-        except sqlite3.Error as error:
-            log.warning("the ledger cannot be written, trying again: %s", error)
+        await disk.attempt(coordinator.write_counts)
 
 
 async def _rounds(
     coordinator: Coordinator,
     service: FederationService,
-    stop: asyncio.Event,
+    disk: _Disk,
     on_round: Callable[[], None],
 ) -> None:
-    known = None
+    def aggregate() -> None:
+        with service.telemetry.aggregated.time():
+            coordinator.aggregate()
+
+    known, stop = None, disk.stop
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
-        state = await asyncio.to_thread(coordinator.tick)
-        if state.phase is Phase.AGGREGATING:
-            await asyncio.to_thread(coordinator.aggregate)
-            await asyncio.to_thread(on_round)
+        state = await disk.attempt(coordinator.tick)
+        if state is None:
+            await _pause(stop, STORAGE_PAUSE_SECONDS)
+        elif state.phase is Phase.AGGREGATING:
+            if await disk.insist(aggregate):
+                await disk.attempt(on_round)
         elif known != (state.phase, state.round, state.cohort):
             known = state.phase, state.round, state.cohort
             service.notify()  # there may be a task for someone

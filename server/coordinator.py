@@ -21,7 +21,7 @@ from featherfed.compression.manifest import Array, Manifest, weights_digest
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import apply_update, decode_update, max_payload
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server import rounds
+from featherfed.server import events, rounds
 from featherfed.server.admission import (
     DataShape,
     check_capabilities,
@@ -34,11 +34,13 @@ from featherfed.server.budget import Uplink
 from featherfed.server.clipping import measure
 from featherfed.server.clock import resume
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.refusals import STRANGER
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
 from featherfed.server.status import describe
 from featherfed.server.step import OfferedStep
-from featherfed.server.store import Entry, Member, Store, Update, Version
+from featherfed.server.store import Entry, Member, Store, Totals, Update, Version
+from featherfed.server.trouble import damaged
 from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
 PRESENCE = 60.0
@@ -50,8 +52,8 @@ LITERT = "litert"
 SILENT_BEATS = 2.9
 """Silent for so many heartbeats, a client is dead: with a turn of the loop, that is three."""
 
-MAX_REFUSALS = 1000
-"""Refusals of one round that are written down: strangers cannot fill the disk."""
+_NAMELESS = {pb.BAD_NAME, pb.BAD_TOKEN, pb.WRONG_IDENTITY, pb.UNKNOWN_SESSION}
+"""Refusals of someone who has not proved to be who it says."""
 
 MAX_CLIENT_WEIGHT = 1e12
 """Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
@@ -124,7 +126,6 @@ class Coordinator:
         self._clients = store.clients()
         self._state = store.load_state()
         self._began = clock()
-        self._refusals = 0, 0
         self._places: tuple[tuple[str, ...], dict[str, int]] = (), {}
         if self._state.phase is Phase.GATHERING:  # after a restart, clients get their patience anew
             self._state = replace(self._state, since=self._began)
@@ -138,6 +139,8 @@ class Coordinator:
         self._sessions = {member.session: client for client, member in self._clients.items()}
         seed_digest = weights_digest(initial_weights(manifest, plan.seed))
         self._router = Router(store, manifest, seeded=seed_digest == store.version(0).digest)
+        version = store.newest().version
+        events.run_opened(plan.run, self._state, version, again=bool(self._clients or version))
 
     def _begin(self, first_weights: Sequence[Array] | None, secret: int) -> None:
         run = self._store.run()
@@ -150,6 +153,8 @@ class Coordinator:
             )
         if run:
             self.plan.run = run[0]
+            self._check_model()
+            self._store.save_plan(self.plan, seeded=first_weights is None)  # of an older version
             return
         self.plan.run = f"{self.settings.name}-{secrets.token_hex(4)}"
         weights = first_weights or initial_weights(self.manifest, self.plan.seed)
@@ -159,6 +164,16 @@ class Coordinator:
             state = rounds.RunState(since=now)
             self._store.create_run(self.plan.run, fingerprint, now, secret, state)
             self._store.add_version(version, weights, None)
+            self._store.save_plan(self.plan, seeded=first_weights is None)
+
+    def _check_model(self) -> None:
+        weights, _ = self._store.model(self.manifest)
+        newest = self._store.newest()
+        if weights_digest(weights) != newest.digest:
+            raise damaged(
+                f"{self.settings.output}/run.db",
+                f"the model is not version {newest.version} by its digest",
+            )
 
     # ---- for clients ----
 
@@ -166,27 +181,25 @@ class Coordinator:
         """Admit a client, or let a known one in again; raise Refused if it cannot take part."""
         with self._lock:
             check_name(request.client)
-            try:
-                self._check_room(request.client)
-                check_data(request.data, self._data_shape)
-                check_runtime(request.capabilities.runtime)
-                # First, since its reason says more than that the client lacks a method.
-                lite = request.capabilities.runtime == LITERT
-                step = self._step.describe() if lite else None
-                check_capabilities(request.capabilities, self._needed(request.capabilities))
-            except Refused as refusal:
-                self.record_refusal(request.client, refusal)
-                raise
+            self._check_room(request.client)
+            check_data(request.data, self._data_shape)
+            check_runtime(request.capabilities.runtime)
+            # First, since its reason says more than that the client lacks a method.
+            lite = request.capabilities.runtime == LITERT
+            step = self._step.describe() if lite else None
+            check_capabilities(request.capabilities, self._needed(request.capabilities))
             session = secrets.randbits(63)
             stages = frozenset(request.capabilities.stages)
             member = Member(session, request.data.num_examples, stages)
             runtime = request.capabilities.runtime
             self._store.save_client(request.client, member, runtime, self._clock())
-            if request.client in self._clients:
+            again = request.client in self._clients
+            if again:
                 del self._sessions[self._clients[request.client].session]
             self._clients[request.client] = member
             self._last_seen.setdefault(request.client, -math.inf)
             self._sessions[session] = request.client
+            events.client_joined(self.plan.run, request, again)
             return pb.JoinReply(session=session, plan=self.plan, step=step)
 
     def _check_room(self, client: str) -> None:
@@ -295,7 +308,7 @@ class Coordinator:
         """
         with self._lock:
             if self._store.has_update(header.round, client):
-                return pb.DUPLICATE
+                return self._duplicate(client, header.round)
             start, round_ = self._check_header(client, header), self._round()
             part = Part(self._slot_of(client), header.num_examples, self._codec_of(client), payload)
         try:
@@ -327,15 +340,21 @@ class Coordinator:
         entry = Entry(header.round, client, "uplink", "transfer", len(payload), message_bytes)
         with self._lock:
             if self._store.has_update(header.round, client):
-                return pb.DUPLICATE
+                return self._duplicate(client, header.round)
             self._check_header(client, header)
             with self._store.transaction():
                 self._store.add_update(row)
                 self._store.add_norms(header.round, client, norms)
                 self._store.count(entry)
                 after = self._write(rounds.Reported(self._clock(), client))
-            self._state = after
+            events.update_accepted(self.plan.run, row, message_bytes)
+            self._adopt(after)
         return pb.ACCEPTED
+
+    def _duplicate(self, client: str, round_: int) -> pb.Outcome:
+        self._store.bump("duplicate_updates")
+        events.update_again(self.plan.run, round_, client)
+        return pb.DUPLICATE
 
     def _check_header(self, client: str, header: pb.UpdateHeader) -> RoundStart:
         state = self._state
@@ -379,15 +398,14 @@ class Coordinator:
         )
 
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
-        """Write down a refusal of the given or the current round, for the report."""
+        """Count a refusal in the given or the current round; what names nobody is a stranger's."""
         with self._lock:
-            now, written = self._state.round, self._refusals[1]
-            self._refusals = now, written + 1 if self._refusals[0] == now else 1
-            if self._refusals[1] > MAX_REFUSALS:
-                return
             reason = pb.Reason.Name(refusal.reason)
-            round_ = self._state.round if round_ is None else round_
-            self._store.add_refusal(round_, client, reason, refusal.detail, self._clock())
+            round_ = min(self._state.round if round_ is None else round_, self._state.round)
+            client = STRANGER if refusal.reason in _NAMELESS or not client else client
+            detail, now = refusal.detail, self._clock()
+            first = self._store.add_refusal(round_, client, reason, detail, now)
+        events.refused(self.plan.run, round_, client, refusal, first)
 
     @property
     def ledger_round(self) -> int:
@@ -420,6 +438,7 @@ class Coordinator:
         """Let time pass: open or close rounds that are due. Return the state after it."""
         with self._lock:
             now = self._clock()
+            self._store.flush_refusals()
             present = self._fresh() - self._state.lost - self._state.late
             self._move(rounds.Tick(now, present, frozenset(self._clients), self._silent(now)))
             return self._state
@@ -445,7 +464,12 @@ class Coordinator:
             return
         with self._store.transaction():
             after = self._write(event)
-        self._state = after
+        self._adopt(after)
+
+    def _adopt(self, after: rounds.RunState) -> None:
+        """Go on with a state that is on disk."""
+        before, self._state = self._state, after
+        events.moved(self.plan.run, before, after)
 
     def _write(self, event: rounds.Event) -> rounds.RunState:
         """Store what an event makes of the state; the caller adopts it once that is committed."""
@@ -498,7 +522,8 @@ class Coordinator:
                 for client, detail in ruling.outliers:
                     self.record_refusal(client, Refused(pb.OUTLIER, detail))
                 after = self._write(rounds.Aggregated(self._clock()))
-            self._state = after
+            events.version_made(self.plan.run, version)
+            self._adopt(after)
             self._digest, self._allocation = version.digest, version.allocation
 
     def _bundle(self, bundle: pb.Bundle | None, part: Part) -> pb.Bundle | None:
@@ -539,6 +564,10 @@ class Coordinator:
         with self._lock:
             done = self._state.phase is Phase.FINISHED
             return done and self._fresh() <= self._store.downloaded(self.ledger_round)
+
+    def totals(self) -> Totals:
+        """Return what the store has counted since the run began."""
+        return self._store.totals()
 
     def status(self) -> pb.StatusReply:
         """Return where the run is, for people and progress bars."""

@@ -2,7 +2,8 @@
 
 Exception
 ├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
-│   └── Busy(what, wait)     too much at once: the same call will do later
+│   ├── Busy(what, wait)     too much at once: the same call will do later
+│   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
 """
 
@@ -29,6 +30,13 @@ class Busy(Refused):
     def __init__(self, what: str, wait: float) -> None:
         self.wait = wait
         super().__init__(pb.BUSY, f"{what}; try again in {wait:.1f} s")
+
+
+class CannotStore(Refused):
+    """The server cannot write now: nothing has changed, and nothing was acknowledged."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(pb.STORAGE, f"the server cannot write now ({detail}); try again later")
 
 
 class ServerError(ValueError):

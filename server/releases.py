@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featherfed.compression.filedelta import encode_file
+from featherfed.compression.files import scratch_of, write_whole
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.errors import Refused
+from featherfed.server.errors import CannotStore, Refused
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Releases:
         self._worker = ThreadPoolExecutor(1, "releases")
 
     def _found(self) -> list[_Kept]:
+        for path in self._folder.glob(scratch_of(Path("*.tflite")).name):
+            path.unlink(missing_ok=True)  # of a server that was killed
         names = [(path, _NAME.fullmatch(path.name)) for path in self._folder.glob("*.tflite")]
         kept = [
             _Kept(name[1], int(name[2]), bytes.fromhex(name[3]), path)
@@ -154,6 +157,8 @@ class Releases:
         try:
             version, data = self._make(kind)
             return self._keep(kind, version, data), data
+        except OSError as error:  # a full disk may have room again the next time
+            raise CannotStore(f"no release could be written: {error}") from error
         except Exception as error:
             # Else every device that asks would make the server try in vain again.
             self._failed[kind] = version
@@ -170,9 +175,7 @@ class Releases:
         digest = hashlib.sha256(data).digest()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{kind}-{version:05}-{digest.hex()}.tflite"
-        scratch = self._folder / "release.tmp"
-        scratch.write_bytes(data)  # not synced: a file is checked whenever it is read
-        scratch.replace(path)
+        write_whole(path, data)
         log.info("released version %d as %s, %d bytes", version, kind, len(data))
         others = [k for k in self._kept if k.kind == kind and k.path != path]
         for old in others[: max(0, len(others) + 1 - KEPT)]:

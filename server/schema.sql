@@ -69,12 +69,24 @@ CREATE TABLE IF NOT EXISTS aggregations (
     next_clip REAL,                     -- the norm that the next round's are, if it is private
     epsilon   REAL                      -- spent so far
 );
-CREATE TABLE IF NOT EXISTS refusals (
+CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
-    client TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    detail TEXT NOT NULL,
-    at     REAL NOT NULL
+    client TEXT NOT NULL,               -- "(stranger)": nobody who has proved a name
+    reason TEXT NOT NULL,               -- pb.Reason by name
+    count  INTEGER NOT NULL,
+    detail TEXT NOT NULL,               -- of the last
+    first  REAL NOT NULL,
+    last   REAL NOT NULL,
+    PRIMARY KEY (round, client, reason)
+);
+CREATE TABLE IF NOT EXISTS counts (     -- what no other table remembers, for Prometheus
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS plan (       -- what clients were told, for `featherfed check`
+    id     INTEGER PRIMARY KEY CHECK (id = 1),
+    plan   BLOB NOT NULL,               -- pb.Plan
+    seeded INTEGER NOT NULL             -- whether version 0 is what the plan's seed gives
 );
 CREATE TABLE IF NOT EXISTS ledger (
     round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,12 +19,13 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
-from featherfed.server.errors import Busy, Refused, ServerError
+from featherfed.server.errors import Busy, CannotStore, Refused, ServerError
 from featherfed.server.limits import Gate, network
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.settings import Limits
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
+from featherfed.server.telemetry import Telemetry
 
 CHUNK_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 25
@@ -72,6 +73,7 @@ _OPTIONS = [
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+Stream = TypeVar("Stream", bound=Callable[..., Any])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
@@ -87,17 +89,28 @@ def _refusals_to_status(method: Method) -> Method:
     @functools.wraps(method)
     async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
         try:
-            return await method(self, request, context)
+            with self.telemetry.open_calls.track_inprogress():
+                return await method(self, request, context)
         except Refused as refusal:
-            await _abort(context, refusal)
+            await self.refuse(request, refusal, context)
             raise
 
     return cast(Method, wrapper)
 
 
-async def _abort(context: Context, refusal: Refused) -> None:
-    wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
-    await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
+def _refusals_to_status_of_stream(method: Stream) -> Stream:
+    @functools.wraps(method)
+    async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
+        try:
+            with self.telemetry.open_calls.track_inprogress():
+                async with aclosing(method(self, request, context)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except Refused as refusal:
+            await self.refuse(request, refusal, context)
+            raise
+
+    return cast(Stream, wrapper)
 
 
 class FederationService(pb_grpc.FederationServicer):
@@ -108,9 +121,11 @@ class FederationService(pb_grpc.FederationServicer):
         coordinator: Coordinator,
         releases: Releases | None = None,
         limits: Limits | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Without `releases`, devices that only infer are refused."""
         self.limits = limits or Limits()
+        self.telemetry = telemetry or Telemetry()
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._gate = Gate(self.limits)
         self._uploads: set[object] = set()
@@ -148,6 +163,22 @@ class FederationService(pb_grpc.FederationServicer):
         now = asyncio.get_running_loop().time()
         self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
         return all(device.version >= version for device in self._devices.values())
+
+    async def refuse(self, request: Any, refusal: Refused, context: Context) -> None:
+        """Count a refused call and end it with the status of its reason."""
+        record = self._coordinator.record_refusal
+        await asyncio.to_thread(record, self._caller(request), refusal)
+        wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
+        await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
+
+    def _caller(self, request: Any) -> str:
+        """Return who made a call, as far as it said so by a session or a fitting name."""
+        name = getattr(request, "client", "") or getattr(request, "device", "")
+        if not hasattr(request, "session"):
+            return name
+        with suppress(Refused):
+            return self._coordinator.client_of(request.session)
+        return ""
 
     async def _client(self, session: int, context: Context = None) -> str:
         """Return who calls; every call with a session begins here."""
@@ -212,15 +243,12 @@ class FederationService(pb_grpc.FederationServicer):
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
 
+    @_refusals_to_status_of_stream
     async def FetchModel(  # noqa: D102
         self, request: pb.FetchModelRequest, context: Context
     ) -> AsyncIterator[pb.ModelChunk]:
-        try:
-            client = await self._client(request.session, context)
-            delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
-        except Refused as refusal:
-            await _abort(context, refusal)
-            raise
+        client = await self._client(request.session, context)
+        delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
         route, round_ = delivery.route, delivery.round
         payload = message = 0
         try:
@@ -238,14 +266,11 @@ class FederationService(pb_grpc.FederationServicer):
             )
             await _see_through(sent)  # in a thread: a slow disk must not hold up the others
 
+    @_refusals_to_status_of_stream
     async def FetchStep(  # noqa: D102
         self, request: pb.FetchStepRequest, context: Context
     ) -> AsyncIterator[pb.FileChunk]:
-        try:
-            client = await self._client(request.session, context)
-        except Refused as refusal:
-            await _abort(context, refusal)
-            raise
+        client = await self._client(request.session, context)
         round_, message = self._coordinator.ledger_round, 0
         data = self._coordinator.training_step
         try:
@@ -286,11 +311,12 @@ class FederationService(pb_grpc.FederationServicer):
             submit = asyncio.to_thread(
                 self._coordinator.submit, client, header, payload, upload.message_bytes
             )
-            outcome = await _see_through(submit)
+            with self.telemetry.acknowledged.time():
+                outcome = await _see_through(submit)
             accepted = outcome == pb.ACCEPTED
             reply = pb.SubmitReply(outcome=outcome)
-        except Busy:
-            raise  # the call came too early: that says nothing of the update
+        except (Busy, CannotStore):  # no word on the update: the client sends it again
+            raise
         except Refused as refusal:
             await asyncio.to_thread(self._coordinator.record_refusal, client, refusal, round_)
             reply = pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
@@ -319,15 +345,12 @@ class FederationService(pb_grpc.FederationServicer):
         await self._count_control(client, request, reply)
         return reply
 
+    @_refusals_to_status_of_stream
     async def FetchRelease(  # noqa: D102
         self, request: pb.FetchReleaseRequest, context: Context
     ) -> AsyncIterator[pb.ReleaseChunk]:
-        try:
-            self._stranger(context)
-            offer = await self._next_release(request)
-        except Refused as refusal:
-            await _abort(context, refusal)
-            raise
+        self._stranger(context)
+        offer = await self._next_release(request)
         round_, device = self._coordinator.ledger_round, request.device
         entries = [Entry(round_, device, "uplink", "release", 0, framed_size(request))]
         payload = message = 0

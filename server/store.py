@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import threading
@@ -15,10 +14,14 @@ from typing import IO, Any
 import numpy as np
 
 from featherfed.compression.allocation import Allocation
+from featherfed.compression.files import lock_file
 from featherfed.compression.manifest import Array, Manifest
-from featherfed.server.errors import ServerError
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.refusals import Refusals
 from featherfed.server.rounds import Phase, RunState
 from featherfed.server.tally import Counts, Tally
+from featherfed.server.trouble import Trouble, damaged, of_people
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
 
@@ -64,6 +67,20 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What was counted since the run began."""
+
+    bytes: dict[tuple[str, str], tuple[int, int]]
+    """Payload and message bytes by direction and kind."""
+    accepted: int
+    duplicates: int
+    refusals: dict[str, int]
+    """By pb.Reason's names."""
+    loss: float | None
+    storage_failing: bool
+
+
+@dataclass(frozen=True)
 class Update:
     """One journaled update."""
 
@@ -105,27 +122,41 @@ class Facts:
 
 
 class Store:
-    """The database of one run; safe to use from several threads."""
+    """The database of one run; safe to use from several threads.
+
+    What cannot be written now raises CannotStore and has changed nothing; a database that turns out
+    to be damaged raises ServerError.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Open the database, or begin one; raise ServerError if it is in use, damaged or locked."""
         self.folder = path.parent
         self._lock = threading.RLock()
         self._tally = Tally()
-        self._alone = _lock_file(path.with_suffix(".lock"))
+        self._path = path
+        self.trouble = Trouble(f"the run database {path}")
+        self._alone = _only_server(path)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA.read_text("utf-8"))
+            self._db = _open(path)
         except sqlite3.Error as error:
-            raise ServerError(f"cannot use the run database {path}: {error}") from error
+            self._alone.close()
+            meaning = of_people(error, path)
+            if isinstance(meaning, ServerError):
+                raise meaning from error
+            raise ServerError(
+                f"cannot use the run database {path}: {error}; make room or allow writing there"
+            ) from error
+        except ServerError:
+            self._alone.close()
+            raise
+        self._refusals = Refusals(self._run, self.transaction)
 
     def close(self) -> None:
         """Write what was counted, and close the database."""
         with self._lock:
             try:
                 self.write_counts()
+                self._refusals.flush()
             finally:
                 self._db.close()
                 self._alone.close()
@@ -137,21 +168,30 @@ class Store:
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("BEGIN IMMEDIATE")
+            self._run("BEGIN IMMEDIATE")
             counts = self._tally.take()
             try:
                 yield
                 self._write(counts)
-                self._db.execute("COMMIT")
+                self._run("COMMIT")  # a full disk may show only here
             except BaseException:
                 self._tally.add(counts)
-                if self._db.in_transaction:  # SQLite has ended it itself if the disk is full
+                if self._db.in_transaction:  # after some errors SQLite has gone back by itself
                     self._db.execute("ROLLBACK")
                 raise
+            self.trouble.worked()
 
     def _run(self, sql: str, *values: Any) -> list[Any]:
         with self._lock:
-            return self._db.execute(sql, values).fetchall()
+            try:
+                return self._db.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                meaning = of_people(error, self._path)
+                if isinstance(meaning, CannotStore):
+                    self.trouble.failed(error)
+                if meaning is error:
+                    raise
+                raise meaning from error
 
     # ---- the run ----
 
@@ -182,6 +222,18 @@ class Store:
     def save_state(self, state: RunState) -> None:
         """Replace the state; who has reported is in the journal."""
         self._run("UPDATE run SET state = ?", _dump(state))
+
+    def save_plan(self, plan: pb.Plan, *, seeded: bool) -> None:
+        """Keep what clients are told; `seeded`: version 0 is what the plan's seed gives."""
+        blob = plan.SerializeToString(deterministic=True)
+        self._run("INSERT OR IGNORE INTO plan VALUES (1, ?, ?)", blob, seeded)
+
+    def bump(self, name: str) -> None:
+        """Count one more of what no other table remembers."""
+        self._run(
+            "INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
+            name,
+        )
 
     # ---- clients ----
 
@@ -280,15 +332,21 @@ class Store:
             accuracy, prediction, round_, client,
         )  # fmt: skip
 
-    def add_refusal(self, round_: int, client: str, reason: str, detail: str, now: float) -> None:
-        """Write that something of a client was refused."""
-        self._run(
-            "INSERT INTO refusals VALUES (?, ?, ?, ?, ?)", round_, client, reason, detail, now
-        )
+    def add_refusal(self, round_: int, client: str, reason: str, detail: str, now: float) -> bool:
+        """Count that something of a client was refused; return whether it is the first of its kind.
+
+        It is on disk within a second; a disk that is full makes it wait, never fail.
+        """
+        return self._refusals.add(round_, client, reason, detail, now)
+
+    def flush_refusals(self) -> None:
+        """Write down refusals that still wait for that."""
+        self._refusals.flush()
 
     def refusals(self) -> list[Any]:
-        """Return the rows of all refusals in order."""
-        return self._run("SELECT * FROM refusals ORDER BY rowid")
+        """Return a row per round, client and reason, in order of the first of each."""
+        self._refusals.flush()
+        return self._run("SELECT * FROM refused ORDER BY first, round, client, reason")
 
     def add_version(
         self, version: Version, weights: Sequence[Array], residual: Sequence[Array] | None
@@ -350,20 +408,38 @@ class Store:
                 pass
 
     def _write(self, counts: Counts) -> None:
-        with self._lock:
-            self._db.executemany(
+        for key, sizes in counts.items():
+            self._run(
                 "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (round, client, direction, kind) DO UPDATE SET "
                 "payload_bytes = payload_bytes + excluded.payload_bytes, "
                 "message_bytes = message_bytes + excluded.message_bytes",
-                [(*key, *sizes) for key, sizes in counts.items()],
-            )
+                *key, *sizes,
+            )  # fmt: skip
 
     def message_bytes(self, direction: str) -> int:
         """Return all message bytes in one direction so far."""
         with self._lock:  # nothing is being moved from the tally to the ledger meanwhile
             sql = "SELECT COALESCE(SUM(message_bytes), 0) FROM ledger WHERE direction = ?"
             return int(self._run(sql, direction)[0][0]) + self._tally.message_bytes(direction)
+
+    def totals(self) -> Totals:
+        """Return what was counted since the run began."""
+        self.flush_refusals()
+        ledger = self._run(
+            "SELECT direction, kind, SUM(payload_bytes), SUM(message_bytes) FROM ledger "
+            "GROUP BY direction, kind"
+        )
+        duplicates = self._run("SELECT value FROM counts WHERE name = 'duplicate_updates'")
+        refusals = self._run("SELECT reason, SUM(count) FROM refused GROUP BY reason")
+        return Totals(
+            {(row[0], row[1]): (row[2], row[3]) for row in ledger},
+            self._run("SELECT COUNT(*) FROM updates")[0][0],
+            duplicates[0][0] if duplicates else 0,
+            {row[0]: row[1] for row in refusals},
+            self.newest().loss,
+            self.trouble.failing,
+        )
 
     def has_transfer(self, round_: int, client: str) -> bool:
         """Whether the client has downloaded a model in this round."""
@@ -388,18 +464,47 @@ class Store:
         return [Entry(*row) for row in rows]
 
 
-def _lock_file(path: Path) -> IO[bytes]:
-    """Return an open file that one process at a time can have; its end lets go, however it ends."""
+def _only_server(path: Path) -> IO[bytes]:
     try:
-        file = path.open("wb")
-    except OSError as error:
-        raise ServerError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        return lock_file(path.with_suffix(".lock"))
+    except BlockingIOError as error:
         raise ServerError(f"another server uses {path.parent}; stop it first") from error
-    return file
+    except OSError as error:
+        raise ServerError(
+            f"cannot write to the output directory {path.parent}: {error.strerror}; allow writing "
+            "there, or choose another output directory in the run file"
+        ) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Return the database, checked, of today's schema and writable."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        found = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+        if found != ["ok"]:
+            raise damaged(path, "; ".join(" ".join(text.split()) for text in found))
+        db.executescript(_SCHEMA.read_text("utf-8"))
+        db.execute("BEGIN IMMEDIATE")  # says now whether it can be written
+        _move_old_refusals(db)
+        db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _move_old_refusals(db: sqlite3.Connection) -> None:
+    """Take over the table of runs before refusals were counted: a row for each of them."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refusals'").fetchall():
+        return
+    db.execute(
+        "INSERT INTO refused SELECT round, client, reason, COUNT(*), detail, MIN(at), MAX(at) "
+        "FROM refusals GROUP BY round, client, reason"
+    )
+    db.execute("DROP TABLE refusals")
 
 
 def _counts(entry: Entry) -> Counts:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from featherfed.compression.files import replacing, write_whole
 from featherfed.sweep.grid import Case
 
 Row = dict[str, Any]
@@ -31,9 +32,7 @@ def save(output: Path, case: Case, metrics: dict[str, Any]) -> None:
     """Keep the metrics of a finished case; the file is whole or absent."""
     path = result_path(output, case)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(metrics, indent=1), "utf-8")
-    scratch.replace(path)
+    write_whole(path, json.dumps(metrics, indent=1))
 
 
 def load(output: Path, case: Case) -> dict[str, Any]:
@@ -94,8 +93,10 @@ def write_tables(output: Path, rows: Sequence[Row], rounds: Sequence[Row]) -> No
     """Write results and rounds, each as .csv and .parquet."""
     for name, lines in (("results", rows), ("rounds", rounds)):
         table = pa.Table.from_pylist(list(lines))
-        pyarrow.csv.write_csv(table, output / f"{name}.csv")
-        pyarrow.parquet.write_table(table, output / f"{name}.parquet")
+        with replacing(output / f"{name}.csv") as file:
+            pyarrow.csv.write_csv(table, file)
+        with replacing(output / f"{name}.parquet") as file:
+            pyarrow.parquet.write_table(table, file)
 
 
 def _place(case: Case) -> Row:

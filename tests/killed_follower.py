@@ -143,7 +143,7 @@ def main(directory: Path, seed: int, kills: int) -> None:
             continue
         seen["whole"] += hashlib.sha256(after).digest() in source.digests
         seen["swapped"] += after != before
-        seen["left over"] += (directory / ".model_int8.new").exists()
+        seen["left over"] += (directory / ".new-model_int8.tflite").exists()
     last = ModelFile(directory, "int8")
     assert {entry.name for entry in directory.iterdir()} == {".lock", path.name}
     Follower("device", "int8", source, last).step()

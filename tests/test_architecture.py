@@ -15,7 +15,7 @@ FOLDERS = {
     "compression": set[str](),
     "proto": set[str](),
     "datasets": set[str](),
-    "report": set[str](),
+    "report": {"compression"},
     "models": {"compression", "datasets"},
     "exporter": {"compression", "models"},
     "server": {"compression", "proto"},

@@ -199,10 +199,12 @@ def test_the_last_files_are_kept_and_found_again(
     releases.offer("float32", b"").result()
     folder = tmp_path / "releases"
     assert len(list(folder.glob("int8-*"))) == KEPT
-    (folder / "release.tmp").write_bytes(b"of a server that was killed")
+    left = folder / ".new-int8-00009.tflite"
+    left.write_bytes(b"of a server that was killed")
     (folder / "notes.tflite").write_bytes(b"somebody else's")
     maker.made.clear()
     again = Releases(folder, ("int8",), lambda: maker.version, maker)
+    assert not left.exists()
     delta = again.offer("int8", sha(maker.files[4])).result()
     assert file_of(delta, maker.files[4]) == maker.files[KEPT + 3]
     assert delta

@@ -1,0 +1,75 @@
+"""Disks that are full or broken: what counts as that, and saying it once instead of at every call.
+
+A database that cannot be written now is `CannotStore`: the caller tries again. One that is damaged
+is `ServerError`: only a person can mend that.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+
+from featherfed.server.errors import CannotStore, ServerError
+
+log = logging.getLogger(__name__)
+
+_DISK = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+}
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def of_people(error: sqlite3.Error, path: object) -> Exception:
+    """Return what an error of SQLite means here; a bug stays what it is."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+    if code in _DISK:
+        return CannotStore(str(error))
+    if code in _DAMAGE:
+        return damaged(path, str(error))
+    return error
+
+
+def damaged(path: object, what: str) -> ServerError:
+    """Return the error for a database that must not be used any more."""
+    return ServerError(
+        f"the run database {path} is damaged ({what}); nothing was changed. Move it away together "
+        "with its -wal and -shm files and put a backup (`featherfed backup`) in its place, or "
+        "choose another output directory to start anew"
+    )
+
+
+class Trouble:
+    """Says once that writing fails, and once that it works again; safe in several threads."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._lock = threading.Lock()
+        self.failing = False
+
+    def failed(self, error: Exception) -> None:
+        """Note a failure; the log hears of the first."""
+        with self._lock:
+            if not self.failing:
+                log.error(
+                    "cannot write %s: %s; make room. Trying again until it works",
+                    self._what, error,
+                    extra={"event": "storage_failing", "what": self._what},
+                )  # fmt: skip
+            self.failing = True
+
+    def worked(self) -> None:
+        """Note that something was written."""
+        if not self.failing:
+            return
+        with self._lock:
+            self.failing = False
+            log.warning(
+                "%s can be written again", self._what,
+                extra={"event": "storage_working", "what": self._what},
+            )  # fmt: skip
