@@ -18,7 +18,7 @@ from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
-from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state import ClientState, lock_state
 from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 
@@ -45,9 +45,14 @@ def join_run(options: JoinOptions) -> None:
     """Take part in the run at an address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
-    dataset = load_client_data(options.data)
     name = options.name or default_name(state_home())
     directory = options.state_dir or state_home() / name
+    with lock_state(directory):
+        _take_part(options, name, directory)
+
+
+def _take_part(options: JoinOptions, name: str, directory: Path) -> None:
+    dataset = load_client_data(options.data)
     rest = _rest(options)
     runtime = choose_runtime(options.runtime, options.threads)
     profile = Profile(

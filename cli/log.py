@@ -1,19 +1,54 @@
-"""Logging for people."""
+"""Logging: lines for people, or JSON lines for programs (docs/observability.md)."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 
 
-def set_up(verbose: bool) -> None:
-    """Log to standard error, one line an event."""
+def set_up(verbose: bool, format_: str = "text") -> None:
+    """Log to standard error, one line an event, as `format_`: text or json."""
     # Before TensorFlow is imported: its start-up chatter would bury what matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_json() if format_ == "json" else TextFormatter())
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for noisy in ("absl", "tensorflow", "h5py", "matplotlib", "asyncio", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def plain(text: str) -> str:
+    """Return `text` with whatever could end a line or steer a terminal spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+class TextFormatter(logging.Formatter):
+    """One line an event, whatever a peer's text in it holds; a traceback follows, indented."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record.message = plain(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:
+        """Return the traceback; none of its lines can be taken for an event."""
+        lines = super().formatException(ei).split("\n")  # type: ignore[arg-type]
+        return "\n".join(f"    {plain(line)}" for line in lines)
+
+
+def _json() -> logging.Formatter:
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields={"levelname": "level", "name": "logger"},
+        timestamp=True,
+        json_ensure_ascii=True,
+    )

@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | follow | sweep | report | predict`."""
+"""The command line: `featherfed demo | serve | join | follow | sweep | report | backup ...`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,23 @@ def app() -> None:
     """Federated learning for small devices on thin links."""
 
 
-verbose = click.option("--verbose", "-v", is_flag=True, help="Say more.")
+def logs(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of logging, and set it up before the command runs."""
+
+    @click.option("--verbose", "-v", is_flag=True, help="Say more.")
+    @click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        envvar="FEATHERFED_LOG_FORMAT",
+        help="Lines for people, or JSON lines.",
+    )
+    @functools.wraps(command)
+    def wrapper(*args: Any, verbose: bool, log_format: str, **kwargs: Any) -> None:
+        log.set_up(verbose, log_format)
+        command(*args, **kwargs)
+
+    return wrapper
 
 
 def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,6 +99,7 @@ def _extra_for(module: str) -> str:
         "psutil": "edge",
         "zeroconf": "edge",
         "pydantic": "server",
+        "prometheus_client": "server",
         "grpc_health": "server",
         "grpc_reflection": "server",
         "matplotlib": "report",
@@ -95,7 +112,9 @@ def _extra_for(module: str) -> str:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"featherfed: {message}", err=True)
+    # A peer's words may be in it, and must not steer the terminal.
+    lines = [log.plain(line) for line in message.split("\n")]
+    click.echo("featherfed: " + "\n".join(lines), err=True)
     raise click.exceptions.Exit(1)
 
 
@@ -138,11 +157,10 @@ def _fail(message: str) -> None:
 )
 @click.option("--seed", type=AT_LEAST_0, default=0)
 @click.option("--output", type=A_PATH, default="runs/demo", help="Replaced if it holds a demo.")
-@verbose
+@logs
 @_errors_for_people
-def demo(verbose: bool, **options: Any) -> None:
+def demo(**options: Any) -> None:
     """Train over real gRPC on this machine: a server and CLIENTS processes of their own."""
-    log.set_up(verbose)
     from featherfed.cli.demo import DemoOptions, run_demo
 
     run_demo(DemoOptions(**options))
@@ -152,11 +170,10 @@ def demo(verbose: bool, **options: Any) -> None:
 @click.argument("run_file", type=A_PATH, metavar="RUN.toml")
 @click.option("--host", help="Instead of the run file's.")
 @click.option("--port", type=int, help="Instead of the run file's; 0: any.")
-@verbose
+@logs
 @_errors_for_people
-def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> None:
+def serve(run_file: Path, host: str | None, port: int | None) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was."""
-    log.set_up(verbose)
     from featherfed.server.settings import load_settings
 
     settings = load_settings(run_file)  # first, since what the rest imports takes seconds
@@ -185,14 +202,13 @@ def serve(run_file: Path, host: str | None, port: int | None, verbose: bool) -> 
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
-@verbose
+@logs
 @_errors_for_people
-def join(address: str | None, verbose: bool, **options: Any) -> None:
+def join(address: str | None, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished.
 
     Without HOST:PORT, the server is looked for in the local network.
     """
-    log.set_up(verbose)
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find
@@ -207,7 +223,7 @@ def join(address: str | None, verbose: bool, **options: Any) -> None:
 @click.option("--name", help="Default: this machine's name and a mark.")
 @click.option("--once", is_flag=True, help="End once the file is the newest.")
 @click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
-@verbose
+@logs
 @_errors_for_people
 def follow(
     address: str | None,
@@ -216,13 +232,11 @@ def follow(
     name: str | None,
     once: bool,
     give_up_after: float | None,
-    verbose: bool,
 ) -> None:
     """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas.
 
     Without HOST:PORT, the server is looked for in the local network.
     """
-    log.set_up(verbose)
     from featherfed.cli.follow import follow_run
     from featherfed.edge_client.discovery import find
 
@@ -233,11 +247,10 @@ def follow(
 @click.argument("sweep_file", type=A_PATH, metavar="SWEEP.toml")
 @click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
 @click.option("--output", type=A_PATH, help="Instead of the sweep file's.")
-@verbose
+@logs
 @_errors_for_people
-def sweep(sweep_file: Path, workers: int, output: Path | None, verbose: bool) -> None:
+def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
     """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
-    log.set_up(verbose)
     from featherfed.cli.sweep import run_sweep
 
     run_sweep(sweep_file, workers, output)
@@ -273,6 +286,37 @@ def predict(model: Path, images: tuple[Path, ...]) -> None:
     from featherfed.cli.predict import predict_images
 
     predict_images(model, list(images))
+
+
+@app.command()
+@click.argument("directory", type=A_PATH, metavar="DIR")
+@click.argument("destination", type=A_PATH, metavar="DEST")
+@_errors_for_people
+def backup(directory: Path, destination: Path) -> None:
+    """Copy a run's database to the folder DEST, while its server goes on.
+
+    DIR is the run's output directory. To go back: stop the server, move DIR/run.db* away, copy
+    DEST/run.db to DIR, and serve again.
+    """
+    log.set_up(False)
+    from featherfed.cli.backup import back_up
+
+    click.echo(f"backup: {back_up(directory, destination)}")
+
+
+@app.command()
+@click.argument("directory", type=A_PATH, metavar="DIR")
+@_errors_for_people
+def check(directory: Path) -> None:
+    """Check what a run or a client left on disk: digests, journal, ledger.
+
+    DIR is a run's output directory, its server running or not, or a client's state directory. Ends
+    with 1 if anything is wrong.
+    """
+    log.set_up(False)
+    from featherfed.cli import check as checking
+
+    sys.exit(0 if checking.check(directory) else 1)
 
 
 @app.command()

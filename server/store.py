@@ -228,6 +228,11 @@ class Store:
         blob = plan.SerializeToString(deterministic=True)
         self._run("INSERT OR IGNORE INTO plan VALUES (1, ?, ?)", blob, seeded)
 
+    def plan(self) -> tuple[pb.Plan, bool] | None:
+        """Return what clients are told and whether version 0 is seeded; None in an old database."""
+        rows = self._run("SELECT plan, seeded FROM plan")
+        return (pb.Plan.FromString(rows[0][0]), bool(rows[0][1])) if rows else None
+
     def bump(self, name: str) -> None:
         """Count one more of what no other table remembers."""
         self._run(

@@ -125,7 +125,7 @@ class Router:
             return self._shorter([], have, newest, stages)
         if not self._seeded:
             return self._whole(newest)
-        return self._shorter([_link(pb.Link.SEED, self._store.version(0))], 0, newest, stages)
+        return self._shorter([seed_link(self._store.version(0))], 0, newest, stages)
 
     def _shorter(
         self, first: list[pb.Link], have: int, newest: Version, stages: frozenset[str]
@@ -139,9 +139,7 @@ class Router:
         known = self._store.version(have).allocation
         links = []
         for step in steps:
-            links.append(_link(_KINDS[step.kind], step))
-            if step.kind == "delta" and step.allocation != known:
-                _describe(links[-1], step)
+            links.append(step_link(step, known))
             known = step.allocation
         route = Route([*first, *links], b"".join(step.payload for step in steps))
         return min(route, whole, key=lambda r: r.size)
@@ -158,6 +156,19 @@ class Router:
 
 
 _KINDS = {"delta": pb.Link.DELTA, "bundle": pb.Link.BUNDLE}
+
+
+def step_link(step: Version, known: Allocation | None) -> pb.Link:
+    """Return the link from the version before, at which `known` is known of importance."""
+    link = _link(_KINDS[step.kind], step)
+    if step.kind == "delta" and step.allocation != known:
+        _describe(link, step)
+    return link
+
+
+def seed_link(first: Version) -> pb.Link:
+    """Return the link to version 0 where that is what the plan's seed gives."""
+    return _link(pb.Link.SEED, first)
 
 
 def codecs_of(version: Version) -> frozenset[str]:

@@ -27,7 +27,7 @@ from featherfed.edge_client.follower import Follower, ModelFile
 from featherfed.proto import federation_pb2 as pb
 
 SIZE = 200_000
-STEPS = ("fsync", "replace", "unlink", "fsync")
+STEPS = ("fsync", "replace", "fsync")
 WHENS = ("before", "half", "after")
 
 

@@ -1,0 +1,61 @@
+"""`featherfed backup`: a run's database as of one moment, while its server goes on."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from featherfed.compression.files import put_in_place, scratch_of, write_whole
+from featherfed.server.errors import ServerError
+from featherfed.server.trouble import damaged
+
+DATABASE = "run.db"
+KEPT = ("run.toml", "metrics.json")
+"""What is copied as well, where there is one; all else is made anew from the database."""
+
+
+def back_up(directory: Path, destination: Path) -> Path:
+    """Copy the run in `directory` to the folder `destination`, made if need be; return the copy.
+
+    A backup that is there already is replaced whole. Raises ServerError.
+    """
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        if destination.samefile(directory):
+            raise ServerError(f"{destination} is the run's own folder; choose another")
+        copy = destination / DATABASE
+        if any((destination / f"{DATABASE}{end}").exists() for end in ("-wal", "-shm")):
+            raise ServerError(f"{destination} holds a run in use, not a backup; choose another")
+        scratch_of(copy).unlink(missing_ok=True)
+        copy_database(directory / DATABASE, scratch_of(copy))
+        put_in_place(scratch_of(copy), copy)
+        for name in KEPT:
+            if (directory / name).is_file():
+                write_whole(destination / name, (directory / name).read_bytes())
+    except OSError as error:
+        raise ServerError(f"cannot back up to {destination}: {error}; make room there") from error
+    return copy
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database of any state, in use or not, as of one moment; raise ServerError."""
+    if not source.is_file():
+        raise ServerError(f"{source}: no such file; give the output directory of a run")
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
+            closing(sqlite3.connect(target)) as new,
+        ):
+            old.backup(new)  # in one step, so that a writer neither waits nor is seen half
+            found = [row[0] for row in new.execute("PRAGMA integrity_check(5)")]
+            # One file, with no -wal that could be left behind.
+            new.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.DatabaseError as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, sqlite3.OperationalError):
+            raise ServerError(f"cannot copy {source} to {target.parent}: {error}") from error
+        raise damaged(source, str(error)) from error
+    if found != ["ok"]:
+        target.unlink(missing_ok=True)
+        raise damaged(source, "; ".join(" ".join(text.split()) for text in found))

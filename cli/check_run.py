@@ -1,0 +1,121 @@
+"""What must hold in a run's database, each as a check that yields what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from featherfed.compression.errors import WireError
+from featherfed.compression.manifest import weights_digest
+from featherfed.edge_client.model import DigestMismatch, follow
+from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.state import Held
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.rounds import Phase
+from featherfed.server.store import Store
+from featherfed.server.versions import seed_link, step_link
+
+Find = Callable[[], Iterator[str]]
+
+
+def checks_of_run(store: Store) -> list[tuple[str, Find]]:
+    """Return the checks of a database that can be read, cheapest first."""
+    finds: list[tuple[str, Callable[[Store], Iterator[str]]]] = [
+        ("versions without a gap, one for every round", _versions),
+        ("the newest model's digest", _newest),
+        ("every version recomputed from the first", _chain),
+        ("the journal against rounds and cohorts", _journal),
+        ("the journal against the ledger", _ledger),
+        ("the journal against what was forwarded", _bundles),
+    ]
+    return [(name, partial(find, store)) for name, find in finds]
+
+
+def _versions(store: Store) -> Iterator[str]:
+    numbers = [version.version for version in store.versions()]
+    state = store.load_state()
+    made = state.round - (state.phase is not Phase.FINISHED)
+    if numbers != list(range(made + 1)):
+        yield f"versions {numbers}; round {state.round} ({state.phase}) needs 0 to {made}"
+    rounds = [row["round"] for row in store.rounds()]
+    begun = made + (state.phase in (Phase.TRAINING, Phase.AGGREGATING))
+    if rounds != list(range(1, begun + 1)):
+        yield f"rounds {rounds}; the run's state says that {begun} have begun"
+
+
+def _newest(store: Store) -> Iterator[str]:
+    known = store.plan()
+    if known is None:
+        yield "no plan: serve the run once with this version of featherfed"
+        return
+    weights, _ = store.model(manifest_of(known[0]))
+    newest = store.newest()
+    if weights_digest(weights) != newest.digest:
+        yield f"the stored weights are not version {newest.version} by its digest"
+
+
+def _chain(store: Store) -> Iterator[str]:
+    known = store.plan()
+    if known is None or not known[1]:
+        return  # the weights of a version 0 that was given are not kept
+    plan, manifest = known[0], manifest_of(known[0])
+    held: Held | None = None
+    for version in store.versions():
+        allocation = held.allocation if held else None
+        link = step_link(version, allocation) if held else seed_link(version)
+        try:
+            held = follow(manifest, plan.seed, held, [link], version.payload)
+        except (DigestMismatch, WireError) as error:
+            yield f"version {version.version} does not follow from the one before: {error}"
+            return
+
+
+def _journal(store: Store) -> Iterator[str]:
+    state, newest = store.load_state(), store.newest().version
+    for row in store.rounds():
+        number, open_ = row["round"], row["round"] == state.round and row["closed"] is None
+        cohort = set(state.cohort if open_ else json.loads(row["cohort"]))
+        updates = list(store.updates(number))
+        if odd := sorted({u.client for u in updates} - cohort):
+            yield f"round {number}: updates of {', '.join(odd)}, who are not in its cohort"
+        if number <= newest and not updates:
+            yield f"round {number} made a version of no update"
+        if lost := [u.client for u in updates if number > newest and u.payload is None]:
+            yield f"round {number}: no payload of {', '.join(lost)}, and no version yet"
+        if number > newest and {u.client for u in updates} != set(state.reported):
+            yield f"round {number}: the state knows other reports than the journal holds"
+
+
+def _ledger(store: Store) -> Iterator[str]:
+    counted = {
+        (entry.round, entry.client): entry.payload_bytes
+        for entry in store.ledger()
+        if (entry.direction, entry.kind) == ("uplink", "transfer")
+    }
+    journal = {
+        (update.round, update.client): update.payload
+        for row in store.rounds()
+        for update in store.updates(row["round"])
+    }
+    for round_, client in sorted(journal.keys() - counted.keys()):
+        yield f"round {round_}: the update of {client} is not in the ledger"
+    for round_, client in sorted(counted.keys() - journal.keys()):
+        yield f"round {round_}: the ledger has an update of {client}, the journal has none"
+    for key in sorted(journal.keys() & counted.keys()):
+        payload = journal[key]
+        if payload is not None and len(payload) != counted[key]:
+            yield f"round {key[0]}: {key[1]} sent {counted[key]} bytes, {len(payload)} are stored"
+
+
+def _bundles(store: Store) -> Iterator[str]:
+    for version in store.versions(after=0):
+        if version.kind == "bundle":
+            forwarded = Counter(p.slot for p in pb.Bundle.FromString(version.payload).parts)
+            accepted = Counter(update.slot for update in store.updates(version.version))
+            if forwarded != accepted:
+                yield (
+                    f"version {version.version} averages the updates of slots "
+                    f"{sorted(forwarded.elements())}, the journal has {sorted(accepted.elements())}"
+                )

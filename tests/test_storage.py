@@ -1,0 +1,506 @@
+"""Full disks, damaged files, backups: nothing acknowledged is lost, and whoever reads is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MANIFEST, Federation, Pull
+from processes import run
+
+from featherfed.cli.backup import back_up
+from featherfed.cli.check import check
+from featherfed.compression.files import replacing, scratch_of, write_whole
+from featherfed.edge_client import statefile
+from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server import conduct
+from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.store import Store
+
+Start = Callable[..., Federation]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of half a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Leave so many bytes of room."""
+    ballast = folder / "ballast"
+    with ballast.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError:
+            pass
+    with ballast.open("r+b") as file:
+        file.truncate(max(0, ballast.stat().st_size - leave))
+    return ballast
+
+
+# ---- files ----
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+
+    def fail_in_the_middle() -> None:
+        with replacing(path) as file:
+            file.write(b"ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_in_the_middle()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text("utf-8") == "old"
+    scratch_of(path).write_bytes(b"of a process that was killed, and longer than what comes")
+    write_whole(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"new"
+
+
+def test_a_full_disk_leaves_the_old_file(small_disk: Path) -> None:
+    path = small_disk / "metrics.json"
+    write_whole(path, "old")
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, bytes(100_000))
+    assert path.read_text("utf-8") == "old"
+    assert not scratch_of(path).exists()
+
+
+# ---- the server ----
+
+
+def test_a_full_disk_at_the_server_stops_nothing(
+    federation: Start,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(conduct, "STORAGE_PAUSE_SECONDS", 0.2)
+    plain = federation("plain", rounds=3)
+    expected = plain.run_clients(*[plain.client(f"c{i}", value=i / 3) for i in range(3)])
+
+    (tmp_path / "full").symlink_to(small_disk)
+    server = federation("full", rounds=3)
+    trained = threading.Barrier(3, timeout=20)
+    room: list[Path] = []
+
+    def on_train(task: pb.Train) -> None:
+        if task.round == 2 and trained.wait() == 0:
+            room.append(fill(small_disk))
+            threading.Timer(4, room[0].unlink).start()
+        elif task.round == 2:
+            while not room:
+                time.sleep(0.01)
+
+    with caplog.at_level(logging.DEBUG):
+        clients = []
+        for i in range(3):
+            client = server.client(f"c{i}", trainer=Pull(i / 3, on_train))
+            client._make_state = lambda run, i=i: ClientState(tmp_path / f"state{i}", run)  # type: ignore[misc]
+            clients.append(client)
+        held = server.run_clients(*clients)
+    assert {h.digest for h in held} == {expected[0].digest}
+    assert len(list(server.store.updates(2))) == 3
+    told = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert [r.__dict__["event"] for r in told] == ["storage_failing"], "once, not at every call"
+    assert any(r.__dict__.get("event") == "storage_working" for r in caplog.records)
+    assert any("STORAGE: the server cannot write now" in r.getMessage() for r in caplog.records)
+    assert check(server.directory)
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run.db")
+    pages = store._run("PRAGMA page_count")[0][0]
+    store._run(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(CannotStore, match="database or disk is full"), store.transaction():
+        store._run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
+    assert not store._db.in_transaction
+    assert store.trouble.failing
+    assert store.add_refusal(1, "c", "LATE", "too late", 5.0), "waits in memory"
+    with pytest.raises(CannotStore), store.transaction():
+        store._run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
+    store._run("PRAGMA max_page_count = 100000")
+    with store.transaction():
+        store._run("INSERT INTO counts VALUES ('x', 1)")
+    assert not store.trouble.failing
+    assert [tuple(row)[1:4] for row in store.refusals()] == [("c", "LATE", 1)]
+    store.close()
+
+
+def test_metrics_and_exports_wait_for_room(
+    federation: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `on_round` the next one makes up for a failure; `on_finished` is insisted on."""
+    monkeypatch.setattr(conduct, "STORAGE_PAUSE_SECONDS", 0.05)
+    calls = {"round": 0, "finished": 0}
+
+    def fail_first(name: str, times: int) -> None:
+        calls[name] += 1
+        if calls[name] <= times:
+            raise OSError(28, "No space left on device")
+
+    original = conduct.serve
+
+    async def serve(*args: Any, **more: Any) -> bool:
+        more["on_round"] = lambda: fail_first("round", 1)
+        more["on_finished"] = lambda: fail_first("finished", 3)
+        return await original(*args, **more)
+
+    monkeypatch.setattr("conftest.serve", serve)
+    server = federation(rounds=2, clients={"minimum": 1})
+    server.run_clients(server.client("a"))
+    server.join()
+    assert server.finished
+    assert calls == {"round": 2, "finished": 4}
+
+
+def damage(path: Path, *, at: float, length: int = 2000) -> None:
+    """Overwrite a part of a file, as a torn write does."""
+    with path.open("r+b") as file:
+        file.seek(int(path.stat().st_size * at))
+        file.write(random.Random(0).randbytes(length))
+
+
+def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
+    """Return the output of a finished run, its server gone."""
+    server = federation(folder, **{"rounds": 2, **changes})
+    server.run_clients(*[server.client(f"c{i}", value=i / 3) for i in range(3)])
+    server.join()
+    server.close()
+    return server.directory
+
+
+def test_a_damaged_database_is_refused_with_the_way_back(federation: Start) -> None:
+    directory = finished(federation)
+    damage(directory / "run.db", at=0.5)
+    with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
+        Store(directory / "run.db")
+    (directory / "run.db").write_bytes(b"not at all a database" * 1000)
+    with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
+        Store(directory / "run.db")
+
+
+def test_a_model_that_rotted_is_refused(federation: Start) -> None:
+    directory = finished(federation)
+    with closing(sqlite3.connect(directory / "run.db")) as db, db:
+        blob = bytearray(db.execute("SELECT weights FROM model").fetchone()[0])
+        blob[1000] ^= 1
+        db.execute("UPDATE model SET weights = ?", (bytes(blob),))
+    with pytest.raises(ServerError, match="the model is not version 2 by its digest"):
+        federation(rounds=2)
+
+
+def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ServerError, match=r"cannot write to the output directory .*Read-only"):
+        Store(small_disk / "run.db")
+    with pytest.raises(ClientError, match=r"cannot use state directory .*Read-only.*--state-dir"):
+        lock_state(small_disk / "state")
+
+
+OLD_REFUSALS = """
+DROP TABLE refused; DROP TABLE counts; DROP TABLE plan;
+CREATE TABLE refusals (round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL, at REAL NOT NULL);
+INSERT INTO refusals VALUES (1, 'a', 'LATE', 'x', 3), (1, 'a', 'LATE', 'x', 4),
+    (2, 'b', 'MALFORMED', 'y', 5);
+"""
+
+
+def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None:
+    directory = finished(federation)
+    with closing(sqlite3.connect(directory / "run.db")) as db:
+        db.executescript(OLD_REFUSALS)
+    server = federation(rounds=2)
+    rows = [tuple(row) for row in server.store.refusals()]
+    assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]
+    server.close()
+    assert check(directory)
+
+
+# ---- backup and check ----
+
+
+def test_a_backup_made_under_writes_is_consistent(federation: Start, tmp_path: Path) -> None:
+    server = federation(rounds=12, clients={"minimum": 2})
+    copies = []
+
+    def on_train(task: pb.Train) -> None:
+        if task.round in (2, 5, 9):
+            copies.append(back_up(server.directory, tmp_path / f"backup{task.round}"))
+
+    server.run_clients(server.client("a", trainer=Pull(1.0, on_train)), server.client("b"))
+    server.join()
+    assert check(server.directory)
+    server.close()
+    assert len(copies) == 3
+    for copy in copies:
+        assert check(copy.parent)
+    (tmp_path / "again").mkdir()
+    shutil.copy(copies[1], tmp_path / "again" / "run.db")
+    restored = federation("again", rounds=12, clients={"minimum": 2})
+    assert restored.store.newest().version == 4
+    restored.run_clients(restored.client("a"), restored.client("b"))
+    assert restored.store.newest().digest == Store_newest(server.directory)
+
+
+def Store_newest(directory: Path) -> bytes:
+    with closing(sqlite3.connect(directory / "run.db")) as db:
+        sql = "SELECT digest FROM versions ORDER BY version DESC LIMIT 1"
+        return bytes(db.execute(sql).fetchone()[0])
+
+
+def test_backup_says_what_it_cannot_do(federation: Start, tmp_path: Path) -> None:
+    server = federation(rounds=1)
+    with pytest.raises(ServerError, match="no such file; give the output directory"):
+        back_up(tmp_path / "nothing", tmp_path / "b")
+    with pytest.raises(ServerError, match="the run's own folder"):
+        back_up(server.directory, server.directory)
+    done = run("backup", str(server.directory), str(tmp_path / "b"), cwd=tmp_path)
+    assert done.stdout == f"backup: {tmp_path / 'b' / 'run.db'}\n"
+    done = run("check", str(tmp_path / "b"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "ok    every version recomputed from the first" in done.stdout
+    done = run("check", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "holds neither a run (run.db) nor a client's state" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("DELETE FROM versions WHERE version = 1", "versions [0, 2]"),
+        ("DELETE FROM rounds WHERE round = 1", "rounds [2]"),
+        ("UPDATE model SET weights = (SELECT zeroblob(length(weights)))", "the stored weights are"),
+        ("UPDATE versions SET digest = zeroblob(32) WHERE version = 1", "version 1 does not follow"),
+        ("UPDATE versions SET payload = x'00' WHERE version = 2", "version 2 does not follow"),
+        ("UPDATE updates SET client = 'z' WHERE client = 'c1'", "updates of z, who are not in"),
+        ("DELETE FROM updates WHERE round = 1", "round 1 made a version of no update"),
+        ("DELETE FROM updates WHERE client = 'c2'", "the ledger has an update of c2, the journal"),
+        ("DELETE FROM ledger WHERE client = 'c0'", "the update of c0 is not in the ledger"),
+        ("DELETE FROM updates WHERE client = 'c2'", "averages the updates of slots"),
+    ],
+)
+def test_check_notices_damage(
+    federation: Start, capsys: pytest.CaptureFixture[str], sql: str, says: str
+) -> None:
+    directory = finished(federation, compression={"uplink": "sketch(0.1)"})
+    assert check(directory)
+    with closing(sqlite3.connect(directory / "run.db")) as db, db:
+        assert db.execute(sql).rowcount
+    capsys.readouterr()
+    assert not check(directory)
+    assert says in capsys.readouterr().out
+
+
+def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> None:
+    server = federation(rounds=2)
+    done = threading.Event()
+    hold = threading.Event()
+
+    def wait(task: pb.Train) -> None:
+        if task.round == 2:
+            done.set()
+            hold.wait(20)
+
+    clients = [server.client(f"c{i}", trainer=Pull(1.0, wait if i else None)) for i in range(3)]
+    thread = threading.Thread(target=server.run_clients, args=clients)
+    thread.start()
+    assert done.wait(20)
+    deadline = time.monotonic() + 20
+    while not server.store.has_update(2, "c0") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    copy = back_up(server.directory, server.directory.parent / "copy").parent
+    hold.set()
+    thread.join()
+    assert check(copy)
+    with closing(sqlite3.connect(copy / "run.db")) as db, db:
+        db.execute("UPDATE updates SET payload = NULL WHERE round = 2")
+    assert not check(copy)
+    with closing(sqlite3.connect(copy / "run.db")) as db, db:
+        db.execute("DELETE FROM updates WHERE round = 2")
+        db.execute("DELETE FROM ledger WHERE round = 2 AND direction = 'uplink'")
+    assert not check(copy)
+
+
+def test_check_notices_damaged_pages(
+    federation: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = finished(federation)
+    damage(directory / "run.db", at=0.5)
+    assert not check(directory)
+    assert "WRONG pages and indices" in capsys.readouterr().out
+
+
+# ---- the client ----
+
+
+def weights(value: float = 1.0) -> list[Any]:
+    return [np.full(spec.shape, value, np.float32) for spec in MANIFEST]
+
+
+def a_state(directory: Path) -> ClientState:
+    state = ClientState(directory, "run")
+    from featherfed.compression.manifest import weights_digest
+
+    state.save_held(Held(3, weights_digest(weights()), weights()))
+    state.save_residual(weights(2))
+    state.save_pending(Pending(4, 3, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    return state
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "small.npz"
+    statefile.save(path, {"run": "x"}, {"residual": [np.arange(3, dtype=np.float32)]})
+    good = path.read_bytes()
+    rng = random.Random(1)
+    for at in range(len(good)):
+        bad = bytearray(good)
+        bad[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(statefile.Damaged):
+            statefile.load(path)
+    for length in range(0, len(good), 7):
+        path.write_bytes(good[:length])
+        with pytest.raises(statefile.Damaged):
+            statefile.load(path)
+    path.write_bytes(good)
+    assert statefile.load(path)[0] == {"run": "x"}
+
+
+@pytest.mark.parametrize("name", ["model", "residual", "pending"])
+def test_a_damaged_state_file_is_put_aside(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    a_state(tmp_path)
+    damage(tmp_path / f"{name}.npz", at=0.3, length=50)
+    state = ClientState(tmp_path, "run")
+    found = {"model": state.held(), "residual": state.residual(), "pending": state.pending()}
+    assert [key for key, value in found.items() if value is None] == [name]
+    assert f"{name}.npz is damaged" in caplog.text
+    assert (tmp_path / f"{name}.damaged").exists()
+    assert not (tmp_path / f"{name}.npz").exists()
+
+
+def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
+    codec = {"uplink": "topk(0.1) | quantize(4)", "downlink": "quantize(8) | zstd"}
+    server = federation(rounds=3, clients={"minimum": 1}, compression=codec)
+    folder = server.directory / "clients" / "a"
+
+    def spoil(task: pb.Train) -> None:
+        for path in folder.glob("*.npz"):
+            damage(path, at=0.3, length=50)
+
+    (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, spoil)))
+    assert held.digest == server.store.newest().digest
+    assert {path.name for path in folder.glob("*.damaged")} == {"model.damaged", "residual.damaged"}
+
+
+def test_check_notices_a_damaged_client(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_state(tmp_path)
+    assert check(tmp_path)
+    statefile.save(tmp_path / "residual.npz", {"run": "other"}, {"residual": weights()})
+    assert not check(tmp_path)
+    assert "files of several runs" in capsys.readouterr().out
+    statefile.save(tmp_path / "residual.npz", {"run": "run"}, {"residual": weights()[:2]})
+    assert not check(tmp_path)
+    assert "different shapes" in capsys.readouterr().out
+    a_state(tmp_path)
+    damage(tmp_path / "pending.npz", at=0.3, length=50)
+    assert not check(tmp_path)
+    assert "pending.npz: its checksum does not fit" in capsys.readouterr().out
+
+
+def test_a_state_directory_is_one_clients(tmp_path: Path) -> None:
+    code = f"""
+import sys, pathlib
+from featherfed.edge_client.state import lock_state
+lock_state(pathlib.Path({str(tmp_path)!r}))"""
+    with lock_state(tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "another client uses the state directory" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_at_the_client_costs_no_update(
+    federation: Start, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec = {"uplink": "topk(0.1) | quantize(4)", "downlink": "quantize(8) | zstd"}
+    plain = federation("plain", rounds=4, clients={"minimum": 1}, compression=codec)
+    expected = plain.run_clients(plain.client("a"))[0].digest
+
+    server = federation(rounds=4, clients={"minimum": 1}, compression=codec)
+
+    def on_train(task: pb.Train) -> None:
+        if task.round == 2:
+            fill(small_disk)
+        if task.round == 4:
+            (small_disk / "ballast").unlink()
+
+    client = server.client("a", trainer=Pull(1.0, on_train))
+    client._make_state = lambda run: ClientState(small_disk, run)
+    (held,) = server.run_clients(client)
+    assert held.digest == expected, "while the process lives, nothing is lost"
+    assert "No space left" in caplog.text
+    assert "pending.npz" in caplog.text
+    assert (small_disk / "residual.npz").exists(), "written once there is room"
+    assert [update.client for n in range(1, 5) for update in server.store.updates(n)] == 4 * ["a"]
+
+
+def test_a_residual_is_never_used_twice(small_disk: Path) -> None:
+    """The process ends after an update was sent that could not be written down."""
+    a_state(small_disk).settle(weights(2))
+    state = ClientState(small_disk, "run")
+    fill(small_disk)
+    state.save_pending(Pending(5, 4, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    assert state.pending() is not None
+    assert state.residual() is not None
+    again = ClientState(small_disk, "run")
+    assert again.pending() is None
+    assert again.residual() is None, "it is in the update that was sent"
+
+
+def test_no_room_at_the_start_is_said_plainly(small_disk: Path) -> None:
+    fill(small_disk)
+    with pytest.raises(ClientError, match=r"No space left.*make room.*--state-dir"):
+        lock_state(small_disk)
+    assert os.listdir(small_disk) in (["ballast"], [".lock", "ballast"], ["ballast", ".lock"])
