@@ -16,6 +16,7 @@ from featherfed.cli.device import default_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
+from featherfed.edge_client.partial import PARTIAL
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
 from featherfed.edge_client.state import ClientState, lock_state
@@ -85,7 +86,7 @@ def _take_part(options: JoinOptions, name: str, directory: Path) -> None:
 
             return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
-        transport = GrpcTransport(options.address, options.give_up_after)
+        transport = GrpcTransport(options.address, options.give_up_after, directory / PARTIAL)
         try:
             session = Session(
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)

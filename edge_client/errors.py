@@ -37,3 +37,5 @@ class Unreachable(Exception):
 
     retry_after = 0.0
     """Seconds that the server asks to wait before the next try."""
+    busy = False
+    """Whether the server answered that it has too much to do."""

@@ -5,6 +5,7 @@ Knows neither gRPC nor TensorFlow: a Transport talks and a Trainer trains.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from featherfed.edge_client.heartbeat import Heart
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of, unpack_step
 from featherfed.edge_client.state import ClientState, Held, Pending
-from featherfed.edge_client.transport import Transport
+from featherfed.edge_client.transport import CHUNK_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -191,12 +192,14 @@ class _Member:
     def _do_round(self, task: pb.Train, trainer: Trainer, num_examples: int) -> None:
         pending = self._state.pending()
         if pending is not None and pending.round != task.round:
-            self._send(pending)  # only the server knows whether it got it before the crash
+            self._send(pending, again=True)  # only the server knows whether it got it before
             pending = None
-        if pending is None:
+        if pending is not None:
+            self._send(pending, again=True)
+        else:
             pending = self._make_update(task, trainer, num_examples)
             self._state.save_pending(pending)
-        self._send(pending)
+            self._send(pending)
 
     def _make_update(self, task: pb.Train, trainer: Trainer, num_examples: int) -> Pending:
         held = self.catch_up(task.version, task.digest)
@@ -240,7 +243,7 @@ class _Member:
             encoded.residual,
         )
 
-    def _send(self, pending: Pending) -> None:
+    def _send(self, pending: Pending, again: bool = False) -> None:
         header = pb.UpdateHeader(
             session=self._session,
             round=pending.round,
@@ -250,6 +253,10 @@ class _Member:
             train_loss=pending.loss,
             train_accuracy=pending.accuracy,
         )
+        if len(pending.payload) > CHUNK_BYTES:
+            header.digest = hashlib.sha256(pending.payload).digest()[:_DIGEST_START]
+            if again:
+                header.offset = self._transport.resume_update(header)
         reply = self._transport.submit_update(header, pending.payload)
         if reply.outcome in (pb.ACCEPTED, pb.DUPLICATE):
             log.info("round %d: sent %d bytes", pending.round, len(pending.payload))

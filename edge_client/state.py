@@ -4,6 +4,7 @@ model.npz     the newest model version it holds
 residual.npz  what the codec lost of acknowledged updates
 pending.npz   an update that was made but not yet acknowledged
 step.tflite   the exported training step, for LiteRT
+model.part    what came of a model whose download broke off; see partial.py
 
 None of them stops a device that nobody looks at: what is damaged is put aside, what cannot be
 written is kept in memory, and the log says what that costs.

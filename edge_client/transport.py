@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
 import tenacity
 
 from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
+from featherfed.edge_client.partial import Partial
 from featherfed.edge_client.plan import check_step
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
@@ -19,6 +22,8 @@ from featherfed.proto import federation_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 * 1024
+RETRY_CHUNK_BYTES = 16 * 1024
+"""After an upload broke off: a link that is too thin for the larger chunks makes headway too."""
 POLL_SECONDS = 20
 CALL_TIMEOUT = 60.0
 TRANSFER_TIMEOUT = 3600.0
@@ -44,6 +49,8 @@ RETRY_AFTER = "retry-after"
 LONGEST_WAIT = 15.0
 LONGEST_HINT = 300.0
 """No server makes a client wait longer than that before it asks again."""
+_SOON = 0.5
+"""Seconds at most until a transfer that broke off goes on: not all clients at once."""
 
 T = TypeVar("T")
 
@@ -64,7 +71,10 @@ class Transport(Protocol):
         """Return the announced training step, compressed."""
 
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
-        """Send an update."""
+        """Send an update from `header.offset` on."""
+
+    def resume_update(self, header: pb.UpdateHeader) -> int:
+        """Return how much of an update the server has, if its sending may have broken off."""
 
     def heartbeat(self, session: int, timeout: float) -> None:
         """Say that the client is alive, once: whoever beats on does not try again."""
@@ -76,10 +86,14 @@ class Transport(Protocol):
 class GrpcTransport:
     """gRPC over HTTP/2; retries with exponential backoff and full jitter."""
 
-    def __init__(self, address: str, give_up_after: float) -> None:
-        """Talk to `address` (host:port); give up when it is silent for `give_up_after` seconds."""
+    def __init__(self, address: str, give_up_after: float, partial: Path | None = None) -> None:
+        """Talk to `address` (host:port); give up when it is silent for `give_up_after` seconds.
+
+        `partial`: a file for what came of a model when this process dies, for the next one.
+        """
         self._address = address
         self._give_up_after = give_up_after
+        self._partial = partial
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = pb_grpc.FederationStub(self._channel)
 
@@ -93,38 +107,61 @@ class GrpcTransport:
     def fetch_model(  # noqa: D102
         self, request: pb.FetchModelRequest
     ) -> tuple[list[pb.Link], bytes]:
-        return self._retry(lambda: self._fetch(request))
+        with Partial(self._partial, request) as partial:
+            self._retry(lambda: self._fetch(request, partial), lambda: partial.size)
+            return partial.finish()
 
-    def _fetch(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
-        links: list[pb.Link] = []
-        data = bytearray()
-        for chunk in self._stub.FetchModel(request, timeout=TRANSFER_TIMEOUT):
-            links += chunk.links
-            data += chunk.data
-            if len(data) > sum(link.size for link in links):
+    def _fetch(self, request: pb.FetchModelRequest, partial: Partial) -> None:
+        ask = pb.FetchModelRequest()
+        ask.CopyFrom(request)
+        ask.offset = partial.size
+        first = True
+        for chunk in self._stub.FetchModel(ask, timeout=TRANSFER_TIMEOUT):
+            if first and not partial.begin(chunk.links, chunk.offset):
+                raise Rejected(f"{self._address}: the server goes on with what it never began")
+            first = False
+            partial.add(chunk.data)
+            if partial.size > partial.announced:
                 raise Rejected(f"{self._address}: the server sends more than it announced")
-        return links, bytes(data)
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:  # noqa: D102
         check_step(step)
-        return self._retry(lambda: self._fetch_step(session, step))
-
-    def _fetch_step(self, session: int, step: pb.Step) -> bytes:
         data = bytearray()
-        request = pb.FetchStepRequest(session=session)
+        self._retry(lambda: self._fetch_step(session, step, data), lambda: len(data))
+        return bytes(data)
+
+    def _fetch_step(self, session: int, step: pb.Step, data: bytearray) -> None:
+        request = pb.FetchStepRequest(session=session, offset=len(data))
         for chunk in self._stub.FetchStep(request, timeout=TRANSFER_TIMEOUT):
             data += chunk.data
             if len(data) > step.compressed:
                 raise Rejected(f"{self._address}: the server sends more than it announced")
-        return bytes(data)
 
     def submit_update(  # noqa: D102
         self, header: pb.UpdateHeader, payload: bytes
     ) -> pb.SubmitReply:
-        def call() -> pb.SubmitReply:
-            return self._stub.SubmitUpdate(_chunks(header, payload), timeout=TRANSFER_TIMEOUT)
+        head = pb.UpdateHeader()
+        head.CopyFrom(header)
+        again = False
 
-        return self._retry(call)
+        def call() -> pb.SubmitReply:
+            nonlocal again
+            if again and head.digest:
+                head.offset = self._ask_offset(head)
+            chunks = _chunks(head, payload, RETRY_CHUNK_BYTES if again else CHUNK_BYTES)
+            again = True
+            return self._stub.SubmitUpdate(chunks, timeout=TRANSFER_TIMEOUT)
+
+        return self._retry(call, lambda: head.offset)
+
+    def resume_update(self, header: pb.UpdateHeader) -> int:  # noqa: D102
+        return self._retry(lambda: self._ask_offset(header))
+
+    def _ask_offset(self, header: pb.UpdateHeader) -> int:
+        reply = self._stub.ResumeUpload(pb.ResumeUploadRequest(header=header), timeout=CALL_TIMEOUT)
+        if reply.offset > header.size:
+            raise Rejected(f"{self._address}: the server has more of an update than there is")
+        return int(reply.offset)
 
     def heartbeat(self, session: int, timeout: float) -> None:  # noqa: D102
         request = pb.HeartbeatRequest(session=session)
@@ -134,20 +171,26 @@ class GrpcTransport:
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
         """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
-        return self._retry(lambda: self._fetch_release(request, limit))
+        got = _Release()
+        self._retry(lambda: self._fetch_release(request, limit, got), lambda: len(got.data))
+        return None if got.release is None else (got.release, bytes(got.data))
 
-    def _fetch_release(
-        self, request: pb.FetchReleaseRequest, limit: int
-    ) -> tuple[pb.Release, bytes] | None:
+    def _fetch_release(self, request: pb.FetchReleaseRequest, limit: int, got: _Release) -> None:
+        ask = pb.FetchReleaseRequest()
+        ask.CopyFrom(request)
+        if got.release is not None:
+            ask.offset, ask.offset_digest = len(got.data), got.release.digest
         release: pb.Release | None = None
-        data = bytearray()
-        for chunk in self._stub.FetchRelease(request, timeout=TRANSFER_TIMEOUT):
+        for chunk in self._stub.FetchRelease(ask, timeout=TRANSFER_TIMEOUT):
             if release is None:
                 release = chunk.release
-            data += chunk.data
-            if len(data) > min(release.compressed, limit):
+                if chunk.offset > (len(got.data) if release == got.release else 0):
+                    raise Rejected(f"{self._address}: the server goes on with what it never began")
+                got.release = release
+                del got.data[chunk.offset :]
+            got.data += chunk.data
+            if len(got.data) > min(release.compressed, limit):
                 raise Rejected(f"{self._address}: the server sends more than it announced")
-        return None if release is None else (release, bytes(data))
 
     def status(self) -> pb.StatusReply:
         """Return where the run is; needs no session."""
@@ -156,11 +199,28 @@ class GrpcTransport:
     def close(self) -> None:  # noqa: D102
         self._channel.close()
 
-    def _retry(self, call: Callable[[], T]) -> T:
+    def _retry(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Return what `call` returns once it does; `progress` is in bytes that need no retry.
+
+        A call that got on is followed by another one soon, and however often.
+        """
+        while True:
+            before = progress()
+            try:
+                return self._attempts(call, progress)
+            except Unreachable as error:
+                if progress() <= before:
+                    raise
+                log.warning("broke off, going on after %d bytes: %s", progress(), error)
+                time.sleep(random.uniform(0, _SOON))
+
+    def _attempts(self, call: Callable[[], T], progress: Callable[[], int]) -> T:
+        """Try until it is done, got on, or the server has been silent for too long."""
+        silence, before = _Silence(self._give_up_after), progress()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unreachable),
             wait=wait_before_retry,
-            stop=_Silence(self._give_up_after),
+            stop=lambda state: silence.too_long(state) or progress() > before,
             before_sleep=self._say_waiting,
             reraise=True,
         )
@@ -180,6 +240,7 @@ class GrpcTransport:
                 raise Rejected(text) from error
             unreachable = Unreachable(f"{text} ({error.code().name})")
             unreachable.retry_after = _retry_after(error)
+            unreachable.busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             raise unreachable from error
 
     def _say_waiting(self, state: tenacity.RetryCallState) -> None:
@@ -194,7 +255,11 @@ class _Silence:
         self._seconds = seconds
         self._first: float | None = None
 
-    def __call__(self, state: tenacity.RetryCallState) -> bool:
+    def too_long(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Unreachable) and error.busy:  # it is there, and asks to wait
+            self._first = None
+            return False
         if self._first is None:
             self._first = time.monotonic()
         return time.monotonic() - self._first >= self._seconds
@@ -224,8 +289,17 @@ def _retry_after(error: grpc.RpcError) -> float:
     return 0.0
 
 
-def _chunks(header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.UpdateChunk]:
-    first, rest = payload[:CHUNK_BYTES], payload[CHUNK_BYTES:]
-    yield pb.UpdateChunk(header=header, data=first)
-    for at in range(0, len(rest), CHUNK_BYTES):
-        yield pb.UpdateChunk(data=rest[at : at + CHUNK_BYTES])
+class _Release:
+    """What came of a release so far."""
+
+    def __init__(self) -> None:
+        self.release: pb.Release | None = None
+        self.data = bytearray()
+
+
+def _chunks(header: pb.UpdateHeader, payload: bytes, size: int) -> Iterator[pb.UpdateChunk]:
+    """Yield a payload from the header's offset on, in chunks of so many bytes."""
+    first = header.offset + size
+    yield pb.UpdateChunk(header=header, data=payload[header.offset : first])
+    for at in range(first, len(payload), size):
+        yield pb.UpdateChunk(data=payload[at : at + size])

@@ -251,12 +251,14 @@ class FetchModelRequest(_message.Message):
     def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., have_version: _Optional[int] = ..., have_digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ModelChunk(_message.Message):
-    __slots__ = ("links", "data")
+    __slots__ = ("links", "data", "offset")
     LINKS_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     links: _containers.RepeatedCompositeFieldContainer[Link]
     data: bytes
-    def __init__(self, links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., data: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("kind", "version", "digest", "codec", "sparsity", "size", "allocation")
@@ -337,12 +339,14 @@ class FetchReleaseRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ..., kind: _Optional[str] = ..., have_digest: _Optional[bytes] = ..., wait_seconds: _Optional[int] = ..., offset: _Optional[int] = ..., offset_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseChunk(_message.Message):
-    __slots__ = ("release", "data")
+    __slots__ = ("release", "data", "offset")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     release: Release
     data: bytes
-    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., data: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("version", "digest", "size", "compressed", "delta")

@@ -39,7 +39,7 @@ from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
 from featherfed.server.status import describe
 from featherfed.server.step import OfferedStep
-from featherfed.server.store import Entry, Member, Store, Totals, Update, Version
+from featherfed.server.store import Entry, Member, Piece, Sent, Store, Totals, Update, Version
 from featherfed.server.trouble import damaged
 from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
@@ -238,8 +238,9 @@ class Coordinator:
         return client
 
     def hear(self, client: str) -> None:
-        """Note that a client is alive; never waits."""
-        self._last_seen[client] = self._clock()
+        """Note that a client is alive, no device that only infers; never waits."""
+        if client in self._clients:
+            self._last_seen[client] = self._clock()
 
     def next_task(self, client: str) -> pb.NextTaskReply:
         """Return what the client should do now."""
@@ -299,12 +300,81 @@ class Coordinator:
                 return max_payload(self._fallback, self.manifest)
             return max_payload(parse_codec(self._codec_of(client)), self.manifest)
 
+    def admit_upload(self, client: str, header: pb.UpdateHeader) -> pb.Outcome:
+        """Judge an update by its header; return DUPLICATE if it is here, else OUTCOME_UNSPECIFIED.
+
+        Raises Refused if it is not wanted, or does not go on where what is kept of it ends.
+        """
+        limit = self.max_update_bytes(client)
+        with self._lock:
+            self.hear(client)
+            if self._store.has_update(header.round, client):
+                return pb.DUPLICATE
+            self._check_header(client, header)
+            if header.size > limit:
+                raise Refused(
+                    pb.TOO_LARGE, f"{header.size} bytes; the round's codec needs {limit} at most"
+                )
+            if not header.offset:
+                self._store.drop_pieces(client)
+            elif header.offset != (kept := self._kept(client, header)):
+                raise Refused(pb.BUSY, f"{kept} bytes are here, not {header.offset}; ask again")
+            return pb.OUTCOME_UNSPECIFIED
+
+    def _kept(self, client: str, header: pb.UpdateHeader) -> int:
+        if not header.digest:
+            return 0
+        return self._store.kept_bytes(client, header.round, header.digest, header.size)[0]
+
+    def upload_offset(self, client: str, header: pb.UpdateHeader) -> int:
+        """Return how many bytes of an update need not be sent (again): all, if it is not wanted."""
+        with self._lock:
+            self.hear(client)
+            try:
+                if self._store.has_update(header.round, client):
+                    return header.size
+                self._check_header(client, header)
+            except Refused:
+                return header.size
+            return self._kept(client, header)
+
+    def keep_piece(
+        self, client: str, header: pb.UpdateHeader, at: int, data: bytes, message_bytes: int
+    ) -> None:
+        """Count what came of an update as retry, and keep it; raise Refused if it is not wanted."""
+        with self._lock:
+            try:
+                self._check_header(client, header)
+            except Refused:
+                self.count_retry(client, header, len(data), message_bytes)
+                raise
+            key = header.round, header.digest, header.size
+            with self._store.transaction():
+                self.count_retry(client, header, len(data), message_bytes)
+                self._store.add_piece(Piece(client, at, *key, message_bytes, data))
+
+    def count_retry(
+        self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
+    ) -> None:
+        """Count what came of an update in vain, as far as is known now."""
+        round_ = self.ledger_round_of(header)
+        self.count(Entry(round_, client, "uplink", "retry", size, message_bytes))
+
+    def kept_payload(self, client: str) -> bytes:
+        """Return what is kept of a client's update."""
+        return self._store.kept_payload(client)
+
+    def drop_pieces(self, client: str) -> None:
+        """Forget what is kept of a client's update."""
+        self._store.drop_pieces(client)
+
     def submit(
         self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
     ) -> pb.Outcome:
         """Check, journal and count an update; return ACCEPTED or DUPLICATE, or raise Refused.
 
         When it returns ACCEPTED, the update is on disk and will be counted exactly once.
+        `message_bytes` are those of the messages that carried it, but for kept pieces.
         """
         with self._lock:
             if self._store.has_update(header.round, client):
@@ -337,7 +407,6 @@ class Coordinator:
             _finite(header.train_loss),
             _finite(header.train_accuracy),
         )
-        entry = Entry(header.round, client, "uplink", "transfer", len(payload), message_bytes)
         with self._lock:
             if self._store.has_update(header.round, client):
                 return self._duplicate(client, header.round)
@@ -345,7 +414,7 @@ class Coordinator:
             with self._store.transaction():
                 self._store.add_update(row)
                 self._store.add_norms(header.round, client, norms)
-                self._store.count(entry)
+                self._count_update(client, header, len(payload), message_bytes)
                 after = self._write(rounds.Reported(self._clock(), client))
             events.update_accepted(self.plan.run, row, message_bytes)
             self._adopt(after)
@@ -355,6 +424,18 @@ class Coordinator:
         self._store.bump("duplicate_updates")
         events.update_again(self.plan.run, round_, client)
         return pb.DUPLICATE
+
+    def _count_update(
+        self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
+    ) -> None:
+        """Count an accepted update; its pieces were of use and are no retry any more."""
+        kept, carried = self._store.kept_bytes(client, header.round, header.digest, header.size)
+        self._store.drop_pieces(client)
+        if kept:
+            self._store.count(Entry(header.round, client, "uplink", "retry", -kept, -carried))
+        self._store.count(
+            Entry(header.round, client, "uplink", "transfer", size, message_bytes + carried)
+        )
 
     def _check_header(self, client: str, header: pb.UpdateHeader) -> RoundStart:
         state = self._state
@@ -400,6 +481,7 @@ class Coordinator:
     def record_refusal(self, client: str, refusal: Refused, round_: int | None = None) -> None:
         """Count a refusal in the given or the current round; what names nobody is a stranger's."""
         with self._lock:
+            refusal.recorded = True
             reason = pb.Reason.Name(refusal.reason)
             round_ = min(self._state.round if round_ is None else round_, self._state.round)
             client = STRANGER if refusal.reason in _NAMELESS or not client else client
@@ -411,6 +493,10 @@ class Coordinator:
     def ledger_round(self) -> int:
         """The round that bytes sent now belong to; rounds + 1 is the final model's delivery."""
         return self._state.round + (self._state.phase is Phase.FINISHED)
+
+    def ledger_round_of(self, header: pb.UpdateHeader) -> int:
+        """The round that an update's bytes belong to, whatever its header says."""
+        return min(header.round, self.ledger_round)
 
     def count(self, *entries: Entry) -> None:
         """Add bytes really sent to the ledger; those of control within a second or so."""
@@ -426,6 +512,17 @@ class Coordinator:
     def write_counts(self) -> None:
         """Write what was counted and is not yet in the ledger."""
         self._store.write_counts()
+
+    def sent(self, like: Sent) -> Sent:
+        """Return how much was sent of the same download."""
+        return self._store.sent(like)
+
+    def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
+        """Count bytes of a download and, if given, remember how much of it was sent."""
+        with self._store.transaction():
+            self.count(*entries)
+            if sent is not None:
+                self._store.save_sent(sent)
 
     # ---- for the server ----
 
@@ -480,6 +577,7 @@ class Coordinator:
                 self._store.open_round(after.round, after.since, sorted(after.cohort))
             if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
                 self._store.close_round(after.round, after.since, sorted(after.cohort))
+                self._store.drop_transfers()
             if replace(after, reported=before.reported) != before:  # the journal knows the rest
                 self._store.save_state(after)
         return after

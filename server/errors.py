@@ -21,6 +21,7 @@ class Refused(Exception):
     def __init__(self, reason: pb.Reason, detail: str) -> None:
         self.reason = reason
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
+        self.recorded = False
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
 
 

@@ -97,3 +97,22 @@ CREATE TABLE IF NOT EXISTS ledger (
     message_bytes INTEGER NOT NULL,
     PRIMARY KEY (round, client, direction, kind)
 );
+CREATE TABLE IF NOT EXISTS uploads (    -- what came of an update, until all of it is accepted
+    client        TEXT NOT NULL,
+    at            INTEGER NOT NULL,     -- where in the payload this piece begins
+    round         INTEGER NOT NULL,
+    digest        BLOB NOT NULL,        -- and size: which update it is a piece of
+    size          INTEGER NOT NULL,
+    message_bytes INTEGER NOT NULL,     -- in the ledger as retry, like the data
+    data          BLOB NOT NULL,
+    PRIMARY KEY (client, at)
+);
+CREATE TABLE IF NOT EXISTS downloads (  -- how much a client was sent of what it downloads
+    client        TEXT NOT NULL,
+    kind          TEXT NOT NULL,        -- transfer or release
+    round         INTEGER NOT NULL,
+    digest        BLOB NOT NULL,        -- of what describes the data
+    payload_bytes INTEGER NOT NULL,     -- from the beginning on
+    message_bytes INTEGER NOT NULL,     -- that carried them
+    PRIMARY KEY (client, kind)
+);

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, suppress
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,13 +20,16 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
-from featherfed.server.errors import Busy, CannotStore, Refused, ServerError
+from featherfed.server.downloads import Download
+from featherfed.server.errors import Busy, Refused, ServerError
 from featherfed.server.limits import Gate, network
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.settings import Limits
 from featherfed.server.sizes import framed_size
-from featherfed.server.store import Entry
+from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
+from featherfed.server.turns import Turn, Turns, now, see_through
+from featherfed.server.uploads import PIECE_BYTES, SLOWEST, Uploads
 
 CHUNK_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 25
@@ -71,7 +75,6 @@ _OPTIONS = [
     ("grpc.max_concurrent_streams", STREAMS_OF_CONNECTION),
 ]
 
-T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 Stream = TypeVar("Stream", bound=Callable[..., Any])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
@@ -92,25 +95,12 @@ def _refusals_to_status(method: Method) -> Method:
             with self.telemetry.open_calls.track_inprogress():
                 return await method(self, request, context)
         except Refused as refusal:
-            await self.refuse(request, refusal, context)
-            raise
+            refused = refusal.with_traceback(None)
+        # Not in the handler above: a peer that reads nothing makes this wait, and the exception
+        # would hold all that the method had in hand.
+        await self.refuse(request, refused, context)
 
     return cast(Method, wrapper)
-
-
-def _refusals_to_status_of_stream(method: Stream) -> Stream:
-    @functools.wraps(method)
-    async def wrapper(self: FederationService, request: Any, context: Context) -> Any:
-        try:
-            with self.telemetry.open_calls.track_inprogress():
-                async with aclosing(method(self, request, context)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-        except Refused as refusal:
-            await self.refuse(request, refusal, context)
-            raise
-
-    return cast(Stream, wrapper)
 
 
 class FederationService(pb_grpc.FederationServicer):
@@ -128,12 +118,14 @@ class FederationService(pb_grpc.FederationServicer):
         self.telemetry = telemetry or Telemetry()
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._gate = Gate(self.limits)
-        self._uploads: set[object] = set()
         self._coordinator = coordinator
         self._releases = releases
         self._changed = asyncio.Event()
         self._closing = False
         self._devices: dict[str, _Device] = {}
+        self._uploads = Uploads(coordinator, self.telemetry)
+        self._downloads = Turns()
+        self._stall = self.limits.stall_seconds
 
     def notify(self) -> None:
         """Wake the clients that wait for a task: there may be one."""
@@ -155,7 +147,7 @@ class FederationService(pb_grpc.FederationServicer):
             self.notify()
             await self.health.enter_graceful_shutdown()
         until = asyncio.get_running_loop().time() + grace
-        while self._uploads and asyncio.get_running_loop().time() < until:
+        while self._uploads.under_way and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.05)
 
     def every_device_has(self, version: int) -> bool:
@@ -166,8 +158,9 @@ class FederationService(pb_grpc.FederationServicer):
 
     async def refuse(self, request: Any, refusal: Refused, context: Context) -> None:
         """Count a refused call and end it with the status of its reason."""
-        record = self._coordinator.record_refusal
-        await asyncio.to_thread(record, self._caller(request), refusal)
+        if not refusal.recorded:
+            record = self._coordinator.record_refusal
+            await asyncio.to_thread(record, self._caller(request), refusal)
         wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
         await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
 
@@ -243,87 +236,74 @@ class FederationService(pb_grpc.FederationServicer):
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
 
-    @_refusals_to_status_of_stream
-    async def FetchModel(  # noqa: D102
+    @_refusals_to_status
+    async def FetchModel(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchModelRequest, context: Context
-    ) -> AsyncIterator[pb.ModelChunk]:
+    ) -> None:
         client = await self._client(request.session, context)
-        delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
-        route, round_ = delivery.route, delivery.round
-        payload = message = 0
-        try:
-            for chunk in _model_chunks(route.links, route.data):
-                yield chunk
-                self._coordinator.hear(client)  # flow control: it has read what came before
-                payload += len(chunk.data)
-                message += framed_size(chunk)
-        finally:
-            whole = payload == len(route.data) and not delivery.again
-            kind = "transfer" if whole else "retry"
-            sent = self._count(
-                Entry(round_, client, "uplink", "control", 0, framed_size(request)),
-                Entry(round_, client, "downlink", kind, payload, message),
+        async with self._downloads.take((client, "transfer")) as turn:
+            delivery = await asyncio.to_thread(self._coordinator.fetch, client, request)
+            route, round_ = delivery.route, delivery.round
+            like = Sent(client, "transfer", round_, _digest(pb.ModelChunk(links=route.links)))
+            download = await asyncio.to_thread(
+                Download, self._coordinator, like, route.data, request.offset, delivery.again
             )
-            await _see_through(sent)  # in a thread: a slow disk must not hold up the others
+            first = pb.ModelChunk(links=route.links, offset=download.begin)
+            asked = Entry(round_, client, "uplink", "control", 0, framed_size(request))
+            await self._send(context, turn, first, pb.ModelChunk, download, asked)
 
-    @_refusals_to_status_of_stream
-    async def FetchStep(  # noqa: D102
-        self, request: pb.FetchStepRequest, context: Context
-    ) -> AsyncIterator[pb.FileChunk]:
-        client = await self._client(request.session, context)
-        round_, message = self._coordinator.ledger_round, 0
-        data = self._coordinator.training_step
+    async def _send(
+        self,
+        context: Context,
+        turn: Turn,
+        first: Any,
+        chunk: Callable[..., Any],
+        download: Download,
+        asked: Entry,
+    ) -> None:
+        """Send a download's chunks and write down what was sent, however it ends."""
         try:
-            for at in range(0, len(data), CHUNK_BYTES):
-                chunk = pb.FileChunk(data=data[at : at + CHUNK_BYTES])
-                yield chunk
-                self._coordinator.hear(client)
-                message += framed_size(chunk)
+            for piece in _pieces(download.data):
+                message = chunk(data=piece)
+                if first is not None:
+                    message.MergeFrom(first)
+                    first = None
+                await self._write(context, turn, asked.client, message)
+                download.add(len(piece), framed_size(message))
+                if download.uncounted >= PIECE_BYTES:
+                    await see_through(asyncio.to_thread(download.count))
         finally:
-            self._coordinator.count(
-                Entry(round_, client, "uplink", "control", 0, framed_size(request)),
-                Entry(round_, client, "downlink", "control", 0, message),
-            )
+            await see_through(asyncio.to_thread(download.count, asked, last=True))
+
+    async def _write(self, context: Context, turn: Turn, client: str, message: Any) -> None:
+        """Send a message to a client that may not keep the server waiting."""
+        until = now() + self._stall + len(message.data) / SLOWEST
+        await turn.within(until, context.write(message))
+        self._coordinator.hear(client)
+
+    @_refusals_to_status
+    async def FetchStep(  # type: ignore[override]  # noqa: D102
+        self, request: pb.FetchStepRequest, context: Context
+    ) -> None:
+        client = await self._client(request.session)
+        round_, size = self._coordinator.ledger_round, 0
+        async with self._downloads.take((client, "step")) as turn:
+            try:
+                for piece in _pieces(self._coordinator.training_step[request.offset :]):
+                    message = pb.FileChunk(data=piece)
+                    await self._write(context, turn, client, message)
+                    size += framed_size(message)
+            finally:
+                asked = Entry(round_, client, "uplink", "control", 0, framed_size(request))
+                sent = Entry(round_, client, "downlink", "control", 0, size)
+                await see_through(self._count(asked, sent))
 
     @_refusals_to_status
     async def SubmitUpdate(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitReply:
-        upload = _Upload()
-        self._uploads.add(upload)
-        try:
-            return await self._submit(upload, request_iterator, context)
-        finally:
-            self._uploads.remove(upload)
-
-    async def _submit(
-        self, upload: _Upload, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
-    ) -> pb.SubmitReply:
-        header = await upload.read_header(request_iterator)
-        client = await self._client(header.session, context)
-        upload.on_chunk = functools.partial(self._coordinator.hear, client)
-        limit = await asyncio.to_thread(self._coordinator.max_update_bytes, client)
-        round_ = min(header.round, self._coordinator.ledger_round)
-        accepted = False
-        try:
-            payload = await upload.read_rest(request_iterator, limit)
-            # Once begun it is seen through, also if the client hangs up: it may be journaled.
-            submit = asyncio.to_thread(
-                self._coordinator.submit, client, header, payload, upload.message_bytes
-            )
-            with self.telemetry.acknowledged.time():
-                outcome = await _see_through(submit)
-            accepted = outcome == pb.ACCEPTED
-            reply = pb.SubmitReply(outcome=outcome)
-        except (Busy, CannotStore):  # no word on the update: the client sends it again
-            raise
-        except Refused as refusal:
-            await asyncio.to_thread(self._coordinator.record_refusal, client, refusal, round_)
-            reply = pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
-        finally:
-            if not accepted:  # an accepted update is counted in one transaction with its journal
-                retry = Entry(round_, client, "uplink", "retry", upload.size, upload.message_bytes)
-                self._coordinator.count(retry)
+        who = functools.partial(self._client, context=context)
+        client, round_, reply = await self._uploads.receive(request_iterator, who)
         await self._count(Entry(round_, client, "downlink", "control", 0, framed_size(reply)))
         return reply
 
@@ -332,7 +312,8 @@ class FederationService(pb_grpc.FederationServicer):
         self, request: pb.ResumeUploadRequest, context: Context
     ) -> pb.ResumeUploadReply:
         client = await self._client(request.header.session, context)
-        reply = pb.ResumeUploadReply(offset=0)
+        offset = await self._uploads.offset(client, request.header)
+        reply = pb.ResumeUploadReply(offset=offset)
         await self._count_control(client, request, reply)
         return reply
 
@@ -345,29 +326,27 @@ class FederationService(pb_grpc.FederationServicer):
         await self._count_control(client, request, reply)
         return reply
 
-    @_refusals_to_status_of_stream
-    async def FetchRelease(  # noqa: D102
+    @_refusals_to_status
+    async def FetchRelease(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchReleaseRequest, context: Context
-    ) -> AsyncIterator[pb.ReleaseChunk]:
+    ) -> None:
         self._stranger(context)
         offer = await self._next_release(request)
         round_, device = self._coordinator.ledger_round, request.device
-        entries = [Entry(round_, device, "uplink", "release", 0, framed_size(request))]
-        payload = message = 0
-        try:
-            for chunk in _release_chunks(offer) if offer else ():
-                yield chunk
-                payload += len(chunk.data)
-                message += framed_size(chunk)
-        finally:
-            if offer:
-                whole = payload == len(offer.data)
-                kind = "release" if whole else "release_retry"
-                entries.append(Entry(round_, device, "downlink", kind, payload, message))
-                if whole:
-                    now = asyncio.get_running_loop().time()
-                    self._devices[device] = _Device(now, offer.release.version)
-            self._coordinator.count(*entries)
+        asked = Entry(round_, device, "uplink", "release", 0, framed_size(request))
+        if offer is None:
+            await self._count(asked)
+            return
+        release = offer.release
+        async with self._downloads.take((device, "release")) as turn:
+            like = Sent(device, "release", round_, _digest(release))
+            offset = request.offset if request.offset_digest == release.digest else 0
+            download = await asyncio.to_thread(
+                Download, self._coordinator, like, offer.data, offset
+            )
+            first = pb.ReleaseChunk(release=release, offset=download.begin)
+            await self._send(context, turn, first, pb.ReleaseChunk, download, asked)
+            self._devices[device] = _Device(now(), release.version)
 
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
         """Return the newest release once it is not what the device has; None if it stays that."""
@@ -401,68 +380,14 @@ class FederationService(pb_grpc.FederationServicer):
         return await asyncio.to_thread(self._coordinator.status)
 
 
-async def _see_through(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns, and let it end even if the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        return await task
+def _pieces(data: bytes | memoryview) -> Iterator[bytes]:
+    """Yield what fits into one chunk, one after the other; no data are one empty piece."""
+    for at in range(0, len(data) or 1, CHUNK_BYTES):
+        yield bytes(data[at : at + CHUNK_BYTES])
 
 
-class _Upload:
-    """Collects one update's chunks, never more than announced."""
-
-    def __init__(self) -> None:
-        self._announced = 0
-        self._parts: list[bytes] = []
-        self.size = 0
-        self.message_bytes = 0
-        self.on_chunk: Callable[[], None] = lambda: None
-
-    async def read_header(self, stream: AsyncIterator[pb.UpdateChunk]) -> pb.UpdateHeader:
-        async for chunk in stream:
-            self._add(chunk, first=True)
-            if not chunk.HasField("header"):
-                break
-            self._announced = chunk.header.size
-            return chunk.header
-        raise Refused(pb.MALFORMED, "the first chunk must hold the header")
-
-    async def read_rest(self, stream: AsyncIterator[pb.UpdateChunk], limit: int) -> bytes:
-        if self._announced > limit:
-            raise Refused(
-                pb.TOO_LARGE, f"{self._announced} bytes; the round's codec needs {limit} at most"
-            )
-        async for chunk in stream:
-            self._add(chunk)
-        if self.size != self._announced:
-            raise Refused(pb.MALFORMED, f"{self._announced} bytes announced, {self.size} sent")
-        return b"".join(self._parts)
-
-    def _add(self, chunk: pb.UpdateChunk, first: bool = False) -> None:
-        self.on_chunk()
-        if not first and not chunk.data:
-            raise Refused(pb.MALFORMED, "a chunk without data")
-        self.size += len(chunk.data)
-        self.message_bytes += framed_size(chunk)
-        if not first and self.size > self._announced:
-            raise Refused(pb.MALFORMED, f"more than the {self._announced} bytes announced")
-        self._parts.append(chunk.data)
-
-
-def _model_chunks(links: list[pb.Link], data: bytes) -> list[pb.ModelChunk]:
-    pieces = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)] or [b""]
-    chunks = [pb.ModelChunk(data=piece) for piece in pieces]
-    chunks[0].links.extend(links)
-    return chunks
-
-
-def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
-    pieces = [offer.data[at : at + CHUNK_BYTES] for at in range(0, len(offer.data), CHUNK_BYTES)]
-    chunks = [pb.ReleaseChunk(data=piece) for piece in pieces]
-    chunks[0].release.CopyFrom(offer.release)
-    return chunks
+def _digest(message: Message) -> bytes:
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
 
 
 class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]

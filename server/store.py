@@ -121,6 +121,31 @@ class Facts:
     epsilon: float | None = None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an update's payload, `at` bytes from its beginning; the update is `size` long."""
+
+    client: str
+    at: int
+    round: int
+    digest: bytes
+    size: int
+    message_bytes: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How much a client was sent of one download, from its beginning on."""
+
+    client: str
+    kind: str
+    round: int
+    digest: bytes
+    payload_bytes: int = 0
+    message_bytes: int = 0
+
+
 class Store:
     """The database of one run; safe to use from several threads.
 
@@ -391,6 +416,52 @@ class Store:
         return (
             _from_blob(weights, manifest),
             None if residual is None else _from_blob(residual, manifest),
+        )
+
+    # ---- transfers under way ----
+
+    def add_piece(self, piece: Piece) -> None:
+        """Keep a piece of an update, unless it does not continue what there is of that update."""
+        kept, _ = self.kept_bytes(piece.client, piece.round, piece.digest, piece.size)
+        if piece.at == kept:
+            self._run("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", *asdict(piece).values())
+
+    def kept_bytes(self, client: str, round_: int, digest: bytes, size: int) -> tuple[int, int]:
+        """Return how much there is of an update: bytes of payload, and of what carried them."""
+        rows = self._run(
+            "SELECT coalesce(sum(length(data)), 0), coalesce(sum(message_bytes), 0) FROM uploads "
+            "WHERE client = ? AND round = ? AND digest = ? AND size = ?",
+            client, round_, digest, size,
+        )  # fmt: skip
+        return tuple(rows[0])
+
+    def kept_payload(self, client: str) -> bytes:
+        """Return what there is of a client's update."""
+        rows = self._run("SELECT data FROM uploads WHERE client = ? ORDER BY at", client)
+        return b"".join(row[0] for row in rows)
+
+    def drop_pieces(self, client: str) -> None:
+        """Forget what there is of a client's update."""
+        self._run("DELETE FROM uploads WHERE client = ?", client)
+
+    def drop_transfers(self) -> None:
+        """Forget what belongs to a round that is over."""
+        self._run("DELETE FROM uploads")
+        self._run("DELETE FROM downloads")
+
+    def sent(self, like: Sent) -> Sent:
+        """Return how much was sent of the same download, nothing if there was none."""
+        rows = self._run(
+            "SELECT payload_bytes, message_bytes FROM downloads "
+            "WHERE client = ? AND kind = ? AND round = ? AND digest = ?",
+            like.client, like.kind, like.round, like.digest,
+        )  # fmt: skip
+        return replace(like, **dict(rows[0])) if rows else like
+
+    def save_sent(self, sent: Sent) -> None:
+        """Write how much was sent; a client has one download of a kind at a time."""
+        self._run(
+            "INSERT OR REPLACE INTO downloads VALUES (?, ?, ?, ?, ?, ?)", *asdict(sent).values()
         )
 
     # ---- ledger ----

@@ -305,7 +305,10 @@ def test_backup_says_what_it_cannot_do(federation: Start, tmp_path: Path) -> Non
         ("DELETE FROM versions WHERE version = 1", "versions [0, 2]"),
         ("DELETE FROM rounds WHERE round = 1", "rounds [2]"),
         ("UPDATE model SET weights = (SELECT zeroblob(length(weights)))", "the stored weights are"),
-        ("UPDATE versions SET digest = zeroblob(32) WHERE version = 1", "version 1 does not follow"),
+        (
+            "UPDATE versions SET digest = zeroblob(32) WHERE version = 1",
+            "version 1 does not follow",
+        ),
         ("UPDATE versions SET payload = x'00' WHERE version = 2", "version 2 does not follow"),
         ("UPDATE updates SET client = 'z' WHERE client = 'c1'", "updates of z, who are not in"),
         ("DELETE FROM updates WHERE round = 1", "round 1 made a version of no update"),
@@ -356,9 +359,7 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
     assert not check(copy)
 
 
-def test_check_notices_damaged_pages(
-    federation: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFixture[str]) -> None:
     directory = finished(federation)
     damage(directory / "run.db", at=0.5)
     assert not check(directory)
@@ -429,9 +430,7 @@ def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
     assert {path.name for path in folder.glob("*.damaged")} == {"model.damaged", "residual.damaged"}
 
 
-def test_check_notices_a_damaged_client(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_state(tmp_path)
     assert check(tmp_path)
     statefile.save(tmp_path / "residual.npz", {"run": "other"}, {"residual": weights()})
