@@ -30,6 +30,8 @@ TRANSFER_TIMEOUT = 3600.0
 """A model over a thin link may take its time; a dead link is noticed by keepalive."""
 
 _OPTIONS = [
+    # 64 KiB of a download are under way; else it may be some MiB, which a cut link loses.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 500),

@@ -71,6 +71,7 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.bdp_probe", 0),  # 64 KiB of an upload wait in gRPC; else it may be some MiB
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_concurrent_streams", STREAMS_OF_CONNECTION),
 ]
@@ -268,18 +269,19 @@ class FederationService(pb_grpc.FederationServicer):
                 if first is not None:
                     message.MergeFrom(first)
                     first = None
-                await self._write(context, turn, asked.client, message)
+                await self._write(context, turn, message)
+                if asked.kind == "control":  # not for a device that may have a client's name
+                    self._coordinator.hear(asked.client)
                 download.add(len(piece), framed_size(message))
                 if download.uncounted >= PIECE_BYTES:
                     await see_through(asyncio.to_thread(download.count))
         finally:
             await see_through(asyncio.to_thread(download.count, asked, last=True))
 
-    async def _write(self, context: Context, turn: Turn, client: str, message: Any) -> None:
+    async def _write(self, context: Context, turn: Turn, message: Any) -> None:
         """Send a message to a client that may not keep the server waiting."""
         until = now() + self._stall + len(message.data) / SLOWEST
         await turn.within(until, context.write(message))
-        self._coordinator.hear(client)
 
     @_refusals_to_status
     async def FetchStep(  # type: ignore[override]  # noqa: D102
@@ -291,7 +293,8 @@ class FederationService(pb_grpc.FederationServicer):
             try:
                 for piece in _pieces(self._coordinator.training_step[request.offset :]):
                     message = pb.FileChunk(data=piece)
-                    await self._write(context, turn, client, message)
+                    await self._write(context, turn, message)
+                    self._coordinator.hear(client)
                     size += framed_size(message)
             finally:
                 asked = Entry(round_, client, "uplink", "control", 0, framed_size(request))

@@ -74,10 +74,12 @@ class Uploads:
     async def offset(self, client: str, header: pb.UpdateHeader) -> int:
         """Return where an update that broke off goes on: at its end, if no more of it is wanted.
 
-        The header alone then says why.
+        The header alone then says why. Raises Refused if there is no room for the rest now.
         """
         await self._turns.end(client)
-        return await asyncio.to_thread(self._coordinator.upload_offset, client, header)
+        offset = await asyncio.to_thread(self._coordinator.upload_offset, client, header)
+        self._check_room(header.size - offset)
+        return offset
 
     async def _next(
         self, turn: Turn, stream: AsyncIterator[pb.UpdateChunk], until: float = math.inf
@@ -117,15 +119,18 @@ class Uploads:
 
     @contextmanager
     def _room(self, size: int) -> Iterator[None]:
-        """Have `size` bytes of the queue; one upload has room whatever its size."""
-        limit = self._limits.queued_bytes
-        if self._queued and self._queued + size > limit:
-            raise Refused(pb.BUSY, f"updates of {self._queued} bytes are coming in; wait a little")
+        """Have `size` bytes of the queue; raise Refused if it is full."""
+        self._check_room(size)
         self._queued += size
         try:
             yield
         finally:
             self._queued -= size
+
+    def _check_room(self, size: int) -> None:
+        """Raise Refused unless there is room; one upload alone has it, whatever its size."""
+        if self._queued and size and self._queued + size > self._limits.queued_bytes:
+            raise Refused(pb.BUSY, f"updates of {self._queued} bytes are coming in; wait a little")
 
     async def _collect(
         self, upload: _Upload, turn: Turn, stream: AsyncIterator[pb.UpdateChunk]

@@ -82,14 +82,15 @@ class Federation:
         settings: Settings,
         first_weights: Sequence[Array] | None = None,
         step: OfferedStep | None = None,
+        manifest: Manifest = MANIFEST,
     ) -> None:
         self.directory = directory
         self.settings = settings
         self.store = Store(directory / "run.db")
-        plan = make_plan(settings, "{}", MANIFEST)
+        plan = make_plan(settings, "{}", manifest)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, MANIFEST, shape, Judge(), time.time,
+            settings, self.store, plan, manifest, shape, Judge(), time.time,
             first_weights, secret=1, step=step,
         )  # fmt: skip
         self.releases = Releases(
@@ -205,11 +206,14 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
         folder: str = "run",
         first_weights: Sequence[Array] | None = None,
         step: OfferedStep | None = None,
+        manifest: Manifest = MANIFEST,
         **changes: object,
     ) -> Federation:
         directory = tmp_path / folder
         directory.mkdir(exist_ok=True)
-        made.append(Federation(directory, settings(directory, **changes), first_weights, step))
+        made.append(
+            Federation(directory, settings(directory, **changes), first_weights, step, manifest)
+        )
         return made[-1].start()
 
     yield start
