@@ -22,7 +22,7 @@ from featherfed.compression.manifest import Array, Manifest
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import decode_update
 
-BLOCK = 2**21
+BLOCK = 2**20
 """Values, of all updates together, that are in memory at a time."""
 
 _MORE = {"trimmed_mean": 1, "median": 1, "multi_krum": 3}

@@ -263,7 +263,7 @@ class Settings(_Section):
         c = self.clients
         return Policy(
             self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
-            self.rule.needs,
+            least=self.rule.needs,
         )  # fmt: skip
 
     @property
