@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 import sys
@@ -33,6 +34,8 @@ from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import privacy_note
+from featherfed.report.render import render
+from featherfed.report.table import round_table
 from featherfed.server import metrics, robust, rounds
 from featherfed.server.accountant import epsilon
 from featherfed.server.admission import MAX_EXAMPLES, DataShape
@@ -258,6 +261,22 @@ def test_an_outlier_is_told_with_both_norms_and_counted(table: Callable[..., Tab
     assert len(told["clients"]) == 5
 
 
+def test_an_outlier_is_recorded_once_though_the_server_died_over_it(
+    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = table(compression=DENSE)
+    run.submit({**honest(4), "bad": random_update(4, 10.0)})
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.coordinator.aggregate()
+    run.store.close()
+    again = table(compression=DENSE)
+    assert again.store.refusals() == []
+    again.coordinator.aggregate()
+    assert [row["reason"] for row in again.store.refusals()] == ["OUTLIER"]
+
+
 def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[..., Table]) -> None:
     run, without = table(compression=DENSE), table("without", 4, compression=DENSE)
     step = run.step({**honest(4), "bad": random_update(4, 1e6)})
@@ -365,6 +384,11 @@ MATRICES = st.tuples(st.integers(5, 9), st.integers(1, 40)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=VALUES)
 )
 
+WHOLE_NUMBERS = st.tuples(st.integers(5, 9), st.integers(1, 40)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=st.integers(-1000, 1000))
+)
+"""Squares and sums of these are exact: equal scores are equal however they are computed."""
+
 
 def combined(tmp: Path, rule: Rule, matrix: Array) -> Array:
     with (tmp / "scratch").open("w+b") as file:
@@ -395,7 +419,7 @@ def test_trimmed_mean_and_median_are_numpys(scratch: Path, matrix: Array) -> Non
 
 
 @hypothesis.settings(deadline=None)
-@given(matrix=MATRICES)
+@given(matrix=WHOLE_NUMBERS)
 def test_multi_krum_is_the_papers(scratch: Path, matrix: Array) -> None:
     wide, count = matrix.astype(np.float64), len(matrix)
     scores = [
@@ -734,6 +758,21 @@ def test_a_private_report_tells_epsilon_and_nothing_without_noise(
     assert privacy_note(parsed).startswith(
         "Differential privacy of clients: epsilon 4.73 at delta 1e-05, noise multiplier 1, all"
     )
+
+
+def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None:
+    run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
+    run.step(honest(5))
+    data = run.metrics()
+    data["final"] = metrics.final(run.store, run.settings, 0.0, [])
+    model = {"file": "model_int8.tflite", "kind": "int8", "bytes": 1, "accuracy": 0.5}
+    data["final"]["models"] = [model]
+    (run.store.folder / "metrics.json").write_text(json.dumps(data), "utf-8")
+    page = render(run.store.folder).read_text("utf-8")
+    assert "<h2>Privacy</h2>" in page
+    card = (run.store.folder / "model_card.md").read_text("utf-8")
+    assert "- Privacy: differential privacy of clients: epsilon 4.73 at delta 1e-05" in card
+    assert "epsilon 4.73 at delta 1e-05" in str(round_table(data).caption)
 
 
 def test_a_missing_accountant_is_said_at_the_start(
