@@ -44,7 +44,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "round": number,
             "accuracy": version.accuracy,
             "loss": version.loss,
-            "seconds": round(row["closed"] - row["opened"], 3),
+            "seconds": _seconds(row["opened"], row["closed"]),
             "version": number,
             "digest": version.digest.hex(),
             "broadcast": version.kind,
@@ -81,13 +81,18 @@ def final(
         "digest": last.digest.hex(),
         "version": last.version,
         "sparsity": sparsity,
-        "seconds": round(rows[-1]["closed"] - rows[0]["opened"], 3),
+        "seconds": _seconds(rows[0]["opened"], rows[-1]["closed"]),
         "clients": [
             {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
         ],
         "totals": {side: _sum(e for e in entries if e.direction == side) for side in _SIDES},
         "models": models,
     }
+
+
+def _seconds(begin: float, end: float) -> float:
+    """Return a duration; a clock that was put back before a restart makes none negative."""
+    return max(0.0, round(end - begin, 3))
 
 
 def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:

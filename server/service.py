@@ -442,7 +442,7 @@ def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
     return chunks
 
 
-class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses new calls once the server is going down; health checks still get their answer."""
 
     def __init__(self, service: FederationService) -> None:
