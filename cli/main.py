@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from featherfed.cli import log
+from featherfed.cli.signals import say_on_sigterm
 from featherfed.compression.errors import CodecError
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.platform import check_platform
@@ -173,7 +174,11 @@ def demo(**options: Any) -> None:
 @logs
 @_errors_for_people
 def serve(run_file: Path, host: str | None, port: int | None) -> None:
-    """Serve a run; started again after any kind of death, it goes on where it was."""
+    """Serve a run; started again after any kind of death, it goes on where it was.
+
+    SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
+    after the run's end, 3 before it, 1 after an error, 130 or 143 after a second signal.
+    """
     from featherfed.server.settings import load_settings
 
     settings = load_settings(run_file)  # first, since what the rest imports takes seconds
@@ -208,7 +213,11 @@ def join(address: str | None, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished.
 
     Without HOST:PORT, the server is looked for in the local network.
+
+    It may be ended at any moment and started again. Exit status: 0 after the run's end, 1 after an
+    error, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    say_on_sigterm("ended by SIGTERM; nothing is lost: the same command goes on with the run")
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
+import resource
 import threading
-import time
 from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_loopback
 from featherfed.cli.artifacts import Artifacts, calibration_set
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.releases import build_releases
+from featherfed.cli.signals import stop_on_signal
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
 from featherfed.server.admission import DataShape
+from featherfed.server.clock import SteadyClock
 from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
@@ -28,11 +29,14 @@ from featherfed.server.store import Store
 
 log = logging.getLogger(__name__)
 
+MAX_FILES = 65_536
+
 
 def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
     """Serve the run that `settings` describe; return whether it has finished."""
     listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     settings = settings.model_copy(update={"server": settings.server.model_copy(update=listen)})
+    _allow_many_files()
     output = Path(settings.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,13 @@ def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
         store.close()
 
 
+def _allow_many_files() -> None:
+    """Every client's connection is a file; the usual limit of 1024 is for programs with select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 async def _until_signal(
     coordinator: Coordinator, artifacts: Artifacts, releases: Releases, lock: threading.Lock
 ) -> bool:
@@ -64,8 +75,7 @@ async def _until_signal(
             artifacts.finish()
 
     stop = asyncio.Event()
-    for signal_ in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+    stop_on_signal(stop)
     with contextlib.ExitStack() as announced:
 
         def on_listening(address: str) -> None:
@@ -102,7 +112,7 @@ def _coordinator(
         model.manifest,
         DataShape(test.input_shape, test.class_names),
         KerasEvaluator(model, test, lock),
-        time.time,
+        SteadyClock(),
         first_weights=model.get_weights() if model.unseeded else None,
         step=offered_step(model, settings),
     )

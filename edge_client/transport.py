@@ -167,7 +167,10 @@ class GrpcTransport:
 
     def heartbeat(self, session: int, timeout: float) -> None:  # noqa: D102
         request = pb.HeartbeatRequest(session=session)
-        self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
+        try:
+            self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
+        except ValueError as error:  # gRPC's word for a channel that was closed meanwhile
+            raise Unreachable(f"{self._address}: {error}") from error
 
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
@@ -283,10 +286,10 @@ def wait_before_retry(state: tenacity.RetryCallState) -> float:
 
 def _retry_after(error: grpc.RpcError) -> float:
     """Return the seconds that a server asks to wait, 0 if it asks for nothing sensible."""
-    for key, value in error.trailing_metadata() or ():
-        if key == RETRY_AFTER:
+    for item in error.trailing_metadata() or ():
+        if item.key == RETRY_AFTER:
             with suppress(ValueError):
-                seconds = float(value)
+                seconds = float(item.value)
                 return min(seconds, LONGEST_HINT) if seconds > 0 else 0.0
     return 0.0
 

@@ -30,7 +30,7 @@ class Busy(Refused):
 
     def __init__(self, what: str, wait: float) -> None:
         self.wait = wait
-        super().__init__(pb.BUSY, f"{what}; try again in {wait:.1f} s")
+        super().__init__(pb.BUSY, f"{what}; try again in {max(wait, 0.1):.1f} s")
 
 
 class CannotStore(Refused):

@@ -46,7 +46,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "round": number,
             "accuracy": version.accuracy,
             "loss": version.loss,
-            "seconds": round(row["closed"] - row["opened"], 3),
+            "seconds": _seconds(row["opened"], row["closed"]),
             "version": number,
             "digest": version.digest.hex(),
             "broadcast": version.kind,
@@ -86,7 +86,7 @@ def final(
         "digest": last.digest.hex(),
         "version": last.version,
         "sparsity": sparsity,
-        "seconds": round(rows[-1]["closed"] - rows[0]["opened"], 3),
+        "seconds": _seconds(rows[0]["opened"], rows[-1]["closed"]),
         "clients": [
             {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
         ],
@@ -109,6 +109,11 @@ def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
 def _told(update: Update, settings: Settings) -> Update:
     """Return what may be told of an update: its losses have no noise in a private run."""
     return replace(update, train_loss=None, train_accuracy=None) if settings.private else update
+
+
+def _seconds(begin: float, end: float) -> float:
+    """Return a duration; a clock that was put back before a restart makes none negative."""
+    return max(0.0, round(end - begin, 3))
 
 
 def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:

@@ -393,7 +393,7 @@ def _digest(message: Message) -> bytes:
     return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
 
 
-class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses new calls once the server is going down; health checks still get their answer."""
 
     def __init__(self, service: FederationService) -> None:

@@ -148,7 +148,8 @@ class Limits(_Section):
     streams: Annotated[int, Field(ge=1)] = 20_000
     """Calls open at the same time, waiting ones included."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Of one client, with bursts of five seconds' worth."""
+    """Of one client, with bursts of five seconds' worth; without a session, ten times as many of an
+    address (or of a certificate's name), and twenty times of all together."""
     queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """Bytes of updates that are being received at the same time."""
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0

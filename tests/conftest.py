@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from featherfed.edge_client.state import ClientState, Held
 from featherfed.edge_client.transport import GrpcTransport, Transport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.admission import DataShape
+from featherfed.server.clock import SteadyClock
 from featherfed.server.conduct import serve
 from featherfed.server.coordinator import Coordinator, Evaluation
 from featherfed.server.plan import make_plan
@@ -90,7 +90,7 @@ class Federation:
         plan = make_plan(settings, "{}", manifest)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, manifest, shape, Judge(), time.time,
+            settings, self.store, plan, manifest, shape, Judge(), SteadyClock(),
             first_weights, secret=1, step=step,
         )  # fmt: skip
         self.releases = Releases(

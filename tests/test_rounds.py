@@ -85,6 +85,77 @@ def test_after_a_restart_the_others_are_waited_for() -> None:
     assert set(run(tick(202, "abc"), state=second, policy=policy).cohort) == ALL
 
 
+OVER = Policy(
+    rounds=3, minimum=10, fraction=0.5, quorum=0.6, deadline=100, patience=10, over_selection=1.5
+)
+TEN = "abcdefghij"
+
+
+def over(*events: Event, state: RunState | None = None) -> RunState:
+    return run(tick(0, TEN, TEN), *events, state=state, policy=OVER)
+
+
+def test_over_selection_closes_with_those_who_were_wanted() -> None:
+    opened = over()
+    assert (opened.slots, opened.wanted, opened.required) == (8, 5, 3)
+    reports = [Reported(1, client) for client in opened.cohort]
+    assert over(*reports[:4]).phase is Phase.TRAINING
+    closed = over(*reports[:5])
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, frozenset())
+    assert closed.late == set(opened.cohort[5:])
+
+
+def test_the_late_are_neither_waited_for_nor_asked_until_they_ask() -> None:
+    opened = over()
+    late = opened.cohort[5:]
+    closed = over(*[Reported(1, client) for client in opened.cohort[:5]], Aggregated(2))
+    here = "".join(sorted(set(TEN) - set(late)))
+    second = run(tick(3, here, TEN), state=closed, policy=OVER)
+    assert (second.phase, second.late) == (Phase.TRAINING, set(late))
+    asked = run(Heard(3, late[0]), state=closed, policy=OVER)
+    assert asked.late == set(late[1:])
+    assert run(tick(4, here, TEN), state=asked, policy=OVER).phase is Phase.GATHERING
+    silent = Tick(3, frozenset(), frozenset(TEN), frozenset(late))
+    gone = run(silent, state=closed, policy=OVER)
+    assert (gone.late, gone.lost) == (frozenset(), set(late))
+
+
+def test_at_the_deadline_over_selected_clients_are_lost_like_others() -> None:
+    opened = over()
+    closed = over(*[Reported(1, client) for client in opened.cohort[:3]], tick(100, "", TEN))
+    assert (closed.phase, closed.late) == (Phase.AGGREGATING, frozenset())
+    assert closed.lost == set(opened.cohort[3:])
+
+
+def silent(now: float, clients: str, present: str = "") -> Tick:
+    return Tick(now, frozenset(present), ALL, frozenset(clients))
+
+
+def test_a_round_does_not_wait_for_the_silent() -> None:
+    some = run(tick(0), Reported(1, "a"), Reported(2, "b"))
+    closed = run(silent(30, "c"), state=some)
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, {"c"})
+    dead_first = run(tick(0), silent(30, "c"))
+    assert (dead_first.phase, dead_first.lost) == (Phase.TRAINING, {"c"})
+    closed = run(Reported(31, "a"), Reported(32, "b"), state=dead_first)
+    assert (closed.phase, closed.lost) == (Phase.AGGREGATING, {"c"})
+
+
+def test_a_silent_client_that_is_heard_of_again_is_waited_for_again() -> None:
+    dead = run(tick(0), silent(30, "c"))
+    for event in (silent(31, ""), Heard(31, "c")):
+        back = run(event, Reported(32, "a"), Reported(33, "b"), state=dead)
+        assert (back.phase, back.lost) == (Phase.TRAINING, frozenset())
+    reported = run(Reported(31, "c"), state=dead)
+    assert (reported.reported, reported.lost) == ({"c"}, frozenset())
+
+
+def test_without_a_quorum_of_the_living_others_are_asked_at_once() -> None:
+    some = run(tick(0), Reported(1, "a"), silent(30, "bc", present="ad"))
+    assert (some.phase, set(some.cohort)) == (Phase.TRAINING, set("abcd"))
+    assert run(Reported(31, "d"), state=some).phase is Phase.AGGREGATING
+
+
 def test_a_run_ends_after_its_last_round() -> None:
     closing = RunState(phase=Phase.AGGREGATING, round=2)
     end = run(Aggregated(9), state=closing)
