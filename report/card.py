@@ -11,6 +11,7 @@ from featherfed.report.summary import (
     count_text,
     latency_text,
     percent_text,
+    refusals_text,
     run_flows,
 )
 from featherfed.report.template import fill_markdown
@@ -53,6 +54,7 @@ def model_card(run: Run) -> str:
         # The smallest file that a device can take a camera's bytes to.
         example=next((m.file for m in models if m.kind == "int8"), models[0].file),
         none_text=NONE,
+        refused=refusals_text(run.rounds),
         up=up,
         down=down,
     )

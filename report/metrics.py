@@ -78,6 +78,7 @@ class Refusal(_Part):
 
     client: Text
     reason: Text
+    count: Annotated[Count, Field(ge=1)] = 1
     detail: Text = ""
 
 
@@ -94,6 +95,7 @@ class Round(_Part):
     updates: tuple[Update, ...] = Field(alias="clients")
     missing: tuple[Text, ...]
     refused: tuple[Refusal, ...]
+    wasted: Count | None = Field(None, alias="wasted_bytes")
 
 
 class Input(_Part):

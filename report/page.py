@@ -16,6 +16,7 @@ from featherfed.report.summary import (
     number_text,
     percent_text,
     ratio_text,
+    refusals_text,
     round_flows,
     run_flows,
     seconds_text,
@@ -97,7 +98,8 @@ def _round_row(entry: Round) -> dict[str, object]:
         "seconds": seconds_text(entry.seconds),
         "clients": len(entry.updates),
         "missing": _names(entry.missing),
-        "refused": _names(tuple(item.client for item in entry.refused)),
+        "refused": refusals_text([entry]) or NONE,
+        "wasted": count_text(entry.wasted),
         "up": _flow_cells(up),
         "down": _flow_cells(down),
         "version": entry.version,
@@ -201,9 +203,15 @@ def model_rows(run: Run) -> list[dict[str, str]]:
 
 
 def refusal_rows(run: Run) -> list[dict[str, object]]:
-    """Return a row per refused update."""
+    """Return a row per round, client and reason of what was refused."""
     return [
-        {"round": r.number, "client": item.client, "reason": item.reason, "detail": item.detail}
+        {
+            "round": r.number,
+            "client": item.client,
+            "reason": item.reason,
+            "count": count_text(item.count),
+            "detail": item.detail,
+        }
         for r in run.rounds
         for item in r.refused
     ]
