@@ -20,6 +20,10 @@ def back_up(directory: Path, destination: Path) -> Path:
 
     A backup that is there already is replaced whole. Raises ServerError.
     """
+    if not (directory / DATABASE).is_file():
+        raise ServerError(
+            f"{directory / DATABASE}: no such file; give the output directory of a run"
+        )
     try:
         destination.mkdir(parents=True, exist_ok=True)
         if destination.samefile(directory):
@@ -40,8 +44,6 @@ def back_up(directory: Path, destination: Path) -> Path:
 
 def copy_database(source: Path, target: Path) -> None:
     """Copy a database of any state, in use or not, as of one moment; raise ServerError."""
-    if not source.is_file():
-        raise ServerError(f"{source}: no such file; give the output directory of a run")
     try:
         with (
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,

@@ -234,8 +234,12 @@ def lock_state(directory: Path) -> IO[bytes]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = lock_file(directory / ".lock")
-        write_whole(directory / ".room", bytes(4096))
-        (directory / ".room").unlink()
+        try:
+            write_whole(directory / ".room", bytes(4096))
+            (directory / ".room").unlink()
+        except OSError:
+            lock.close()
+            raise
     except BlockingIOError as error:
         raise ClientError(
             f"another client uses the state directory {directory}; stop it, or choose another with "

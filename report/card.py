@@ -12,6 +12,7 @@ from featherfed.report.summary import (
     latency_text,
     percent_text,
     privacy_text,
+    refusals_text,
     run_flows,
 )
 from featherfed.report.template import fill_markdown
@@ -55,6 +56,7 @@ def model_card(run: Run) -> str:
         example=next((m.file for m in models if m.kind == "int8"), models[0].file),
         none_text=NONE,
         privacy=privacy_text(run),
+        refused=refusals_text(run.rounds),
         up=up,
         down=down,
     )

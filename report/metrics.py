@@ -78,6 +78,7 @@ class Refusal(_Part):
 
     client: Text
     reason: Text
+    count: Annotated[Count, Field(ge=1)] = 1
     detail: Text = ""
 
 
@@ -94,16 +95,16 @@ class Round(_Part):
     updates: tuple[Update, ...] = Field(alias="clients")
     missing: tuple[Text, ...]
     refused: tuple[Refusal, ...]
+    wasted: Count | None = Field(None, alias="wasted_bytes")
     clip: float | None = None
     clipped: Count | None = None
     epsilon: float | None = None
 
     @property
     def away(self) -> int:
-        """How many clients' updates did not count; a clipped one did."""
-        names = {update.client for update in self.updates}
-        counted = [r for r in self.refused if r.reason == "OUTLIER" and r.client in names]
-        return len(self.missing) + len(self.refused) - len(counted)
+        """How many clients sent nothing that counted; strangers are one."""
+        counted = {update.client for update in self.updates}
+        return len({*self.missing, *(item.client for item in self.refused)} - counted)
 
 
 class Input(_Part):

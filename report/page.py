@@ -17,6 +17,7 @@ from featherfed.report.summary import (
     percent_text,
     privacy_text,
     ratio_text,
+    refusals_text,
     round_flows,
     run_flows,
     seconds_text,
@@ -99,7 +100,8 @@ def _round_row(entry: Round) -> dict[str, object]:
         "clients": len(entry.updates),
         "epsilon": None if entry.epsilon is None else f"{entry.epsilon:.3g}",
         "missing": _names(entry.missing),
-        "refused": _names(tuple(item.client for item in entry.refused)),
+        "refused": refusals_text([entry]) or NONE,
+        "wasted": count_text(entry.wasted),
         "up": _flow_cells(up),
         "down": _flow_cells(down),
         "version": entry.version,
@@ -217,9 +219,15 @@ def model_rows(run: Run) -> list[dict[str, str]]:
 
 
 def refusal_rows(run: Run) -> list[dict[str, object]]:
-    """Return a row per refused update."""
+    """Return a row per round, client and reason of what was refused."""
     return [
-        {"round": r.number, "client": item.client, "reason": item.reason, "detail": item.detail}
+        {
+            "round": r.number,
+            "client": item.client,
+            "reason": item.reason,
+            "count": count_text(item.count),
+            "detail": item.detail,
+        }
         for r in run.rounds
         for item in r.refused
     ]

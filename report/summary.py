@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,15 @@ def all_clients(run: Run) -> tuple[str, ...]:
     ]
     delivered = [d.client for d in run.final.deliveries] if run.final else []
     return tuple(dict.fromkeys([*run.client_names, *failed, *delivered]))
+
+
+def refusals_text(rounds: Iterable[Round]) -> str:
+    """Count refusals by reason, the most frequent first: "LATE 12, NON_FINITE 1"."""
+    counts: Counter[str] = Counter()
+    for entry in rounds:
+        for item in entry.refused:
+            counts[item.reason] += item.count
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
 
 
 def bytes_text(value: float | None) -> str:

@@ -17,6 +17,7 @@ from featherfed.report.summary import (
     number_text,
     percent_text,
     privacy_text,
+    refusals_text,
     round_flows,
     run_flows,
 )
@@ -40,13 +41,14 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
     ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
     """
     run = parse_metrics(metrics)
+    refused = refusals_text(run.rounds)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
         pad_edge=False,
         caption="bytes: mean per client; message: payload and framing; "
-        f"float32: {bytes_text(run.float32_bytes)}",
+        f"float32: {bytes_text(run.float32_bytes)}{f'; refused: {refused}' if refused else ''}",
     )
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)

@@ -31,7 +31,10 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
     ledger = _by_round_and_client(entries)
     refused = defaultdict(list)
     for row in store.refusals():
-        refused[row["round"]].append({k: row[k] for k in ("client", "reason", "detail")})
+        refused[row["round"]].append({k: row[k] for k in ("client", "reason", "count", "detail")})
+    wasted: dict[int, int] = defaultdict(int)
+    for entry in entries:
+        wasted[entry.round] += entry.message_bytes * entry.kind.endswith("retry")
     newest, runtimes = store.newest().version, store.runtimes()
     rounds = []
     for row in store.rounds():
@@ -57,6 +60,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[st
             "clients": [_client(u, runtimes[u.client], ledger[number]) for u in counted],
             "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
             "refused": refused[number],
+            "wasted_bytes": wasted[number],
         })  # fmt: skip
     return {
         "schema": SCHEMA,

@@ -103,7 +103,7 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
 BASE = {"numpy", "backports", "grpc", "google", "tenacity", "click", "tqdm"}
 EDGE = BASE | {"ai_edge_litert", "psutil", "zeroconf"}
 CLI = {"click", "tqdm"}
-SERVER = (BASE - CLI) | {"pydantic", "grpc_health", "grpc_reflection"}
+SERVER = (BASE - CLI) | {"pydantic", "grpc_health", "grpc_reflection", "prometheus_client"}
 PARTS = {
     "featherfed.compression.registry": {"numpy", "backports"},
     "featherfed.compression.update": {"numpy", "backports"},
@@ -129,6 +129,7 @@ HEAVY = [
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
     "dp_accounting",
+    "prometheus_client", "pythonjsonlogger",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -174,6 +175,19 @@ def test_systemd_accepts_the_service(unit: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert unit.name not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_a_service_comes_back_by_itself(unit: Path) -> None:
+    """After a kill and with the device; but a run that has finished is not run for ever."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(unit, "utf-8")
+    assert parser["Service"]["Restart"] == "on-failure"
+    assert float(parser["Service"]["RestartSec"]) >= 1
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0", "systemd gives up after five starts"
+    assert parser["Install"]["WantedBy"] == "multi-user.target"
+    assert parser["Service"]["StateDirectory"]
 
 
 @pytest.mark.slow
