@@ -8,6 +8,22 @@ import re
 import secrets
 from pathlib import Path
 
+from featherfed.edge_client.credentials import Credentials
+from featherfed.edge_client.errors import ClientError
+
+
+def device_name(given: str | None, credentials: Credentials | None) -> str:
+    """Return the name to take part with: the credentials' own, if there are some.
+
+    Raises ClientError if another one is given.
+    """
+    proven = None if credentials is None else credentials.name
+    if given and proven and given != proven:
+        raise ClientError(
+            f"the credentials belong to {proven!r}, not {given!r}; leave out --name, or use that device's credentials"
+        )
+    return given or proven or default_name(state_home())
+
 
 def default_name(home: Path) -> str:
     """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""

@@ -12,10 +12,11 @@ import click
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from featherfed.cli.device import default_name, state_home
+from featherfed.cli.device import device_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
+from featherfed.edge_client.credentials import choose
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
 from featherfed.edge_client.state import ClientState
@@ -39,14 +40,17 @@ class JoinOptions:
     pause_above: float | None
     pause_on_battery: bool
     give_up_after: float
+    credentials: Path | None = None
+    insecure: bool = False
 
 
 def join_run(options: JoinOptions) -> None:
     """Take part in the run at an address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
+    credentials = choose(options.address, options.credentials, options.insecure)
+    name = device_name(options.name, credentials)
     dataset = load_client_data(options.data)
-    name = options.name or default_name(state_home())
     directory = options.state_dir or state_home() / name
     rest = _rest(options)
     runtime = choose_runtime(options.runtime, options.threads)
@@ -80,7 +84,7 @@ def join_run(options: JoinOptions) -> None:
 
             return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
-        transport = GrpcTransport(options.address, options.give_up_after)
+        transport = GrpcTransport(options.address, options.give_up_after, credentials)
         try:
             session = Session(
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)

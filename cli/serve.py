@@ -29,10 +29,8 @@ from featherfed.server.store import Store
 log = logging.getLogger(__name__)
 
 
-def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
+def serve_run(settings: Settings) -> bool:
     """Serve the run that `settings` describe; return whether it has finished."""
-    listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-    settings = settings.model_copy(update={"server": settings.server.model_copy(update=listen)})
     output = Path(settings.output)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -27,11 +27,12 @@ async def serve(
 
     `on_listening` gets the address; `on_round` is called after every aggregated round, and
     `on_finished` in the end, when those who are here have the final model; both in a thread.
-    Raises ServerError if the port is taken.
+    Raises ServerError if the port is taken, or credentials cannot be used.
     """
     settings = coordinator.settings.server
     service = FederationService(coordinator, releases)
-    server, port = await create_server(service, settings.host, settings.port)
+    security = coordinator.settings.security
+    server, port = await create_server(service, settings.host, settings.port, security)
     on_listening(join_address(settings.host, port))
     try:
         await _rounds(coordinator, service, stop, on_round)

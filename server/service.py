@@ -1,4 +1,4 @@
-"""The gRPC adapter: the only module of the server that knows gRPC, status codes and wire sizes."""
+"""The gRPC adapter; beside it only gate.py knows gRPC. Knows status codes and wire sizes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -20,7 +21,9 @@ from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.gate import STRANGER, Gate, proven_name
 from featherfed.server.releases import Offer, Releases
+from featherfed.server.settings import Security
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
 
@@ -114,8 +117,26 @@ class FederationService(pb_grpc.FederationServicer):
         self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
         return all(device.version >= version for device in self._devices.values())
 
+    async def refuse_stranger(self, context: Context, refusal: Refused) -> None:
+        """End a call of somebody who has proven no name."""
+        await asyncio.to_thread(self._coordinator.record_refusal, STRANGER, refusal)
+        await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal))
+
     async def _client(self, session: int) -> str:
-        return await asyncio.to_thread(self._coordinator.client_of, session)
+        client = await asyncio.to_thread(self._coordinator.client_of, session)
+        await self._must_be(client)
+        return client
+
+    async def _must_be(self, name: str) -> None:
+        """Refuse a caller who has proven another name."""
+        proven = proven_name()
+        if proven in (None, name):
+            return
+        refusal = Refused(
+            pb.WRONG_IDENTITY, f"these credentials belong to {proven!r}, who cannot act for others"
+        )
+        await asyncio.to_thread(self._coordinator.record_refusal, proven, refusal)
+        raise refusal
 
     async def _count(self, *entries: Entry) -> None:
         await asyncio.to_thread(self._coordinator.count, *entries)
@@ -129,6 +150,7 @@ class FederationService(pb_grpc.FederationServicer):
 
     @_refusals_to_status
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
+        await self._must_be(request.client)
         reply = await asyncio.to_thread(self._coordinator.join, request)
         await self._count_control(request.client, request, reply)
         return reply
@@ -275,6 +297,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
         """Return the newest release once it is not what the device has; None if it stays that."""
         check_name(request.device)
+        await self._must_be(request.device)
         if self._releases is None:
             raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
         loop = asyncio.get_running_loop()
@@ -364,12 +387,15 @@ def _release_chunks(offer: Offer) -> list[pb.ReleaseChunk]:
     return chunks
 
 
-async def create_server(service: FederationService, host: str, port: int) -> tuple[Any, int]:
+async def create_server(
+    service: FederationService, host: str, port: int, security: Security | None = None
+) -> tuple[Any, int]:
     """Return a started gRPC server with health checking and reflection, and its bound port.
 
-    Raises ServerError if the address cannot be listened on.
+    Raises ServerError if the address cannot be listened on, or the credentials cannot be used.
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    gate = _gate(service, security)
+    server = grpc.aio.server(options=_OPTIONS, interceptors=[gate] if gate else [])
     pb_grpc.add_FederationServicer_to_server(service, server)
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -377,7 +403,11 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     try:
-        bound = server.add_insecure_port(join_address(host, port))
+        address = join_address(host, port)
+        if gate is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, gate.credentials())
     except RuntimeError as error:
         raise ServerError(
             f"cannot listen on {join_address(host, port)}: it is in use or not an address of this "
@@ -387,6 +417,13 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
     for name in ("", SERVICE):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, bound
+
+
+def _gate(service: FederationService, security: Security | None) -> Gate | None:
+    if security is None or security.credentials is None:
+        return None
+    folder = Path(security.credentials)
+    return Gate(folder, security.client_certificates, service.refuse_stranger)
 
 
 def join_address(host: str, port: int) -> str:
