@@ -20,7 +20,8 @@ def device_name(given: str | None, credentials: Credentials | None) -> str:
     proven = None if credentials is None else credentials.name
     if given and proven and given != proven:
         raise ClientError(
-            f"the credentials belong to {proven!r}, not {given!r}; leave out --name, or use that device's credentials"
+            f"the credentials belong to {proven!r}, not {given!r}; leave out --name, or use the "
+            "credentials of that device"
         )
     return given or proven or default_name(state_home())
 

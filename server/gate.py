@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,14 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return call
 
     def _guarded_stream(
-        self, method: Callable[..., AsyncIterator[Any]]
+        self, method: Callable[..., AsyncGenerator[Any, None]]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             await self._admit(context)
-            async for reply in method(request, context):
-                yield reply
+            # Closed with this one, so that a call that broke off is counted at once.
+            async with contextlib.aclosing(method(request, context)) as replies:
+                async for reply in replies:
+                    yield reply
 
         return call
 
