@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featherfed.cli.announce import is_loopback
+from featherfed.server.enrolment import load
 from featherfed.server.errors import ServerError
 from featherfed.server.settings import Security, Settings
 
@@ -18,7 +19,8 @@ def listening(
 ) -> Settings:
     """Return the settings with what the command line says instead.
 
-    Raises ServerError for a server that others can reach without TLS, unless that is asked for.
+    Raises ServerError for credentials that are not there, and for a server that others can reach
+    without TLS unless that is asked for.
     """
     listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     server = settings.server.model_copy(update=listen)
@@ -35,6 +37,8 @@ def listening(
             'and use them with --credentials certs, or [security] credentials = "certs"; or, if '
             "everybody in the network may read and send everything, --insecure"
         )
+    if security.credentials is not None:
+        load(Path(security.credentials))  # now: the rest of the start takes long
     return settings.model_copy(update={"server": server, "security": security})
 
 

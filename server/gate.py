@@ -42,7 +42,10 @@ def proven_name() -> str | None:
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets only enrolled clients call anything; a revoked one is refused from its next call on."""
+    """Lets only enrolled clients call anything.
+
+    Whoever is revoked is refused from the next call on, and in a call from its next message on.
+    """
 
     def __init__(self, folder: Path, client_certificates: bool, refuse: Abort) -> None:
         """Use the files in `folder`; `refuse` ends a call.
@@ -52,6 +55,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._folder = folder
         self._certificates = client_certificates
         self._refuse = refuse
+        self._said = ""
         self._enrolled = Watched([folder / enrolment.FILE_NAME], lambda: enrolment.load(folder))
         self._keys = Watched([folder / name for name in _FILES], self._read_keys)
 
@@ -69,21 +73,36 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None:
             return None
         kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        guard = self._guarded_stream if handler.response_streaming else self._guarded
+        method = getattr(handler, kind)
+        if handler.response_streaming:
+            guarded: Callable[..., Any] = self._guarded_replies(method)
+        else:
+            guarded = self._guarded(method, handler.request_streaming)
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            guard(getattr(handler, kind)),
+            guarded,
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _guarded(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _guarded(
+        self, method: Callable[..., Awaitable[Any]], streaming: bool
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             await self._admit(context)
-            return await method(request, context)
+            return await method(self._watched(request, context) if streaming else request, context)
 
         return call
 
-    def _guarded_stream(
+    async def _watched(
+        self, requests: AsyncIterator[Any], context: Context
+    ) -> AsyncGenerator[Any, None]:
+        """Pass requests on, and refuse in their midst or at their end whoever was revoked."""
+        async for request in requests:
+            self._name(context)
+            yield request
+        self._name(context)
+
+    def _guarded_replies(
         self, method: Callable[..., AsyncGenerator[Any, None]]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -91,6 +110,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             # Closed with this one, so that a call that broke off is counted at once.
             async with contextlib.aclosing(method(request, context)) as replies:
                 async for reply in replies:
+                    await self._admit(context)
                     yield reply
 
         return call
@@ -106,7 +126,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             enrolled = self._enrolled.get()
         except ServerError as error:  # nobody can be told from a stranger now, but all may wait
-            log.error("%s; no client gets in until then", error)
+            self._say(f"{error}; nobody gets in until then")
             raise Refused(
                 pb.STORAGE, "the server cannot read who is enrolled now; its log says why"
             ) from error
@@ -117,8 +137,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             return self._keys.get()
         except ServerError as error:  # half of the files are new; gRPC keeps what it has
-            log.warning("still using the server certificate from before: %s", error)
+            self._say(f"still using the server certificate from before: {error}")
             return None
+
+    def _say(self, message: str) -> None:
+        if message != self._said:  # once, and not for everybody who calls
+            log.error("%s", message)
+        self._said = message
 
     def _read_keys(self) -> grpc.ServerCertificateConfiguration:
         try:

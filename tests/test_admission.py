@@ -406,6 +406,28 @@ def test_a_running_server_knows_new_and_revoked_clients_at_once(
     talk(served, of(authority, "attic")).status()
 
 
+def test_an_upload_of_a_client_that_was_revoked_meanwhile_does_not_count(
+    served: Federation, authority: Authority
+) -> None:
+    attic = talk(served, of(authority, "attic"))
+    session = attic.join(join_request("attic")).session
+    header = pb.UpdateHeader(session=session, round=1, num_examples=1, size=2)
+    first, second = pb.UpdateChunk(header=header, data=b"x"), pb.UpdateChunk(data=b"x")
+
+    def chunks(revoke_at: int) -> Iterator[pb.UpdateChunk]:
+        for number, chunk in enumerate((first, second)):
+            if number == revoke_at:
+                authority.revoke(["attic"])
+            yield chunk
+
+    reply = attic._stub.SubmitUpdate(chunks(revoke_at=2))
+    assert reply.reason != pb.BAD_TOKEN, "there is another reason against it"
+    reply = attic._stub.SubmitUpdate(chunks(revoke_at=1))
+    assert (reply.outcome, reply.reason) == (pb.REFUSED, pb.BAD_TOKEN)
+    assert "the access of 'attic' was revoked" in reply.detail
+    assert ("attic", "BAD_TOKEN") in reasons(served)
+
+
 def test_a_running_server_takes_a_new_certificate(served: Federation, authority: Authority) -> None:
     attic = of(authority, "attic")
     old = talk(served, attic)
@@ -533,21 +555,24 @@ def test_the_commands(tmp_path: Path) -> None:
 # ---- TLS is the default where others can listen ----
 
 
-def test_a_server_that_others_reach_needs_credentials() -> None:
+def test_a_server_that_others_reach_needs_credentials(authority: Authority) -> None:
+    folder = authority.folder
     open_ = Settings.model_validate({"server": {"host": "0.0.0.0"}})
     with pytest.raises(ServerError, match="featherfed certs init certs"):
         listening(open_, None, None, None, False)
     with pytest.raises(ServerError, match="featherfed certs init certs"):
         listening(Settings(), "0.0.0.0", None, None, False)
     with pytest.raises(ServerError, match="contradict"):
-        listening(open_, None, None, Path("certs"), True)
+        listening(open_, None, None, folder, True)
     assert listening(open_, None, None, None, True).security.insecure
-    assert listening(open_, None, None, Path("certs"), False).security.credentials == "certs"
+    assert listening(open_, None, None, folder, False).security.credentials == str(folder)
+    with pytest.raises(ServerError, match="featherfed certs init"):
+        listening(open_, None, None, Path("nowhere"), False)
     assert listening(Settings(), None, None, None, False) == Settings()
     asked = {"server": {"host": "0.0.0.0"}, "security": {"insecure": True}}
     insecure = Settings.model_validate(asked)
     assert listening(insecure, None, 1, None, False).security.insecure
-    assert not listening(insecure, None, None, Path("certs"), False).security.insecure
+    assert not listening(insecure, None, None, folder, False).security.insecure
     with pytest.raises(ValueError, match="contradict"):
         Security(credentials="certs", insecure=True)
 
