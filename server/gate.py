@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import ssl
 import time
@@ -74,7 +75,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return None
         kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
         method = getattr(handler, kind)
-        if handler.response_streaming:
+        if inspect.isasyncgenfunction(method):
             guarded: Callable[..., Any] = self._guarded_replies(method)
         else:
             guarded = self._guarded(method, handler.request_streaming)

@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
 from featherfed.edge_client.credentials import Credentials, choose, load
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
+from featherfed.edge_client.handshake import diagnose
 from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
@@ -188,6 +190,20 @@ def test_every_call_of_a_stranger_is_refused(served: Federation, authority: Auth
     assert set(reasons(served)) == {("(stranger)", "BAD_TOKEN")}
 
 
+def test_health_checks_and_reflection_are_there_for_the_enrolled(
+    served: Federation, authority: Authority
+) -> None:
+    stub = talk(served, of(authority, "attic"))
+    watch = stub._channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+    assert next(watch) == b"\x08\x01", "serving"
+    watch.cancel()
+    reflect = stub._channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    )
+    (listed,) = reflect(iter([b"\x3a\x00"]))
+    assert b"featherfed.v1.Federation" in listed
+
+
 # ---- what is wrong, said to the client ----
 
 
@@ -339,6 +355,24 @@ def not_yet(issue: Callable[..., object], later: datetime.datetime) -> Callable[
             return later if name == "not_valid_after_utc" else getattr(self._ca, name)
 
     return lambda key, ca, *rest: issue(key, Eternal(ca), *rest)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_link_that_breaks_is_no_fault_of_the_credentials(tls: bool, authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def cut() -> None:
+            for _ in range(2):
+                listener.accept()[0].close()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        proof = of(authority, "attic") if tls else None
+        for _ in range(2):
+            assert diagnose(address, proof) is None
+        cutter.join()
+    assert diagnose(address, proof) is None, "nobody listens"
 
 
 def unchecked(folder: Path) -> Credentials:
