@@ -9,6 +9,22 @@ import secrets
 from pathlib import Path
 
 from featherfed.compression.files import write_whole
+from featherfed.edge_client.credentials import Credentials
+from featherfed.edge_client.errors import ClientError
+
+
+def device_name(given: str | None, credentials: Credentials | None) -> str:
+    """Return the name to take part with: the credentials' own, if there are some.
+
+    Raises ClientError if another one is given.
+    """
+    proven = None if credentials is None else credentials.name
+    if given and proven and given != proven:
+        raise ClientError(
+            f"the credentials belong to {proven!r}, not {given!r}; leave out --name, or use the "
+            "credentials of that device"
+        )
+    return given or proven or default_name(state_home())
 
 
 def default_name(home: Path) -> str:

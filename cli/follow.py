@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from featherfed.cli.device import default_name, state_home
+from featherfed.cli.device import device_name
+from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
 from featherfed.edge_client.transport import GrpcTransport
 
@@ -22,12 +23,13 @@ def follow_run(
     name: str | None,
     once: bool,
     give_up_after: float | None,
+    credentials: Credentials | None = None,
 ) -> None:
     """Follow the run at `address` until a signal ends it, or with `once` until the file is newest.
 
-    `give_up_after`: seconds without a server, None for never.
+    `give_up_after`: seconds without a server, None for never. `credentials`: None for plaintext.
     """
-    name = name or default_name(state_home())
+    name = device_name(name, credentials)
     signal.signal(signal.SIGTERM, _interrupt)
     file = ModelFile(directory, kind)
 
@@ -37,7 +39,8 @@ def follow_run(
             swap.version, file.path, f"{swap.size:,}", f"{swap.received:,}",
         )  # fmt: skip
 
-    transport = GrpcTransport(address, math.inf if give_up_after is None else give_up_after)
+    patience = math.inf if give_up_after is None else give_up_after
+    transport = GrpcTransport(address, patience, credentials)
     try:
         Follower(name, kind, transport, file, on_swap=say).run(once)
     except KeyboardInterrupt:

@@ -12,10 +12,11 @@ import click
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from featherfed.cli.device import default_name, state_home
+from featherfed.cli.device import device_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
 from featherfed.compression.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
+from featherfed.edge_client.credentials import Credentials, choose
 from featherfed.edge_client.partial import PARTIAL
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session, Trainer
@@ -40,19 +41,24 @@ class JoinOptions:
     pause_above: float | None
     pause_on_battery: bool
     give_up_after: float
+    credentials: Path | None = None
+    insecure: bool = False
 
 
 def join_run(options: JoinOptions) -> None:
     """Take part in the run at an address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
-    name = options.name or default_name(state_home())
+    credentials = choose(options.address, options.credentials, options.insecure)
+    name = device_name(options.name, credentials)
     directory = options.state_dir or state_home() / name
     with lock_state(directory):
-        _take_part(options, name, directory)
+        _take_part(options, name, directory, credentials)
 
 
-def _take_part(options: JoinOptions, name: str, directory: Path) -> None:
+def _take_part(
+    options: JoinOptions, name: str, directory: Path, credentials: Credentials | None
+) -> None:
     dataset = load_client_data(options.data)
     rest = _rest(options)
     runtime = choose_runtime(options.runtime, options.threads)
@@ -86,7 +92,9 @@ def _take_part(options: JoinOptions, name: str, directory: Path) -> None:
 
             return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
-        transport = GrpcTransport(options.address, options.give_up_after, directory / PARTIAL)
+        transport = GrpcTransport(
+            options.address, options.give_up_after, credentials, directory / PARTIAL
+        )
         try:
             session = Session(
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)

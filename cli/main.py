@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | follow | sweep | report | backup ...`."""
+"""The command line: `featherfed demo | serve | join | follow | certs | sweep | report | ...`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ def logs(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+credentials = click.option(
+    "--credentials",
+    type=A_PATH,
+    metavar="FOLDER",
+    envvar="FEATHERFED_CREDENTIALS",
+    help="What `featherfed certs client` made for this device.",
+)
+insecure = click.option(
+    "--insecure", is_flag=True, help="Without encryption also to another machine."
+)
+
+
 def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
     """Print what a user can mend as one message; anything else is a bug and keeps its traceback."""
 
@@ -102,6 +114,7 @@ def _extra_for(module: str) -> str:
         "pydantic": "server",
         "prometheus_client": "server",
         "grpc_health": "server",
+        "cryptography": "server",
         "grpc_reflection": "server",
         "matplotlib": "report",
         "jinja2": "report",
@@ -171,20 +184,28 @@ def demo(**options: Any) -> None:
 @click.argument("run_file", type=A_PATH, metavar="RUN.toml")
 @click.option("--host", help="Instead of the run file's.")
 @click.option("--port", type=int, help="Instead of the run file's; 0: any.")
+@click.option(
+    "--credentials", type=A_PATH, metavar="DIR", help="What `featherfed certs init` made."
+)
+@click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
 @logs
 @_errors_for_people
-def serve(run_file: Path, host: str | None, port: int | None) -> None:
+def serve(
+    run_file: Path, host: str | None, port: int | None, credentials: Path | None, insecure: bool
+) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 3 before it, 1 after an error, 130 or 143 after a second signal.
     """
+    from featherfed.cli.listen import listening
     from featherfed.server.settings import load_settings
 
-    settings = load_settings(run_file)  # first, since what the rest imports takes seconds
+    # First, since what the rest imports takes seconds.
+    settings = listening(load_settings(run_file), host, port, credentials, insecure)
     from featherfed.cli.serve import serve_run
 
-    sys.exit(0 if serve_run(settings, host, port) else 3)
+    sys.exit(0 if serve_run(settings) else 3)
 
 
 @app.command()
@@ -207,6 +228,8 @@ def serve(run_file: Path, host: str | None, port: int | None) -> None:
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
+@credentials
+@insecure
 @logs
 @_errors_for_people
 def join(address: str | None, **options: Any) -> None:
@@ -232,6 +255,8 @@ def join(address: str | None, **options: Any) -> None:
 @click.option("--name", help="Default: this machine's name and a mark.")
 @click.option("--once", is_flag=True, help="End once the file is the newest.")
 @click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
+@credentials
+@insecure
 @logs
 @_errors_for_people
 def follow(
@@ -241,15 +266,102 @@ def follow(
     name: str | None,
     once: bool,
     give_up_after: float | None,
+    credentials: Path | None,
+    insecure: bool,
 ) -> None:
     """Keep the newest model of the run at HOST:PORT as a .tflite file, by compressed deltas.
 
     Without HOST:PORT, the server is looked for in the local network.
     """
     from featherfed.cli.follow import follow_run
+    from featherfed.edge_client.credentials import choose
     from featherfed.edge_client.discovery import find
 
-    follow_run(address or find(), model_dir, kind, name, once, give_up_after)
+    address = address or find()
+    proof = choose(address, credentials, insecure)
+    follow_run(address, model_dir, kind, name, once, give_up_after, proof)
+
+
+@app.group(cls=_Group, no_args_is_help=True)
+def certs() -> None:
+    """Make the certificates and tokens that a server's clients prove themselves with."""
+
+
+a_folder = click.argument("folder", type=A_PATH, metavar="DIR")
+names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+hosts = click.option(
+    "--host", "hosts", multiple=True, help="A name or IP address of the server; can be repeated."
+)
+days = click.option("--days", type=AT_LEAST_1, default=730, help="How long it is valid.")
+ca_days = click.option(
+    "--ca-days", type=AT_LEAST_1, default=3650, help="How long an authority is valid."
+)
+
+
+@certs.command("init")
+@a_folder
+@hosts
+@days
+@ca_days
+@_errors_for_people
+def certs_init(folder: Path, hosts: tuple[str, ...], days: int, ca_days: int) -> None:
+    """Make an authority and the server's certificate in DIR."""
+    from featherfed.cli.certs import make
+
+    make(folder, hosts, ca_days, days)
+
+
+@certs.command("client")
+@a_folder
+@names
+@days
+@click.option("--renew", is_flag=True, help="Replace what a name has; that ends at once.")
+@_errors_for_people
+def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -> None:
+    """Enrol devices: one folder each, DIR/clients/NAME, to copy to the device."""
+    from featherfed.cli.certs import enrol
+
+    enrol(folder, names, days, renew)
+
+
+@certs.command("rotate")
+@a_folder
+@hosts
+@days
+@click.option("--ca", "new_ca", is_flag=True, help="Make a new authority too; trust both.")
+@ca_days
+@click.option("--drop-old", is_flag=True, help="End the trust in all authorities but the newest.")
+@_errors_for_people
+def certs_rotate(
+    folder: Path, hosts: tuple[str, ...], days: int, new_ca: bool, ca_days: int, drop_old: bool
+) -> None:
+    """Give the server a new certificate, for the same hosts unless some are given."""
+    if drop_old and (new_ca or hosts):
+        raise click.UsageError("--drop-old goes alone: devices need time between the two steps")
+    from featherfed.cli.certs import rotate
+
+    rotate(folder, hosts, days, new_ca, ca_days, drop_old)
+
+
+@certs.command("revoke")
+@a_folder
+@names
+@_errors_for_people
+def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
+    """End the access of devices, also to a server that runs."""
+    from featherfed.cli.certs import revoke
+
+    revoke(folder, names)
+
+
+@certs.command("list")
+@a_folder
+@_errors_for_people
+def certs_list(folder: Path) -> None:
+    """Show who is enrolled, and when what expires."""
+    from featherfed.cli.certs import show
+
+    show(folder)
 
 
 @app.command()

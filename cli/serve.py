@@ -32,10 +32,8 @@ log = logging.getLogger(__name__)
 MAX_FILES = 65_536
 
 
-def serve_run(settings: Settings, host: str | None, port: int | None) -> bool:
+def serve_run(settings: Settings) -> bool:
     """Serve the run that `settings` describe; return whether it has finished."""
-    listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-    settings = settings.model_copy(update={"server": settings.server.model_copy(update=listen)})
     _allow_many_files()
     output = Path(settings.output)
     try:

@@ -10,6 +10,9 @@ usage: sudo sh deploy/install.sh [OPTIONS]
   --role ROLE     client (default): trains on this device's data
                   follow: only keeps the newest model for inference
                   server: serves a run (needs a bigger machine)
+  --credentials DIR
+                  the folder that `featherfed certs client` made for this device, to install;
+                  for a client or follower. Run again with a new one to replace it
   --from PATH     a wheel or a checkout to install; default: the checkout this script lies in
   --prefix DIR    where to (default /opt/featherfed; with --user ~/.local/share/featherfed)
   --no-service    install the program only: no system user, no settings, no service
@@ -30,17 +33,19 @@ die() {
 
 role=client
 from=
+credentials=
 prefix=${PREFIX:-}
 service=yes
 user=no
 action=install
 while [ $# -gt 0 ]; do
     case $1 in
-        --role | --from | --prefix)
+        --role | --from | --prefix | --credentials)
             [ $# -ge 2 ] || die "$1 needs a value; see --help"
             case $1 in
                 --role) role=$2 ;;
                 --from) from=$2 ;;
+                --credentials) credentials=$2 ;;
                 --prefix) prefix=$2 ;;
             esac
             shift
@@ -72,6 +77,13 @@ case $prefix in
     /*) ;;
     *) prefix=$PWD/$prefix ;;
 esac
+if [ -n "$credentials" ]; then
+    [ "$role" != server ] || die "--credentials are a device's; a server's are made in /etc/featherfed/certs"
+    [ "$service" = yes ] || die "--credentials are installed for the service; give join their path instead"
+    for file in ca.pem token; do
+        [ -r "$credentials/$file" ] || die "--credentials $credentials: no $file in it that can be read; \`featherfed certs client\` makes the folder"
+    done
+fi
 here=$(cd "$(dirname "$0")" && pwd)
 stage=${DESTDIR:-} # for packagers and tests: settings and services go under it, nothing is started
 etc=$stage/etc/featherfed
@@ -158,6 +170,27 @@ write_settings() { # FILE: the text on standard input, unless there is one
     fi
 }
 
+install_credentials() { # the service's user alone reads them
+    rm -rf "$etc/credentials"
+    mkdir -m 0700 "$etc/credentials"
+    for file in ca.pem token client.pem client-key.pem; do
+        if [ -e "$credentials/$file" ]; then
+            install -m 0600 "$credentials/$file" "$etc/credentials/$file"
+        fi
+    done
+    if [ -z "$stage" ]; then chown -R featherfed: "$etc/credentials"; fi
+    # Appended: what comes last in the file counts, and the rest is kept.
+    set_last "$1" FEATHERFED_CREDENTIALS /etc/featherfed/credentials
+    if [ "$role" = client ]; then
+        set_last "$1" JOIN_NAME "$(sed 's/[.][^.]*$//' "$credentials/token")"
+    fi
+    say "installed the credentials of $credentials; delete that copy"
+}
+
+set_last() { # FILE NAME VALUE
+    if [ "$(sed -n "s/^$2=//p" "$1" | tail -n 1)" != "$3" ]; then printf '%s=%s\n' "$2" "$3" >>"$1"; fi
+}
+
 install_service() {
     if [ -z "$stage" ] && ! id featherfed >/dev/null 2>&1; then
         useradd --system --home-dir /var/lib/featherfed --shell /usr/sbin/nologin featherfed
@@ -181,8 +214,12 @@ JOIN_DATA=/srv/featherfed/data
 # Must be another one on every device.
 JOIN_NAME=$(uname -n | tr -cs 'A-Za-z0-9._\n-' '-')-$suffix
 
-# More of \`featherfed join --help\`, such as: --pause-above 70 --pause-on-battery --threads 2
+# More of \`featherfed join --help\`, such as: --pause-above 70 --pause-on-battery --threads 2, or
+# --insecure for a server without credentials.
 JOIN_OPTIONS=
+
+# What \`install.sh --credentials DIR\` has installed; then JOIN_NAME is theirs.
+FEATHERFED_CREDENTIALS=
 TEXT
             ;;
         follow)
@@ -192,14 +229,22 @@ TEXT
 # HOST:PORT of the server; empty: it is found in the local network.
 FOLLOW_ADDRESS=
 
-# More of `featherfed follow --help`.
+# More of `featherfed follow --help`, such as --insecure for a server without credentials.
 FOLLOW_OPTIONS=
+
+# What `install.sh --credentials DIR` has installed.
+FEATHERFED_CREDENTIALS=
 TEXT
             ;;
         server)
             write_settings "$etc/run.toml" <"$here/../examples/run.toml"
             ;;
     esac
+    if [ -n "$credentials" ]; then install_credentials "$etc/$role.env"; fi
+    if [ "$role" = server ] && [ ! -e "$etc/certs" ]; then # the server reads it, its user fills it
+        mkdir -m 0700 "$etc/certs"
+        if [ -z "$stage" ]; then chown featherfed: "$etc/certs"; fi
+    fi
     sed "s|/opt/featherfed|$prefix|g" "$here/featherfed-$role.service" \
         >"$units/featherfed-$role.service"
     if live; then
@@ -210,7 +255,7 @@ TEXT
     case $role in
         client) say "now put data into /srv/featherfed/data, then: sudo systemctl start featherfed-client" ;;
         follow) say "now: sudo systemctl start featherfed-follow; the model will be in /var/lib/featherfed-follow" ;;
-        server) say "now edit /etc/featherfed/run.toml (host, dataset), then: sudo systemctl start featherfed-server" ;;
+        server) say "now edit /etc/featherfed/run.toml (host, dataset, credentials), make /etc/featherfed/certs (docs/raspberry-pi.md), then: sudo systemctl start featherfed-server" ;;
     esac
     say "and watch it: journalctl -fu featherfed-$role"
 }

@@ -13,7 +13,9 @@ from typing import Protocol, TypeVar
 import grpc
 import tenacity
 
+from featherfed.edge_client.credentials import SERVER_NAME, Credentials
 from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
+from featherfed.edge_client.handshake import diagnose
 from featherfed.edge_client.partial import Partial
 from featherfed.edge_client.plan import check_step
 from featherfed.proto import federation_pb2 as pb
@@ -88,15 +90,25 @@ class Transport(Protocol):
 class GrpcTransport:
     """gRPC over HTTP/2; retries with exponential backoff and full jitter."""
 
-    def __init__(self, address: str, give_up_after: float, partial: Path | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        give_up_after: float,
+        credentials: Credentials | None = None,
+        partial: Path | None = None,
+    ) -> None:
         """Talk to `address` (host:port); give up when it is silent for `give_up_after` seconds.
 
-        `partial`: a file for what came of a model when this process dies, for the next one.
+        Without `credentials`, in plaintext. `partial`: a file for what came of a model when this
+        process dies, for the next one.
         """
         self._address = address
         self._give_up_after = give_up_after
+        self._credentials = credentials
         self._partial = partial
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._answered = False
+        self._faults = 0
+        self._channel = _channel(address, credentials)
         self._stub = pb_grpc.FederationStub(self._channel)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:  # noqa: D102
@@ -234,7 +246,9 @@ class GrpcTransport:
 
     def _translate(self, call: Callable[[], T]) -> T:
         try:
-            return call()
+            result = call()
+            self._answered, self._faults = True, 0
+            return result
         except grpc.RpcError as error:
             text = f"{self._address}: {error.details()}"
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -243,10 +257,24 @@ class GrpcTransport:
                 raise StaleTask(text) from error
             if error.code() in _FINAL:
                 raise Rejected(text) from error
+            self._check_handshake(error)
             unreachable = Unreachable(f"{text} ({error.code().name})")
             unreachable.retry_after = _retry_after(error)
             unreachable.busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             raise unreachable from error
+
+    def _check_handshake(self, error: grpc.RpcError) -> None:
+        """Raise what is wrong with the credentials, if that is why there is no answer."""
+        if self._answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            self._answered = False  # once is the link's fault; from the second time on it is asked
+            return
+        fault = diagnose(self._address, self._credentials)
+        if fault is None:
+            return
+        self._faults += 1
+        if self._faults >= fault.tries:
+            raise Rejected(f"{self._address}: {fault.message}") from error
+        raise Unreachable(f"{self._address}: {fault.message}") from error
 
     def _say_waiting(self, state: tenacity.RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
@@ -292,6 +320,21 @@ def _retry_after(error: grpc.RpcError) -> float:
                 seconds = float(item.value)
                 return min(seconds, LONGEST_HINT) if seconds > 0 else 0.0
     return 0.0
+
+
+def _channel(address: str, credentials: Credentials | None) -> grpc.Channel:
+    if credentials is None:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    secure = grpc.ssl_channel_credentials(
+        credentials.authorities, credentials.key, credentials.certificate
+    )
+    options: list[tuple[str, int | str]] = list(_OPTIONS)
+    if credentials.token is not None:  # gRPC never sends it over a connection in plaintext
+        token = grpc.access_token_call_credentials(credentials.token)
+        secure = grpc.composite_channel_credentials(secure, token)
+    if credentials.folder is not None:
+        options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+    return grpc.secure_channel(address, secure, options=options)
 
 
 class _Release:

@@ -45,7 +45,7 @@ async def serve(
     `on_finished` in the end, when those who are here have the final model; both in a thread.
     What they or the store cannot write now (CannotStore, OSError) is tried again until it works,
     for `on_round` with the next round; whoever ends the server before that gets False. Raises
-    ServerError if a port is taken or the store turns out to be damaged.
+    ServerError if a port is taken, credentials cannot be used or the store turns out to be damaged.
     """
     settings = coordinator.settings.server
     telemetry, finished = Telemetry(), False
@@ -57,7 +57,8 @@ async def serve(
             url, close = telemetry.listen(settings.metrics)
             watched.callback(close)
             log.info("metrics for Prometheus: %s", url, extra={"event": "metrics", "url": url})
-        server, port = await create_server(service, settings.host, settings.port)
+        security = coordinator.settings.security
+        server, port = await create_server(service, settings.host, settings.port, security)
         on_listening(join_address(settings.host, port))
         beside = [
             asyncio.create_task(_drain_at(stop, service)),

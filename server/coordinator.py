@@ -52,7 +52,7 @@ LITERT = "litert"
 SILENT_BEATS = 2.9
 """Silent for so many heartbeats, a client is dead: with a turn of the loop, that is three."""
 
-_NAMELESS = {pb.BAD_NAME, pb.BAD_TOKEN, pb.WRONG_IDENTITY, pb.UNKNOWN_SESSION}
+_NAMELESS = {pb.BAD_NAME, pb.BAD_TOKEN, pb.UNKNOWN_SESSION}
 """Refusals of someone who has not proved to be who it says."""
 
 MAX_CLIENT_WEIGHT = 1e12

@@ -55,7 +55,7 @@ class Rate:
             self._paid.popitem(last=False)
 
 
-class Gate:
+class Quotas:
     """The limits of a server's calls."""
 
     def __init__(self, limits: Limits) -> None:

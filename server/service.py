@@ -1,4 +1,4 @@
-"""The gRPC adapter: the only module of the server that knows gRPC, status codes and wire sizes."""
+"""The gRPC adapter; beside it only gate.py knows gRPC. Knows status codes and wire sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -22,9 +23,11 @@ from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
 from featherfed.server.downloads import Download
 from featherfed.server.errors import Busy, Refused, ServerError
-from featherfed.server.limits import Gate, network
+from featherfed.server.gate import Gate, proven_name
+from featherfed.server.limits import Quotas, network
+from featherfed.server.refusals import STRANGER
 from featherfed.server.releases import Offer, Releases
-from featherfed.server.settings import Limits
+from featherfed.server.settings import Limits, Security
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
@@ -118,7 +121,7 @@ class FederationService(pb_grpc.FederationServicer):
         self.limits = limits or Limits()
         self.telemetry = telemetry or Telemetry()
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._gate = Gate(self.limits)
+        self._quotas = Quotas(self.limits)
         self._coordinator = coordinator
         self._releases = releases
         self._changed = asyncio.Event()
@@ -159,14 +162,26 @@ class FederationService(pb_grpc.FederationServicer):
 
     async def refuse(self, request: Any, refusal: Refused, context: Context) -> None:
         """Count a refused call and end it with the status of its reason."""
+        await self._end(context, self._caller(request), refusal)
+
+    async def refuse_stranger(self, context: Context, refusal: Refused) -> None:
+        """Count and end a call of somebody who has proven no name."""
+        try:
+            self._stranger(context)
+        except Busy as busy:
+            refusal = busy
+        await self._end(context, STRANGER, refusal)
+
+    async def _end(self, context: Context, caller: str, refusal: Refused) -> None:
         if not refusal.recorded:
-            record = self._coordinator.record_refusal
-            await asyncio.to_thread(record, self._caller(request), refusal)
+            await asyncio.to_thread(self._coordinator.record_refusal, caller, refusal)
         wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
         await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
 
     def _caller(self, request: Any) -> str:
-        """Return who made a call, as far as it said so by a session or a fitting name."""
+        """Return who made a call: who has proven it, or says so by a session or a fitting name."""
+        if proven := proven_name():
+            return proven
         name = getattr(request, "client", "") or getattr(request, "device", "")
         if not hasattr(request, "session"):
             return name
@@ -182,13 +197,23 @@ class FederationService(pb_grpc.FederationServicer):
             if context is not None:
                 self._stranger(context)
             raise
-        self._gate.client(client)
+        self._must_be(client)
+        self._quotas.client(client)
         return client
+
+    def _must_be(self, name: str) -> None:
+        """Refuse a caller who has proven another name."""
+        proven = proven_name()
+        if proven not in (None, name):
+            raise Refused(
+                pb.WRONG_IDENTITY,
+                f"these credentials belong to {proven!r}, who cannot act for others",
+            )
 
     def _stranger(self, context: Context) -> None:
         """Let a call without a session in, or raise Busy."""
         identities = context.peer_identities()
-        self._gate.stranger(str(identities[0]) if identities else network(context.peer()))
+        self._quotas.stranger(str(identities[0]) if identities else network(context.peer()))
 
     async def _count(self, *entries: Entry) -> None:
         if all(entry.kind == "control" for entry in entries):
@@ -206,6 +231,7 @@ class FederationService(pb_grpc.FederationServicer):
     @_refusals_to_status
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
         self._stranger(context)
+        self._must_be(request.client)
         reply = await asyncio.to_thread(self._coordinator.join, request)
         await self._count_control(request.client, request, reply)
         return reply
@@ -215,11 +241,11 @@ class FederationService(pb_grpc.FederationServicer):
         self, request: pb.NextTaskRequest, context: Context
     ) -> pb.NextTaskReply:
         client = await self._client(request.session, context)
-        self._gate.begin_poll(client)
+        self._quotas.begin_poll(client)
         try:
             reply = await self._next_task(client, min(request.wait_seconds, MAX_WAIT_SECONDS))
         finally:
-            self._gate.end_poll(client)
+            self._quotas.end_poll(client)
         if self._closing and reply.HasField("wait"):
             await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
         await self._count_control(client, request, reply)
@@ -354,6 +380,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
         """Return the newest release once it is not what the device has; None if it stays that."""
         check_name(request.device)
+        self._must_be(request.device)
         if self._releases is None:
             raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
         loop = asyncio.get_running_loop()
@@ -409,13 +436,16 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-async def create_server(service: FederationService, host: str, port: int) -> tuple[Any, int]:
+async def create_server(
+    service: FederationService, host: str, port: int, security: Security | None = None
+) -> tuple[Any, int]:
     """Return a started gRPC server with health checking and reflection, and its bound port.
 
-    Raises ServerError if the address cannot be listened on.
+    Raises ServerError if the address cannot be listened on, or the credentials cannot be used.
     """
+    gate = _gate(service, security)
     server = grpc.aio.server(
-        interceptors=[_Doorkeeper(service)],
+        interceptors=[_Doorkeeper(service), *([gate] if gate else [])],
         options=_OPTIONS,
         maximum_concurrent_rpcs=service.limits.streams,
     )
@@ -425,7 +455,11 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     try:
-        bound = server.add_insecure_port(join_address(host, port))
+        address = join_address(host, port)
+        if gate is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, gate.credentials())
     except RuntimeError as error:
         raise ServerError(
             f"cannot listen on {join_address(host, port)}: it is in use or not an address of this "
@@ -435,6 +469,13 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
     for name in ("", SERVICE):
         await service.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, bound
+
+
+def _gate(service: FederationService, security: Security | None) -> Gate | None:
+    if security is None or security.credentials is None:
+        return None
+    folder = Path(security.credentials)
+    return Gate(folder, security.client_certificates, service.refuse_stranger)
 
 
 def join_address(host: str, port: int) -> str:

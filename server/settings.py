@@ -136,8 +136,16 @@ class Security(_Section):
 
     credentials: str | None = None
     """The folder that `featherfed certs` makes: TLS, clients' certificates and tokens."""
+    client_certificates: bool = True
+    """Ask for them, and not for tokens alone."""
     insecure: bool = False
     """Listen without TLS where others can reach the server."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Security:
+        if self.insecure and self.credentials is not None:
+            raise ValueError("credentials and insecure = true contradict each other; drop one")
+        return self
 
 
 class Limits(_Section):

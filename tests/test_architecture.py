@@ -33,7 +33,7 @@ FOLDERS = {
         "sweep",
     },
 }
-GRPC = {"server/service.py", "edge_client/transport.py"}
+GRPC = {"server/service.py", "server/gate.py", "edge_client/transport.py"}
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 PYDANTIC = {"server/settings.py", "sweep/grid.py", "report/metrics.py"}
 
@@ -103,7 +103,9 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
 BASE = {"numpy", "backports", "grpc", "google", "tenacity", "click", "tqdm"}
 EDGE = BASE | {"ai_edge_litert", "psutil", "zeroconf"}
 CLI = {"click", "tqdm"}
-SERVER = (BASE - CLI) | {"pydantic", "grpc_health", "grpc_reflection", "prometheus_client"}
+SERVER = (BASE - CLI) | {
+    "pydantic", "grpc_health", "grpc_reflection", "prometheus_client", "cryptography",
+}  # fmt: skip
 PARTS = {
     "featherfed.compression.registry": {"numpy", "backports"},
     "featherfed.compression.update": {"numpy", "backports"},
@@ -128,8 +130,7 @@ HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
-    "dp_accounting",
-    "prometheus_client", "pythonjsonlogger",
+    "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography",
 ]  # fmt: skip
 
 

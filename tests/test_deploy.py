@@ -134,6 +134,54 @@ def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> 
     assert not machine.prefix.exists()
 
 
+def environment_of(settings: Path) -> dict[str, str]:
+    """What systemd makes of it: the last line counts."""
+    lines = settings.read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def credentials(folder: Path, name: str) -> Path:
+    made = folder / f"credentials-{name}"
+    made.mkdir()
+    for file in ("ca.pem", "client.pem", "client-key.pem"):
+        (made / file).write_text(f"{file} of {name}", "utf-8")
+    (made / "token").write_text(f"{name}.c0ffee\n", "utf-8")
+    return made
+
+
+@pytest.mark.parametrize("role", ["client", "follow"])
+def test_credentials_are_installed_and_replaced(machine: Machine, role: str) -> None:
+    assert machine.install("--role", role).returncode == 0
+    etc = machine.stage / "etc" / "featherfed"
+    assert environment_of(etc / f"{role}.env")["FEATHERFED_CREDENTIALS"] == ""
+    for name in ("pi.kitchen", "attic"):
+        made = credentials(machine.folder, name)
+        for _ in range(2):
+            done = machine.install("--role", role, "--credentials", str(made))
+            assert done.returncode == 0, done.stderr
+        values = environment_of(etc / f"{role}.env")
+        assert values["FEATHERFED_CREDENTIALS"] == "/etc/featherfed/credentials"
+        if role == "client":
+            assert values["JOIN_NAME"] == name
+        installed = {path.name: path for path in (etc / "credentials").iterdir()}
+        assert set(installed) == {"ca.pem", "token", "client.pem", "client-key.pem"}
+        assert installed["client.pem"].read_text("utf-8") == f"client.pem of {name}"
+        for path in [etc / "credentials", *installed.values()]:
+            assert path.stat().st_mode & 0o077 == 0
+    text = (etc / f"{role}.env").read_text("utf-8")
+    assert text.count("FEATHERFED_CREDENTIALS=") == 2, "once empty, once appended"
+    assert "c0ffee" not in text
+
+
+def test_credentials_that_are_none_are_refused(machine: Machine) -> None:
+    made = credentials(machine.folder, "attic")
+    (made / "token").unlink()
+    done = machine.install("--credentials", str(made))
+    assert done.returncode == 1
+    assert "no token" in done.stderr
+    assert machine.install("--role", "server", "--credentials", str(made)).returncode == 1
+
+
 @pytest.mark.parametrize("role", ["follow", "server"])
 def test_other_roles_and_purge(machine: Machine, role: str) -> None:
     done = machine.install("--role", role)

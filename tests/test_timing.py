@@ -37,7 +37,7 @@ from featherfed.server.admission import DataShape
 from featherfed.server.clock import LONGEST_STEP, SteadyClock, resume
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Busy, Refused
-from featherfed.server.limits import Gate, Rate, network
+from featherfed.server.limits import Quotas, Rate, network
 from featherfed.server.plan import make_plan
 from featherfed.server.rounds import Phase, RunState
 from featherfed.server.settings import Limits
@@ -653,7 +653,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"
     assert network("unix:") == "unix"
-    gate = Gate(Limits(requests_per_second=1))
+    gate = Quotas(Limits(requests_per_second=1))
     for _ in range(50):
         gate.stranger("a")
     with pytest.raises(Busy):
@@ -669,7 +669,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
 
 
 def test_polls_of_one_client_are_limited() -> None:
-    gate = Gate(Limits())
+    gate = Quotas(Limits())
     for _ in range(8):
         gate.begin_poll("a")
     with pytest.raises(Busy, match="8 polls of one client are open"):

@@ -107,7 +107,7 @@ def relayed() -> Iterator[Callable[..., tuple[Relay, GrpcTransport]]]:
 
     def make(server: Federation, kept: Path | None = None) -> tuple[Relay, GrpcTransport]:
         relay = Relay(server.address)
-        made.append((relay, GrpcTransport(relay.address, 20, kept)))
+        made.append((relay, GrpcTransport(relay.address, 20, partial=kept)))
         return made[-1]
 
     yield make

@@ -1,0 +1,48 @@
+"""Where `featherfed serve` listens, and that nobody listens in by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featherfed.cli.announce import is_loopback
+from featherfed.server.enrolment import load
+from featherfed.server.errors import ServerError
+from featherfed.server.settings import Security, Settings
+
+
+def listening(
+    settings: Settings,
+    host: str | None,
+    port: int | None,
+    credentials: Path | None,
+    insecure: bool,
+) -> Settings:
+    """Return the settings with what the command line says instead.
+
+    Raises ServerError for credentials that are not there, and for a server that others can reach
+    without TLS unless that is asked for.
+    """
+    listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    server = settings.server.model_copy(update=listen)
+    security = settings.security
+    if credentials is not None or insecure:
+        folder = None if credentials is None else str(credentials)
+        changed = security.model_dump() | {"credentials": folder, "insecure": insecure}
+        security = _security(changed)
+    if security.credentials is None and not security.insecure and not is_loopback(server.host):
+        raise ServerError(
+            f"{server.host} can be reached by others, and the run has no credentials. Make them:\n"
+            "  featherfed certs init certs --host NAME_OR_ADDRESS_OF_THIS_MACHINE\n"
+            "  featherfed certs client certs NAME_OF_A_DEVICE ...\n"
+            'and use them with --credentials certs, or [security] credentials = "certs"; or, if '
+            "everybody in the network may read and send everything, --insecure"
+        )
+    if security.credentials is not None:
+        load(Path(security.credentials))  # now: the rest of the start takes long
+    return settings.model_copy(update={"server": server, "security": security})
+
+
+def _security(values: dict[str, object]) -> Security:
+    if values["credentials"] is not None and values["insecure"]:
+        raise ServerError("--credentials and --insecure contradict each other; drop one")
+    return Security.model_validate(values)
