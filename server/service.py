@@ -20,6 +20,7 @@ from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.admission import check_name
 from featherfed.server.coordinator import PRESENCE, Coordinator
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.parsing import ParsingInterceptor
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
@@ -369,7 +370,7 @@ async def create_server(service: FederationService, host: str, port: int) -> tup
 
     Raises ServerError if the address cannot be listened on.
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=_OPTIONS, interceptors=[ParsingInterceptor(SERVICE)])
     pb_grpc.add_FederationServicer_to_server(service, server)
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -33,7 +33,7 @@ FOLDERS = {
         "sweep",
     },
 }
-GRPC = {"server/service.py", "edge_client/transport.py"}
+GRPC = {"server/service.py", "server/parsing.py", "edge_client/transport.py"}
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 PYDANTIC = {"server/settings.py", "sweep/grid.py", "report/metrics.py"}
 

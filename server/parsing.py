@@ -1,0 +1,75 @@
+"""Bytes that are no message are their sender's fault, and gRPC must be told so.
+
+Its own answer is UNKNOWN and a traceback in the server's log, as for a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.errors import Refused
+
+_NONSENSE = object()
+_REFUSED = Refused(pb.MALFORMED, "the request is no message of this method")
+
+
+class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses what does not parse: INVALID_ARGUMENT, in a stream of requests as MALFORMED."""
+
+    def __init__(self, service: str) -> None:
+        """Look after the methods of one service."""
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
+    ) -> Any:
+        """Return the method's handler with a parser that does not raise."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(self._prefix):
+            return handler
+
+        def parse(data: bytes) -> object:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:
+                return _NONSENSE
+
+        async def unary_unary(request: Any, context: Any) -> Any:
+            await _check(request, context)
+            return await handler.unary_unary(request, context)
+
+        async def unary_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            await _check(request, context)
+            async with aclosing(handler.unary_stream(request, context)) as replies:
+                async for reply in replies:
+                    yield reply
+
+        async def stream_unary(requests: AsyncIterator[Any], context: Any) -> Any:
+            return await handler.stream_unary(_checked(requests), context)
+
+        if handler.request_streaming:
+            make, method = grpc.stream_unary_rpc_method_handler, stream_unary
+        elif handler.response_streaming:
+            make, method = grpc.unary_stream_rpc_method_handler, unary_stream
+        else:
+            make, method = grpc.unary_unary_rpc_method_handler, unary_unary
+        return make(method, parse, handler.response_serializer)
+
+
+async def _check(request: object, context: Any) -> None:
+    if request is _NONSENSE:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(_REFUSED))
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request is _NONSENSE:
+            raise Refused(_REFUSED.reason, _REFUSED.detail)
+        yield request
