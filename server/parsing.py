@@ -20,7 +20,7 @@ _NONSENSE = object()
 _REFUSED = Refused(pb.MALFORMED, "the request is no message of this method")
 
 
-class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses what does not parse: INVALID_ARGUMENT, in a stream of requests as MALFORMED."""
 
     def __init__(self, service: str) -> None:
@@ -54,13 +54,12 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def stream_unary(requests: AsyncIterator[Any], context: Any) -> Any:
             return await handler.stream_unary(_checked(requests), context)
 
+        form = handler.response_serializer
         if handler.request_streaming:
-            make, method = grpc.stream_unary_rpc_method_handler, stream_unary
-        elif handler.response_streaming:
-            make, method = grpc.unary_stream_rpc_method_handler, unary_stream
-        else:
-            make, method = grpc.unary_unary_rpc_method_handler, unary_unary
-        return make(method, parse, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(stream_unary, parse, form)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(unary_stream, parse, form)
+        return grpc.unary_unary_rpc_method_handler(unary_unary, parse, form)
 
 
 async def _check(request: object, context: Any) -> None:

@@ -231,9 +231,7 @@ def count(runs: int, seed: int, found: Path, workers: int = 1) -> dict[str, floa
         ]  # fmt: skip
         command = [__file__, *search, str(found), str(CORPUS)]
         log = (found.parent / f"fuzz-{worker}.log").open("wb+")
-        running.append(
-            (subprocess.Popen(command, env=_environment(), stdout=log, stderr=log), log)
-        )
+        running.append((subprocess.Popen(command, env=_environment(), stdout=log, stderr=log), log))
     codes = [process.wait() for process, _ in running]
     texts = []
     for _, log in running:

@@ -33,7 +33,7 @@ class Judge:
         return Evaluation(loss, 1 / (1 + loss), json.dumps([0.5, 0.5]))
 
 
-def build(
+def build(  # noqa: C901 - the places where it may die, one beside the other
     directory: Path, spec: light.Spec, manifest: Manifest, fault: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
     """Return the run's coordinator and store, begun or gone on with."""

@@ -119,7 +119,7 @@ class Proxy:
             await asyncio.gather(arriving, return_exceptions=True)
 
     async def _send(self, size: int) -> float | None:
-        """Take up the link for a segment; return what its losses cost in seconds, None for a cut."""
+        """Take up the link for a segment; return the seconds its losses cost, None for a cut."""
         late, timeout = 0.0, TIMEOUT
         while True:
             self.traffic.segments += 1

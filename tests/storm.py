@@ -76,16 +76,19 @@ class Storm:
         gap: float,
         server_share: float = 0.3,
     ) -> None:
-        """Kill so often, about as many in each round; `gap`: the mean of seconds between kills.
+        """Kill so often, as many in each round but the last, which takes what is left over.
 
-        Half of the killed are started again at once, the others after a pause.
+        `gap`: the mean of seconds between kills. Half of the killed are started again at once, the
+        others after a pause.
         """
         rng = random.Random(seed)
         clients = [name for name in self.commands if name != "server"]
         for number in range(kills):
-            while number >= kills / rounds * (newest() + 1):
+            share = kills / (rounds - 1)
+            while number >= share * (newest() + 1):
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 2 * gap))
+            behind = number < share * newest()
+            time.sleep(rng.uniform(0, gap if behind else 2 * gap))
             name = "server" if rng.random() < server_share else rng.choice(clients)
             self.kill(name)
             if rng.random() < 0.5:
