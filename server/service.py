@@ -24,6 +24,7 @@ from featherfed.server.parsing import ParsingInterceptor
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry
+from featherfed.server.versions import Route
 
 CHUNK_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 25
@@ -98,6 +99,7 @@ class FederationService(pb_grpc.FederationServicer):
         self._changed = asyncio.Event()
         self._closing = False
         self._devices: dict[str, _Device] = {}
+        self._chunked: tuple[Route, list[pb.ModelChunk]] | None = None
 
     def notify(self) -> None:
         """Wake the clients that wait for a task: there may be one."""
@@ -166,7 +168,7 @@ class FederationService(pb_grpc.FederationServicer):
         route, round_ = delivery.route, delivery.round
         payload = message = 0
         try:
-            for chunk in _model_chunks(route.links, route.data):
+            for chunk in self._model_chunks(route):
                 yield chunk
                 payload += len(chunk.data)
                 message += framed_size(chunk)
@@ -178,6 +180,12 @@ class FederationService(pb_grpc.FederationServicer):
                     round_, client, "downlink", "transfer" if whole else "retry", payload, message
                 ),
             )
+
+    def _model_chunks(self, route: Route) -> list[pb.ModelChunk]:
+        """Return a route in chunks; all who are under way on it share them."""
+        if self._chunked is None or self._chunked[0] is not route:
+            self._chunked = route, _model_chunks(route.links, route.data)
+        return self._chunked[1]
 
     async def FetchStep(  # noqa: D102
         self, request: pb.FetchStepRequest, context: Context

@@ -43,7 +43,7 @@ class Crowd:
     """Bytes of the largest update."""
     _update: list[Array] | None = None
     _plan: tuple[Manifest, list[Array]] | None = None
-    _final: Held | None = None
+    _final: tuple[pb.Plan, list[bytes], bytes] | None = None
 
     async def run(self) -> None:
         """Be `count` clients from joining to the final model; raise if any of them fails."""
@@ -73,13 +73,20 @@ class Crowd:
             if ack.outcome not in (pb.ACCEPTED, pb.DUPLICATE):
                 raise RuntimeError(f"{name}: {ack}")
             task = await self._task(stub, reply.session, "finished")
-            start = Held(0, b"", self._prepared(reply.plan)[1])
-            links, data = await self._fetch(stub, reply.session, task.finished.version, start)
+            links, data = await self._fetch(stub, reply.session, task.finished.version, 0)
+            found = reply.plan, [link.SerializeToString() for link in links], data
             if self._final is None:
-                manifest = self._prepared(reply.plan)[0]
-                self._final = follow(manifest, reply.plan.seed, start, links, data)
-            if not self._final.digest == links[-1].digest == task.finished.digest:
+                self._final = found
+            if found[1:] != self._final[1:] or links[-1].digest != task.finished.digest:
                 raise RuntimeError(f"{name} was sent another final model")
+
+    def check(self) -> None:
+        """Check the final model that all were sent; takes as long as a client's own decoding."""
+        assert self._final is not None
+        plan, links, data = self._final
+        manifest, start = self._prepared(plan)
+        route = [pb.Link.FromString(link) for link in links]
+        follow(manifest, plan.seed, Held(0, b"", start), route, data)
 
     async def _call(self, what: str, call: Any) -> Any:
         begin = time.perf_counter()
@@ -103,11 +110,11 @@ class Crowd:
                 return task
 
     async def _fetch(
-        self, stub: Any, session: int, version: int, held: Held | None
+        self, stub: Any, session: int, version: int, have: int | None
     ) -> tuple[list[pb.Link], bytes]:
         request = pb.FetchModelRequest(session=session, version=version)
-        if held is not None:
-            request.have_version = held.version
+        if have is not None:
+            request.have_version = have
             request.have_digest = self._seed_digest[:8]
 
         async def fetch() -> tuple[list[pb.Link], bytes]:
@@ -118,7 +125,7 @@ class Crowd:
             return links, b"".join(data)
 
         found = await self._call("fetch", fetch)
-        if held is None:
+        if have is None:
             self._seed_digest = found[0][-1].digest
         return found
 
@@ -199,6 +206,7 @@ def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> d
         asyncio.run(crowd.run())
         seconds = time.perf_counter() - begin
         memory = memory_mb(server.pid)
+        crowd.check()
         assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
     finally:
         server.kill()
