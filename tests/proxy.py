@@ -66,7 +66,7 @@ class Proxy:
 
     async def _run(self) -> None:
         self._stop = asyncio.Event()
-        listener = _small_socket()
+        listener = _socket()
         listener.bind(("127.0.0.1", 0))
         server = await asyncio.start_server(self._carry, sock=listener, limit=2 * SEGMENT)
         self.address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -80,7 +80,7 @@ class Proxy:
 
     async def _carry(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         self.traffic.connections += 1
-        far_socket = _small_socket()
+        far_socket = _socket()
         far_socket.setblocking(False)
         try:
             await self._loop.sock_connect(far_socket, self._target)
@@ -145,9 +145,12 @@ async def _arrive(under_way: asyncio.Queue[tuple[float, bytes]], out: asyncio.St
             await out.drain()
 
 
-def _small_socket() -> socket.socket:
-    """Return a socket that does not swallow an upload whole, as a link does not."""
+def _socket() -> socket.socket:
+    """Return a socket with room for an upload, as a modem has.
+
+    A window that is closed by the receiver for as long as the link takes would be another fault:
+    gRPC lets the kernel give up (TCP_USER_TIMEOUT) what cannot be sent for its keepalive timeout.
+    """
     found = socket.socket()
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
     return found
