@@ -1,4 +1,4 @@
-"""A hundred clients that all send at the same moment: everyone is acknowledged, in little memory."""
+"""A hundred clients that send at the same moment: all are acknowledged, in little memory."""
 
 from __future__ import annotations
 
