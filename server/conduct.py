@@ -42,7 +42,9 @@ async def serve(
                 await stop.wait()
     finally:
         service.close()
-        await server.stop(GRACE_SECONDS)
+        # What gRPC has taken over is not with the client yet: over a thin link that takes a while.
+        finished = coordinator.phase is Phase.FINISHED
+        await server.stop(settings.linger if finished else GRACE_SECONDS)
     return coordinator.phase is Phase.FINISHED
 
 
