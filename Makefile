@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check fuzz bench arm64 readme clean
+.PHONY: help demo test test-all dev proto check fuzz bench robustness arm64 readme clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,10 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/follow.py
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/tables.py
+
+robustness: $(VENV)/.dev ## kill, fuzz, cut off and overload it, in full (about two hours)
+	$(BIN)/python benchmarks/robustness
 	$(BIN)/python benchmarks/tables.py
 
 arm64: $(VENV)/.dev ## run the client on an emulated arm64 processor and compare (Debian; some minutes)

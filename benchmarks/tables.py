@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.csv
+from robustness_table import robustness_section
 
 from featherfed.report.frontier import Place, frontier_figure, group, table_rows
 from featherfed.report.style import save_png, styled
@@ -452,6 +453,9 @@ def results_section() -> Iterator[str]:
     if (RESULTS / "arm64.json").exists():
         yield from ("", "## On arm64", "")
         yield from arm64_section()
+    if any((RESULTS / "robustness").glob("*.json")):
+        yield from ("", "## Robustness", "")
+        yield from robustness_section()
 
 
 def _cell(text: str) -> str:

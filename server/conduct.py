@@ -75,7 +75,8 @@ async def serve(
             why = "told to stop" if stop.is_set() else "the run has finished"
             log.info("shutting down: %s", why, extra={"event": "shutdown", "finished": finished})
             await service.drain(DRAIN_SECONDS)
-            await server.stop(GRACE_SECONDS)
+            # What gRPC took over is not with the client yet: over a thin link that takes a while.
+            await server.stop(settings.linger if finished else GRACE_SECONDS)
             for task in beside:
                 task.cancel()
     return finished

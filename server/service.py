@@ -25,6 +25,7 @@ from featherfed.server.downloads import Download
 from featherfed.server.errors import Busy, Refused, ServerError
 from featherfed.server.gate import Gate, proven_name
 from featherfed.server.limits import Quotas, network
+from featherfed.server.parsing import ParsingInterceptor
 from featherfed.server.refusals import STRANGER
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.settings import Limits, Security
@@ -313,7 +314,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def FetchStep(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchStepRequest, context: Context
     ) -> None:
-        client = await self._client(request.session)
+        client = await self._client(request.session, context)
         round_, size = self._coordinator.ledger_round, 0
         async with self._downloads.take((client, "step")) as turn:
             try:
@@ -445,7 +446,7 @@ async def create_server(
     """
     gate = _gate(service, security)
     server = grpc.aio.server(
-        interceptors=[_Doorkeeper(service), *([gate] if gate else [])],
+        interceptors=[_Doorkeeper(service), *([gate] if gate else []), ParsingInterceptor(SERVICE)],
         options=_OPTIONS,
         maximum_concurrent_rpcs=service.limits.streams,
     )

@@ -108,6 +108,7 @@ class Router:
         self._manifest = manifest
         self._seeded = seeded
         self._snapshot: tuple[int, Route] | None = None
+        self._last: tuple[object, Route] | None = None
 
     def route(self, request: pb.FetchModelRequest, stages: frozenset[str]) -> Route:
         """Return the smallest route to the newest version that a client with `stages` can follow.
@@ -132,6 +133,14 @@ class Router:
     ) -> Route:
         if have == newest.version:
             return Route(first, b"")
+        wanted = (bool(first), have, newest.version, stages)
+        if self._last is None or self._last[0] != wanted:  # a round's clients want one and the same
+            self._last = wanted, self._shortest(first, have, newest, stages)
+        return self._last[1]
+
+    def _shortest(
+        self, first: list[pb.Link], have: int, newest: Version, stages: frozenset[str]
+    ) -> Route:
         steps = self._store.versions(after=have)
         whole = self._whole(newest)
         if not all(codecs_of(step) <= stages for step in steps):

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -181,27 +182,70 @@ def _examples() -> Iterator[bytes]:
         yield bytes([len(TARGETS) - 1]) + chunk.SerializeToString()
 
 
-def fuzz(seconds: int, corpus: Path) -> int:
-    """Search for so long from `corpus` and the examples; return 0 and minimise it, or a failure."""
+def _environment() -> dict[str, str]:
     # libFuzzer starts this file again when it merges: hence the shebang and the environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, WORKER: "1"}
+    return {**os.environ, "PATH": path, WORKER: "1"}
+
+
+def _limits() -> list[str]:
+    # A child's peak memory begins at its parent's (Linux), and a test run may have had some GB.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return ["-timeout=5", f"-rss_limit_mb={2048 + own}", "-max_len=4096"]
+
+
+def _write_examples(found: Path) -> None:
+    found.mkdir(exist_ok=True)
+    for number, example in enumerate(examples()):
+        (found / f"example-{number}").write_bytes(example)
+
+
+def fuzz(seconds: int, corpus: Path) -> int:
+    """Search for so long from `corpus` and the examples; return 0 and minimise it, or a failure."""
     with tempfile.TemporaryDirectory() as scratch:
         found = Path(scratch) / "found"
-        found.mkdir()
-        for number, example in enumerate(examples()):
-            (found / f"example-{number}").write_bytes(example)
-        # A child's peak memory begins at its parent's (Linux), and a test run may have had some GB.
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        limits = ["-timeout=5", f"-rss_limit_mb={2048 + own}", "-max_len=4096"]
+        _write_examples(found)
+        limits = _limits()
         search = [*limits, f"-max_total_time={seconds}", f"-artifact_prefix={corpus.parent}/"]
         done = subprocess.run(
-            [__file__, *search, str(found), str(corpus)], env=environment, check=False
+            [__file__, *search, str(found), str(corpus)], env=_environment(), check=False
         )
         if done.returncode == 0:
             merge = [__file__, *limits, "-merge=1", str(corpus), str(found)]
-            subprocess.run(merge, env=environment, check=True)
+            subprocess.run(merge, env=_environment(), check=True)
     return done.returncode
+
+
+def count(runs: int, seed: int, found: Path, workers: int = 1) -> dict[str, float]:
+    """Give `runs` inputs to each of some processes, which share what they find in `found`.
+
+    Returns libFuzzer's own figures, the worst of the processes: executed, slowest_seconds, peak_mb.
+    Raises RuntimeError with the end of its log if an input crashed, hung or took too much memory.
+    """
+    _write_examples(found)
+    running = []
+    for worker in range(workers):
+        search = [
+            *_limits(), f"-runs={runs}", f"-seed={seed + worker}", "-print_final_stats=1",
+            "-reload=10", f"-artifact_prefix={found.parent}/",
+        ]  # fmt: skip
+        command = [__file__, *search, str(found), str(CORPUS)]
+        log = (found.parent / f"fuzz-{worker}.log").open("wb+")
+        running.append((subprocess.Popen(command, env=_environment(), stdout=log, stderr=log), log))
+    codes = [process.wait() for process, _ in running]
+    texts = []
+    for _, log in running:
+        log.seek(0)
+        texts.append(log.read().decode("utf-8", "replace"))
+        log.close()
+    if any(codes):
+        raise RuntimeError("\n".join(text[-2000:] for text in texts))
+    stats = [dict(re.findall(r"stat::(\w+):\s*(\d+)", text)) for text in texts]
+    return {
+        "executed": sum(int(s["number_of_executed_units"]) for s in stats),
+        "slowest_seconds": max(int(s["slowest_unit_time_sec"]) for s in stats),
+        "peak_mb": max(int(s["peak_rss_mb"]) for s in stats),
+    }
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ FOLDERS = {
         "sweep",
     },
 }
-GRPC = {"server/service.py", "server/gate.py", "edge_client/transport.py"}
+GRPC = {
+    "server/service.py", "server/gate.py", "server/parsing.py", "edge_client/transport.py",
+}  # fmt: skip
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 PYDANTIC = {"server/settings.py", "sweep/grid.py", "report/metrics.py"}
 

@@ -1,0 +1,231 @@
+"""What featherfed survives, in figures: `make robustness`, or some parts of it by name.
+
+Each part prints what it measured and writes it to benchmarks/results/robustness/PART.json. The
+longest, `decoder`, goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "robustness"
+SCRATCH = ROOT / "runs" / "robustness"
+sys.path.insert(0, str(ROOT / "tests"))  # the same programs make the small tests
+
+import crowd  # noqa: E402
+import lossy  # noqa: E402
+import proxy  # noqa: E402
+import storm  # noqa: E402
+from hostile import siege  # noqa: E402
+from processes import wait_until  # noqa: E402
+
+from featherfed.datasets.partition import partition  # noqa: E402
+from featherfed.datasets.sources import load_train_test  # noqa: E402
+
+Figures = dict[str, Any]
+
+INPUTS, SHARE = 10_000_000, 500_000
+CALLS = 100_000
+KILLS, ROUNDS = 100, 10
+CODECS = {"sketch": "balanced", "error feedback": "topk(0.05) | quantize(4) | zstd"}
+LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2)
+LINKED_ROUNDS = 5
+CROWDS = (10, 100, 1000)
+LARGE_CROWDS = (10, 100)
+
+
+def decoder(_: Path) -> Figures:
+    """Ten million inputs on everything that decodes, guided by coverage; a share at a time."""
+    import fuzz  # instruments what it imports, and so slows it down
+
+    found = SCRATCH / "fuzz" / "found"
+    found.mkdir(parents=True, exist_ok=True)
+    progress = SCRATCH / "fuzz" / "progress.json"
+    done: Figures = {"inputs": 0, "seconds": 0.0, "slowest_seconds": 0, "peak_mb": 0, "seed": 1}
+    if progress.exists():
+        done = json.loads(progress.read_text("utf-8"))
+    while done["inputs"] < INPUTS:
+        begin = time.monotonic()
+        share = fuzz.count(min(SHARE, INPUTS - done["inputs"]), done["seed"], found)
+        done["inputs"] += share["executed"]
+        done["seconds"] += time.monotonic() - begin
+        done["seed"] += 1
+        for name in ("slowest_seconds", "peak_mb"):
+            done[name] = max(done[name], share[name])
+        progress.write_text(json.dumps(done), "utf-8")
+        print(f"decoder: {done['inputs']:,} inputs, {done['seconds']:.0f} s", flush=True)
+    progress.unlink()
+    kept = len(list(found.iterdir())) + len(list(fuzz.CORPUS.iterdir()))
+    return {**done, "seconds": round(done["seconds"]), "corpus": kept, "failures": 0}
+
+
+def service(scratch: Path) -> Figures:
+    """A hundred thousand hostile calls on a server whose round is open."""
+    siege(scratch / "peace", 0)
+    seen = siege(scratch / "siege", CALLS)
+    wanted = storm.outcome(scratch / "peace" / "run.db").digests
+    assert storm.outcome(scratch / "siege" / "run.db").digests == wanted, "another model came out"
+    assert "Traceback" not in (scratch / "siege" / "server.log").read_text("utf-8")
+    return seen
+
+
+def light_storms(scratch: Path) -> Figures:
+    """Light processes, killed in the midst of their work, not of TensorFlow's start."""
+    rows = {}
+    for codec, uplink in CODECS.items():
+        directory = scratch / codec.replace(" ", "-")
+        with storm.light_storm(directory / "quiet", storm.light_spec(uplink)) as run:
+            run.wait(300)
+        begin = time.monotonic()
+        spec = storm.light_spec(uplink, seconds=0.2, gate=True)
+        with storm.light_storm(directory / "storm", spec) as run:
+            run.rage(KILLS, 1, ROUNDS, storm.newest_of(directory / "storm"), gap=0.3)
+            (directory / "storm" / "over").touch()
+            run.wait(600)
+        rows[codec] = _compare(directory, "run.db", dict(run.kills), time.monotonic() - begin)
+        rows[codec]["acknowledged"] = storm.check_acks(
+            directory / "storm", storm.outcome(directory / "storm" / "run.db")
+        )
+    return rows
+
+
+def _compare(directory: Path, database: str, kills: Figures, seconds: float) -> Figures:
+    wanted = storm.outcome(directory / "quiet" / database)
+    left = storm.outcome(directory / "storm" / database)
+    assert left.digests == wanted.digests, "another model came out of the storm"
+    assert left.journal == wanted.journal, "an update was lost, or counted twice"
+    return {
+        "kills": kills,
+        "seconds": round(seconds),
+        "updates": len(left.journal),
+        "payload_bytes": sum(left.journal.values()),
+        "retry_bytes": left.retry_bytes,
+        "final": left.digests[-1],
+    }
+
+
+def real_storm(scratch: Path) -> Figures:
+    """`featherfed serve` and `featherfed join --runtime litert` on digits."""
+    base = scratch / "base"
+    base.mkdir()
+    commands = _real_commands(base)
+    with storm.Storm(base, {"server": commands["server"]}):  # name and secret of both runs
+        wait_until((base / "out" / "server.address").exists, 120)
+    for name in ("quiet", "storm"):
+        shutil.copytree(base, scratch / name)
+    with storm.Storm(scratch / "quiet", commands) as run:
+        run.wait(1200)
+    newest = storm.newest_of(scratch / "storm" / "out")
+    begin = time.monotonic()
+    with storm.Storm(scratch / "storm", commands) as run:
+        run.rage(KILLS, 1, ROUNDS, newest, gap=1.5, server_share=0.2)
+        run.wait(1200)
+    figures = _compare(scratch, "out/run.db", dict(run.kills), time.monotonic() - begin)
+    journal = storm.outcome(scratch / "storm" / "out" / "run.db").journal
+    said = [
+        (round_, f"c{number}")
+        for number in range(storm.CLIENTS)
+        for round_ in range(1, ROUNDS + 1)
+        if f"round {round_}: sent " in (scratch / "storm" / f"c{number}.log").read_text("utf-8")
+    ]
+    assert set(said) <= set(journal), "an acknowledged update is not in the journal"
+    return {**figures, "acknowledged": len(said)}
+
+
+def _real_commands(directory: Path) -> dict[str, list[str]]:
+    port = storm.free_port()
+    settings = {
+        "output": "out",
+        "rounds": ROUNDS,
+        "server": {"port": port, "linger": 60},
+        "model": {"name": "mlp"},
+        "training": {"epochs": 1500, "learning_rate": 0.01},
+        "clients": {
+            "minimum": storm.CLIENTS, "quorum": 1.0, "deadline": 3600.0, "patience": 3600.0,
+        },
+    }  # fmt: skip
+    (directory / "run.toml").write_text(tomli_w.dumps(settings), "utf-8")
+    featherfed = [sys.executable, "-m", "featherfed.cli.main"]
+    commands = {"server": [*featherfed, "serve", "run.toml"]}
+    train, _ = load_train_test("digits")
+    for number, indices in enumerate(partition(train.labels, storm.CLIENTS, "iid", 0)):
+        train.take(indices).save(directory / f"data-{number}.npz")
+        commands[f"c{number}"] = [
+            *featherfed, "join", f"127.0.0.1:{port}", "--data", f"data-{number}.npz",
+            "--name", f"c{number}", "--state-dir", f"state-{number}", "--threads", "1",
+            "--runtime", "litert",
+        ]  # fmt: skip
+    return commands
+
+
+def links(scratch: Path) -> Figures:
+    """The example's model over 64 kbit/s and 100 to 500 ms, all at the same time."""
+    uplinks = ("balanced", "quantize(8)")
+    wanted = {
+        uplink: lossy.quiet(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
+        for number, uplink in enumerate(uplinks)
+    }
+    cases = [(uplink, loss) for uplink in uplinks for loss in LOSSES]
+
+    def measure(number: int) -> Figures:
+        uplink, loss = cases[number]
+        link = proxy.Link(loss=loss)
+        row = lossy.lossy(scratch / f"lossy-{number}", uplink, LINKED_ROUNDS, link, 7200)
+        assert row.pop("digests") == wanted[uplink], "another model came out"
+        print(json.dumps(row), flush=True)
+        return row
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return {"rounds": LINKED_ROUNDS, "runs": list(pool.map(measure, range(len(cases))))}
+
+
+def load(scratch: Path) -> Figures:
+    """One round of many clients, who all send at the same moment, on a server of its own."""
+    cases = [("cnn", count, "balanced") for count in CROWDS]
+    cases += [("large", n, uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
+    rows = []
+    for number, (model, count, uplink) in enumerate(cases):
+        rows.append(crowd.load(scratch / str(number), count, model, uplink))
+        print(json.dumps(rows[-1]), flush=True)
+    return {"runs": rows}
+
+
+PARTS: dict[str, Callable[[Path], Figures]] = {
+    "load": load,
+    "light_storms": light_storms,
+    "real_storm": real_storm,
+    "links": links,
+    "service": service,
+    "decoder": decoder,
+}
+
+
+def main() -> None:
+    """Measure what was asked for, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for part in parser.parse_args().parts or PARTS:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = PARTS[part](Path(scratch))
+        from featherfed.cli.artifacts import machine  # TensorFlow's memory only now
+
+        print(json.dumps({part: figures}, indent=1), flush=True)
+        text = json.dumps({"machine": machine(), **figures}, indent=1)
+        (RESULTS / f"{part}.json").write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

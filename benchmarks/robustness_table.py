@@ -1,0 +1,135 @@
+"""The section "Robustness" of docs/results.md, from what `make robustness` has measured so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "robustness"
+
+
+def robustness_section() -> Iterator[str]:
+    """Yield what was killed, sent and cut, and what came of it."""
+    yield (
+        "Made by `make robustness` (`benchmarks/robustness`). Every run here ended, and with the "
+        "digests, round by round, of the same run left in peace; otherwise there would be no row."
+    )
+    for name, part in _PARTS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            yield ""
+            yield from part(json.loads(path.read_text("utf-8")))
+
+
+def _storms(found: Any) -> Iterator[str]:
+    yield (
+        "**Kill storm**, light processes (a numpy trainer; server, store, session and gRPC are the "
+        "real ones): 5 clients, 10 rounds, SIGKILL at random moments. Every acknowledgement that a "
+        "client had written down is in the journal, and the ledger counts each update once."
+    )
+    yield from _head("codec", "kills: server", "clients", "seconds", "acks", "updates", "retries")
+    for codec in ("sketch", "error feedback"):
+        yield _storm_row(codec, found[codec])
+
+
+def _real(found: Any) -> Iterator[str]:
+    yield (
+        "**Kill storm**, `featherfed serve` and 5 `featherfed join --runtime litert` on digits, 10 "
+        "rounds."
+    )
+    yield from _head("codec", "kills: server", "clients", "seconds", "acks", "updates", "retries")
+    yield _storm_row("sketch", found)
+
+
+def _storm_row(codec: str, row: Any) -> str:
+    kills = row["kills"]
+    return _row(
+        codec, kills["server"], kills["clients"], row["seconds"], row["acknowledged"],
+        row["updates"], f"{row['retry_bytes']:,} bytes",
+    )  # fmt: skip
+
+
+def _links(found: Any) -> Iterator[str]:
+    yield (
+        f"**Thin links**: 4 clients, {found['rounds']} rounds, 225,034 parameters; each connection "
+        "has 64 kbit/s each way and a round trip of 100 to 500 ms through a TCP proxy. A lost "
+        "segment (1,460 bytes) is sent again after 0.6 s, 1.2 s, ..., and holds up all behind it; "
+        "one in 20 cuts the connection. Payload and retries are the ledger's, uplink payload and "
+        "messages of both ways; the wire is what the proxy carried both ways, lost segments too."
+    )
+    yield from _head("uplink", "loss", "seconds", "cuts", "payload", "retries", "wire")
+    for row in found["runs"]:
+        yield _row(
+            f"`{row['uplink']}`", f"{row['loss']:.0%}", row["seconds"], row["cuts"],
+            f"{row['payload_bytes']:,}", f"{row['retry_bytes']:,}", f"{row['bytes']:,}",
+        )  # fmt: skip
+
+
+def _load(found: Any) -> Iterator[str]:
+    yield (
+        "**Load**: one round; each client has its own connection and all send at the same moment. "
+        "Memory is the server's peak (VmHWM, 10^6 bytes); its growth is told from 10 clients on."
+    )
+    yield from _head(
+        "parameters", "uplink", "clients", "seconds", "ack p50", "ack p99", "peak", "growth/client"
+    )
+    base: dict[tuple[int, str], Any] = {}
+    for row in found["runs"]:
+        first = base.setdefault((row["parameters"], row["uplink"]), row)
+        more = row["clients"] - first["clients"]
+        growth = 1e6 * (row["peak_mb"] - first["peak_mb"]) / more if more else None
+        told = "" if growth is None else _growth(growth, row)
+        yield _row(
+            f"{row['parameters']:,}", f"`{row['uplink']}`", row["clients"], row["seconds"],
+            f"{row['ack_p50_ms']:,.0f} ms", f"{row['ack_p99_ms']:,.0f} ms",
+            f"{row['peak_mb']:.0f} MB", told,
+        )  # fmt: skip
+
+
+def _growth(growth: float, row: Any) -> str:
+    updates = growth / row["update_bytes"]
+    return f"{growth / 1000:,.0f} kB, {updates:,.2f} updates of {row['update_bytes']:,} bytes"
+
+
+def _service(found: Any) -> Iterator[str]:
+    codes = ", ".join(f"{code} {count:,}" for code, count in found["codes"].items())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["refused_updates"].items())
+    yield (
+        f"**Hostile calls**: {found['calls']:,} on a live server by one of the round's cohort "
+        "(bytes that are no message, hostile values in every field, spoilt updates, streams broken "
+        f"off, methods that there are not), {found['seconds']:.0f} s. Answers: {codes}. Never "
+        f"UNKNOWN or INTERNAL, no traceback. Updates refused: {reasons}. The slowest answer took "
+        f"{found['slowest_seconds']} s; the server's memory was {found['before_mb']} MB after a "
+        f"fifth of the calls and {found['after_mb']} MB after all."
+    )
+
+
+def _decoder(found: Any) -> Iterator[str]:
+    yield (
+        f"**Fuzzing**: {found['inputs']:,} inputs on everything that decodes a peer's bytes, "
+        f"guided by coverage (Atheris), {found['seconds']:,} s: no crash; the slowest took less "
+        f"than {found['slowest_seconds'] + 1} s, memory never exceeded {found['peak_mb']} MB, the "
+        "fuzzer's included."
+    )
+
+
+_PARTS = {
+    "light_storms": _storms,
+    "real_storm": _real,
+    "links": _links,
+    "load": _load,
+    "service": _service,
+    "decoder": _decoder,
+}
+
+
+def _head(*cells: str) -> Iterator[str]:
+    yield ""
+    yield _row(*cells)
+    yield "|" + "---|" * len(cells)
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -1,0 +1,236 @@
+"""Many clients in one process that speak the real protocol, each over a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from light import CLASSES, EXAMPLES, MODELS, SHAPE, Spec
+
+from featherfed.compression.average import Round, round_key, statistics_of
+from featherfed.compression.genesis import initial_weights
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.update import encode_update
+from featherfed.edge_client.model import follow
+from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.state import Held
+from featherfed.edge_client.transport import CHUNK_BYTES
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto import federation_pb2_grpc as pb_grpc
+
+LIGHT = Path(__file__).with_name("light.py")
+BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+
+
+@dataclass
+class Crowd:
+    """What all clients of one round see."""
+
+    address: str
+    count: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    retries: Counter[str] = field(default_factory=Counter)
+    payload: int = 0
+    """Bytes of the largest update."""
+    _update: list[Array] | None = None
+    _plan: tuple[Manifest, list[Array]] | None = None
+    _final: tuple[pb.Plan, list[bytes], bytes] | None = None
+
+    async def run(self) -> None:
+        """Be `count` clients from joining to the final model; raise if any of them fails."""
+        self._ready = asyncio.Barrier(self.count)
+        await asyncio.gather(*(self._client(f"c{number:04}") for number in range(self.count)))
+
+    async def _client(self, name: str) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # else all would share one connection
+        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
+            stub = pb_grpc.FederationStub(channel)
+            request = pb.JoinRequest(
+                client=name,
+                data=pb.DataSummary(
+                    num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
+                ),
+                capabilities=pb.Capabilities(stages=sorted(STAGES), methods=["none"]),
+            )
+            reply = await self._call("join", lambda: stub.Join(request))
+            task = await self._task(stub, reply.session, "train")
+            await self._fetch(stub, reply.session, task.train.version, None)
+            payload = self._encode(reply.plan, task.train)
+            await self._ready.wait()  # the worst case: all send at once
+            header = pb.UpdateHeader(
+                session=reply.session, round=1, num_examples=EXAMPLES, size=len(payload)
+            )
+            ack = await self._call("submit", lambda: stub.SubmitUpdate(_chunks(header, payload)))
+            if ack.outcome not in (pb.ACCEPTED, pb.DUPLICATE):
+                raise RuntimeError(f"{name}: {ack}")
+            task = await self._task(stub, reply.session, "finished")
+            links, data = await self._fetch(stub, reply.session, task.finished.version, 0)
+            found = reply.plan, [link.SerializeToString() for link in links], data
+            if self._final is None:
+                self._final = found
+            if found[1:] != self._final[1:] or links[-1].digest != task.finished.digest:
+                raise RuntimeError(f"{name} was sent another final model")
+
+    def check(self) -> None:
+        """Check the final model that all were sent; takes as long as a client's own decoding."""
+        assert self._final is not None
+        plan, links, data = self._final
+        manifest, start = self._prepared(plan)
+        route = [pb.Link.FromString(link) for link in links]
+        follow(manifest, plan.seed, Held(0, b"", start), route, data)
+
+    async def _call(self, what: str, call: Any) -> Any:
+        begin = time.perf_counter()
+        for attempt in range(100):
+            try:
+                found = await call()
+                self.seconds.setdefault(what, []).append(time.perf_counter() - begin)
+                return found
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in BUSY:
+                    raise
+                self.retries[f"{what}: {error.code().name}"] += 1
+                await asyncio.sleep(min(5, 0.1 * 2**attempt) * np.random.random())
+        raise RuntimeError(f"{what}: refused for ever")
+
+    async def _task(self, stub: Any, session: int, wanted: str) -> pb.NextTaskReply:
+        request = pb.NextTaskRequest(session=session, wait_seconds=20)
+        while True:
+            task = await self._call(f"task {wanted}", lambda: stub.NextTask(request))
+            if task.HasField(wanted):
+                return task
+
+    async def _fetch(
+        self, stub: Any, session: int, version: int, have: int | None
+    ) -> tuple[list[pb.Link], bytes]:
+        request = pb.FetchModelRequest(session=session, version=version)
+        if have is not None:
+            request.have_version = have
+            request.have_digest = self._seed_digest[:8]
+
+        async def fetch() -> tuple[list[pb.Link], bytes]:
+            links, data = [], []
+            async for chunk in stub.FetchModel(request):
+                links += chunk.links
+                data.append(chunk.data)
+            return links, b"".join(data)
+
+        found = await self._call("fetch", fetch)
+        if have is None:
+            self._seed_digest = found[0][-1].digest
+        return found
+
+    def _prepared(self, plan: pb.Plan) -> tuple[Manifest, list[Array]]:
+        if self._plan is None:
+            manifest = manifest_of(plan)
+            self._plan = manifest, initial_weights(manifest, plan.seed)
+        return self._plan
+
+    def _encode(self, plan: pb.Plan, task: pb.Train) -> bytes:
+        manifest, start = self._prepared(plan)
+        if self._update is None:
+            rng = np.random.default_rng(0)
+            self._update = [
+                rng.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in start
+            ]
+        codec = parse_codec(task.codec)
+        if not codec.keyed and self.payload:
+            return self._unkeyed
+        key = round_key(plan.seed, task.round)
+        shared = Round(
+            key, task.slots, [None] * len(manifest), None,
+            statistics=statistics_of(manifest, start),
+        )  # fmt: skip
+        encoded = encode_update(
+            codec, manifest, self._update, masks=shared.masks, context=shared.context(task.slot)
+        )
+        self._unkeyed = encoded.payload
+        self.payload = max(self.payload, len(encoded.payload))
+        return encoded.payload
+
+
+async def _chunks(header: pb.UpdateHeader, payload: bytes) -> Any:
+    yield pb.UpdateChunk(header=header, data=payload[:CHUNK_BYTES])
+    for at in range(CHUNK_BYTES, len(payload), CHUNK_BYTES):
+        yield pb.UpdateChunk(data=payload[at : at + CHUNK_BYTES])
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Return a quantile of seconds, in milliseconds."""
+    return round(float(np.quantile(values, q)) * 1000, 1)
+
+
+def memory_mb(pid: int) -> dict[str, float]:
+    """Return the peak and the present memory of a process in MB (10**6 bytes)."""
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return {
+        name: round(int(found[field].split()[0]) * 1024 / 1e6, 1)
+        for name, field in (("peak_mb", "VmHWM"), ("resident_mb", "VmRSS"))
+    }
+
+
+def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> dict[str, Any]:
+    """Return what one round of `count` clients cost a server of its own in `directory`."""
+    spec = Spec(
+        {
+            "name": "load", "rounds": 1, "server": {"port": 0, "linger": 60},
+            "clients": {"minimum": count, "quorum": 1.0, "deadline": 3600},
+            "compression": {"uplink": uplink},
+        },
+        model,
+    )  # fmt: skip
+    directory.mkdir(parents=True)
+    spec.write(directory)
+    with (directory / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(LIGHT), "server", str(directory)], stdout=log, stderr=log
+        )
+    try:
+        address = directory / "server.address"
+        while not address.exists():
+            assert server.poll() is None, (directory / "server.log").read_text("utf-8")
+            time.sleep(0.05)
+        idle = memory_mb(server.pid)["peak_mb"]
+        crowd = Crowd(address.read_text("utf-8"), count)
+        begin = time.perf_counter()
+        asyncio.run(crowd.run())
+        seconds = time.perf_counter() - begin
+        memory = memory_mb(server.pid)
+        crowd.check()
+        assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
+    finally:
+        server.kill()
+        server.wait()
+    acks = crowd.seconds["submit"]
+    return {
+        "clients": count,
+        "parameters": MODELS[model].num_values,
+        "uplink": uplink,
+        "update_bytes": crowd.payload,
+        "seconds": round(seconds, 1),
+        "ack_p50_ms": quantile(acks, 0.5),
+        "ack_p99_ms": quantile(acks, 0.99),
+        "join_p99_ms": quantile(crowd.seconds["join"], 0.99),
+        "retries": dict(crowd.retries),
+        "idle_mb": idle,
+        **memory,
+    }
+
+
+if __name__ == "__main__":
+    import json
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch) / "run"
+        print(json.dumps(load(where, int(sys.argv[1]), sys.argv[2], *sys.argv[3:])))

@@ -1,0 +1,315 @@
+"""Calls that no honest client makes, against a live server, from a seed; one kind in each function.
+
+The attacker is known to the server: it has joined, is in the round's cohort and could make a right
+update, and sends everything but that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from crowd import memory_mb
+from light import CLASSES, EXAMPLES, SHAPE, Spec
+from storm import Storm, free_port, light_storm
+
+from featherfed.compression.average import Round, round_key, statistics_of
+from featherfed.compression.genesis import initial_weights
+from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.update import encode_update
+from featherfed.edge_client.plan import manifest_of
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto import federation_pb2_grpc as pb_grpc
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
+METHODS = {method.name: method for method in SERVICE.methods}
+HONEST = 3
+FAILURES = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+"""What a server says that did not expect a call."""
+
+LOCAL = "Internal error from Core"
+"""What this side's own gRPC says of a message that it was about to send when the stream broke."""
+
+_INTEGERS = (0, 1, 2, 3, 7, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+_FLOATS = (0.0, -1.0, 1e-300, 1e38, float("nan"), float("inf"), float("-inf"))
+_TEXTS = ("", "c0", "evil", "..", "/etc/passwd", "a" * 70, "x\x00y", "\u202e", "'; --", "int8")
+
+
+class Attacker:
+    """One of the cohort that sends everything but a right update."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        self._address = address
+        self.rng = random.Random(seed)
+        self.codes: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.slowest = 0.0
+
+    async def join(self) -> None:
+        """Join as `evil`, wait for the round, and make the update that is never sent as it is."""
+        self._channel = grpc.aio.insecure_channel(self._address)
+        stub = pb_grpc.FederationStub(self._channel)
+        self._hello = pb.JoinRequest(
+            client="evil",
+            data=pb.DataSummary(
+                num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
+            ),
+            capabilities=pb.Capabilities(stages=sorted(STAGES), methods=["none"]),
+        )
+        reply = await stub.Join(self._hello)
+        self._session = reply.session
+        while True:
+            request = pb.NextTaskRequest(session=self._session, wait_seconds=20)
+            task = await stub.NextTask(request)
+            if task.HasField("train"):
+                break
+        manifest = manifest_of(reply.plan)
+        start = initial_weights(manifest, reply.plan.seed)
+        shared = Round(
+            round_key(reply.plan.seed, 1), task.train.slots, [None] * len(manifest), None,
+            statistics=statistics_of(manifest, start),
+        )  # fmt: skip
+        self._payload = encode_update(
+            parse_codec(task.train.codec),
+            manifest,
+            [np.full(w.shape, 0.01, np.float32) for w in start],
+            masks=shared.masks,
+            context=shared.context(task.train.slot),
+        ).payload
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    async def attack(self, calls: int, side_by_side: int = 32) -> None:
+        """Make so many calls."""
+        numbers = iter(range(calls))
+        kinds = (
+            self._bytes, self._bytes, self._values, self._values, self._values, self._update,
+            self._update, self._broken_stream, self._no_method,
+        )  # fmt: skip
+
+        async def work() -> None:
+            for _ in numbers:
+                kind = self.rng.choice(kinds)
+                self.kinds[kind.__name__.strip("_")] += 1
+                begin = time.monotonic()
+                try:
+                    await asyncio.wait_for(kind(), 60)
+                    code = grpc.StatusCode.OK
+                except grpc.aio.AioRpcError as error:
+                    code = error.code()
+                    if code in FAILURES:
+                        raise RuntimeError(f"{kind.__name__}: {error}") from error
+                except asyncio.CancelledError:
+                    code = grpc.StatusCode.CANCELLED
+                self.codes[code.name] += 1
+                self.slowest = max(self.slowest, time.monotonic() - begin)
+
+        await asyncio.gather(*(work() for _ in range(side_by_side)))
+
+    # ---- kinds ----
+
+    async def _bytes(self) -> None:
+        """Bytes that are no message, or one that was mutated."""
+        name = self.rng.choice([*METHODS])
+        if self.rng.random() < 0.3:
+            data = self.rng.randbytes(self.rng.choice((0, 1, 10, 100, 5000, 300_000)))
+        else:
+            data = self._mutated(self._message(METHODS[name].input_type).SerializeToString())
+        await self._raw(name, [data])
+
+    async def _values(self) -> None:
+        """A message that parses, with hostile values."""
+        name = self.rng.choice([*METHODS])
+        message = self._message(METHODS[name].input_type)
+        await self._raw(name, [message.SerializeToString()])
+
+    async def _update(self) -> None:
+        """An update with one thing wrong with it."""
+        header = pb.UpdateHeader(
+            session=self._session, round=1, num_examples=EXAMPLES, size=len(self._payload)
+        )
+        payload, cut = self._payload, CHUNK
+        wrong = self.rng.choice(("round", "version", "num_examples", "size", "payload", "chunks"))
+        if wrong == "payload":
+            payload = self._mutated(payload) or b"x"
+            header.size = len(payload)
+            if payload == self._payload:
+                return
+        elif wrong == "chunks":
+            cut = 1 + len(payload) // 3
+            payload += self.rng.randbytes(1 + self.rng.randrange(100))
+        else:
+            right = getattr(header, wrong)
+            value = self.rng.choice([i for i in _INTEGERS if i < 2**32 and i != right])
+            if wrong == "num_examples" and 1 <= value <= EXAMPLES:
+                value = 0
+            setattr(header, wrong, value)
+        messages = [pb.UpdateChunk(header=header, data=payload[:cut])]
+        messages += [
+            pb.UpdateChunk(data=payload[at : at + cut]) for at in range(cut, len(payload), cut)
+        ]
+        replies = await self._raw("SubmitUpdate", [m.SerializeToString() for m in messages])
+        reply = pb.SubmitReply.FromString(replies[0])
+        if reply.outcome != pb.REFUSED:
+            raise RuntimeError(f"{wrong}: {header}: {reply}")
+        self.reasons[pb.Reason.Name(reply.reason)] += 1
+
+    async def _broken_stream(self) -> None:
+        """A stream that the attacker breaks off, before or after the server has said something."""
+        name = self.rng.choice(("SubmitUpdate", "FetchModel", "FetchRelease", "FetchStep"))
+        messages = [
+            self._message(METHODS[name].input_type).SerializeToString()
+            for _ in range(self.rng.randint(1, 4) if name == "SubmitUpdate" else 1)
+        ]
+        task = asyncio.ensure_future(self._raw(name, messages, stall=True))
+        await asyncio.sleep(self.rng.random() * 0.01)
+        task.cancel()
+        try:
+            await task
+        except grpc.aio.AioRpcError as error:
+            if error.details() != LOCAL:
+                raise
+
+    async def _no_method(self) -> None:
+        """A method that there is not, or of the wrong kind."""
+        path = self.rng.choice(
+            ("/", "//", "/nope/Join", "/featherfed.v1.Federation/Nope", "/" + "x" * 5000)
+        )
+        await self._channel.unary_unary(path)(self.rng.randbytes(20), timeout=20)
+
+    # ---- means ----
+
+    async def _raw(self, name: str, messages: Sequence[bytes], stall: bool = False) -> list[bytes]:
+        method = METHODS[name]
+        path = f"/{SERVICE.full_name}/{name}"
+        wait = self.rng.choice((0.5, 5.0)) if name in ("NextTask", "FetchRelease") else 50
+
+        async def stream() -> AsyncIterator[bytes]:
+            for message in messages:
+                yield message
+            if stall:
+                await asyncio.sleep(10)
+
+        if method.client_streaming:
+            return [await self._channel.stream_unary(path)(stream(), timeout=wait)]
+        if method.server_streaming:
+            call = self._channel.unary_stream(path)(messages[0], timeout=wait)
+            return [reply async for reply in call]
+        return [await self._channel.unary_unary(path)(messages[0], timeout=wait)]
+
+    def _mutated(self, data: bytes) -> bytes:
+        rng, out = self.rng, bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(out) + 1)
+            match rng.randrange(4):
+                case 0:
+                    out[at:at] = rng.randbytes(rng.randint(1, 8))
+                case 1:
+                    del out[at : at + rng.randint(1, 8)]
+                case 2:
+                    out[at : at + 1] = bytes([rng.randrange(256)])
+                case _:
+                    del out[at:]
+        return bytes(out)
+
+    def _message(self, descriptor: Any) -> Any:
+        """Return a message with some of its fields set to what they should not be."""
+        if descriptor is pb.JoinRequest.DESCRIPTOR and self.rng.random() < 0.5:
+            message = pb.JoinRequest()
+            message.CopyFrom(self._hello)
+            message.client = f"evil-{self.rng.randrange(50)}"
+            return message
+        message = getattr(pb, descriptor.name)()
+        for field in descriptor.fields:
+            if self.rng.random() < 0.3:
+                continue
+            repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == 3
+            values = [self._value(field) for _ in range(self.rng.randrange(5) if repeated else 1)]
+            if field.message_type:
+                for value in values:
+                    target = getattr(message, field.name)
+                    (target.add() if repeated else target).CopyFrom(value)
+            elif repeated:
+                getattr(message, field.name).extend(values)
+            else:
+                setattr(message, field.name, values[0])
+        return message
+
+    def _value(self, field: Any) -> Any:
+        rng = self.rng
+        if field.message_type:
+            return self._message(field.message_type)
+        if field.cpp_type == field.CPPTYPE_STRING:
+            if field.type == field.TYPE_BYTES:
+                return rng.randbytes(rng.choice((0, 1, 8, 32, 1000, 70_000)))
+            return rng.choice((*_TEXTS, "é" * rng.randrange(2000)))
+        if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT):
+            return rng.choice(_FLOATS)
+        if field.cpp_type == field.CPPTYPE_BOOL:
+            return rng.random() < 0.5
+        if field.name == "session":  # else nothing behind the door is reached
+            return rng.choice((self._session, self._session, self._session, 0, rng.getrandbits(64)))
+        if field.name == "wait_seconds":
+            return rng.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 2**32 - 1))
+        bits = 64 if field.cpp_type in (field.CPPTYPE_UINT64, field.CPPTYPE_INT64) else 32
+        value = rng.choice(_INTEGERS) % 2**bits
+        return value
+
+
+CHUNK = 64 * 1024
+
+
+def spec() -> Spec:
+    """Return a round that is open until three honest clients of four have reported."""
+    settings = {
+        "name": "hostile",
+        "rounds": 1,
+        "server": {"port": free_port(), "linger": 10},
+        "clients": {"minimum": HONEST + 1, "quorum": 0.75, "deadline": 1, "patience": 3600},
+        "limits": {"requests_per_second": 1e6},
+    }
+    return Spec(settings, gate=True)
+
+
+def siege(directory: Path, calls: int, seed: int = 1) -> dict[str, Any]:
+    """Attack a run with honest clients; return what was seen. Without calls: the peaceful run."""
+    with light_storm(directory, spec(), HONEST) as run:
+        address = directory / "server.address"
+        while not address.exists():
+            time.sleep(0.02)
+        attacker = Attacker(address.read_text("utf-8"), seed)
+        seen = asyncio.run(_siege(attacker, run, calls, directory))
+        run.wait(60)
+    return {
+        "calls": calls,
+        "codes": dict(attacker.codes.most_common()),
+        "kinds": dict(attacker.kinds.most_common()),
+        "refused_updates": dict(attacker.reasons.most_common()),
+        "slowest_seconds": round(attacker.slowest, 2),
+        **seen,
+    }
+
+
+async def _siege(attacker: Attacker, run: Storm, calls: int, directory: Path) -> dict[str, Any]:
+    server = run.running["server"].pid
+    await attacker.join()
+    begin = time.monotonic()
+    await attacker.attack(calls // 5)
+    before = memory_mb(server)["resident_mb"]  # after a fifth: what is loaded late is loaded
+    await attacker.attack(calls - calls // 5)
+    after = memory_mb(server)["resident_mb"]
+    seconds = round(time.monotonic() - begin, 1)
+    await attacker.close()
+    assert run.running["server"].poll() is None, run.log("server")
+    (directory / "over").touch()
+    return {"seconds": seconds, "before_mb": before, "after_mb": after}

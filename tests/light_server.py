@@ -1,0 +1,88 @@
+"""The server of light.py: the real one with a cheap judge, and places where it may kill itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import light
+import numpy as np
+
+from featherfed.compression.manifest import Array, Manifest
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.admission import DataShape
+from featherfed.server.coordinator import Coordinator, Delivery, Evaluation
+from featherfed.server.plan import make_plan
+from featherfed.server.settings import Settings
+from featherfed.server.store import Entry, Store, Update, Version
+
+
+class Judge:
+    """An evaluator that says how far the weights are from one."""
+
+    def __init__(self, fault: Callable[[str], None]) -> None:
+        self._fault = fault
+
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        """Return a figure that follows from the weights."""
+        self._fault("server: in mid-aggregation")
+        loss = float(np.mean([np.mean((w - 1) ** 2) for w in weights]))
+        return Evaluation(loss, 1 / (1 + loss), json.dumps([0.5, 0.5]))
+
+
+def build(  # noqa: C901 - the places where it may die, one beside the other
+    directory: Path, spec: light.Spec, manifest: Manifest, fault: Callable[[str], None]
+) -> tuple[Coordinator, Store]:
+    """Return the run's coordinator and store, begun or gone on with."""
+
+    class FaultyStore(Store):
+        def add_update(self, update: Update) -> None:
+            super().add_update(update)
+            fault("server: in the journal's transaction")
+
+        def add_version(self, version: Version, *rest: Any) -> None:
+            super().add_version(version, *rest)
+            if version.version:
+                fault("server: in the version's transaction")
+
+        def open_round(self, *args: Any) -> None:
+            super().open_round(*args)
+            fault("server: in the opening's transaction")
+
+    class FaultyCoordinator(Coordinator):
+        def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+            reply = super().join(request)
+            fault("server: joined, before the answer")
+            return reply
+
+        def fetch(self, client: str, request: pb.FetchModelRequest) -> Delivery:
+            found = super().fetch(client, request)
+            fault("server: before the model is sent")
+            return found
+
+        def count(self, *entries: Entry) -> None:
+            super().count(*entries)
+            if any(e.direction == "downlink" and e.kind == "transfer" for e in entries):
+                fault("server: the model is sent")
+
+        def submit(self, *args: Any) -> pb.Outcome:
+            fault("server: received, before the journal")
+            outcome = super().submit(*args)
+            fault("server: journaled, before the acknowledgement")
+            return outcome
+
+        def aggregate(self) -> None:
+            super().aggregate()
+            fault("server: aggregated, before anyone hears of it")
+
+    settings = Settings.model_validate({"output": str(directory), **spec.settings})
+    store = FaultyStore(directory / "run.db")
+    plan = make_plan(settings, "{}", manifest)
+    shape = DataShape(light.SHAPE, light.CLASSES)
+    coordinator = FaultyCoordinator(
+        settings, store, plan, manifest, shape, Judge(fault), time.time, secret=1
+    )
+    return coordinator, store

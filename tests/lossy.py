@@ -1,0 +1,47 @@
+"""A light run whose clients all sit behind a lossy link, and the same run without it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from proxy import Link, Proxy
+from storm import check_acks, light_spec, light_storm, outcome
+
+CLIENTS = 4
+
+
+def quiet(directory: Path, uplink: str, rounds: int, model: str = "cnn") -> list[str]:
+    """Return the digests of the undisturbed run."""
+    spec = light_spec(uplink, rounds, CLIENTS, model=model)
+    with light_storm(directory, spec, CLIENTS) as run:
+        run.wait(120)
+    return outcome(directory / "run.db").digests
+
+
+def lossy(
+    directory: Path, uplink: str, rounds: int, link: Link, limit: float, model: str = "cnn"
+) -> dict[str, Any]:
+    """Return digests and figures of a run over `link`; raise RuntimeError if it takes too long."""
+    spec = light_spec(uplink, rounds, CLIENTS, model=model, give_up_after=3600.0)
+    port = spec.settings["server"]["port"]
+    with Proxy(("127.0.0.1", port), link, seed=1) as proxy:
+        spec = replace(spec, address=proxy.address)
+        begin = time.monotonic()
+        with light_storm(directory, spec, CLIENTS) as run:
+            run.wait(limit)
+        seconds = time.monotonic() - begin
+        traffic = asdict(proxy.traffic)
+    left = outcome(directory / "run.db")
+    check_acks(directory, left)
+    return {
+        "digests": left.digests,
+        "uplink": uplink,
+        "loss": link.loss,
+        "seconds": round(seconds, 1),
+        "payload_bytes": sum(left.journal.values()),
+        "retry_bytes": left.retry_bytes,
+        **traffic,
+    }
