@@ -27,7 +27,7 @@ from featherfed.edge_client.follower import Follower, ModelFile
 from featherfed.proto import federation_pb2 as pb
 
 SIZE = 200_000
-STEPS = ("fsync", "replace", "unlink", "fsync")
+STEPS = ("fsync", "replace", "fsync")
 WHENS = ("before", "half", "after")
 
 
@@ -83,7 +83,7 @@ def kill_at(step: int, when: str) -> None:
                 die()
             try:
                 return real(*args, **kwargs)
-            finally:  # also if there was nothing to unlink
+            finally:
                 if due:
                     die()
 
