@@ -48,7 +48,7 @@ def scratch_of(path: Path) -> Path:
 
 def put_in_place(scratch: Path, path: Path) -> None:
     """Make a written file the one at `path`, on disk when this returns; raises OSError."""
-    with scratch.open("rb") as file:
+    with scratch.open("r+b") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
     # The new name must not come back as the old one after a loss of power.

@@ -84,7 +84,7 @@ def kill_at(step: int, when: str) -> None:
                 die()
             try:
                 return real(*args, **kwargs)
-            finally:  # also if there was nothing to unlink
+            finally:
                 if due:
                     die()
 
