@@ -315,6 +315,8 @@ class Coordinator:
                 raise Refused(
                     pb.TOO_LARGE, f"{header.size} bytes; the round's codec needs {limit} at most"
                 )
+            if len(header.digest) not in (0, 8):
+                raise Refused(pb.MALFORMED, f"a digest of {len(header.digest)} bytes, not of 8")
             if not header.offset:
                 self._store.drop_pieces(client)
             elif header.offset != (kept := self._kept(client, header)):

@@ -423,7 +423,7 @@ class Store:
     def add_piece(self, piece: Piece) -> None:
         """Keep a piece of an update, unless it does not continue what there is of that update."""
         kept, _ = self.kept_bytes(piece.client, piece.round, piece.digest, piece.size)
-        if piece.at == kept:
+        if piece.data and piece.at == kept:
             self._run("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", *asdict(piece).values())
 
     def kept_bytes(self, client: str, round_: int, digest: bytes, size: int) -> tuple[int, int]:

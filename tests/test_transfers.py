@@ -83,9 +83,10 @@ class Relay:
                     relay.start()
 
     def _relay(self, one: socket.socket, other: socket.socket, way: str) -> None:
-        passed, cuts = 0, self.cuts[way]
+        passed = 0
         with contextlib.suppress(OSError):
             while data := one.recv(4096):
+                cuts = self.cuts[way]
                 over = bool(cuts) and passed + len(data) >= cuts[0]
                 data = data[: cuts.pop(0) - passed] if over else data
                 time.sleep(len(data) / 1e6)
@@ -580,7 +581,8 @@ def test_a_lie_about_a_download_marks_nothing_as_sent(federation: Start) -> None
 
 def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any) -> None:
     noise = np.random.default_rng(1).bytes(3 * CHUNK_BYTES)
-    server = large(federation, step=OfferedStep(noise))
+    stay = {"port": 0, "linger": 1, "stay": True}
+    server = large(federation, step=OfferedStep(noise), server=stay)
     relay, transport = relayed(server)
     join = _join("lite")
     join.capabilities.runtime = "litert"
