@@ -620,9 +620,11 @@ class Coordinator:
                     self._store.grade_update(round_, *grade)
                 self._store.add_facts(round_, ruling.facts)
                 for client, detail in ruling.outliers:
-                    self.record_refusal(client, Refused(pb.OUTLIER, detail))
+                    self._store.add_outlier(round_, client, detail, self._clock())
                 after = self._write(rounds.Aggregated(self._clock()))
             events.version_made(self.plan.run, version)
+            for client, detail in ruling.outliers:
+                events.refused(self.plan.run, round_, client, Refused(pb.OUTLIER, detail), True)
             self._adopt(after)
             self._digest, self._allocation = version.digest, version.allocation
 

@@ -63,6 +63,10 @@ class Refusals:
             self.flush()
         return first
 
+    def add_at_once(self, round_: int, client: str, reason: str, detail: str, now: float) -> None:
+        """Count a refusal as part of the transaction under way, whatever becomes of that."""
+        self._run(_ADD, round_, client, reason, 1, detail, now, now)
+
     def flush(self) -> None:
         """Write what waits; a disk that takes nothing makes it wait longer."""
         with self._lock:

@@ -369,6 +369,10 @@ class Store:
         """
         return self._refusals.add(round_, client, reason, detail, now)
 
+    def add_outlier(self, round_: int, client: str, detail: str, now: float) -> None:
+        """Count that an update is an outlier, in the transaction that makes its version."""
+        self._refusals.add_at_once(round_, client, pb.Reason.Name(pb.OUTLIER), detail, now)
+
     def flush_refusals(self) -> None:
         """Write down refusals that still wait for that."""
         self._refusals.flush()

@@ -441,10 +441,14 @@ def test_a_running_server_knows_new_and_revoked_clients_at_once(
 
 
 def test_an_upload_of_a_client_that_was_revoked_meanwhile_does_not_count(
-    served: Federation, authority: Authority
+    federation: Callable[..., Federation], authority: Authority
 ) -> None:
+    security = {"credentials": str(authority.folder)}
+    served = federation(security=security, clients={"minimum": 1})
     attic = talk(served, of(authority, "attic"))
     session = attic.join(join_request("attic")).session
+    while not attic.next_task(session).HasField("train"):
+        pass
     header = pb.UpdateHeader(session=session, round=1, num_examples=1, size=2)
     first, second = pb.UpdateChunk(header=header, data=b"x"), pb.UpdateChunk(data=b"x")
 

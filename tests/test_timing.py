@@ -695,7 +695,7 @@ def test_a_client_of_a_busy_server_waits_and_goes_on(federation: Start) -> None:
         assert 0 < float(dict(error.trailing_metadata())[service.RETRY_AFTER]) <= 5
     (held,) = server.run_clients(server.client("a"))
     assert held.version == 2
-    assert list(server.store.refusals()) == [], "that it came too early says nothing of an update"
+    assert {row["reason"] for row in server.store.refusals()} == {"BUSY"}
 
 
 def test_a_client_that_joins_a_thousand_times_disturbs_nobody(
@@ -748,7 +748,8 @@ def test_refusals_do_not_fill_the_disk(run: Callable[..., Run]) -> None:
     with one.store.transaction():
         for _ in range(1500):
             one.coordinator.record_refusal("a", Refused(pb.MALFORMED, "junk"))
-    assert len(one.store.refusals()) == 1000
+    (row,) = one.store.refusals()
+    assert row["count"] == 1500
 
 
 # ---- what it costs ----
