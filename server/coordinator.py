@@ -52,9 +52,6 @@ LITERT = "litert"
 SILENT_BEATS = 2.9
 """Silent for so many heartbeats, a client is dead: with a turn of the loop, that is three."""
 
-_NAMELESS = {pb.BAD_NAME, pb.BAD_TOKEN, pb.UNKNOWN_SESSION}
-"""Refusals of someone who has not proved to be who it says."""
-
 MAX_CLIENT_WEIGHT = 1e12
 """Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
 
@@ -486,7 +483,7 @@ class Coordinator:
             refusal.recorded = True
             reason = pb.Reason.Name(refusal.reason)
             round_ = min(self._state.round if round_ is None else round_, self._state.round)
-            client = STRANGER if refusal.reason in _NAMELESS or not client else client
+            client = STRANGER if refusal.reason == pb.BAD_NAME or not client else client
             detail, now = refusal.detail, self._clock()
             first = self._store.add_refusal(round_, client, reason, detail, now)
         events.refused(self.plan.run, round_, client, refusal, first)

@@ -95,12 +95,12 @@ class Storm:
                 time.sleep(rng.uniform(0, gap))
             self.start(name)
 
-    def wait(self, seconds: float) -> None:
-        """Wait until all have ended well; raise RuntimeError with the log of one that has not."""
+    def wait(self, seconds: float, names: Sequence[str] = ()) -> None:
+        """Wait until all (or those) have ended well; raise RuntimeError with the log of another."""
         until = time.monotonic() + seconds
-        for name, process in self.running.items():
+        for name in names or self.running:
             try:
-                code: object = process.wait(max(0.1, until - time.monotonic()))
+                code: object = self.running[name].wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 code = f"no end after {seconds:.0f} s"
             if code != 0:
