@@ -185,7 +185,7 @@ def join(directory: Path, spec: Spec, name: str) -> None:
 
         def save_pending(self, pending: Any) -> None:
             if spec.fault == "client: torn write":
-                (directory / f"state-{name}" / "pending.tmp").write_bytes(b"PK\3\4torn")
+                (directory / f"state-{name}" / ".new-pending.npz").write_bytes(b"PK\3\4torn")
             fault("client: torn write")
             super().save_pending(pending)
 

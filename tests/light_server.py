@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.admission import DataShape
+from featherfed.server.clock import SteadyClock
 from featherfed.server.coordinator import Coordinator, Delivery, Evaluation
 from featherfed.server.plan import make_plan
 from featherfed.server.settings import Settings
@@ -83,6 +83,6 @@ def build(  # noqa: C901 - the places where it may die, one beside the other
     plan = make_plan(settings, "{}", manifest)
     shape = DataShape(light.SHAPE, light.CLASSES)
     coordinator = FaultyCoordinator(
-        settings, store, plan, manifest, shape, Judge(fault), time.time, secret=1
+        settings, store, plan, manifest, shape, Judge(fault), SteadyClock(), secret=1
     )
     return coordinator, store

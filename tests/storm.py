@@ -132,7 +132,7 @@ def outcome(database: Path) -> Outcome:
             )
         }
         (retries,) = db.execute("SELECT sum(message_bytes) FROM ledger WHERE kind = 'retry'")
-        (refusals,) = db.execute("SELECT count(*) FROM refusals")
+        (refusals,) = db.execute("SELECT coalesce(sum(count), 0) FROM refused")
     assert journal == set(transfers), "the ledger counts other updates than the journal holds"
     return Outcome(digests, transfers, retries[0] or 0, refusals[0])
 
