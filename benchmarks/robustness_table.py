@@ -90,7 +90,7 @@ def _load(found: Any) -> Iterator[str]:
 
 def _growth(growth: float, row: Any) -> str:
     updates = growth / row["update_bytes"]
-    return f"{growth / 1000:,.0f} kB, {updates:,.2f} updates of {row['update_bytes']:,} bytes"
+    return f"{growth / 1000:,.0f} kB, {updates:,.1f} updates of {row['update_bytes']:,} bytes"
 
 
 def _service(found: Any) -> Iterator[str]:

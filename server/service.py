@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
 from featherfed.server.turns import Turn, Turns, now, see_through
 from featherfed.server.uploads import PIECE_BYTES, SLOWEST, Uploads
+from featherfed.server.versions import Route
 
 CHUNK_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 25
@@ -130,6 +131,7 @@ class FederationService(pb_grpc.FederationServicer):
         self._devices: dict[str, _Device] = {}
         self._uploads = Uploads(coordinator, self.telemetry)
         self._downloads = Turns()
+        self._shared: tuple[Route, list[Any]] | None = None
         self._stall = self.limits.stall_seconds
 
     def notify(self) -> None:
@@ -277,29 +279,32 @@ class FederationService(pb_grpc.FederationServicer):
                 Download, self._coordinator, like, route.data, request.offset, delivery.again
             )
             first = pb.ModelChunk(links=route.links, offset=download.begin)
+            rest = _chunks(pb.ModelChunk, first, download.data)
+            chunks = rest if download.begin else self._chunks_of(route, rest)
             asked = Entry(round_, client, "uplink", "control", 0, framed_size(request))
-            await self._send(context, turn, first, pb.ModelChunk, download, asked)
+            await self._send(context, turn, chunks, download, asked)
+
+    def _chunks_of(self, route: Route, chunks: Iterator[Any]) -> list[Any]:
+        """Return a whole route in chunks; all who are under way on it share them."""
+        if self._shared is None or self._shared[0] is not route:
+            self._shared = route, list(chunks)
+        return self._shared[1]
 
     async def _send(
         self,
         context: Context,
         turn: Turn,
-        first: Any,
-        chunk: Callable[..., Any],
+        chunks: Iterable[Any],
         download: Download,
         asked: Entry,
     ) -> None:
         """Send a download's chunks and write down what was sent, however it ends."""
         try:
-            for piece in _pieces(download.data):
-                message = chunk(data=piece)
-                if first is not None:
-                    message.MergeFrom(first)
-                    first = None
+            for message in chunks:
                 await self._write(context, turn, message)
                 if asked.kind == "control":  # not for a device that may have a client's name
                     self._coordinator.hear(asked.client)
-                download.add(len(piece), framed_size(message))
+                download.add(len(message.data), framed_size(message))
                 if download.uncounted >= PIECE_BYTES:
                     await see_through(asyncio.to_thread(download.count))
         finally:
@@ -375,7 +380,8 @@ class FederationService(pb_grpc.FederationServicer):
                 Download, self._coordinator, like, offer.data, offset
             )
             first = pb.ReleaseChunk(release=release, offset=download.begin)
-            await self._send(context, turn, first, pb.ReleaseChunk, download, asked)
+            chunks = _chunks(pb.ReleaseChunk, first, download.data)
+            await self._send(context, turn, chunks, download, asked)
             self._devices[device] = _Device(now(), release.version)
 
     async def _next_release(self, request: pb.FetchReleaseRequest) -> Offer | None:
@@ -415,6 +421,15 @@ def _pieces(data: bytes | memoryview) -> Iterator[bytes]:
     """Yield what fits into one chunk, one after the other; no data are one empty piece."""
     for at in range(0, len(data) or 1, CHUNK_BYTES):
         yield bytes(data[at : at + CHUNK_BYTES])
+
+
+def _chunks(make: Callable[..., Any], first: Any, data: bytes | memoryview) -> Iterator[Any]:
+    """Yield data in messages that `make` makes; `first` is in the first of them."""
+    for number, piece in enumerate(_pieces(data)):
+        message = make(data=piece)
+        if not number:
+            message.MergeFrom(first)
+        yield message
 
 
 def _digest(message: Message) -> bytes:
