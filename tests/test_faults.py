@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import DEADLINE, FAULTS, SLACK, Fault, face
+from faults import DEADLINE, FAULTS, Fault, face
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_a_fault_changes_nothing_for_the_honest(fault: Fault, tmp_path: Path) -> None:
     result = face(fault, tmp_path)
-    assert result.told == fault.expected
+    assert fault.expected in result.told
     assert result.unchanged, "the honest clients' model differs from the undisturbed run's"
-    assert result.seconds < DEADLINE + SLACK
+    assert fault.alone or result.seconds < DEADLINE + fault.slack
