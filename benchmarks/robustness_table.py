@@ -23,6 +23,21 @@ def robustness_section() -> Iterator[str]:
             yield from part(json.loads(path.read_text("utf-8")))
 
 
+def _faults(found: Any) -> Iterator[str]:
+    yield (
+        f"**Faults**, each against a running round with four honest clients and a deadline of "
+        f"{found['deadline']:g} s. Seconds are from the round's opening to its close, which waits "
+        "for the one in its cohort who sends nothing right; there are none where the attacker is "
+        "in no cohort. The honest clients end with the model of the undisturbed run, bit for bit, "
+        "in every row."
+    )
+    yield from _head("fault", "told", "seconds", "peers, as far as it was measured or read")
+    for row in found["faults"]:
+        code = row["told"].isupper()
+        told = f"`{row['told']}`" if code else row["told"]
+        yield _row(row["fault"], told, row["seconds"] or "", row["peers"])
+
+
 def _storms(found: Any) -> Iterator[str]:
     yield (
         "**Kill storm**, light processes (a numpy trainer; server, store, session and gRPC are the "
@@ -116,6 +131,7 @@ def _decoder(found: Any) -> Iterator[str]:
 
 
 _PARTS = {
+    "faults": _faults,
     "light_storms": _storms,
     "real_storm": _real,
     "links": _links,

@@ -33,8 +33,12 @@ REAL_DEVICES = [
     "featherfed join 127.0.0.1:8765 --name kitchen --data examples.digits:even",
     "featherfed join 127.0.0.1:8765 --name garden --data examples.digits:odd",
     "featherfed follow 127.0.0.1:8765 --model-dir models",
+    "featherfed certs init certs --host server.local",
+    "featherfed certs client certs kitchen garden",
     "featherfed report runs/digits",
     "featherfed predict runs/digits/model_int8.tflite",
+    "featherfed backup runs/digits backups/digits",
+    "featherfed check runs/digits",
 ]
 
 
@@ -57,7 +61,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) -> None:
     folder = processes.directory
     shutil.copytree(ROOT / "examples", folder / "examples")
-    serve, kitchen, garden, follow, report, predict = [line.split()[1:] for line in REAL_DEVICES]
+    serve, kitchen, garden, follow, *rest = [line.split()[1:] for line in REAL_DEVICES]
     processes.start("server", *serve)
     processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
     processes.start("garden", *garden, "--state-dir", "garden")
@@ -69,9 +73,11 @@ def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) 
     assert released.read_bytes() == (folder / "runs/digits/model_int8.tflite").read_bytes()
     wait_until(lambda: all(p.poll() is not None for p in processes.running.values()))
     assert processes.wait("kitchen") == processes.wait("garden") == 0
-    for command in (report, predict):
+    for command in rest:
         done = run(*command, cwd=folder)
         assert done.returncode == 0, done.stderr
+    assert (folder / "certs/clients/kitchen/token").exists()
+    assert (folder / "backups/digits/run.db").exists()
 
 
 def test_help_works_and_names_the_options_of_the_readme() -> None:
@@ -83,7 +89,7 @@ def test_help_works_and_names_the_options_of_the_readme() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"

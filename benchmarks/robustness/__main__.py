@@ -25,6 +25,7 @@ SCRATCH = ROOT / "runs" / "robustness"
 sys.path.insert(0, str(ROOT / "tests"))  # the same programs make the small tests
 
 import crowd  # noqa: E402
+import faults  # noqa: E402
 import lossy  # noqa: E402
 import proxy  # noqa: E402
 import storm  # noqa: E402
@@ -202,7 +203,23 @@ def load(scratch: Path) -> Figures:
     return {"runs": rows}
 
 
+def every_fault(scratch: Path) -> Figures:
+    """Everything in tests/faults.py, against a running round with four honest clients."""
+    rows = []
+    for number, fault in enumerate(faults.FAULTS):
+        result = faults.face(fault, scratch / str(number))
+        assert fault.expected in result.told, f"{fault.name}: {result.told}"
+        assert result.unchanged, f"{fault.name} changed the honest clients' model"
+        rows.append({
+            "fault": fault.name, "peers": fault.peers, "told": fault.expected,
+            "seconds": None if fault.alone else result.seconds,
+        })  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    return {"deadline": faults.DEADLINE, "faults": rows}
+
+
 PARTS: dict[str, Callable[[Path], Figures]] = {
+    "faults": every_fault,
     "load": load,
     "light_storms": light_storms,
     "real_storm": real_storm,
