@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 from pathlib import Path
-from types import FrameType
 
 from featherfed.cli.device import device_name
 from featherfed.edge_client.credentials import Credentials
@@ -30,7 +28,6 @@ def follow_run(
     `give_up_after`: seconds without a server, None for never. `credentials`: None for plaintext.
     """
     name = device_name(name, credentials)
-    signal.signal(signal.SIGTERM, _interrupt)
     file = ModelFile(directory, kind)
 
     def say(swap: Swap) -> None:
@@ -44,11 +41,7 @@ def follow_run(
     try:
         Follower(name, kind, transport, file, on_swap=say).run(once)
     except KeyboardInterrupt:
-        log.info("stopped; %s stays as it is", file.path)
+        log.info("stopped; the file in %s stays as it is", directory)
     finally:
         transport.close()
         file.close()
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -273,6 +273,7 @@ def follow(
 
     Without HOST:PORT, the server is looked for in the local network.
     """
+    say_on_sigterm(f"stopped; the file in {model_dir} stays as it is", status=0)
     from featherfed.cli.follow import follow_run
     from featherfed.edge_client.credentials import choose
     from featherfed.edge_client.discovery import find

@@ -13,9 +13,10 @@ log = logging.getLogger(__name__)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
-def say_on_sigterm(message: str) -> None:
-    """Log `message` when SIGTERM comes and die of it, so that shells and systemd see what it was.
+def say_on_sigterm(message: str, status: int | None = None) -> None:
+    """Log `message` when SIGTERM comes, and end with `status`.
 
+    Without one, die of the signal, so that shells and systemd see what it was.
     At once, whatever the main thread is in the middle of. To be called before threads are started:
     they inherit that the signal is not for them.
     """
@@ -24,6 +25,8 @@ def say_on_sigterm(message: str) -> None:
     def wait() -> None:
         signal.sigwait({signal.SIGTERM})
         log.warning(message)
+        if status is not None:
+            os._exit(status)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.kill(os.getpid(), signal.SIGTERM)
 

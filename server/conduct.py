@@ -76,7 +76,8 @@ async def serve(
             log.info("shutting down: %s", why, extra={"event": "shutdown", "finished": finished})
             await service.drain(DRAIN_SECONDS)
             # What gRPC took over is not with the client yet: over a thin link that takes a while.
-            await server.stop(settings.linger if finished else GRACE_SECONDS)
+            lingers = finished and not stop.is_set()
+            await server.stop(settings.linger if lingers else GRACE_SECONDS)
             for task in beside:
                 task.cancel()
     return finished

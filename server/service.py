@@ -179,7 +179,13 @@ class FederationService(pb_grpc.FederationServicer):
         if not refusal.recorded:
             await asyncio.to_thread(self._coordinator.record_refusal, caller, refusal)
         wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
-        await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
+        try:
+            await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            # gRPC has a message on its way that the peer does not read: it can be told nothing.
+            raise asyncio.CancelledError from error
 
     def _caller(self, request: Any) -> str:
         """Return who made a call: who has proven it, or says so by a session or a fitting name."""
