@@ -27,6 +27,7 @@ import tomli_w
 
 from featherfed.cli.artifacts import machine
 from featherfed.compression.filedelta import encode_file
+from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
@@ -35,7 +36,8 @@ from featherfed.models.tflite import TfliteModel
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.releases import Releases
 from featherfed.server.service import FederationService, create_server
-from featherfed.server.store import Entry
+from featherfed.server.settings import Settings
+from featherfed.server.store import Entry, Sent
 
 RESULT = Path(__file__).parent / "results" / "follow.json"
 ROUNDS, EPOCHS, CLIENTS = 10, 1, 5
@@ -124,9 +126,20 @@ class Counting:
     """What the service needs of a coordinator to serve releases."""
 
     ledger_round = 1
+    settings = Settings()
 
     def count(self, *entries: Entry) -> None:
         """Nobody looks at this ledger."""
+
+    def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
+        """Nobody looks at this ledger."""
+
+    def sent(self, like: Sent) -> Sent:
+        """Return that nothing was sent before."""
+        return like
+
+    def record_refusal(self, *facts: object) -> None:
+        """Nobody looks at refusals."""
 
 
 @contextmanager
@@ -167,7 +180,7 @@ def kill(directory: Path, files: Sequence[Path]) -> dict[str, int]:
     _, test = load_train_test("fashion-mnist")
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in files}
     path = directory / "killed" / "model_int8.tflite"
-    scratch = path.with_name(".model_int8.new")
+    scratch = scratch_of(path)
     seen: Counter[str] = Counter()
     with carousel(files) as address:
         for _ in range(KILLS):

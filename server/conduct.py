@@ -49,7 +49,7 @@ async def serve(
     """
     settings = coordinator.settings.server
     telemetry, finished = Telemetry(), False
-    service = FederationService(coordinator, releases, coordinator.settings.limits, telemetry)
+    service = FederationService(coordinator, releases, telemetry)
     disk = _Disk(stop)
     with contextlib.ExitStack() as watched:
         if settings.metrics is not None:

@@ -28,7 +28,7 @@ from featherfed.server.limits import Quotas, network
 from featherfed.server.parsing import ParsingInterceptor
 from featherfed.server.refusals import STRANGER
 from featherfed.server.releases import Offer, Releases
-from featherfed.server.settings import Limits, Security
+from featherfed.server.settings import Security
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
@@ -82,7 +82,6 @@ _OPTIONS = [
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
-Stream = TypeVar("Stream", bound=Callable[..., Any])
 Context = Any  # grpc.aio.ServicerContext, generic in types that matter to nobody here
 
 
@@ -116,11 +115,10 @@ class FederationService(pb_grpc.FederationServicer):
         self,
         coordinator: Coordinator,
         releases: Releases | None = None,
-        limits: Limits | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Without `releases`, devices that only infer are refused."""
-        self.limits = limits or Limits()
+        self.limits = coordinator.settings.limits
         self.telemetry = telemetry or Telemetry()
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._quotas = Quotas(self.limits)
@@ -153,14 +151,13 @@ class FederationService(pb_grpc.FederationServicer):
             self._closing = True
             self.notify()
             await self.health.enter_graceful_shutdown()
-        until = asyncio.get_running_loop().time() + grace
-        while self._uploads.under_way and asyncio.get_running_loop().time() < until:
+        until = now() + grace
+        while self._uploads.under_way and now() < until:
             await asyncio.sleep(0.05)
 
     def every_device_has(self, version: int) -> bool:
         """Whether all devices that were heard of lately have the release of a version."""
-        now = asyncio.get_running_loop().time()
-        self._devices = {n: d for n, d in self._devices.items() if now - d.heard <= PRESENCE}
+        self._devices = {n: d for n, d in self._devices.items() if now() - d.heard <= PRESENCE}
         return all(device.version >= version for device in self._devices.values())
 
     async def refuse(self, request: Any, refusal: Refused, context: Context) -> None:
@@ -198,13 +195,12 @@ class FederationService(pb_grpc.FederationServicer):
             return self._coordinator.client_of(request.session)
         return ""
 
-    async def _client(self, session: int, context: Context = None) -> str:
+    async def _client(self, session: int, context: Context) -> str:
         """Return who calls; every call with a session begins here."""
         try:
             client = self._coordinator.client_of(session)
         except Refused:
-            if context is not None:
-                self._stranger(context)
+            self._stranger(context)
             raise
         self._must_be(client)
         self._quotas.client(client)
