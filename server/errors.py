@@ -9,6 +9,8 @@ Exception
 
 from __future__ import annotations
 
+from asyncio import Future
+
 from featherfed.proto import federation_pb2 as pb
 
 MAX_DETAIL = 400
@@ -22,6 +24,7 @@ class Refused(Exception):
         self.reason = reason
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
         self.recorded = False
+        self.pending: Future[None] | None = None
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
 
 

@@ -176,12 +176,14 @@ class FederationService(pb_grpc.FederationServicer):
         if not refusal.recorded:
             await asyncio.to_thread(self._coordinator.record_refusal, caller, refusal)
         wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
+        if refusal.pending is not None:  # no status goes out before the message that is on its way
+            await asyncio.wait({refusal.pending}, timeout=self._stall)
         try:
             await context.abort(STATUS_OF_REASON[refusal.reason], str(refusal), wait)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            # gRPC has a message on its way that the peer does not read: it can be told nothing.
+            # The peer does not read the message before: it can be told nothing.
             raise asyncio.CancelledError from error
 
     def _caller(self, request: Any) -> str:
@@ -315,7 +317,12 @@ class FederationService(pb_grpc.FederationServicer):
     async def _write(self, context: Context, turn: Turn, message: Any) -> None:
         """Send a message to a client that may not keep the server waiting."""
         until = now() + self._stall + len(message.data) / SLOWEST
-        await turn.within(until, context.write(message))
+        write = asyncio.ensure_future(context.write(message))
+        try:
+            await turn.within(until, asyncio.shield(write))
+        except Refused as refusal:
+            refusal.pending = write
+            raise
 
     @_refusals_to_status
     async def FetchStep(  # type: ignore[override]  # noqa: D102

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ class Turn:
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(now())
 
-    async def within(self, until: float, work: Coroutine[Any, Any, T]) -> T:
+    async def within(self, until: float, work: Awaitable[T]) -> T:
         """Return what `work` returns by the time `until`; raise Refused if it takes longer."""
         if self._given_way:
             until = 0.0
