@@ -46,3 +46,4 @@ def stop_on_signal(stop: asyncio.Event) -> None:
 
     for signal_ in _ENDS:
         loop.add_signal_handler(signal_, first)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)  # whoever started this may have blocked them
