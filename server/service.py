@@ -318,6 +318,7 @@ class FederationService(pb_grpc.FederationServicer):
         """Send a message to a client that may not keep the server waiting."""
         until = now() + self._stall + len(message.data) / SLOWEST
         write = asyncio.ensure_future(context.write(message))
+        write.add_done_callback(_look_at)  # it may fail when nobody waits for it any more
         try:
             await turn.within(until, asyncio.shield(write))
         except Refused as refusal:
@@ -424,6 +425,12 @@ class FederationService(pb_grpc.FederationServicer):
     ) -> pb.StatusReply:
         self._stranger(context)
         return await asyncio.to_thread(self._coordinator.status)
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Take note of an outcome, or asyncio complains that nobody did."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _pieces(data: bytes | memoryview) -> Iterator[bytes]:
