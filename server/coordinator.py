@@ -509,7 +509,7 @@ class Coordinator:
                     self._store.count(entry)
 
     def write_counts(self) -> None:
-        """Write what was counted and is not yet in the ledger."""
+        """Write what was counted, bytes and refusals, and is not yet on disk."""
         self._store.write_counts()
 
     def sent(self, like: Sent) -> Sent:
@@ -534,7 +534,6 @@ class Coordinator:
         """Let time pass: open or close rounds that are due. Return the state after it."""
         with self._lock:
             now = self._clock()
-            self._store.flush_refusals()
             present = self._fresh() - self._state.lost - self._state.late
             self._move(rounds.Tick(now, present, frozenset(self._clients), self._silent(now)))
             return self._state

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -181,7 +181,6 @@ class Store:
         with self._lock:
             try:
                 self.write_counts()
-                self._refusals.flush()
             finally:
                 self._db.close()
                 self._alone.close()
@@ -373,10 +372,6 @@ class Store:
         """Count that an update is an outlier, in the transaction that makes its version."""
         self._refusals.add_at_once(round_, client, pb.Reason.Name(pb.OUTLIER), detail, now)
 
-    def flush_refusals(self) -> None:
-        """Write down refusals that still wait for that."""
-        self._refusals.flush()
-
     def refusals(self) -> list[Any]:
         """Return a row per round, client and reason, in order of the first of each."""
         self._refusals.flush()
@@ -482,7 +477,8 @@ class Store:
         self._tally.add(_counts(entry))
 
     def write_counts(self) -> None:
-        """Write what `count_soon` has not yet written."""
+        """Write what `count_soon` and `add_refusal` have not yet written."""
+        self._refusals.flush()
         if self._tally:
             with self.transaction():
                 pass
@@ -505,7 +501,8 @@ class Store:
 
     def totals(self) -> Totals:
         """Return what was counted since the run began."""
-        self.flush_refusals()
+        with suppress(CannotStore):  # a disk that is full is one of the things to be told
+            self.write_counts()
         ledger = self._run(
             "SELECT direction, kind, SUM(payload_bytes), SUM(message_bytes) FROM ledger "
             "GROUP BY direction, kind"
