@@ -10,20 +10,23 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Yield a file, readable too, that takes the place of `path` when the block ends well.
 
     It is on disk then, name included. However the process dies, there is the old file or the new
-    one. A killed process leaves a scratch file that the next one overwrites. Raises OSError.
+    one. A killed process leaves a scratch file that the next one removes. `mode` is as of os.open.
+    Raises OSError.
     """
     scratch = scratch_of(path)
     try:
-        with scratch.open("w+b") as file:
+        scratch.unlink(missing_ok=True)  # it may have another mode
+        with open(scratch, "x+b", opener=partial(os.open, mode=mode)) as file:
             yield file
         put_in_place(scratch, path)
     except BaseException:
@@ -32,9 +35,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_whole(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Replace a file by `data`, texts as UTF-8; see `replacing`."""
-    with replacing(path) as file:
+    with replacing(path, mode) as file:
         file.write(data if isinstance(data, bytes) else data.encode())
 
 

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import fcntl
 import ipaddress
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from featherfed.compression.files import write_whole
 from featherfed.server.admission import check_name
 from featherfed.server.enrolment import FILE_NAME, Enrolled, Enrolment, digest, dump, load
 from featherfed.server.errors import Refused, ServerError
@@ -196,15 +196,7 @@ class Authority:
             ) from error
 
     def _write(self, name: str, content: bytes, private: bool = False) -> None:
-        path = self.folder / name
-        scratch = path.with_name(f".{path.name}.new")
-        scratch.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(scratch, flags, 0o600 if private else 0o644), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        write_whole(self.folder / name, content, 0o600 if private else 0o644)
 
     @contextlib.contextmanager
     def _changing(self, new: bool = False) -> Iterator[None]:

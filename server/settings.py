@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from featherfed.compression.registry import parse_codec
 from featherfed.server.budget import check_uplink
+from featherfed.server.combinations import check_privacy, check_rule
 from featherfed.server.errors import ServerError
-from featherfed.server.hygiene import check_privacy, check_rule
 from featherfed.server.robust import Rule
 from featherfed.server.rounds import Policy
 from featherfed.server.schedule import DENSE, SparsitySchedule
