@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -59,6 +60,8 @@ async def serve(
             log.info("metrics for Prometheus: %s", url, extra={"event": "metrics", "url": url})
         security = coordinator.settings.security
         server, port = await create_server(service, settings.host, settings.port, security)
+        gc.collect()
+        gc.freeze()  # what is there for good; else a call's garbage waits for a share of all of it
         on_listening(join_address(settings.host, port))
         beside = [
             asyncio.create_task(_drain_at(stop, service)),

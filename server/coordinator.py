@@ -18,7 +18,7 @@ from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.genesis import initial_weights
 from featherfed.compression.manifest import Array, Manifest, weights_digest
-from featherfed.compression.registry import parse_codec
+from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.update import apply_update, decode_update, max_payload
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import events, rounds
@@ -186,7 +186,8 @@ class Coordinator:
             step = self._step.describe() if lite else None
             check_capabilities(request.capabilities, self._needed(request.capabilities))
             session = secrets.randbits(63)
-            stages = frozenset(request.capabilities.stages)
+            can = set(request.capabilities.stages)
+            stages = frozenset(name for name in STAGES if name in can)  # no text of theirs is kept
             member = Member(session, request.data.num_examples, stages)
             runtime = request.capabilities.runtime
             self._store.save_client(request.client, member, runtime, self._clock())

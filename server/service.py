@@ -32,7 +32,7 @@ from featherfed.server.settings import Security
 from featherfed.server.sizes import framed_size
 from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
-from featherfed.server.turns import Turn, Turns, now, see_through
+from featherfed.server.turns import Turn, Turns, now, see_through, unbroken
 from featherfed.server.uploads import PIECE_BYTES, SLOWEST, Uploads
 from featherfed.server.versions import Route
 
@@ -267,8 +267,10 @@ class FederationService(pb_grpc.FederationServicer):
             left = until - loop.time()
             if not reply.HasField("wait") or left <= 0 or self._closing:
                 return reply
+            del reply  # a thousand clients may wait here
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
 
     @_refusals_to_status
     async def FetchModel(  # type: ignore[override]  # noqa: D102
@@ -317,8 +319,7 @@ class FederationService(pb_grpc.FederationServicer):
     async def _write(self, context: Context, turn: Turn, message: Any) -> None:
         """Send a message to a client that may not keep the server waiting."""
         until = now() + self._stall + len(message.data) / SLOWEST
-        write = asyncio.ensure_future(context.write(message))
-        write.add_done_callback(_look_at)  # it may fail when nobody waits for it any more
+        write = unbroken(context.write(message))
         try:
             await turn.within(until, asyncio.shield(write))
         except Refused as refusal:
@@ -417,7 +418,8 @@ class FederationService(pb_grpc.FederationServicer):
             if left <= 0 or self._closing:
                 return None
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
 
     @_refusals_to_status
     async def GetStatus(  # noqa: D102
@@ -425,12 +427,6 @@ class FederationService(pb_grpc.FederationServicer):
     ) -> pb.StatusReply:
         self._stranger(context)
         return await asyncio.to_thread(self._coordinator.status)
-
-
-def _look_at(done: asyncio.Future[Any]) -> None:
-    """Take note of an outcome, or asyncio complains that nobody did."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _pieces(data: bytes | memoryview) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ class Turn:
     """What one transfer waits with, so that it ends in time or gives way to a newer one."""
 
     def __init__(self) -> None:
-        self.over = asyncio.Event()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._given_way = False
         self._limit: asyncio.Timeout | None = None
 
@@ -62,18 +62,35 @@ class Turns:
             yield turn
         finally:
             del self._turns[key]
-            turn.over.set()
+            turn.over.set_result(None)
 
     async def end(self, key: Hashable) -> None:
         """End what has the turn, if anything; what it leaves is written down by then."""
         while older := self._turns.get(key):
             older.give_way()
-            await older.over.wait()
+            await asyncio.wait({older.over})
 
 
 def now() -> float:
     """Return the event loop's time in seconds."""
     return asyncio.get_running_loop().time()
+
+
+def unbroken(work: Awaitable[T]) -> asyncio.Future[T]:
+    """Return a task that goes on when nobody waits for it any more; shield it where it is awaited.
+
+    What a read or write of gRPC's has in hand when it is cancelled is never freed: of a message
+    that arrives later, all 64 KiB that it was read with (grpc/grpc#43360).
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_look_at)
+    return task
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Take note of an outcome, or asyncio complains that nobody did."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def see_through(work: Coroutine[Any, Any, T]) -> T:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from featherfed.proto import federation_pb2 as pb
@@ -13,7 +14,7 @@ from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused
 from featherfed.server.sizes import framed_size
 from featherfed.server.telemetry import Telemetry
-from featherfed.server.turns import Turn, Turns, now, see_through
+from featherfed.server.turns import Turn, Turns, now, see_through, unbroken
 
 PIECE_BYTES = 2**20
 """An upload is written down in pieces of this size, so no more of it is in memory."""
@@ -46,7 +47,7 @@ class Uploads:
         self._limits = coordinator.settings.limits
         self._turns = Turns()
         self._queued = 0
-        self._decoding = asyncio.Semaphore(DECODERS)
+        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
 
     @property
     def under_way(self) -> bool:
@@ -86,7 +87,7 @@ class Uploads:
     ) -> pb.UpdateChunk | None:
         """Return the next chunk, None at the end; raise Refused if it does not come in time."""
         soon = now() + self._limits.stall_seconds
-        return await turn.within(min(soon, until), anext(stream, None))
+        return await turn.within(min(soon, until), asyncio.shield(unbroken(anext(stream, None))))
 
     async def _take(
         self,
@@ -150,8 +151,8 @@ class Uploads:
 
     async def _submit(self, upload: _Upload) -> pb.Outcome:
         with self._telemetry.acknowledged.time():
-            async with self._decoding:
-                return await asyncio.to_thread(self._submit_whole, upload)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoders, self._submit_whole, upload)
 
     def _submit_whole(self, upload: _Upload) -> pb.Outcome:
         payload = bytes(upload.data)

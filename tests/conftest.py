@@ -164,7 +164,8 @@ class Federation:
 
     def run_clients(self, *sessions: Session) -> list[Held]:
         """Run sessions side by side to the end; return the final model each holds."""
-        results: list[Held | BaseException] = [RuntimeError("never ran")] * len(sessions)
+        waiting = RuntimeError("still running after a minute")
+        results: list[Held | BaseException] = [waiting] * len(sessions)
 
         def run(index: int) -> None:
             try:
@@ -177,12 +178,10 @@ class Federation:
             thread.start()
         for thread in threads:
             thread.join(60)
-        held = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            held.append(result)
-        return held
+        errors = [r for r in results if isinstance(r, BaseException)]
+        if errors:  # one that failed may be why the others were still waiting
+            raise min(errors, key=lambda error: error is waiting)
+        return [r for r in results if not isinstance(r, BaseException)]
 
 
 def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:

@@ -39,8 +39,8 @@ from featherfed.server.authority import Authority
 CODEC = "float32 | zstd"
 HONEST = {"anna": 0.5, "bert": -1.0, "cleo": 2.0, "dora": 0.25}
 DEADLINE = 1.0
-SLACK = 2.0
-"""Seconds that two noisy cores may need beyond the deadline."""
+SLACK = 5.0
+"""Seconds that two noisy cores may need beyond the deadline; without one it would be for ever."""
 
 
 class Mallory:
@@ -433,7 +433,8 @@ FAULTS = [
     ),
     Fault("1,000 joins", "answered", joins_a_thousand_times, alone=True),
     Fault("the clock goes forward by a day", "survived", turns_the_clock(86400)),
-    Fault("the clock goes back by an hour", "survived", turns_the_clock(-3600)),
+    # Until the clock is right again, calls fail at once: gRPC reckons their deadlines by it.
+    Fault("the clock goes back by an hour", "survived", turns_the_clock(-3600), slack=15),
     Fault("the server's disk is full for a while", "survived", fills_the_disk, slack=15),
     Fault("no token", "BAD_TOKEN", joins_with(without_token), alone=True, secure=True),
     Fault("a revoked client", "BAD_TOKEN", joins_with(revoked), alone=True, secure=True),

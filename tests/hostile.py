@@ -276,7 +276,7 @@ def spec() -> Spec:
     settings = {
         "name": "hostile",
         "rounds": 1,
-        "server": {"port": free_port(), "linger": 10},
+        "server": {"port": free_port(), "linger": 2},  # for the attacker, who fetches nothing
         "clients": {"minimum": HONEST + 1, "quorum": 0.75, "deadline": 1, "patience": 3600},
         "limits": {"requests_per_second": 1e6},
     }

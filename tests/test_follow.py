@@ -601,7 +601,7 @@ def test_the_command_follows_until_it_is_told_to_stop(federation: Start, tmp_pat
         newest = server.release("int8")[1]
         wait_until(lambda: path.read_bytes() == newest)
         assert "another process follows in models" in processes.log("second")
-        assert "version 2 is in models/model_int8.tflite" in processes.log("first")
+        wait_until(lambda: "version 2 is in models/model_int8.tflite" in processes.log("first"))
         processes.running["first"].send_signal(signal.SIGTERM)
         assert processes.wait("first") == 0, processes.log("first")
         assert "stopped; the file in models stays as it is" in processes.log("first")

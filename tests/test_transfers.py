@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -9,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from featherfed.edge_client.transport import CHUNK_BYTES, GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server import service, uploads
+from featherfed.server.errors import Refused
 from featherfed.server.step import OfferedStep
 from featherfed.server.store import Entry
+from featherfed.server.telemetry import Telemetry
 
 Start = Callable[..., Federation]
 
@@ -607,3 +610,29 @@ def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any)
     assert relay.bytes["down"] < 1.1 * len(noise)
     down = ledger(server, "downlink")
     assert down["release"].payload_bytes == found[0].compressed
+
+
+def test_a_read_that_is_given_up_is_not_cancelled(federation: Start) -> None:
+    """gRPC would never free what it had in hand (grpc/grpc#43360)."""
+    server = federation(limits={"stall_seconds": 0.05})
+    seen: list[str] = []
+
+    async def scenario() -> None:
+        arrived = asyncio.Event()
+
+        async def stream() -> AsyncIterator[pb.UpdateChunk]:
+            try:
+                await arrived.wait()
+                seen.append("read to its end")
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+            yield pb.UpdateChunk()
+
+        with pytest.raises(Refused, match="stands still"):
+            await uploads.Uploads(server.coordinator, Telemetry()).receive(stream(), None)
+        arrived.set()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert seen == ["read to its end"]
