@@ -5,6 +5,7 @@ Knows neither gRPC nor TensorFlow nor the clock. Safe to call from several threa
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import secrets
@@ -186,8 +187,8 @@ class Coordinator:
             step = self._step.describe() if lite else None
             check_capabilities(request.capabilities, self._needed(request.capabilities))
             session = secrets.randbits(63)
-            can = set(request.capabilities.stages)
-            stages = frozenset(name for name in STAGES if name in can)  # no text of theirs is kept
+            can = set(request.capabilities.stages)  # of which nothing unknown here is kept
+            stages = _one_of_equals(frozenset(name for name in STAGES if name in can))
             member = Member(session, request.data.num_examples, stages)
             runtime = request.capabilities.runtime
             self._store.save_client(request.client, member, runtime, self._clock())
@@ -673,6 +674,12 @@ class Coordinator:
         with self._lock:
             counts = {client: member.num_examples for client, member in self._clients.items()}
             return describe(self.plan.run, self._state, self._policy, self._store, counts)
+
+
+@functools.lru_cache(64)
+def _one_of_equals(stages: frozenset[str]) -> frozenset[str]:
+    """Return the set that all clients share which can do the same."""
+    return stages
 
 
 def _finite(value: float) -> float | None:

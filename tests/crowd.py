@@ -183,7 +183,7 @@ def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> d
     """Return what one round of `count` clients cost a server of its own in `directory`."""
     spec = Spec(
         {
-            "name": "load", "rounds": 1, "server": {"port": 0, "linger": 60},
+            "name": "load", "rounds": 1, "server": {"port": 0, "stay": True},
             "clients": {"minimum": count, "quorum": 1.0, "deadline": 3600},
             "compression": {"uplink": uplink},
         },
@@ -207,6 +207,7 @@ def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> d
         seconds = time.perf_counter() - begin
         memory = memory_mb(server.pid)
         crowd.check()
+        server.terminate()
         assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
     finally:
         server.kill()
