@@ -162,7 +162,10 @@ def _examples() -> Iterator[bytes]:
         parts.append(pb.Part(slot=1, num_examples=1, codec=text, payload=payload))
     payload = encode_update(parse_codec("float32"), MODEL, update).payload
     yield b"\0" + payload
-    for part in parts:
+    clipped = pb.Part()
+    clipped.CopyFrom(parts[0])
+    clipped.clip = 40_000
+    for part in [*parts, clipped]:
         whole = pb.Bundle(slots=3, codec="float32", parts=[part], server_rate=128)
         yield b"\1" + whole.SerializeToString()
     kinds = [pb.Link.SEED, pb.Link.SNAPSHOT, pb.Link.DELTA]
