@@ -14,9 +14,10 @@ from featherfed.compression.manifest import Array, Manifest
 from featherfed.server.clipping import Ruling, rule_on_norms
 from featherfed.server.errors import ServerError
 from featherfed.server.privacy import Mechanism, PrivateMean
+from featherfed.server.records import Facts
 from featherfed.server.robust import RobustMean
 from featherfed.server.settings import Settings
-from featherfed.server.store import Facts, Store
+from featherfed.server.store import Store
 
 
 class Mean(Protocol):

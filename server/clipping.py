@@ -19,7 +19,7 @@ from featherfed.compression.average import WHOLE, Part
 from featherfed.compression.chain import Codec
 from featherfed.compression.manifest import Array, Manifest, Role
 from featherfed.compression.sketch import Sketch
-from featherfed.server.store import Facts, Norms, Update
+from featherfed.server.records import Facts, Norms, Update
 
 ENOUGH = 3
 """Fewer updates have no majority that an outlier could be far from."""

@@ -126,7 +126,7 @@ async def _drain_at(stop: asyncio.Event, service: FederationService) -> None:
 async def _keep_books(coordinator: Coordinator, disk: _Disk) -> None:
     while True:
         await asyncio.sleep(COUNT_SECONDS)
-        await disk.attempt(coordinator.write_counts)
+        await disk.attempt(coordinator.store.write_counts)
 
 
 async def _rounds(

@@ -35,12 +35,13 @@ from featherfed.server.budget import Uplink
 from featherfed.server.clipping import measure
 from featherfed.server.clock import resume
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.records import Entry, Member, Piece, Update, Version
 from featherfed.server.refusals import STRANGER
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings
 from featherfed.server.status import describe
 from featherfed.server.step import OfferedStep
-from featherfed.server.store import Entry, Member, Piece, Sent, Store, Totals, Update, Version
+from featherfed.server.store import Store
 from featherfed.server.trouble import damaged
 from featherfed.server.versions import RoundStart, Route, Router, next_version, start_round
 
@@ -108,7 +109,7 @@ class Coordinator:
         self.manifest = manifest
         self.plan = plan
         self._step = step or OfferedStep()
-        self._store = store
+        self.store = store
         self._data_shape = data_shape
         self._evaluator = evaluator
         self._clock = clock
@@ -141,7 +142,7 @@ class Coordinator:
         events.run_opened(plan.run, self._state, version, again=bool(self._clients or version))
 
     def _begin(self, first_weights: Sequence[Array] | None, secret: int) -> None:
-        run = self._store.run()
+        run = self.store.run()
         model = hashlib.sha256(self.plan.model_json.encode() + self.manifest.digest).hexdigest()
         fingerprint = f"{self.settings.fingerprint} {model}"
         if run and run[1] != fingerprint:
@@ -152,21 +153,21 @@ class Coordinator:
         if run:
             self.plan.run = run[0]
             self._check_model()
-            self._store.save_plan(self.plan, seeded=first_weights is None)  # of an older version
+            self.store.save_plan(self.plan, seeded=first_weights is None)  # of an older version
             return
         self.plan.run = f"{self.settings.name}-{secrets.token_hex(4)}"
         weights = first_weights or initial_weights(self.manifest, self.plan.seed)
         version = Version(0, weights_digest(weights), "delta", "", 0.0, b"")
         now = self._clock()
-        with self._store.transaction():
+        with self.store.transaction():
             state = rounds.RunState(since=now)
-            self._store.create_run(self.plan.run, fingerprint, now, secret, state)
-            self._store.add_version(version, weights, None)
-            self._store.save_plan(self.plan, seeded=first_weights is None)
+            self.store.create_run(self.plan.run, fingerprint, now, secret, state)
+            self.store.add_version(version, weights, None)
+            self.store.save_plan(self.plan, seeded=first_weights is None)
 
     def _check_model(self) -> None:
-        weights, _ = self._store.model(self.manifest)
-        newest = self._store.newest()
+        weights, _ = self.store.model(self.manifest)
+        newest = self.store.newest()
         if weights_digest(weights) != newest.digest:
             raise damaged(
                 f"{self.settings.output}/run.db",
@@ -191,7 +192,7 @@ class Coordinator:
             stages = _one_of_equals(frozenset(name for name in STAGES if name in can))
             member = Member(session, request.data.num_examples, stages)
             runtime = request.capabilities.runtime
-            self._store.save_client(request.client, member, runtime, self._clock())
+            self.store.save_client(request.client, member, runtime, self._clock())
             again = request.client in self._clients
             if again:
                 del self._sessions[self._clients[request.client].session]
@@ -289,7 +290,7 @@ class Coordinator:
         """Return the smallest route to the newest version; raise Refused for any other version."""
         with self._lock:
             route = self._router.route(request, self._clients[client].stages)
-            again = self._store.has_transfer(self.ledger_round, client)
+            again = self.store.has_transfer(self.ledger_round, client)
             return Delivery(route, self.ledger_round, again)
 
     def max_update_bytes(self, client: str) -> int:
@@ -307,7 +308,7 @@ class Coordinator:
         limit = self.max_update_bytes(client)
         with self._lock:
             self.hear(client)
-            if self._store.has_update(header.round, client):
+            if self.store.has_update(header.round, client):
                 return pb.DUPLICATE
             self._check_header(client, header)
             if header.size > limit:
@@ -317,7 +318,7 @@ class Coordinator:
             if len(header.digest) not in (0, 8):
                 raise Refused(pb.MALFORMED, f"a digest of {len(header.digest)} bytes, not of 8")
             if not header.offset:
-                self._store.drop_pieces(client)
+                self.store.drop_pieces(client)
             elif header.offset != (kept := self._kept(client, header)):
                 raise Refused(pb.BUSY, f"{kept} bytes are here, not {header.offset}; ask again")
             return pb.OUTCOME_UNSPECIFIED
@@ -325,14 +326,14 @@ class Coordinator:
     def _kept(self, client: str, header: pb.UpdateHeader) -> int:
         if not header.digest:
             return 0
-        return self._store.kept_bytes(client, header.round, header.digest, header.size)[0]
+        return self.store.kept_bytes(client, header.round, header.digest, header.size)[0]
 
     def upload_offset(self, client: str, header: pb.UpdateHeader) -> int:
         """Return how many bytes of an update need not be sent (again): all, if it is not wanted."""
         with self._lock:
             self.hear(client)
             try:
-                if self._store.has_update(header.round, client):
+                if self.store.has_update(header.round, client):
                     return header.size
                 self._check_header(client, header)
             except Refused:
@@ -350,24 +351,16 @@ class Coordinator:
                 self.count_retry(client, header, len(data), message_bytes)
                 raise
             key = header.round, header.digest, header.size
-            with self._store.transaction():
+            with self.store.transaction():
                 self.count_retry(client, header, len(data), message_bytes)
-                self._store.add_piece(Piece(client, at, *key, message_bytes, data))
+                self.store.add_piece(Piece(client, at, *key, message_bytes, data))
 
     def count_retry(
         self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
     ) -> None:
         """Count what came of an update in vain, as far as is known now."""
         round_ = self.ledger_round_of(header)
-        self.count(Entry(round_, client, "uplink", "retry", size, message_bytes))
-
-    def kept_payload(self, client: str) -> bytes:
-        """Return what is kept of a client's update."""
-        return self._store.kept_payload(client)
-
-    def drop_pieces(self, client: str) -> None:
-        """Forget what is kept of a client's update."""
-        self._store.drop_pieces(client)
+        self.store.count(Entry(round_, client, "uplink", "retry", size, message_bytes))
 
     def submit(
         self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
@@ -378,7 +371,7 @@ class Coordinator:
         `message_bytes` are those of the messages that carried it, but for kept pieces.
         """
         with self._lock:
-            if self._store.has_update(header.round, client):
+            if self.store.has_update(header.round, client):
                 return self._duplicate(client, header.round)
             start, round_ = self._check_header(client, header), self._round()
             part = Part(self._slot_of(client), header.num_examples, self._codec_of(client), payload)
@@ -409,12 +402,12 @@ class Coordinator:
             _finite(header.train_accuracy),
         )
         with self._lock:
-            if self._store.has_update(header.round, client):
+            if self.store.has_update(header.round, client):
                 return self._duplicate(client, header.round)
             self._check_header(client, header)
-            with self._store.transaction():
-                self._store.add_update(row)
-                self._store.add_norms(header.round, client, norms)
+            with self.store.transaction():
+                self.store.add_update(row)
+                self.store.add_norms(header.round, client, norms)
                 self._count_update(client, header, len(payload), message_bytes)
                 after = self._write(rounds.Reported(self._clock(), client))
             events.update_accepted(self.plan.run, row, message_bytes)
@@ -422,7 +415,7 @@ class Coordinator:
         return pb.ACCEPTED
 
     def _duplicate(self, client: str, round_: int) -> pb.Outcome:
-        self._store.bump("duplicate_updates")
+        self.store.bump("duplicate_updates")
         events.update_again(self.plan.run, round_, client)
         return pb.DUPLICATE
 
@@ -430,11 +423,11 @@ class Coordinator:
         self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
     ) -> None:
         """Count an accepted update; its pieces were of use and are no retry any more."""
-        kept, carried = self._store.kept_bytes(client, header.round, header.digest, header.size)
-        self._store.drop_pieces(client)
+        kept, carried = self.store.kept_bytes(client, header.round, header.digest, header.size)
+        self.store.drop_pieces(client)
         if kept:
-            self._store.count(Entry(header.round, client, "uplink", "retry", -kept, -carried))
-        self._store.count(
+            self.store.count(Entry(header.round, client, "uplink", "retry", -kept, -carried))
+        self.store.count(
             Entry(header.round, client, "uplink", "transfer", size, message_bytes + carried)
         )
 
@@ -461,7 +454,7 @@ class Coordinator:
     def _round_start(self) -> RoundStart:
         round_ = self._state.round
         if self._start is None or self._start[0] != round_:
-            weights, _ = self._store.model(self.manifest)
+            weights, _ = self.store.model(self.manifest)
             sparsity = self.settings.sparsity.at(round_)
             self._start = round_, start_round(self.manifest, weights, sparsity)
         return self._start[1]
@@ -487,7 +480,7 @@ class Coordinator:
             round_ = min(self._state.round if round_ is None else round_, self._state.round)
             client = STRANGER if refusal.reason == pb.BAD_NAME or not client else client
             detail, now = refusal.detail, self._clock()
-            first = self._store.add_refusal(round_, client, reason, detail, now)
+            first = self.store.add_refusal(round_, client, reason, detail, now)
         events.refused(self.plan.run, round_, client, refusal, first)
 
     @property
@@ -498,32 +491,6 @@ class Coordinator:
     def ledger_round_of(self, header: pb.UpdateHeader) -> int:
         """The round that an update's bytes belong to, whatever its header says."""
         return min(header.round, self.ledger_round)
-
-    def count(self, *entries: Entry) -> None:
-        """Add bytes really sent to the ledger; those of control within a second or so."""
-        for entry in entries:
-            if entry.kind == "control":
-                self._store.count_soon(entry)
-        at_once = [entry for entry in entries if entry.kind != "control"]
-        if at_once:
-            with self._store.transaction():
-                for entry in at_once:
-                    self._store.count(entry)
-
-    def write_counts(self) -> None:
-        """Write what was counted, bytes and refusals, and is not yet on disk."""
-        self._store.write_counts()
-
-    def sent(self, like: Sent) -> Sent:
-        """Return how much was sent of the same download."""
-        return self._store.sent(like)
-
-    def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
-        """Count bytes of a download and, if given, remember how much of it was sent."""
-        with self._store.transaction():
-            self.count(*entries)
-            if sent is not None:
-                self._store.save_sent(sent)
 
     # ---- for the server ----
 
@@ -559,7 +526,7 @@ class Coordinator:
     def _move(self, event: rounds.Event) -> None:
         if rounds.step(self._state, event, self._policy) == self._state:
             return
-        with self._store.transaction():
+        with self.store.transaction():
             after = self._write(event)
         self._adopt(after)
 
@@ -574,12 +541,12 @@ class Coordinator:
         after = rounds.step(before, event, self._policy)
         if after != before:
             if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
-                self._store.open_round(after.round, after.since, sorted(after.cohort))
+                self.store.open_round(after.round, after.since, sorted(after.cohort))
             if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
-                self._store.close_round(after.round, after.since, sorted(after.cohort))
-                self._store.drop_transfers()
+                self.store.close_round(after.round, after.since, sorted(after.cohort))
+                self.store.drop_transfers()
             if replace(after, reported=before.reported) != before:  # the journal knows the rest
-                self._store.save_state(after)
+                self.store.save_state(after)
         return after
 
     def aggregate(self) -> None:
@@ -593,7 +560,7 @@ class Coordinator:
         bundle = pb.Bundle(slots=shared.slots, server_rate=rate) if forwards else None
         grades: list[tuple[str, float | None, str | None]] = []
         with self._aggregator.begin(round_, shared, ruling) as under_way:
-            for update in self._store.updates(round_):
+            for update in self.store.updates(round_):
                 part = ruling.part(update)
                 if part is None:
                     grades.append((update.client, None, None))
@@ -602,7 +569,7 @@ class Coordinator:
                 bundle = self._bundle(bundle, part)
                 grades.append((update.client, *self._grade(start, decoded)))
             mean = under_way.mean()
-        _, residual = self._store.model(self.manifest)
+        _, residual = self.store.model(self.manifest)
         sparsity = self.settings.sparsity.at(round_)
         context = Context(round_key(self.plan.seed, round_).child("mean"))
         step = next_version(
@@ -612,13 +579,13 @@ class Coordinator:
         result = self._evaluator.evaluate(step.weights)
         version = replace(step.version, loss=result.loss, accuracy=result.accuracy)
         with self._lock:
-            with self._store.transaction():
-                self._store.add_version(version, step.weights, step.residual)
+            with self.store.transaction():
+                self.store.add_version(version, step.weights, step.residual)
                 for grade in grades:
-                    self._store.grade_update(round_, *grade)
-                self._store.add_facts(round_, ruling.facts)
+                    self.store.grade_update(round_, *grade)
+                self.store.add_facts(round_, ruling.facts)
                 for client, detail in ruling.outliers:
-                    self._store.add_outlier(round_, client, detail, self._clock())
+                    self.store.add_outlier(round_, client, detail, self._clock())
                 after = self._write(rounds.Aggregated(self._clock()))
             events.version_made(self.plan.run, version)
             for client, detail in ruling.outliers:
@@ -648,11 +615,11 @@ class Coordinator:
     @property
     def newest_version(self) -> int:
         """The number of the newest version."""
-        return self._store.newest().version
+        return self.store.newest().version
 
     def newest_weights(self) -> list[Array]:
         """Return the newest version's weights."""
-        return self._store.model(self.manifest)[0]
+        return self.store.model(self.manifest)[0]
 
     def newest_model(self) -> tuple[int, list[Array]]:
         """Return the newest version's number and its weights, which belong together."""
@@ -663,17 +630,13 @@ class Coordinator:
         """Whether every client that is still heard of has fetched the final model."""
         with self._lock:
             done = self._state.phase is Phase.FINISHED
-            return done and self._fresh() <= self._store.downloaded(self.ledger_round)
-
-    def totals(self) -> Totals:
-        """Return what the store has counted since the run began."""
-        return self._store.totals()
+            return done and self._fresh() <= self.store.downloaded(self.ledger_round)
 
     def status(self) -> pb.StatusReply:
         """Return where the run is, for people and progress bars."""
         with self._lock:
             counts = {client: member.num_examples for client, member in self._clients.items()}
-            return describe(self.plan.run, self._state, self._policy, self._store, counts)
+            return describe(self.plan.run, self._state, self._policy, self.store, counts)
 
 
 @functools.lru_cache(64)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from featherfed.server.coordinator import Coordinator
-from featherfed.server.store import Entry, Sent
+from featherfed.server.records import Entry, Sent
+from featherfed.server.store import Store
 
 _RETRY = {"transfer": "retry", "release": "release_retry"}
 """Ledger kinds of what was sent whole, and of what was sent again or broke off."""
@@ -19,14 +19,14 @@ class Download:
     """
 
     def __init__(
-        self, coordinator: Coordinator, like: Sent, data: bytes, offset: int, again: bool = False
+        self, store: Store, like: Sent, data: bytes, offset: int, again: bool = False
     ) -> None:
         """Go on at `offset` or before, if that much was sent of what is `like` this.
 
         `again`: the client was sent all of it, or as much by another way, in this round.
         """
-        before = coordinator.sent(like)
-        self._coordinator = coordinator
+        before = store.sent(like)
+        self._store = store
         self._data = data
         self._had_all = bool(data) and before.payload_bytes == len(data)
         self._again = again or self._had_all
@@ -71,7 +71,7 @@ class Download:
             new = self.uncounted, sent.message_bytes - counted.message_bytes
             entries = [self._entry(_RETRY[kind], *new)] if new[1] else []
         # What a client had whole stays so: its bytes are no retry that could be moved.
-        self._coordinator.count_sent(None if self._had_all else sent, *more, *entries)
+        self._store.count_sent(None if self._had_all else sent, *more, *entries)
         self._counted = sent
 
     def _entry(self, kind: str, payload_bytes: int, message_bytes: int) -> Entry:

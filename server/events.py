@@ -10,8 +10,8 @@ from typing import Any
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
+from featherfed.server.records import Update, Version
 from featherfed.server.rounds import Phase, RunState
-from featherfed.server.store import Update, Version
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from featherfed.compression.manifest import Manifest
+from featherfed.server.records import Entry, Update
 from featherfed.server.settings import Settings
-from featherfed.server.store import Entry, Store, Update
+from featherfed.server.store import Store
 
 SCHEMA = 1
 

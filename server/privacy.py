@@ -22,7 +22,7 @@ from featherfed.compression.key import Key
 from featherfed.compression.manifest import Array
 from featherfed.compression.masks import Masks
 from featherfed.server.clipping import Ruling, share
-from featherfed.server.store import Facts, Norms
+from featherfed.server.records import Facts, Norms
 
 RATE = 0.2
 """How fast C follows the quantile, as in the paper's experiments."""

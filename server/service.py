@@ -26,11 +26,11 @@ from featherfed.server.errors import Busy, Refused, ServerError
 from featherfed.server.gate import Gate, proven_name
 from featherfed.server.limits import Quotas, network
 from featherfed.server.parsing import ParsingInterceptor
+from featherfed.server.records import Entry, Sent
 from featherfed.server.refusals import STRANGER
 from featherfed.server.releases import Offer, Releases
 from featherfed.server.settings import Security
 from featherfed.server.sizes import framed_size
-from featherfed.server.store import Entry, Sent
 from featherfed.server.telemetry import Telemetry
 from featherfed.server.turns import Turn, Turns, now, see_through, unbroken
 from featherfed.server.uploads import PIECE_BYTES, SLOWEST, Uploads
@@ -224,9 +224,9 @@ class FederationService(pb_grpc.FederationServicer):
 
     async def _count(self, *entries: Entry) -> None:
         if all(entry.kind == "control" for entry in entries):
-            self._coordinator.count(*entries)  # never waits
+            self._coordinator.store.count(*entries)  # never waits
         else:
-            await asyncio.to_thread(self._coordinator.count, *entries)
+            await asyncio.to_thread(self._coordinator.store.count, *entries)
 
     async def _count_control(self, client: str, request: Message, reply: Message) -> None:
         round_ = self._coordinator.ledger_round
@@ -282,7 +282,7 @@ class FederationService(pb_grpc.FederationServicer):
             route, round_ = delivery.route, delivery.round
             like = Sent(client, "transfer", round_, _digest(pb.ModelChunk(links=route.links)))
             download = await asyncio.to_thread(
-                Download, self._coordinator, like, route.data, request.offset, delivery.again
+                Download, self._coordinator.store, like, route.data, request.offset, delivery.again
             )
             first = pb.ModelChunk(links=route.links, offset=download.begin)
             rest = _chunks(pb.ModelChunk, first, download.data)
@@ -388,7 +388,7 @@ class FederationService(pb_grpc.FederationServicer):
             like = Sent(device, "release", round_, _digest(release))
             offset = request.offset if request.offset_digest == release.digest else 0
             download = await asyncio.to_thread(
-                Download, self._coordinator, like, offer.data, offset
+                Download, self._coordinator.store, like, offer.data, offset
             )
             first = pb.ReleaseChunk(release=release, offset=download.begin)
             chunks = _chunks(pb.ReleaseChunk, first, download.data)

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,132 +18,23 @@ from featherfed.compression.files import lock_file
 from featherfed.compression.manifest import Array, Manifest
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.records import (
+    Entry,
+    Facts,
+    Member,
+    Norms,
+    Piece,
+    Sent,
+    Totals,
+    Update,
+    Version,
+)
 from featherfed.server.refusals import Refusals
 from featherfed.server.rounds import Phase, RunState
 from featherfed.server.tally import Counts, Tally
 from featherfed.server.trouble import Trouble, damaged, of_people
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger; `message_bytes` hold the payload, protobuf and gRPC framing."""
-
-    round: int
-    client: str
-    direction: str
-    kind: str
-    payload_bytes: int
-    message_bytes: int
-
-
-@dataclass(frozen=True)
-class Version:
-    """One model version; `payload` leads to it from the one before, empty for version 0.
-
-    It is a delta in `codec`, or the clients' own updates (`kind` "bundle"). `allocation` is what is
-    known of importance from then on.
-    """
-
-    version: int
-    digest: bytes
-    kind: str
-    codec: str
-    sparsity: float
-    payload: bytes
-    allocation: Allocation | None = None
-    loss: float | None = None
-    accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A client that has joined: its newest session, its examples, the codec stages it knows."""
-
-    session: int
-    num_examples: int
-    stages: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What was counted since the run began."""
-
-    bytes: dict[tuple[str, str], tuple[int, int]]
-    """Payload and message bytes by direction and kind."""
-    accepted: int
-    duplicates: int
-    refusals: dict[str, int]
-    """By pb.Reason's names."""
-    loss: float | None
-    storage_failing: bool
-
-
-@dataclass(frozen=True)
-class Update:
-    """One journaled update."""
-
-    round: int
-    client: str
-    slot: int
-    codec: str
-    num_examples: int
-    payload: bytes | None
-    train_loss: float | None = None
-    train_accuracy: float | None = None
-    accuracy: float | None = None
-    prediction: str | None = None
-
-
-@dataclass(frozen=True)
-class Norms:
-    """L2 norms of a decoded update: all of it, what is trained of it, and what its state became."""
-
-    whole: float
-    trainable: float
-    state: float
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a round's aggregation did; norms are L2, None where there is no such thing.
-
-    `clip` is the most that an update's norm may be, `clipped` counts the updates that were scaled
-    down to it, `left_out` names those that did not count at all. `next_clip` and `epsilon` are of
-    private runs, which tell neither of the others.
-    """
-
-    clip: float | None = None
-    clipped: int | None = None
-    left_out: tuple[str, ...] = ()
-    next_clip: float | None = None
-    epsilon: float | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of an update's payload, `at` bytes from its beginning; the update is `size` long."""
-
-    client: str
-    at: int
-    round: int
-    digest: bytes
-    size: int
-    message_bytes: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Sent:
-    """How much a client was sent of one download, from its beginning on."""
-
-    client: str
-    kind: str
-    round: int
-    digest: bytes
-    payload_bytes: int = 0
-    message_bytes: int = 0
 
 
 class Store:
@@ -457,7 +348,7 @@ class Store:
         )  # fmt: skip
         return replace(like, **dict(rows[0])) if rows else like
 
-    def save_sent(self, sent: Sent) -> None:
+    def _save_sent(self, sent: Sent) -> None:
         """Write how much was sent; a client has one download of a kind at a time."""
         self._run(
             "INSERT OR REPLACE INTO downloads VALUES (?, ?, ?, ?, ?, ?)", *asdict(sent).values()
@@ -465,19 +356,30 @@ class Store:
 
     # ---- ledger ----
 
-    def count(self, entry: Entry) -> None:
-        """Add an entry's bytes to the ledger."""
-        self._write(_counts(entry))
+    def count(self, *entries: Entry) -> None:
+        """Add bytes really sent to the ledger.
 
-    def count_soon(self, entry: Entry) -> None:
-        """Add an entry's bytes to the ledger with the next transaction; never waits for the disk.
-
-        A crash before that forgets them.
+        Those of control are written with the next transaction, and never wait for the disk; a crash
+        before that forgets them.
         """
-        self._tally.add(_counts(entry))
+        at_once = [entry for entry in entries if entry.kind != "control"]
+        for entry in entries:
+            if entry.kind == "control":
+                self._tally.add(_counts(entry))
+        if at_once:
+            with self.transaction():
+                for entry in at_once:
+                    self._write(_counts(entry))
+
+    def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
+        """Count bytes of a download and, if given, remember how much of it was sent."""
+        with self.transaction():
+            self.count(*entries)
+            if sent is not None:
+                self._save_sent(sent)
 
     def write_counts(self) -> None:
-        """Write what `count_soon` and `add_refusal` have not yet written."""
+        """Write what `count` and `add_refusal` have not yet written."""
         self._refusals.flush()
         if self._tally:
             with self.transaction():

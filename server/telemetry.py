@@ -8,32 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import ServerError
+from featherfed.server.records import Totals
 from featherfed.server.rounds import Phase
-from featherfed.server.store import Totals
 
 STATES = ("present", "training", "reported", "lost")
 """Of clients, as pb.ClientStatus tells them."""
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-
-class Watched(Protocol):
-    """What a scrape asks of the coordinator."""
-
-    def status(self) -> pb.StatusReply:
-        """Return where the run is."""
-
-    def totals(self) -> Totals:
-        """Return what the store has counted."""
 
 
 class Telemetry:
@@ -59,7 +50,7 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def watch(self, run: Watched) -> None:
+    def watch(self, run: Coordinator) -> None:
         """Add what `run` knows to every scrape."""
         self.registry.register(_RunCollector(run))
 
@@ -85,7 +76,7 @@ class Telemetry:
 
 
 class _RunCollector(Collector):
-    def __init__(self, run: Watched) -> None:
+    def __init__(self, run: Coordinator) -> None:
         self._run = run
 
     def describe(self) -> Iterator[Metric]:
@@ -93,7 +84,7 @@ class _RunCollector(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        totals, status = self._run.totals(), self._run.status()
+        totals, status = self._run.store.totals(), self._run.status()
         yield from _traffic(totals)
         yield _counter(
             "featherfed_updates", "Updates of clients, by what became of them.", "outcome",

@@ -157,7 +157,7 @@ class Uploads:
     def _submit_whole(self, upload: _Upload) -> pb.Outcome:
         payload = bytes(upload.data)
         if upload.at:
-            payload = self._coordinator.kept_payload(upload.client) + payload
+            payload = self._coordinator.store.kept_payload(upload.client) + payload
         digest = upload.header.digest
         if digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != digest:
             raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
@@ -176,7 +176,7 @@ class Uploads:
                 upload.keep(coordinator)
         else:
             upload.count(coordinator)
-            coordinator.drop_pieces(client)
+            coordinator.store.drop_pieces(client)
         coordinator.record_refusal(client, refusal, coordinator.ledger_round_of(upload.header))
 
 

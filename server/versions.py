@@ -16,7 +16,8 @@ from featherfed.compression.registry import parse_codec
 from featherfed.compression.update import apply_update, encode_update
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
-from featherfed.server.store import Store, Version
+from featherfed.server.records import Version
+from featherfed.server.store import Store
 
 SNAPSHOT = chain(Float32(), Zstd())
 """Bit-exact: a client that gets a snapshot holds the same weights as one that got deltas."""

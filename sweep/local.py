@@ -9,9 +9,9 @@ from featherfed.edge_client.errors import Rejected
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused
+from featherfed.server.records import Entry
 from featherfed.server.rounds import Phase
 from featherfed.server.sizes import framed_size
-from featherfed.server.store import Entry
 
 
 class LocalServer:
@@ -96,7 +96,7 @@ class LocalTransport:
         route = delivery.route
         size = framed_size(pb.ModelChunk(links=route.links, data=route.data))
         kind = "retry" if delivery.again else "transfer"
-        self._coordinator.count(
+        self._coordinator.store.count(
             Entry(delivery.round, client, "uplink", "control", 0, framed_size(request)),
             Entry(delivery.round, client, "downlink", kind, len(route.data), size),
         )
@@ -133,7 +133,7 @@ class LocalTransport:
 
     def _count_control(self, client: str, up: int, down: int) -> None:
         round_ = self._coordinator.ledger_round
-        self._coordinator.count(
+        self._coordinator.store.count(
             Entry(round_, client, "uplink", "control", 0, up),
             Entry(round_, client, "downlink", "control", 0, down),
         )

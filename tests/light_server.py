@@ -16,8 +16,9 @@ from featherfed.server.admission import DataShape
 from featherfed.server.clock import SteadyClock
 from featherfed.server.coordinator import Coordinator, Delivery, Evaluation
 from featherfed.server.plan import make_plan
+from featherfed.server.records import Entry, Update, Version
 from featherfed.server.settings import Settings
-from featherfed.server.store import Entry, Store, Update, Version
+from featherfed.server.store import Store
 
 
 class Judge:
@@ -52,6 +53,11 @@ def build(  # noqa: C901 - the places where it may die, one beside the other
             super().open_round(*args)
             fault("server: in the opening's transaction")
 
+        def count(self, *entries: Entry) -> None:
+            super().count(*entries)
+            if any(e.direction == "downlink" and e.kind == "transfer" for e in entries):
+                fault("server: the model is sent")
+
     class FaultyCoordinator(Coordinator):
         def join(self, request: pb.JoinRequest) -> pb.JoinReply:
             reply = super().join(request)
@@ -62,11 +68,6 @@ def build(  # noqa: C901 - the places where it may die, one beside the other
             found = super().fetch(client, request)
             fault("server: before the model is sent")
             return found
-
-        def count(self, *entries: Entry) -> None:
-            super().count(*entries)
-            if any(e.direction == "downlink" and e.kind == "transfer" for e in entries):
-                fault("server: the model is sent")
 
         def submit(self, *args: Any) -> pb.Outcome:
             fault("server: received, before the journal")

@@ -44,10 +44,11 @@ from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.plan import make_plan
 from featherfed.server.privacy import Mechanism, PrivateMean
+from featherfed.server.records import Norms
 from featherfed.server.robust import Rows, Rule, combine, krum_choice
 from featherfed.server.rounds import Phase
 from featherfed.server.settings import Settings, load_settings
-from featherfed.server.store import Norms, Store
+from featherfed.server.store import Store
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]

@@ -39,9 +39,10 @@ from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Busy, Refused
 from featherfed.server.limits import Quotas, Rate, network
 from featherfed.server.plan import make_plan
+from featherfed.server.records import Entry
 from featherfed.server.rounds import Phase, RunState
 from featherfed.server.settings import Limits
-from featherfed.server.store import Entry, Store
+from featherfed.server.store import Store
 
 Start = Callable[..., Federation]
 
@@ -761,7 +762,7 @@ def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[.
     one.store._db.set_trace_callback(statements.append)
     for _ in range(100):
         one.poll("a")
-        one.coordinator.count(
+        one.store.count(
             Entry(1, "a", "uplink", "control", 0, 16), Entry(1, "a", "downlink", "control", 0, 10)
         )
     assert statements == []
@@ -779,10 +780,10 @@ def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[.
 
 def test_a_failed_transaction_forgets_no_bytes(run: Callable[..., Run]) -> None:
     one = run(Clock())
-    one.coordinator.count(Entry(1, "a", "uplink", "control", 0, 7))
+    one.store.count(Entry(1, "a", "uplink", "control", 0, 7))
     with pytest.raises(RuntimeError), one.store.transaction():
         raise RuntimeError
-    one.coordinator.count(Entry(1, "a", "uplink", "control", 0, 1))
+    one.store.count(Entry(1, "a", "uplink", "control", 0, 1))
     assert [e.message_bytes for e in one.store.ledger()] == [8]
 
 

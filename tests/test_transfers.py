@@ -33,8 +33,8 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server import service, uploads
 from featherfed.server.errors import Refused
+from featherfed.server.records import Entry
 from featherfed.server.step import OfferedStep
-from featherfed.server.store import Entry
 from featherfed.server.telemetry import Telemetry
 
 Start = Callable[..., Federation]
