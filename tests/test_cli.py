@@ -92,7 +92,7 @@ def test_predict_and_report_work_on_what_the_demo_leaves(demo: Path) -> None:
 @pytest.mark.parametrize("method", ["prune", "cluster", "qat", "prune+qat"])
 def test_every_optimisation_runs_to_the_end(tmp_path: Path, method: str) -> None:
     done = run(
-        "demo", "--clients", "2", "--rounds", "4", "--epochs", "4", "--optimize", method,
+        "demo", "--clients", "2", "--rounds", "6", "--epochs", "4", "--optimize", method,
         "--output", "out", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
