@@ -2,12 +2,14 @@
 
 The file is a head, a line of JSON that says what was asked for and which links came, and then the
 data. It is written when a download breaks off and after every MiB. It need not be synced: what
-comes of it is checked by digest, like any download, and else fetched anew.
+comes of it is checked by digest, like any download, and else fetched anew. Where it cannot be
+written, the download goes on in memory.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +17,9 @@ from types import TracebackType
 
 from google.protobuf.message import DecodeError
 
-from featherfed.edge_client.errors import ClientError
 from featherfed.proto import federation_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 PARTIAL = "model.part"
 """Its name in the state directory."""
@@ -75,7 +78,8 @@ class Partial:
     def finish(self) -> tuple[list[pb.Link], bytes]:
         """Return links and data, and forget them."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that has become read-only it is of no use either
+                self._path.unlink(missing_ok=True)
         return self._links, bytes(self._data)
 
     def _read(self, path: Path) -> None:
@@ -102,10 +106,15 @@ class Partial:
                 file.truncate(len(head) + self._written)
                 file.write(self._data[self._written :])
         except OSError as error:
-            raise ClientError(
-                f"cannot write {self._path}: {error.strerror}; make room or choose another "
-                "--state-dir"
-            ) from error
+            log.warning(
+                "cannot write %s: %s; make room or allow writing there. The download goes on in "
+                "memory; should this process end before that, it begins anew",
+                self._path, error.strerror, extra={"event": "state_unsaved", "file": PARTIAL},
+            )  # fmt: skip
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            self._path = None
+            return
         self._written = self.size
 
 

@@ -62,7 +62,7 @@ def client(processes: Processes, number: int, address: str, runtime: str = "kera
 def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
     processes: Processes,
 ) -> None:
-    address = serve(processes, rounds=4, port=0, minimum=2, deadline=30)
+    address = serve(processes, rounds=4, port=0, minimum=2, deadline=20)
     client(processes, 0, address)
     client(processes, 1, address)
     wait_until(lambda: status(address).version >= 1)

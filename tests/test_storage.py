@@ -26,6 +26,7 @@ from featherfed.cli.check import check
 from featherfed.compression.files import replacing, scratch_of, write_whole
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.partial import PARTIAL, WRITE_BYTES, Partial
 from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import conduct
@@ -508,3 +509,17 @@ def test_no_room_at_the_start_is_said_plainly(small_disk: Path) -> None:
     with pytest.raises(ClientError, match=r"No space left.*make room.*--state-dir"):
         lock_state(small_disk)
     assert not (small_disk / ".room").exists()
+
+
+def test_a_download_that_cannot_be_kept_goes_on_in_memory(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(small_disk)
+    link = pb.Link(version=1, size=3 * WRITE_BYTES)
+    with Partial(small_disk / PARTIAL, pb.FetchModelRequest(version=1)) as partial:
+        assert partial.begin([link], 0)
+        for _ in range(3):
+            partial.add(bytes(WRITE_BYTES))
+        assert partial.finish() == ([link], bytes(3 * WRITE_BYTES))
+    assert caplog.text.count("The download goes on in memory") == 1
+    assert not (small_disk / PARTIAL).exists()
