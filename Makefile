@@ -34,7 +34,7 @@ demo: $(VENV)/.dev ## five clients train on real digits over gRPC; see runs/demo
 	$(BIN)/featherfed demo
 
 test: dev ## the tests that take minutes
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
 
 test-all: dev ## all tests, the slow ones too
 	$(BIN)/pytest
