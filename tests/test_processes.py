@@ -20,12 +20,13 @@ rounds = {rounds}
 server = {{ port = {port}, linger = 5 }}
 model = {{ name = "mlp" }}
 training = {{ epochs = {epochs}, learning_rate = 0.1 }}
-compression = {{ uplink = "{uplink}" }}
+compression.uplink = "{uplink}"
+{more}
 optimization = {{ method = "{method}" }}
 clients = {{ minimum = {minimum}, quorum = 0.5, deadline = {deadline}, patience = 2 }}
 """
 
-DEFAULTS = {"epochs": 40, "uplink": "balanced", "method": "none"}
+DEFAULTS = {"epochs": 40, "uplink": "balanced", "method": "none", "more": ""}
 
 
 @pytest.fixture
@@ -156,6 +157,31 @@ def test_keras_and_litert_clients_train_one_model(processes: Processes, uplink: 
     for number in range(3):
         assert f"version 4 ({digest[:16]})" in processes.log(f"c{number}")
     assert found["final"]["accuracy"] > 0.85
+
+
+PRIVATE = """
+privacy.noise_multiplier = 0.1
+compression.broadcast = "aggregate"
+evaluation.every_client = false
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    ['aggregation.rule = "median"', pytest.param(PRIVATE, id="private", marks=pytest.mark.slow)],
+)
+def test_other_ways_to_aggregate_learn(processes: Processes, more: str) -> None:
+    address = serve(
+        processes, rounds=4, port=0, minimum=3, deadline=60, epochs=5, uplink="quantize(8) | zstd",
+        more=more,
+    )  # fmt: skip
+    for number in range(3):
+        client(processes, number, address, "litert")
+    assert processes.wait("server") == 0, processes.log("server")
+    assert [processes.wait(f"c{n}") for n in range(3)] == [0, 0, 0]
+    found = metrics(processes)
+    assert found["final"]["accuracy"] > 0.8
+    assert ("epsilon" in found["rounds"][-1]) == ("privacy" in more)
 
 
 def test_other_settings_or_a_taken_port_are_said_plainly(processes: Processes) -> None:
