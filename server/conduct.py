@@ -52,16 +52,17 @@ async def serve(
     telemetry, finished = Telemetry(), False
     service = FederationService(coordinator, releases, telemetry)
     disk = _Disk(stop)
-    with contextlib.ExitStack() as watched:
+    with contextlib.ExitStack() as after:
         if settings.metrics is not None:
             telemetry.watch(coordinator)
             url, close = telemetry.listen(settings.metrics)
-            watched.callback(close)
+            after.callback(close)
             log.info("metrics for Prometheus: %s", url, extra={"event": "metrics", "url": url})
         security = coordinator.settings.security
         server, port = await create_server(service, settings.host, settings.port, security)
         gc.collect()
-        gc.freeze()  # what is there for good; else a call's garbage waits for a share of all of it
+        gc.freeze()  # what is there to stay; else a call's garbage waits for a share of all of it
+        after.callback(gc.unfreeze)
         on_listening(join_address(settings.host, port))
         beside = [
             asyncio.create_task(_drain_at(stop, service)),
