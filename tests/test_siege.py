@@ -18,6 +18,6 @@ def test_hostile_calls_change_nothing(tmp_path: Path) -> None:
     assert left.digests == wanted.digests
     assert {client for _, client in left.journal} == {"c0", "c1", "c2"}
     assert sum(seen["codes"].values()) == CALLS
-    assert seen["after_mb"] < seen["before_mb"] + 5
+    assert seen["after_mb"] < seen["before_mb"] + 7
     log = (tmp_path / "siege" / "server.log").read_text("utf-8")
     assert "Traceback" not in log, log[-2000:]
