@@ -2,7 +2,7 @@
 
 Eleven clients, some of them hostile in every round: `flip` sends five times its update with the
 sign turned, `scale` a thousand times its update, `noise` random values a hundred times as large.
-Prints benchmarks/results/attackers.md; takes about seven minutes on one core.
+Prints benchmarks/results/attackers.md; takes about eight minutes on one core.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from featherfed.sweep.simulate import simulate
 
 CLIENTS, ROUNDS, EPOCHS, BATCH, RATE = 11, 10, 4, 32, 0.2
 SEEDS = (0, 1, 2)
+SKEWED = ("dirichlet:0.3", "dirichlet:1.0")
 MODEL = Manifest((
     TensorSpec("hidden", (64, 64), initial=Uniform(0.2)), TensorSpec("hidden_bias", (64,)),
     TensorSpec("out", (64, 10), initial=Uniform(0.2)), TensorSpec("out_bias", (10,)),
@@ -113,12 +114,12 @@ class Judge:
 
 
 def accuracy(
-    aggregation: dict[str, Any], uplink: str, attack: str, hostile: int, seed: int
+    aggregation: dict[str, Any], uplink: str, attack: str, hostile: int, shards: str, seed: int
 ) -> float | None:
     """Return the final accuracy of a run with so many hostile clients, None if it was lost."""
     train, test = load_train_test("digits")
-    shards = partition(train.labels, CLIENTS, "iid", seed)
-    parts = {f"c{i:02}": train.take(s) for i, s in enumerate(shards)}
+    split = partition(train.labels, CLIENTS, shards, seed)
+    parts = {f"c{i:02}": train.take(s) for i, s in enumerate(split)}
     settings = Settings.model_validate({
         "rounds": ROUNDS, "seed": seed, "aggregation": aggregation,
         "clients": {"minimum": CLIENTS, "quorum": 1.0},
@@ -153,21 +154,31 @@ def cell(found: Sequence[float | None]) -> str:
     return f"{np.mean(told):.1f} ({min(told):.1f})"
 
 
+def rows(names: Sequence[str], columns: Sequence[tuple[str, int, str]]) -> None:
+    """Print a row for each rule and codec; columns are an attack, its clients, and the shards."""
+    for name in names:
+        aggregation = RULES[name]
+        sketched = ["sketch(0.2)"] if aggregation["rule"] == "mean" else []
+        for uplink in ["quantize(8) | zstd", *sketched]:
+            cells = [
+                cell([accuracy(aggregation, uplink, *column, seed) for seed in SEEDS])
+                for column in columns
+            ]
+            text = uplink.replace("|", "\\|")
+            print(f"| {name} | `{text}` | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     """Print the page."""
     print(HEAD)
     heads = [f"{n} {attack}" if n else "no attacker" for attack, n in ATTACKS]
     print("| rule | uplink | " + " | ".join(heads) + " |")
     print("|---" * (len(heads) + 2) + "|")
-    for name, aggregation in RULES.items():
-        sketched = ["sketch(0.2)"] if aggregation["rule"] == "mean" else []
-        for uplink in ["quantize(8) | zstd", *sketched]:
-            cells = [
-                cell([accuracy(aggregation, uplink, *attack, seed) for seed in SEEDS])
-                for attack in ATTACKS
-            ]
-            text = uplink.replace("|", "\\|")
-            print(f"| {name} | `{text}` | " + " | ".join(cells) + " |", flush=True)
+    rows(list(RULES), [(*attack, "iid") for attack in ATTACKS])
+    print("\nWithout attackers, on skewed shards:\n")
+    print("| rule | uplink | " + " | ".join(SKEWED) + " |")
+    print("|---" * (len(SKEWED) + 2) + "|")
+    rows([name for name in RULES if "mean," in name], [("none", 0, shards) for shards in SKEWED])
 
 
 if __name__ == "__main__":
