@@ -32,7 +32,7 @@ from featherfed.server.releases import Offer, Releases
 from featherfed.server.settings import Security
 from featherfed.server.sizes import framed_size
 from featherfed.server.telemetry import Telemetry
-from featherfed.server.turns import Turn, Turns, now, see_through, unbroken
+from featherfed.server.turns import Turn, Turns, now, see_through
 from featherfed.server.uploads import PIECE_BYTES, SLOWEST, Uploads
 from featherfed.server.versions import Route
 
@@ -319,9 +319,9 @@ class FederationService(pb_grpc.FederationServicer):
     async def _write(self, context: Context, turn: Turn, message: Any) -> None:
         """Send a message to a client that may not keep the server waiting."""
         until = now() + self._stall + len(message.data) / SLOWEST
-        write = unbroken(context.write(message))
+        write = asyncio.ensure_future(context.write(message))
         try:
-            await turn.within(until, asyncio.shield(write))
+            await turn.within(until, write)
         except Refused as refusal:
             refusal.pending = write
             raise

@@ -28,12 +28,19 @@ class Turn:
             self._limit.reschedule(now())
 
     async def within(self, until: float, work: Awaitable[T]) -> T:
-        """Return what `work` returns by the time `until`; raise Refused if it takes longer."""
+        """Return what `work` returns by the time `until`; raise Refused if it takes longer.
+
+        It goes on then, and nobody waits for it: what a read or write of gRPC's has in hand when it
+        is cancelled is never freed, of a message that arrives later all 64 KiB that it was read
+        with (grpc/grpc#43360).
+        """
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_look_at)
         if self._given_way:
             until = 0.0
         try:
             async with asyncio.timeout_at(until) as self._limit:
-                return await work
+                return await asyncio.shield(task)
         except TimeoutError:
             pass
         finally:
@@ -74,17 +81,6 @@ class Turns:
 def now() -> float:
     """Return the event loop's time in seconds."""
     return asyncio.get_running_loop().time()
-
-
-def unbroken(work: Awaitable[T]) -> asyncio.Future[T]:
-    """Return a task that goes on when nobody waits for it any more; shield it where it is awaited.
-
-    What a read or write of gRPC's has in hand when it is cancelled is never freed: of a message
-    that arrives later, all 64 KiB that it was read with (grpc/grpc#43360).
-    """
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(_look_at)
-    return task
 
 
 def _look_at(done: asyncio.Future[Any]) -> None:

@@ -14,7 +14,7 @@ from featherfed.server.coordinator import Coordinator
 from featherfed.server.errors import Refused
 from featherfed.server.sizes import framed_size
 from featherfed.server.telemetry import Telemetry
-from featherfed.server.turns import Turn, Turns, now, see_through, unbroken
+from featherfed.server.turns import Turn, Turns, now, see_through
 
 PIECE_BYTES = 2**20
 """An upload is written down in pieces of this size, so no more of it is in memory."""
@@ -87,7 +87,7 @@ class Uploads:
     ) -> pb.UpdateChunk | None:
         """Return the next chunk, None at the end; raise Refused if it does not come in time."""
         soon = now() + self._limits.stall_seconds
-        return await turn.within(min(soon, until), asyncio.shield(unbroken(anext(stream, None))))
+        return await turn.within(min(soon, until), anext(stream, None))
 
     async def _take(
         self,
