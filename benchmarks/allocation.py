@@ -14,26 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from featherfed.compression.allocation import (
-    LEVELS,
-    Allocation,
-    Report,
-    flat,
-    measure,
-    merge,
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.average import Average, Part
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import (
+    apply_update,
+    encode_update,
+    sketched_shapes,
+    subtract,
 )
-from featherfed.compression.average import Average, Part, Round, round_key, statistics_of
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import Array
+from featherfed.compression.importance import LEVELS, Allocation, Report, flat, measure, merge
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
-from featherfed.compression.update import apply_update, encode_update, sketched_shapes, subtract
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
-from featherfed.server.budget import Uplink
+from featherfed.server.rounds.uplink import Uplink
 
 RESULT = Path(__file__).parent / "results" / "allocation.json"
 CLIENTS, ROUNDS, EPOCHS, BATCH = 5, 7, 5, 32

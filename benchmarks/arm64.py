@@ -30,11 +30,11 @@ import numpy as np
 import userland
 from codec_digests import digest, drawn
 
-from featherfed.compression.average import Round, round_key, statistics_of
-from featherfed.compression.manifest import Array
-from featherfed.compression.masks import magnitude_masks
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.masks import magnitude_masks
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update, subtract
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.plan import manifest_of
 from featherfed.proto import federation_pb2 as pb

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression.manifest import Array, Manifest, TensorSpec, Uniform
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
-from featherfed.edge_client.session import Trained
+from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import Evaluation
-from featherfed.server.settings import Settings
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.settings.settings import Settings
 from featherfed.sweep.simulate import simulate
 
 CLIENTS, ROUNDS, EPOCHS, BATCH, RATE = 11, 10, 4, 32, 0.2

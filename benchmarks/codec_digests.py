@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from featherfed.compression import sketch
-from featherfed.compression.average import Part, Round, average, round_key, statistics_of
-from featherfed.compression.genesis import initial_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.average import Part, average
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform, weights_digest
+from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import apply_update, decode_update, encode_update
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array, Manifest, TensorSpec, Uniform, weights_digest
-from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import apply_update, decode_update, encode_update
 
 SEED = 7
 SLOTS = 5

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from codec_digests import digest, drawn
 
-from featherfed.compression.allocation import Allocation
-from featherfed.compression.manifest import Array
+from featherfed.compression.arrays import Array
+from featherfed.compression.importance import Allocation
 from featherfed.edge_client import litert_trainer
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.session import Trained
 from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
 
 

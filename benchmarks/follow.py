@@ -31,13 +31,13 @@ from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.models.tflite import TfliteModel
-from featherfed.server.coordinator import Coordinator
-from featherfed.server.records import Entry, Sent
-from featherfed.server.releases import Releases
-from featherfed.server.service import FederationService, create_server
-from featherfed.server.settings import Settings
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.rpc.service import FederationService, create_server
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.records import Entry, Sent
+from featherfed.server.transfers.releases import Releases
 
 RESULT = Path(__file__).parent / "results" / "follow.json"
 ROUNDS, EPOCHS, CLIENTS = 10, 1, 5

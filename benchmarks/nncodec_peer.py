@@ -23,9 +23,9 @@ import numpy as np
 from nncodec_worker import receive, send
 
 from featherfed.cli.sweep import run_case
+from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.key import NO_KEY, Key
-from featherfed.compression.manifest import Array
 from featherfed.compression.registry import STAGES
 from featherfed.compression.stage import FLOATS, Form, Shape, Values
 from featherfed.sweep import results

@@ -33,8 +33,8 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.cli.artifacts import machine
-from featherfed.compression.manifest import Array
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.litert_trainer import LitertTrainer

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from backports import zstd
 
-from featherfed.compression.average import Average, Part, Round, round_key
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
-from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.exchange.average import Average, Part
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec
+from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 CODECS = [

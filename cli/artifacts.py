@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
-from featherfed.compression.masks import sparsity_of
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import export
 from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel
 from featherfed.report.metrics import ReportError
 from featherfed.report.render import render
-from featherfed.server import metrics
-from featherfed.server.coordinator import Coordinator
-from featherfed.server.settings import Settings
-from featherfed.server.store import Store
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.store import Store
 
 log = logging.getLogger(__name__)
 

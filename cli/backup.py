@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.server.errors import ServerError
-from featherfed.server.trouble import damaged
+from featherfed.server.storage.failures import damaged
 
 DATABASE = "run.db"
 KEPT = ("run.toml", "metrics.json")

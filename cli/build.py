@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.files import write_whole
-from featherfed.compression.manifest import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.step import VERSION, Training, export_step, tf_version
@@ -19,10 +19,10 @@ from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
-from featherfed.server.coordinator import Evaluation
+from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.coordinator.training_step import OfferedStep
 from featherfed.server.errors import ServerError
-from featherfed.server.settings import Settings
-from featherfed.server.step import OfferedStep
+from featherfed.server.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from featherfed.server.authority import Authority
-from featherfed.server.enrolment import load
+from featherfed.server.access.authority import Authority
+from featherfed.server.access.enrolment import load
 
 
 def make(folder: Path, hosts: Sequence[str], ca_days: int, days: int) -> None:

@@ -11,11 +11,11 @@ import click
 
 from featherfed.cli.backup import DATABASE, copy_database
 from featherfed.cli.check_run import checks_of_run
-from featherfed.compression.manifest import weights_digest
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
 from featherfed.server.errors import ServerError
-from featherfed.server.store import Store
+from featherfed.server.storage.store import Store
 
 FILES = ("model", "residual", "pending")
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.manifest import weights_digest
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.rounds import Phase
-from featherfed.server.store import Store
-from featherfed.server.versions import seed_link, step_link
+from featherfed.server.rounds.transitions import Phase
+from featherfed.server.storage.store import Store
+from featherfed.server.transfers.routes import seed_link, step_link
 
 Find = Callable[[], Iterator[str]]
 

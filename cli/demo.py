@@ -27,9 +27,9 @@ from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Unreachable
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.settings import load_settings
+from featherfed.server.settings.settings import load_settings
 
 DIGITS_LEARNING_RATE = 0.1  # 287 examples a client need larger steps than 12,000
 LEARNING_RATE = 0.01

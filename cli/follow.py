@@ -9,7 +9,7 @@ from pathlib import Path
 from featherfed.cli.device import device_name
 from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 
 log = logging.getLogger(__name__)
 

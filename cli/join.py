@@ -14,14 +14,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from featherfed.cli.device import device_name, state_home
 from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
-from featherfed.compression.manifest import Manifest
+from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.credentials import Credentials, choose
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial import PARTIAL
 from featherfed.edge_client.rest import Rest, device_sensors
-from featherfed.edge_client.session import Profile, Session, Trainer
+from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, lock_state
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from featherfed.cli.announce import is_loopback
-from featherfed.server.enrolment import load
+from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
-from featherfed.server.settings import Security, Settings
+from featherfed.server.settings.settings import Security, Settings
 
 
 def listening(

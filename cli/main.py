@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from featherfed.cli import log
+from featherfed.cli.commandline import Group, errors_for_people, logs
 from featherfed.cli.signals import say_on_sigterm
-from featherfed.compression.errors import CodecError
-from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.platform import check_platform
 
-INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C has ended
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 A_PATH = click.Path(path_type=Path)
 
 
-class _Command(click.Command):
-    """A command that the list of commands shows with its whole first paragraph."""
-
-    def get_short_help_str(self, limit: int = 45) -> str:
-        return (self.help or "").split("\n\n")[0]
-
-
-class _Group(click.Group):
-    """Commands in the order of their use, not of the alphabet."""
-
-    command_class = _Command
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
 @click.group(
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     context_settings={"show_default": True, "max_content_width": 100},
 )
 def app() -> None:
     """Federated learning for small devices on thin links."""
-
-
-def logs(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of logging, and set it up before the command runs."""
-
-    @click.option("--verbose", "-v", is_flag=True, help="Say more.")
-    @click.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        envvar="FEATHERFED_LOG_FORMAT",
-        help="Lines for people, or JSON lines.",
-    )
-    @functools.wraps(command)
-    def wrapper(*args: Any, verbose: bool, log_format: str, **kwargs: Any) -> None:
-        log.set_up(verbose, log_format)
-        command(*args, **kwargs)
-
-    return wrapper
 
 
 credentials = click.option(
@@ -76,60 +37,6 @@ credentials = click.option(
 insecure = click.option(
     "--insecure", is_flag=True, help="Without encryption also to another machine."
 )
-
-
-def _errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
-    """Print what a user can mend as one message; anything else is a bug and keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] == "featherfed":
-                raise
-            _fail(f"{error.name} is not installed; {_extra_for(error.name or '')}")
-        except (Rejected, Unreachable, CodecError) as error:
-            _fail(str(error))
-        except MemoryError:
-            _fail("there is not enough memory on this machine, or its limits are too low")
-        except KeyboardInterrupt as error:
-            raise click.exceptions.Exit(INTERRUPTED) from error
-        except ValueError as error:
-            if not type(error).__module__.startswith("featherfed."):
-                raise
-            _fail(str(error))
-
-    return wrapper
-
-
-def _extra_for(module: str) -> str:
-    extras = {
-        "tensorflow": "tensorflow",
-        "tf_keras": "tensorflow",
-        "tensorflow_model_optimization": "tensorflow",
-        "ai_edge_litert": "edge",
-        "psutil": "edge",
-        "zeroconf": "edge",
-        "pydantic": "server",
-        "prometheus_client": "server",
-        "grpc_health": "server",
-        "cryptography": "server",
-        "grpc_reflection": "server",
-        "matplotlib": "report",
-        "jinja2": "report",
-        "PIL": "images",
-        "rich": "report",
-        "pyarrow": "sweep",
-    }
-    return f"pip install 'featherfed[{extras.get(module.split('.')[0], 'demo')}]'"
-
-
-def _fail(message: str) -> None:
-    # A peer's words may be in it, and must not steer the terminal.
-    lines = [log.plain(line) for line in message.split("\n")]
-    click.echo("featherfed: " + "\n".join(lines), err=True)
-    raise click.exceptions.Exit(1)
 
 
 @app.command()
@@ -172,7 +79,7 @@ def _fail(message: str) -> None:
 @click.option("--seed", type=AT_LEAST_0, default=0)
 @click.option("--output", type=A_PATH, default="runs/demo", help="Replaced if it holds a demo.")
 @logs
-@_errors_for_people
+@errors_for_people
 def demo(**options: Any) -> None:
     """Train over real gRPC on this machine: a server and CLIENTS processes of their own."""
     from featherfed.cli.demo import DemoOptions, run_demo
@@ -189,7 +96,7 @@ def demo(**options: Any) -> None:
 )
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
 @logs
-@_errors_for_people
+@errors_for_people
 def serve(
     run_file: Path, host: str | None, port: int | None, credentials: Path | None, insecure: bool
 ) -> None:
@@ -199,7 +106,7 @@ def serve(
     after the run's end, 3 before it, 1 after an error, 130 or 143 after a second signal.
     """
     from featherfed.cli.listen import listening
-    from featherfed.server.settings import load_settings
+    from featherfed.server.settings.settings import load_settings
 
     # First, since what the rest imports takes seconds.
     settings = listening(load_settings(run_file), host, port, credentials, insecure)
@@ -231,7 +138,7 @@ def serve(
 @credentials
 @insecure
 @logs
-@_errors_for_people
+@errors_for_people
 def join(address: str | None, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished.
 
@@ -258,7 +165,7 @@ def join(address: str | None, **options: Any) -> None:
 @credentials
 @insecure
 @logs
-@_errors_for_people
+@errors_for_people
 def follow(
     address: str | None,
     model_dir: Path,
@@ -283,7 +190,7 @@ def follow(
     follow_run(address, model_dir, kind, name, once, give_up_after, proof)
 
 
-@app.group(cls=_Group, no_args_is_help=True)
+@app.group(cls=Group, no_args_is_help=True)
 def certs() -> None:
     """Make the certificates and tokens that a server's clients prove themselves with."""
 
@@ -304,7 +211,7 @@ ca_days = click.option(
 @hosts
 @days
 @ca_days
-@_errors_for_people
+@errors_for_people
 def certs_init(folder: Path, hosts: tuple[str, ...], days: int, ca_days: int) -> None:
     """Make an authority and the server's certificate in DIR."""
     from featherfed.cli.certs import make
@@ -317,7 +224,7 @@ def certs_init(folder: Path, hosts: tuple[str, ...], days: int, ca_days: int) ->
 @names
 @days
 @click.option("--renew", is_flag=True, help="Replace what a name has; that ends at once.")
-@_errors_for_people
+@errors_for_people
 def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -> None:
     """Enrol devices: one folder each, DIR/clients/NAME, to copy to the device."""
     from featherfed.cli.certs import enrol
@@ -332,7 +239,7 @@ def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -
 @click.option("--ca", "new_ca", is_flag=True, help="Make a new authority too; trust both.")
 @ca_days
 @click.option("--drop-old", is_flag=True, help="End the trust in all authorities but the newest.")
-@_errors_for_people
+@errors_for_people
 def certs_rotate(
     folder: Path, hosts: tuple[str, ...], days: int, new_ca: bool, ca_days: int, drop_old: bool
 ) -> None:
@@ -347,7 +254,7 @@ def certs_rotate(
 @certs.command("revoke")
 @a_folder
 @names
-@_errors_for_people
+@errors_for_people
 def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
     """End the access of devices, also to a server that runs."""
     from featherfed.cli.certs import revoke
@@ -357,7 +264,7 @@ def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
 
 @certs.command("list")
 @a_folder
-@_errors_for_people
+@errors_for_people
 def certs_list(folder: Path) -> None:
     """Show who is enrolled, and when what expires."""
     from featherfed.cli.certs import show
@@ -370,7 +277,7 @@ def certs_list(folder: Path) -> None:
 @click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
 @click.option("--output", type=A_PATH, help="Instead of the sweep file's.")
 @logs
-@_errors_for_people
+@errors_for_people
 def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
     """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
     from featherfed.cli.sweep import run_sweep
@@ -380,7 +287,7 @@ def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
 
 @app.command()
 @click.argument("directory", type=A_PATH, metavar="DIR")
-@_errors_for_people
+@errors_for_people
 def report(directory: Path) -> None:
     """Make report.html and the plots from metrics.json, and print the tables.
 
@@ -398,7 +305,7 @@ def report(directory: Path) -> None:
 @app.command()
 @click.argument("model", type=A_PATH, metavar="MODEL.tflite")
 @click.argument("images", type=A_PATH, nargs=-1, metavar="[IMAGES]...")
-@_errors_for_people
+@errors_for_people
 def predict(model: Path, images: tuple[Path, ...]) -> None:
     """Classify images with an exported model; without any, the run's own sample images.
 
@@ -413,7 +320,7 @@ def predict(model: Path, images: tuple[Path, ...]) -> None:
 @app.command()
 @click.argument("directory", type=A_PATH, metavar="DIR")
 @click.argument("destination", type=A_PATH, metavar="DEST")
-@_errors_for_people
+@errors_for_people
 def backup(directory: Path, destination: Path) -> None:
     """Copy a run's database to the folder DEST, while its server goes on.
 
@@ -428,7 +335,7 @@ def backup(directory: Path, destination: Path) -> None:
 
 @app.command()
 @click.argument("directory", type=A_PATH, metavar="DIR")
-@_errors_for_people
+@errors_for_people
 def check(directory: Path) -> None:
     """Check what a run or a client left on disk: digests, journal, ledger.
 

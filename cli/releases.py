@@ -1,4 +1,4 @@
-"""Makes a run's releases of its newest model: `server/releases.py` keeps and delivers them."""
+"""Exports the newest model for devices that only infer; transfers/releases.py delivers it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import KINDS, export_kind
 from featherfed.models.optimized import FederatedModel
-from featherfed.server.coordinator import Coordinator
-from featherfed.server.releases import Releases
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.transfers.releases import Releases
 
 
 def build_releases(

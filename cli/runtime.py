@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from featherfed.compression.manifest import Manifest
+from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.session import Trainer
+from featherfed.edge_client.trainer import Trainer
 from featherfed.models.measure import process_memory
 from featherfed.proto import federation_pb2 as pb
 

@@ -17,15 +17,15 @@ from featherfed.cli.signals import stop_on_signal
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
-from featherfed.server.admission import DataShape
-from featherfed.server.clock import SteadyClock
-from featherfed.server.conduct import serve
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
-from featherfed.server.plan import make_plan
-from featherfed.server.releases import Releases
-from featherfed.server.settings import Settings
-from featherfed.server.store import Store
+from featherfed.server.loop import serve
+from featherfed.server.rounds.clock import SteadyClock
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.store import Store
+from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from featherfed.cli.artifacts import machine
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.tables import show_sweep
-from featherfed.compression.manifest import Manifest
+from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer
-from featherfed.edge_client.session import Trainer
+from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
-from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import LITERT
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import LITERT
 from featherfed.server.errors import ServerError
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep

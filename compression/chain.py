@@ -14,11 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import MAX_VARINT_BYTES, Reader, varint
 from featherfed.compression.context import PLAIN, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array
 from featherfed.compression.stage import (
     FLOATS,
     ArrayStage,

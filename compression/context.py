@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from featherfed.compression.allocation import Allocation
+from featherfed.compression.arrays import Array
+from featherfed.compression.importance import Allocation
 from featherfed.compression.key import NO_KEY, Key
-from featherfed.compression.manifest import Array
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.lossless import Zstd
+from featherfed.compression.stages.zstd import Zstd
 
 LEVEL = 19
 

@@ -11,8 +11,8 @@ from functools import cache
 
 import numpy as np
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array
 
 SMALLEST = 64
 LARGEST = 4096

@@ -9,20 +9,20 @@ from dataclasses import fields
 from typing import Any
 
 from featherfed.compression.chain import Codec, chain
-from featherfed.compression.deadzone import DeadZone
-from featherfed.compression.eden import Eden
-from featherfed.compression.entropy import AVAILABLE, Range
 from featherfed.compression.errors import CodecError
-from featherfed.compression.floats import Float8, Float16, Float32
-from featherfed.compression.kmeans import KMeans
-from featherfed.compression.lossless import Zstd
-from featherfed.compression.lowrank import LowRank
-from featherfed.compression.qsgd import Qsgd
-from featherfed.compression.quantize import Quantize
-from featherfed.compression.sign import Sign
 from featherfed.compression.sketch import Sketch
 from featherfed.compression.stage import Stage
-from featherfed.compression.topk import TopK
+from featherfed.compression.stages.deadzone import DeadZone
+from featherfed.compression.stages.eden import Eden
+from featherfed.compression.stages.floats import Float8, Float16, Float32
+from featherfed.compression.stages.kmeans import KMeans
+from featherfed.compression.stages.lowrank import LowRank
+from featherfed.compression.stages.qsgd import Qsgd
+from featherfed.compression.stages.quantize import Quantize
+from featherfed.compression.stages.range import AVAILABLE, Range
+from featherfed.compression.stages.sign import Sign
+from featherfed.compression.stages.topk import TopK
+from featherfed.compression.stages.zstd import Zstd
 
 STAGES: dict[str, type[Any]] = {
     stage.name: stage

@@ -25,15 +25,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from featherfed.compression import allocation as importance
-from featherfed.compression.allocation import Allocation
+from featherfed.compression import importance
+from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader
 from featherfed.compression.chain import MAX_MAGNITUDE
 from featherfed.compression.context import PLAIN, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.hadamard import LARGEST, SMALLEST, roots, rotate, rotate_back
+from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array
 from featherfed.compression.stage import (
     Shape,
     pack,

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.key import NO_KEY, Key
-from featherfed.compression.manifest import Array
 
 Shape = tuple[int, ...]
 Values = npt.NDArray[Any]

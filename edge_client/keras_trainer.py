@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.session import Trained
+from featherfed.edge_client.trainer import Trained
 from featherfed.models.method import Method, Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.training import LOSSES, OPTIMIZERS

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featherfed.compression.manifest import Array, Manifest
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.session import Trained
+from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = ("none", "prune", "qat", "prune+qat")

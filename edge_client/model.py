@@ -6,26 +6,19 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
-from featherfed.compression.allocation import Allocation
-from featherfed.compression.average import (
-    FULL_STEP,
-    WHOLE,
-    Average,
-    Part,
-    Round,
-    average,
-    round_key,
-    statistics_of,
-)
+from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.genesis import initial_weights
+from featherfed.compression.exchange.average import WHOLE, Average, Part, average
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest, weights_digest
+from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
+from featherfed.compression.exchange.round import FULL_STEP, Round, round_key, statistics_of
+from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
+from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array, Manifest, weights_digest
-from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import apply_update, decode_update, sketched_shapes
 from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
 

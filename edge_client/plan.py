@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.lossless import Zstd
-from featherfed.compression.manifest import Fill, Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.exchange.manifest import Fill, Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.stages.zstd import Zstd
 from featherfed.edge_client.errors import ClientError
 from featherfed.proto import federation_pb2 as pb
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
-from featherfed.compression.average import Round, round_key, statistics_of
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.manifest import Array, Manifest
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.compression.update import encode_update, subtract
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
 from featherfed.edge_client.heartbeat import Heart
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of, unpack_step
 from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.edge_client.trainer import MakeTrainer, Trainer
 from featherfed.edge_client.transport import CHUNK_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
 
@@ -35,26 +34,6 @@ EVICTED_WITHIN = 60.0
 _DIGEST_START = 8  # bytes that tell a version; what follows from it is checked in full
 _COMES_BACK = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
 """Refusals that say nothing against the update itself: it goes back into the residual whole."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What local training gave: weights in manifest order, loss and accuracy of the last epoch."""
-
-    weights: list[Array]
-    loss: float
-    accuracy: float
-
-
-class Trainer(Protocol):
-    """Trains the plan's model on the client's data, which it alone sees."""
-
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
-        """Return what training gives from `weights`, already masked to the task's sparsity."""
-
-
-MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
-"""Plan, manifest and, for LiteRT, the exported training step -> a trainer."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from featherfed.compression.allocation import Allocation
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.files import lock_file, write_whole
-from featherfed.compression.manifest import Array, weights_digest
+from featherfed.compression.importance import Allocation
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.statefile import Content, Damaged, Groups

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.files import replacing
-from featherfed.compression.manifest import Array
 
 Groups = dict[str, Sequence[Array]]
 """Tensors by what they are, e.g. "weights"."""

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from featherfed.compression.manifest import Fill, Initial, Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.exchange.manifest import (
+    Fill,
+    Initial,
+    Manifest,
+    Role,
+    TensorSpec,
+    Uniform,
+)
 
 _NONNEGATIVE = frozenset({"moving_variance", "variance", "moving_stddev", "renorm_stddev"})
 

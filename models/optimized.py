@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tf_keras
 
-from featherfed.compression.manifest import Array
-from featherfed.compression.masks import Masks, magnitude_masks, mask_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError

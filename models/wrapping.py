@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from featherfed.compression.kmeans import lloyd
-from featherfed.compression.manifest import Array
+from featherfed.compression.arrays import Array
+from featherfed.compression.stages.kmeans import lloyd
 from featherfed.models.errors import ModelError
 
 with warnings.catch_warnings():

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from featherfed.server.budget import PRESETS, check_uplink, is_codec
-from featherfed.server.settings import Settings, read_toml
+from featherfed.server.rounds.uplink import PRESETS, check_uplink, is_codec
+from featherfed.server.settings.settings import Settings, read_toml
 
 _AXES = ("dataset", "model", "partition", "clients", "runtime")
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from featherfed.edge_client.errors import Rejected
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused
-from featherfed.server.records import Entry
-from featherfed.server.rounds import Phase
-from featherfed.server.sizes import framed_size
+from featherfed.server.rounds.transitions import Phase
+from featherfed.server.storage.records import Entry
+from featherfed.server.transfers.framing import framed_size
 
 
 class LocalServer:

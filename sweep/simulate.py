@@ -9,17 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featherfed.compression.manifest import Array, Manifest
-from featherfed.edge_client.session import Profile, Session, Trainer
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import Coordinator, Evaluator
-from featherfed.server.metrics import collect, final
-from featherfed.server.plan import make_plan
-from featherfed.server.settings import Settings
-from featherfed.server.step import OfferedStep
-from featherfed.server.store import Store
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.coordinator.evaluation import Evaluator
+from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.observability.metrics_json import collect, final
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
 
 MakeTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]

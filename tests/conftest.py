@@ -13,20 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec, Uniform
-from featherfed.edge_client.session import Profile, Session, Trained
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
+from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, Held
-from featherfed.edge_client.transport import GrpcTransport, Transport
+from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.transport import Transport
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
-from featherfed.server.clock import SteadyClock
-from featherfed.server.conduct import serve
-from featherfed.server.coordinator import Coordinator, Evaluation
-from featherfed.server.plan import make_plan
-from featherfed.server.releases import Releases
-from featherfed.server.settings import Settings
-from featherfed.server.step import OfferedStep
-from featherfed.server.store import Store
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.loop import serve
+from featherfed.server.rounds.clock import SteadyClock
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.store import Store
+from featherfed.server.transfers.releases import Releases
 
 MANIFEST = Manifest(
     (

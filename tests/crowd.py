@@ -15,11 +15,12 @@ import grpc
 import numpy as np
 from light import CLASSES, EXAMPLES, MODELS, SHAPE, Spec
 
-from featherfed.compression.average import Round, round_key, statistics_of
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.edge_client.model import follow
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import Held

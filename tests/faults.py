@@ -24,17 +24,17 @@ from backports import zstd
 from conftest import MANIFEST, SHAPE, Federation, Pull, settings
 
 from featherfed.compression.buffer import varint
-from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.wire import seal
 from featherfed.edge_client.credentials import Credentials, load
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.state import Held
-from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server import metrics
-from featherfed.server.authority import Authority
+from featherfed.server.access.authority import Authority
+from featherfed.server.observability import metrics_json as metrics
 
 CODEC = "float32 | zstd"
 HONEST = {"anna": 0.5, "bert": -1.0, "cleo": 2.0, "dora": 0.25}

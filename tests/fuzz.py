@@ -39,20 +39,20 @@ try:
 except ImportError:  # no wheel for this platform: the corpus is replayed all the same
     atheris = None
 
-from featherfed.compression.allocation import measure
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.filedelta import encode_file
-from featherfed.compression.key import Key
-from featherfed.compression.manifest import Manifest, Role, TensorSpec
-from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.compression.update import (
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.exchange.update import (
     decode_update,
     encode_update,
     read_report,
     sketched_shapes,
 )
+from featherfed.compression.filedelta import encode_file
+from featherfed.compression.importance import measure
+from featherfed.compression.key import Key
+from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.follower import file_of
 from featherfed.edge_client.model import DigestMismatch, follow

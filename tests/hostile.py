@@ -20,10 +20,10 @@ from crowd import memory_mb
 from light import CLASSES, EXAMPLES, SHAPE, Spec
 from storm import Storm, free_port, light_storm
 
-from featherfed.compression.average import Round, round_key, statistics_of
-from featherfed.compression.genesis import initial_weights
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.edge_client.plan import manifest_of
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc

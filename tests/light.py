@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
 from featherfed.proto import federation_pb2 as pb
 
 MODELS = {
@@ -110,7 +111,7 @@ def serve(directory: Path, spec: Spec) -> bool:
         scratch.replace(directory / "server.address")
 
     async def until_signal() -> bool:
-        from featherfed.server.conduct import serve
+        from featherfed.server.loop import serve
 
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -132,7 +133,7 @@ class Walk:
         self._spec, self._directory, self._name = spec, directory, name
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> Any:
-        from featherfed.edge_client.session import Trained
+        from featherfed.edge_client.trainer import Trained
 
         time.sleep(self._spec.seconds)
         if self._spec.gate and task.round == self._spec.settings["rounds"]:
@@ -145,9 +146,9 @@ class Walk:
 
 def join(directory: Path, spec: Spec, name: str) -> None:
     """Run a client to the end of the run; writes the digest it ends with to DIR/held-NAME."""
+    from featherfed.edge_client.grpc_transport import GrpcTransport
     from featherfed.edge_client.session import Profile, Session
     from featherfed.edge_client.state import ClientState
-    from featherfed.edge_client.transport import GrpcTransport
 
     fault = Fault(directory, spec.fault)
 

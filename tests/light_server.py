@@ -10,15 +10,17 @@ from typing import Any
 import light
 import numpy as np
 
-from featherfed.compression.manifest import Array, Manifest
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
-from featherfed.server.clock import SteadyClock
-from featherfed.server.coordinator import Coordinator, Delivery, Evaluation
-from featherfed.server.plan import make_plan
-from featherfed.server.records import Entry, Update, Version
-from featherfed.server.settings import Settings
-from featherfed.server.store import Store
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator, Delivery
+from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.rounds.clock import SteadyClock
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.records import Entry, Update, Version
+from featherfed.server.storage.store import Store
 
 
 class Judge:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featherfed.edge_client.errors import Unreachable
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 
 

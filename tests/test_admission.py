@@ -24,14 +24,14 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
 from featherfed.edge_client.credentials import Credentials, choose, load
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.handshake import diagnose
-from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server import authority as authority_module
-from featherfed.server.authority import Authority
+from featherfed.server.access import authority as authority_module
+from featherfed.server.access.authority import Authority
 from featherfed.server.errors import ServerError
-from featherfed.server.settings import Security, Settings
+from featherfed.server.settings.settings import Security, Settings
 
 NAMES = ("attic", "cellar", "kitchen")
 SECOND = 1 / 86400
@@ -415,7 +415,7 @@ def test_files_of_the_server_that_cannot_be_used(name: str, how: str, authority:
 
 
 def authority_gate(authority: Authority) -> object:
-    from featherfed.server.gate import Gate
+    from featherfed.server.rpc.authentication import Gate
 
     async def refuse(context: object, refusal: object) -> None:
         raise AssertionError

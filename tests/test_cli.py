@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from processes import run
 
-from featherfed.compression.manifest import weights_digest
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.datasets.sources import load_train_test
 
 

@@ -15,18 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.chain import MAX_MAGNITUDE, Chain
 from featherfed.compression.context import Context
-from featherfed.compression.deadzone import DeadZone
-from featherfed.compression.eden import Eden
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.floats import Float8, Float16
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.key import Key
-from featherfed.compression.kmeans import KMeans
-from featherfed.compression.lowrank import LowRank
-from featherfed.compression.manifest import (
-    Array,
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import (
     Fill,
     Manifest,
     Role,
@@ -34,13 +28,8 @@ from featherfed.compression.manifest import (
     Uniform,
     weights_digest,
 )
-from featherfed.compression.masks import magnitude_mask
-from featherfed.compression.qsgd import Qsgd
-from featherfed.compression.quantize import Quantize
-from featherfed.compression.registry import MAX_TEXT, STAGES, parse_codec
-from featherfed.compression.sign import Sign
-from featherfed.compression.topk import TopK
-from featherfed.compression.update import (
+from featherfed.compression.exchange.masks import magnitude_mask
+from featherfed.compression.exchange.update import (
     SMALL,
     Encoded,
     apply_update,
@@ -49,6 +38,17 @@ from featherfed.compression.update import (
     max_payload,
     subtract,
 )
+from featherfed.compression.key import Key
+from featherfed.compression.registry import MAX_TEXT, STAGES, parse_codec
+from featherfed.compression.stages.deadzone import DeadZone
+from featherfed.compression.stages.eden import Eden
+from featherfed.compression.stages.floats import Float8, Float16
+from featherfed.compression.stages.kmeans import KMeans
+from featherfed.compression.stages.lowrank import LowRank
+from featherfed.compression.stages.qsgd import Qsgd
+from featherfed.compression.stages.quantize import Quantize
+from featherfed.compression.stages.sign import Sign
+from featherfed.compression.stages.topk import TopK
 
 CODECS = [
     "float32",

@@ -25,12 +25,13 @@ import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import Array, Role
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Role
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.litert_trainer import LitertTrainer
-from featherfed.edge_client.session import Trained
+from featherfed.edge_client.trainer import Trained
 from featherfed.exporter.activations import ACTIVATIONS
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.losses import LOSSES

@@ -18,24 +18,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import weights_digest
-from featherfed.compression.masks import sparsity_of
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import weights_digest
+from featherfed.compression.exchange.masks import sparsity_of
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, Held
-from featherfed.edge_client.transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server import metrics
-from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
-from featherfed.server.service import STATUS_OF_REASON, framed_size
-from featherfed.server.store import Store
+from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.rpc.service import STATUS_OF_REASON, framed_size
+from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
 
@@ -566,7 +566,7 @@ def test_health_and_reflection_answer(federation: Start) -> None:
 def test_a_taken_port_is_said_plainly(federation: Start) -> None:
     import asyncio
 
-    from featherfed.server.service import FederationService, create_server
+    from featherfed.server.rpc.service import FederationService, create_server
 
     first = federation()
     host, port = first.address.split(":")

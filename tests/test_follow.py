@@ -26,18 +26,18 @@ from processes import Processes, wait_until
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.filedelta import decode_file, encode_file
-from featherfed.compression.lossless import Zstd
+from featherfed.compression.stages.zstd import Zstd
 from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
 from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import total_facts
-from featherfed.server import metrics
 from featherfed.server.errors import Refused
-from featherfed.server.releases import KEPT, Offer, Releases
-from featherfed.server.sizes import framed_size
+from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.releases import KEPT, Offer, Releases
 
 Start = Callable[..., Federation]
 

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from test_codecs import CODECS
 
-from featherfed.compression.allocation import measure
+from featherfed.compression.arrays import Array
 from featherfed.compression.context import PLAIN, Context
-from featherfed.compression.entropy import AVAILABLE
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, weights_digest
+from featherfed.compression.exchange.masks import Masks
+from featherfed.compression.exchange.update import decode_update, encode_update
+from featherfed.compression.importance import measure
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec, weights_digest
-from featherfed.compression.masks import Masks
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import decode_update, encode_update
+from featherfed.compression.stages.range import AVAILABLE
 
 SKETCHES = ["sketch(0.05)", "sketch(0.3, 4, profile)", "sketch(0.1, 2, bare, held)"]
 EVERY = [*CODECS, *SKETCHES]

@@ -21,34 +21,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from featherfed.compression.average import WHOLE, Average, Round, round_key
+from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.genesis import initial_weights
+from featherfed.compression.exchange.average import WHOLE, Average
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import (
+    Fill,
+    Manifest,
+    Role,
+    TensorSpec,
+    weights_digest,
+)
+from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array, Fill, Manifest, Role, TensorSpec, weights_digest
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.edge_client.model import DigestMismatch, follow
-from featherfed.edge_client.session import Session, Trained
+from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import Held
+from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import privacy_note
 from featherfed.report.render import render
 from featherfed.report.table import round_table
-from featherfed.server import metrics, robust, rounds
-from featherfed.server.accountant import epsilon
-from featherfed.server.admission import MAX_EXAMPLES, DataShape
-from featherfed.server.clipping import limit_of, measure, rule_on_norms, share
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.aggregation import robust
+from featherfed.server.aggregation.accountant import epsilon
+from featherfed.server.aggregation.clipping import limit_of, measure, rule_on_norms, share
+from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
+from featherfed.server.aggregation.robust import Rows, combine, krum_choice
+from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
-from featherfed.server.plan import make_plan
-from featherfed.server.privacy import Mechanism, PrivateMean
-from featherfed.server.records import Norms
-from featherfed.server.robust import Rows, Rule, combine, krum_choice
-from featherfed.server.rounds import Phase
-from featherfed.server.settings import Settings, load_settings
-from featherfed.server.store import Store
+from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.rounds import transitions as rounds
+from featherfed.server.rounds.transitions import Phase
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.rule import Rule
+from featherfed.server.settings.settings import Settings, load_settings
+from featherfed.server.storage.records import Norms
+from featherfed.server.storage.store import Store
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
@@ -779,7 +791,7 @@ def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None
 def test_a_missing_accountant_is_said_at_the_start(
     table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "featherfed.server.accountant")
+    monkeypatch.delitem(sys.modules, "featherfed.server.aggregation.accountant")
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ServerError, match=r"dp_accounting is missing.*featherfed\[privacy\]"):
         table(**PRIVATE, privacy={"noise_multiplier": 1.0})

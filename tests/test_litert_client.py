@@ -20,24 +20,26 @@ from conftest import Federation, Pull, profile
 
 from featherfed.cli import build
 from featherfed.cli.build import build_model, offered_step
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.lossless import Zstd
-from featherfed.compression.manifest import Array, Manifest, TensorSpec
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
+from featherfed.compression.stages.zstd import Zstd
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer, TrainingStep
 from featherfed.edge_client.plan import MAX_STEP_BYTES, check_step, unpack_step
-from featherfed.edge_client.session import Session, Trained
+from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.trainer import Trained
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.plan import make_plan
-from featherfed.server.settings import Settings
-from featherfed.server.step import OfferedStep
+from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Settings
 
 Start = Callable[..., Federation]
 
@@ -318,7 +320,7 @@ def test_another_plans_step_is_refused() -> None:
 DAMAGE = """
 import random, sys
 import numpy as np
-from featherfed.compression.manifest import Manifest, TensorSpec
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.litert_trainer import TrainingStep
 whole = open(sys.argv[1], "rb").read()

@@ -20,9 +20,9 @@ sklearn_datasets = pytest.importorskip("sklearn.datasets")
 
 import tf_keras
 
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import Fill, Role, Uniform
-from featherfed.compression.masks import magnitude_masks, mask_weights
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Fill, Role, Uniform
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.models import zoo
 from featherfed.models.description import uniform_limit
 from featherfed.models.errors import ModelError

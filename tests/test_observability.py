@@ -19,9 +19,10 @@ from featherfed.cli.log import TextFormatter, _json
 from featherfed.edge_client.errors import Rejected, SessionLost
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server import metrics, refusals
-from featherfed.server.service import STATUS_OF_REASON
-from featherfed.server.store import Store
+from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.rpc.service import STATUS_OF_REASON
+from featherfed.server.storage import refusals
+from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
 DOCS = (Path(__file__).parent.parent / "docs" / "observability.md").read_text("utf-8")

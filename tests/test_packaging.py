@@ -57,17 +57,22 @@ def test_a_wheel_built_through_the_sdist_imports_whole(tmp_path: Path) -> None:
 import importlib, pathlib, featherfed
 (folder,) = map(pathlib.Path, featherfed.__path__)
 assert 'clean' in folder.parts, folder
-paths = sorted(folder.glob('*/*.py'))
+paths = sorted(folder.rglob('*.py'))
 for path in paths:
-    importlib.import_module(f'featherfed.{path.parent.name}.{path.stem}')
+    parts = path.relative_to(folder).with_suffix('').parts
+    importlib.import_module('.'.join(['featherfed', *parts]))
 print(len(paths))
 """
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    packages_listed = (ROOT / "pyproject.toml").read_text("utf-8")
     here = [
-        p for p in ROOT.glob("*/*.py") if p.parent.name not in ("tests", "benchmarks", "examples")
+        path
+        for folder in ROOT.iterdir()
+        if folder.is_dir() and f'"featherfed.{folder.name}"' in packages_listed
+        for path in folder.rglob("*.py")
     ]
     assert int(done.stdout) == len(here), "every module is in the wheel"
     assert (packages / "featherfed" / "report" / "run.html").exists()
     assert (packages / "featherfed" / "report" / "card.md").exists()
-    assert (packages / "featherfed" / "server" / "schema.sql").exists()
+    assert (packages / "featherfed" / "server" / "storage" / "schema.sql").exists()

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import CLASSES, MANIFEST, SHAPE, Judge, profile, settings
 
-from featherfed.compression.manifest import Array
-from featherfed.edge_client.session import Trained
+from featherfed.compression.arrays import Array
+from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
+from featherfed.server.coordinator.admission import DataShape
 from featherfed.sweep.simulate import simulate
 
 GOLDEN = Path(__file__).parent / "golden" / "runs.json"

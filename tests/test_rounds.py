@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featherfed.server.rounds import (
+from featherfed.server.rounds.transitions import (
     TABLE,
     Aggregated,
     Event,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from featherfed.server.errors import ServerError
-from featherfed.server.schedule import SparsitySchedule
-from featherfed.server.settings import Settings, load_settings
+from featherfed.server.rounds.sparsity import SparsitySchedule
+from featherfed.server.settings.settings import Settings, load_settings
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "run.toml"
 

@@ -9,18 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherfed.compression import allocation as importance
-from featherfed.compression.allocation import Allocation, grid_of, measure, merge
-from featherfed.compression.average import Part, Round, average, round_key, statistics_of
+from featherfed.compression import importance
+from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
-from featherfed.compression.key import Key
-from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
-from featherfed.compression.registry import parse_codec
-from featherfed.compression.sketch import Sketch
-from featherfed.compression.update import (
+from featherfed.compression.exchange.average import Part, average
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.update import (
     coverage,
     decode_update,
     encode_update,
@@ -28,6 +25,11 @@ from featherfed.compression.update import (
     read_report,
     sketched_shapes,
 )
+from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
+from featherfed.compression.importance import Allocation, grid_of, measure, merge
+from featherfed.compression.key import Key
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import Sketch
 
 MODEL = Manifest(
     (

@@ -12,14 +12,14 @@ import pytest
 from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
 from conftest import settings as run_settings
 
-from featherfed.compression.average import Round, round_key
 from featherfed.compression.errors import CodecError
-from featherfed.compression.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.admission import DataShape
-from featherfed.server.budget import PRESETS, Uplink, check_uplink
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.rounds.uplink import PRESETS, Uplink, check_uplink
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]

@@ -29,12 +29,12 @@ from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.partial import PARTIAL, WRITE_BYTES, Partial
 from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server import conduct
-from featherfed.server.admission import DataShape
-from featherfed.server.coordinator import Coordinator
+from featherfed.server import loop as conduct
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import CannotStore, ServerError
-from featherfed.server.plan import make_plan
-from featherfed.server.store import Store
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
 
@@ -381,7 +381,7 @@ def weights(value: float = 1.0) -> list[Any]:
 
 def a_state(directory: Path) -> ClientState:
     state = ClientState(directory, "run")
-    from featherfed.compression.manifest import weights_digest
+    from featherfed.compression.exchange.manifest import weights_digest
 
     state.save_held(Held(3, weights_digest(weights()), weights()))
     state.save_residual(weights(2))

@@ -22,27 +22,27 @@ from conftest import MANIFEST, SHAPE, Federation, Judge, Pull, profile, settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import wait_until
 
-from featherfed.compression.genesis import initial_weights
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
-from featherfed.edge_client import transport as transport_module
+from featherfed.edge_client import grpc_transport as transport_module
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.grpc_transport import GrpcTransport, wait_before_retry
 from featherfed.edge_client.heartbeat import Heart
 from featherfed.edge_client.session import Session
-from featherfed.edge_client.transport import GrpcTransport, wait_before_retry
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server import service
-from featherfed.server.admission import DataShape
-from featherfed.server.clock import LONGEST_STEP, SteadyClock, resume
-from featherfed.server.coordinator import Coordinator
+from featherfed.server.access.limits import Quotas, Rate, network
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Busy, Refused
-from featherfed.server.limits import Quotas, Rate, network
-from featherfed.server.plan import make_plan
-from featherfed.server.records import Entry
-from featherfed.server.rounds import Phase, RunState
-from featherfed.server.settings import Limits
-from featherfed.server.store import Store
+from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
+from featherfed.server.rounds.transitions import Phase, RunState
+from featherfed.server.rpc import service
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.settings.settings import Limits
+from featherfed.server.storage.records import Entry
+from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
 
@@ -274,7 +274,7 @@ from pathlib import Path
 from conftest import Pull, profile
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
-from featherfed.edge_client.transport import GrpcTransport
+from featherfed.edge_client.grpc_transport import GrpcTransport
 
 def train(task):
     print("training", flush=True)

@@ -19,23 +19,25 @@ import numpy as np
 import pytest
 from conftest import Federation, Pull, profile
 
-from featherfed.compression.genesis import initial_weights
-from featherfed.compression.manifest import Manifest, TensorSpec, Uniform
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
+from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.update import encode_update
 from featherfed.edge_client import partial
 from featherfed.edge_client.follower import file_of
+from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.plan import unpack_step
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
-from featherfed.edge_client.transport import CHUNK_BYTES, GrpcTransport
+from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server import service, uploads
+from featherfed.server.coordinator.training_step import OfferedStep
 from featherfed.server.errors import Refused
-from featherfed.server.records import Entry
-from featherfed.server.step import OfferedStep
-from featherfed.server.telemetry import Telemetry
+from featherfed.server.observability.prometheus import Telemetry
+from featherfed.server.rpc import service
+from featherfed.server.storage.records import Entry
+from featherfed.server.transfers import uploads
 
 Start = Callable[..., Federation]
 

@@ -18,13 +18,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_codecs import CODECS
 
+from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader, varint
-from featherfed.compression.entropy import AVAILABLE, Range
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
-from featherfed.compression.lossless import Zstd
-from featherfed.compression.manifest import Array, Manifest, Role, TensorSpec
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
+from featherfed.compression.exchange.update import decode_update, encode_update, max_payload
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.compression.update import decode_update, encode_update, max_payload
+from featherfed.compression.stages.range import AVAILABLE, Range
+from featherfed.compression.stages.zstd import Zstd
 from featherfed.compression.wire import MAGIC, VERSION, seal, unseal
 
 CONTEXT = b"both sides know this"

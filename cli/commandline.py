@@ -1,0 +1,106 @@
+"""What every command shares: its place in the list, its options of logging, errors for people."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from featherfed.cli import log
+from featherfed.compression.errors import CodecError
+from featherfed.edge_client.errors import Rejected, Unreachable
+
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C has ended
+
+
+class Command(click.Command):
+    """A command that the list of commands shows with its whole first paragraph."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first paragraph of the help text."""
+        return (self.help or "").split("\n\n")[0]
+
+
+class Group(click.Group):
+    """Commands in the order of their use, not of the alphabet."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in order of definition."""
+        return list(self.commands)
+
+
+def logs(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of logging, and set it up before the command runs."""
+
+    @click.option("--verbose", "-v", is_flag=True, help="Say more.")
+    @click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        envvar="FEATHERFED_LOG_FORMAT",
+        help="Lines for people, or JSON lines.",
+    )
+    @functools.wraps(command)
+    def wrapper(*args: Any, verbose: bool, log_format: str, **kwargs: Any) -> None:
+        log.set_up(verbose, log_format)
+        command(*args, **kwargs)
+
+    return wrapper
+
+
+def errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
+    """Print what a user can mend as one message; anything else is a bug and keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] == "featherfed":
+                raise
+            _fail(f"{error.name} is not installed; {_extra_for(error.name or '')}")
+        except (Rejected, Unreachable, CodecError) as error:
+            _fail(str(error))
+        except MemoryError:
+            _fail("there is not enough memory on this machine, or its limits are too low")
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(INTERRUPTED) from error
+        except ValueError as error:
+            if not type(error).__module__.startswith("featherfed."):
+                raise
+            _fail(str(error))
+
+    return wrapper
+
+
+def _extra_for(module: str) -> str:
+    extras = {
+        "tensorflow": "tensorflow",
+        "tf_keras": "tensorflow",
+        "tensorflow_model_optimization": "tensorflow",
+        "ai_edge_litert": "edge",
+        "psutil": "edge",
+        "zeroconf": "edge",
+        "pydantic": "server",
+        "prometheus_client": "server",
+        "grpc_health": "server",
+        "cryptography": "server",
+        "grpc_reflection": "server",
+        "matplotlib": "report",
+        "jinja2": "report",
+        "PIL": "images",
+        "rich": "report",
+        "pyarrow": "sweep",
+    }
+    return f"pip install 'featherfed[{extras.get(module.split('.')[0], 'demo')}]'"
+
+
+def _fail(message: str) -> None:
+    # A peer's words may be in it, and must not steer the terminal.
+    lines = [log.plain(line) for line in message.split("\n")]
+    click.echo("featherfed: " + "\n".join(lines), err=True)
+    raise click.exceptions.Exit(1)

@@ -1,0 +1,9 @@
+"""The one dtype that is exchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+"""A float32 tensor, the only dtype that is exchanged."""

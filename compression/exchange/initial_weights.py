@@ -1,0 +1,27 @@
+"""Model version 0 from a seed: bit-exact on every platform, so that nobody has to download it.
+
+Only integers, exact conversions and one float32 product are used. Philox is a counter-based
+generator (Salmon et al. 2011) whose raw output numpy keeps stable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
+
+
+def initial_weights(manifest: Manifest, seed: int) -> list[Array]:
+    """Return float32 tensors in manifest order, each drawn from its own stream of `seed`."""
+    return [_draw(spec, seed, number) for number, spec in enumerate(manifest)]
+
+
+def _draw(spec: TensorSpec, seed: int, stream: int) -> Array:
+    if not isinstance(spec.initial, Uniform):
+        return np.full(spec.shape, spec.initial.value, np.float32)
+    key = np.array([seed, stream], np.uint64)  # a list would pass through float64 from 2**63 on
+    raw = np.random.Philox(key=key).random_raw(spec.size)
+    integers = (raw >> np.uint64(40)).astype(np.int64) - 2**23  # 24 bits, exact in float32
+    unit = integers.astype(np.float32) * np.float32(2.0**-23)
+    return (unit * np.float32(spec.initial.limit)).reshape(spec.shape)

@@ -1,0 +1,106 @@
+"""What is exchanged: one named, shaped float32 tensor after another, each with its rule.
+
+The manifest is the server's word on the model. Every size that a decoder allocates comes from
+here, never from a peer's message.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from featherfed.compression.arrays import Array
+
+
+class Role(enum.StrEnum):
+    """What may be done to a tensor; integers, counters and seeds are not in a manifest at all."""
+
+    TRAINABLE = "trainable"
+    """Takes the update codec."""
+    STATISTIC = "statistic"
+    """Averaged, near-lossless: moving means, quantization ranges."""
+    NONNEGATIVE = "nonnegative"
+    """A statistic that must not fall below zero: moving variances."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A tensor that starts with one value everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A tensor that starts uniform in [-limit, limit)."""
+
+    limit: float
+
+
+Initial = Fill | Uniform
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One exchanged float32 tensor: `shape` is its full shape, `prunable` whether masks apply."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role = Role.TRAINABLE
+    initial: Initial = field(default_factory=lambda: Fill(0.0))
+    prunable: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The exchanged tensors in order; two sides whose `digest` is equal mean the same tensors."""
+
+    specs: tuple[TensorSpec, ...]
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @cached_property
+    def num_values(self) -> int:
+        """Number of float32 values in all tensors."""
+        return sum(spec.size for spec in self.specs)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of names, shapes and rules."""
+        text = json.dumps([asdict(spec) for spec in self.specs], sort_keys=True)
+        return hashlib.sha256(text.encode()).digest()
+
+    def check(self, tensors: Sequence[Array]) -> None:
+        """Raise ValueError unless `tensors` have the manifest's number, shapes and dtype."""
+        if len(tensors) != len(self.specs):
+            raise ValueError(f"expected {len(self.specs)} tensors, got {len(tensors)}")
+        for spec, tensor in zip(self.specs, tensors, strict=True):
+            if tensor.shape != spec.shape or tensor.dtype != np.float32:
+                raise ValueError(
+                    f"tensor {spec.name!r} must be float32 of shape {spec.shape}, "
+                    f"got {tensor.dtype} of shape {tensor.shape}"
+                )
+
+
+def weights_digest(tensors: Sequence[Array]) -> bytes:
+    """SHA-256 (32 bytes) of the canonical weights: little-endian float32, in manifest order."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
+    return sha.digest()

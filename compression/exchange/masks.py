@@ -1,0 +1,53 @@
+"""Pruning masks as a function of the shared weights: the same everywhere, and no byte is sent.
+
+The rule is TFMOT's (Zhu and Gupta 2017): per tensor the round(size * (1 - sparsity)) values
+largest in magnitude stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
+
+Mask = npt.NDArray[np.bool_]
+Masks = Sequence[Mask | None]
+"""One mask a tensor, True where a value is kept; None where all are."""
+
+
+def magnitude_mask(tensor: Array, sparsity: float) -> Mask:
+    """Return the bool mask of `tensor`'s shape; ties at the threshold are kept."""
+    if not tensor.size:
+        return np.ones(tensor.shape, np.bool_)
+    magnitude = np.abs(tensor)
+    keep = max(1, round(tensor.size * (1 - sparsity)))
+    threshold = np.partition(magnitude, tensor.size - keep, axis=None)[tensor.size - keep]
+    mask: Mask = magnitude >= threshold
+    return mask
+
+
+def magnitude_masks(manifest: Manifest, weights: Sequence[Array], sparsity: float) -> Masks:
+    """Return the masks of one model version for a target sparsity in [0, 1)."""
+    return [
+        magnitude_mask(tensor, sparsity) if spec.prunable and sparsity > 0 else None
+        for spec, tensor in zip(manifest, weights, strict=True)
+    ]
+
+
+def mask_weights(weights: Sequence[Array], masks: Masks) -> list[Array]:
+    """Return the weights with every masked value set to zero; these start a round."""
+    return [
+        w if m is None else np.where(m, w, np.float32(0))
+        for w, m in zip(weights, masks, strict=True)
+    ]
+
+
+def sparsity_of(manifest: Manifest, weights: Sequence[Array]) -> float:
+    """Return the fraction of exact zeros among the prunable values, 0 if none are prunable."""
+    prunable = [w for s, w in zip(manifest, weights, strict=True) if s.prunable]
+    total = sum(w.size for w in prunable)
+    return float(sum(int((w == 0).sum()) for w in prunable) / total) if total else 0.0

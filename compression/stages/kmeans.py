@@ -1,0 +1,99 @@
+"""`kmeans(bits)`: every value becomes the nearest of 2**bits centroids (Han et al. 2016).
+
+The codec twin of TFMOT's clustering: the centroids are chosen for each tensor of each update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.key import NO_KEY, Key
+from featherfed.compression.stage import Form, Shape, Values, symbols
+
+Centroids = npt.NDArray[np.float64]
+
+_ITERATIONS = 20
+_DRAWN = 65536  # values that the centroids are found from
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """One-dimensional k-means (Lloyd 1957) on each tensor; the centroids travel as float32."""
+
+    bits: int
+
+    name: ClassVar[str] = "kmeans"
+    lossless: ClassVar[bool] = False
+    feedback: ClassVar[bool] = True
+    dense: ClassVar[bool] = True
+    keyed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise CodecError(f"kmeans needs 1 to 8 bits, got {self.bits!r}")
+
+    @property
+    def gives(self) -> Form:
+        """Symbols."""
+        return symbols(self.bits)
+
+    def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
+        """Return the number of each value's centroid; the side is the rising centroids."""
+        flat = x.ravel()
+        centroids = _centroids(flat, 2**self.bits).astype("<f4")
+        borders = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
+        codes: Values = np.searchsorted(borders, flat).astype(np.uint8)
+        return codes, centroids.tobytes()
+
+    def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
+        """Return the centroids."""
+        if len(side) != self.side_limit(shape):
+            raise WireError(f"kmeans needs {self.side_limit(shape)} side bytes, got {len(side)}")
+        centroids = np.frombuffer(side, "<f4")
+        if not np.isfinite(centroids).all():
+            raise WireError("kmeans centroid is out of range")
+        x: Array = centroids[values].astype(np.float32)
+        return x.reshape(shape)
+
+    def count(self, shape: Shape) -> int:
+        """Return the size of `shape`."""
+        return math.prod(shape)
+
+    def side_limit(self, shape: Shape) -> int:
+        """Return four bytes a centroid."""
+        return 4 << self.bits
+
+
+def _centroids(flat: Array, number: int) -> Centroids:
+    """Return `number` centroids, not falling; zeros if there are no values."""
+    if not flat.size:
+        return np.zeros(number)
+    # Between equally filled cells and equally wide ones lies the best start.
+    places = (np.arange(number) + 0.5) / number
+    low, high = float(flat.min()), float(flat.max())
+    drawn = flat[:: -(-flat.size // _DRAWN)]
+    start = (np.quantile(drawn, places) + low + (high - low) * places) / 2
+    return np.maximum.accumulate(lloyd(drawn, start, _ITERATIONS))
+
+
+def lloyd(values: Array, centroids: Centroids, iterations: int) -> Centroids:
+    """Return rising float64 [k] `centroids` after so many steps of k-means in one dimension.
+
+    A centroid that no value is nearest to stays where it is.
+    """
+    ordered = np.sort(values, axis=None).astype(np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    for _ in range(iterations):
+        middles = (centroids[1:] + centroids[:-1]) / 2
+        edges = np.concatenate([[0], np.searchsorted(ordered, middles), [ordered.size]])
+        sizes = np.diff(edges)
+        means = np.diff(sums[edges]) / np.maximum(sizes, 1)
+        centroids = np.where(sizes > 0, means, centroids)
+    return centroids

@@ -1,0 +1,109 @@
+"""What happens in a run, as log lines: a text for people, fields (`extra`) for JSON lines.
+
+docs/observability.md lists the events and their fields.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.errors import Refused
+from featherfed.server.rounds.transitions import Phase, RunState
+from featherfed.server.storage.records import Update, Version
+
+log = logging.getLogger(__name__)
+
+
+def _say(level: int, event: str, text: str, *values: Any, **fields: Any) -> None:
+    log.log(level, text, *values, extra={"event": event, **fields})
+
+
+def run_opened(run: str, state: RunState, version: int, again: bool) -> None:
+    """A server begins a run, or goes on with one."""
+    verb = "goes on" if again else "begins"
+    _say(
+        logging.INFO, "run_opened", "run %s %s: %s, round %d, version %d",
+        run, verb, state.phase, state.round, version,
+        run=run, phase=str(state.phase), round=state.round, version=version,
+    )  # fmt: skip
+
+
+def client_joined(run: str, request: pb.JoinRequest, again: bool) -> None:
+    """A client has a session."""
+    runtime, examples = request.capabilities.runtime, request.data.num_examples
+    _say(
+        logging.INFO, "client_joined", "%s joined%s: %d examples, %s",
+        request.client, " again" if again else "", examples, runtime or "unknown runtime",
+        run=run, client=request.client, again=again, num_examples=examples, runtime=runtime,
+    )  # fmt: skip
+
+
+def refused(run: str, round_: int, client: str, refusal: Refused, first: bool) -> None:
+    """Something was refused; people see the first of a round, client and reason."""
+    reason = pb.Reason.Name(refusal.reason)
+    loud = first and refusal.reason != pb.STORAGE  # of which the log hears from the store, once
+    _say(
+        logging.WARNING if loud else logging.DEBUG, "refused", "round %d: refused %s: %s: %s",
+        round_, client, reason, refusal.detail,
+        run=run, round=round_, client=client, reason=reason, detail=refusal.detail,
+    )  # fmt: skip
+
+
+def update_accepted(run: str, update: Update, message_bytes: int) -> None:
+    """An update is in the journal."""
+    size = len(update.payload or b"")
+    _say(
+        logging.DEBUG, "update_accepted", "round %d: %s sent an update of %d bytes",
+        update.round, update.client, size,
+        run=run, round=update.round, client=update.client, codec=update.codec,
+        payload_bytes=size, message_bytes=message_bytes, num_examples=update.num_examples,
+    )  # fmt: skip
+
+
+def update_again(run: str, round_: int, client: str) -> None:
+    """An update came that is in the journal already."""
+    _say(
+        logging.DEBUG, "update_duplicate", "round %d: %s sent its update again", round_, client,
+        run=run, round=round_, client=client,
+    )  # fmt: skip
+
+
+def moved(run: str, before: RunState, after: RunState) -> None:
+    """The run went on to another phase, or asked more clients into its round."""
+    number, fields = after.round, {"run": run, "round": after.round}
+    if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
+        _say(
+            logging.INFO, "round_opened", "round %d: open, %d clients", number, len(after.cohort),
+            **fields, clients=len(after.cohort), required=after.required,
+        )  # fmt: skip
+    if before.phase is Phase.TRAINING and len(after.cohort) > len(before.cohort):
+        helpers = sorted(set(after.cohort) - set(before.cohort))
+        _say(
+            logging.INFO, "helpers_asked", "round %d: %d more clients are asked to help",
+            number, len(helpers), **fields, helpers=helpers,
+        )  # fmt: skip
+    if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
+        missing = sorted(set(after.cohort) - after.reported)
+        some = ", ".join([*missing[:5], *(["..."] if missing[5:] else [])])
+        _say(
+            logging.INFO, "round_closed", "round %d: closed, %d of %d clients reported%s",
+            number, len(after.reported), len(after.cohort),
+            f"; missing: {some}" if missing else "",
+            **fields, reported=len(after.reported), missing=missing, lost=sorted(after.lost),
+            seconds=round(after.since - before.since, 3),
+        )  # fmt: skip
+    if after.phase is Phase.FINISHED and before.phase is not Phase.FINISHED:
+        _say(logging.INFO, "run_finished", "run %s: all rounds are done", run, **fields)
+
+
+def version_made(run: str, version: Version) -> None:
+    """A round became a model version."""
+    digest, size = version.digest.hex(), len(version.payload)
+    _say(
+        logging.INFO, "version_made", "version %d (%s): %d bytes as a %s",
+        version.version, digest[:16], size, version.kind,
+        run=run, version=version.version, digest=digest, accuracy=version.accuracy,
+        loss=version.loss, payload_bytes=size, kind=version.kind,
+    )  # fmt: skip

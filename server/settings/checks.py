@@ -1,0 +1,65 @@
+"""What a run file may not ask for together: each check returns what is wrong and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import Sketch
+from featherfed.server.rounds.uplink import fixed_codec
+from featherfed.server.settings.rule import Rule
+
+_DENSE = '"quantize(8) | zstd" or "float16 | zstd"'
+
+
+def check_rule(
+    rule: Rule, uplink: str, fallback: str, minimum: int, fraction: float
+) -> Iterator[str]:
+    """Yield why a run cannot aggregate by `rule`; nothing for the mean."""
+    if not rule.is_robust:
+        return
+    codecs = {"uplink": fixed_codec(uplink), "fallback": parse_codec(fallback)}
+    for key, codec in codecs.items():
+        if codec is None or not codec.dense:
+            yield (
+                f"aggregation.rule {rule.name!r} compares updates value by value, but those of "
+                f"compression.{key} {(uplink if key == 'uplink' else fallback)!r} hold zeros or "
+                f"noise where a value was not sent; use {_DENSE}, or the rule 'mean'"
+            )
+    cohort = math.ceil(fraction * minimum)
+    if cohort < rule.needs:
+        yield (
+            f"aggregation.rule {rule.name!r} needs {rule.needs} updates a round to withstand "
+            f"{rule.byzantine} hostile clients, but clients.minimum {minimum} and clients.fraction "
+            f"{fraction} promise {cohort}; raise them, or lower aggregation.byzantine"
+        )
+
+
+def check_privacy(
+    rule: Rule, uplink: str, fallback: str, broadcast: str, every_client: bool
+) -> Iterator[str]:
+    """Yield what would tell of clients besides the noisy mean."""
+    if rule.is_robust:
+        yield (
+            f"aggregation.rule {rule.name!r} has no known sensitivity for the noise of [privacy]; "
+            "use the rule 'mean', or no privacy.noise_multiplier"
+        )
+    codecs = {"uplink": fixed_codec(uplink), "fallback": parse_codec(fallback)}
+    for key, codec in codecs.items():
+        if codec is None or isinstance(codec, Sketch):
+            yield (
+                f"compression.{key} {(uplink if key == 'uplink' else fallback)!r} sends sketches, "
+                'which carry state and importance past the clipping of [privacy]; use "exact" or '
+                f"a codec such as {_DENSE}"
+            )
+    if broadcast != "aggregate":
+        yield (
+            f"compression.broadcast {broadcast!r} may forward updates without the noise of "
+            '[privacy]; set it to "aggregate"'
+        )
+    if every_client:
+        yield (
+            "evaluation.every_client would report how good each client's own model is, without "
+            "the noise of [privacy]; set it to false"
+        )

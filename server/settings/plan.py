@@ -1,0 +1,43 @@
+"""The plan that every client gets, made from the settings and the model."""
+
+from __future__ import annotations
+
+from featherfed.compression.exchange.manifest import Fill, Manifest, TensorSpec
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.settings.settings import Settings
+
+DEFAULT_LOSS = "sparse_categorical_crossentropy"
+"""Not told: a plan goes to every client."""
+
+
+def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Plan:
+    """Return the plan: data that a client can check, never code."""
+    training = settings.training
+    optimization = settings.optimization
+    return pb.Plan(
+        run=settings.name,
+        model_json=model_json,
+        manifest=[_tensor(spec) for spec in manifest],
+        seed=settings.seed,
+        training=pb.Training(
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            optimizer=training.optimizer,
+            loss="" if training.loss == DEFAULT_LOSS else training.loss,
+        ),
+        optimization=pb.Optimization(
+            method=optimization.method, num_clusters=optimization.num_clusters
+        ),
+        rounds=settings.rounds,
+        heartbeat_seconds=settings.clients.heartbeat,
+    )
+
+
+def _tensor(spec: TensorSpec) -> pb.Tensor:
+    tensor = pb.Tensor(name=spec.name, shape=spec.shape, role=spec.role, prunable=spec.prunable)
+    if isinstance(spec.initial, Fill):
+        tensor.fill = spec.initial.value
+    else:
+        tensor.uniform_limit = spec.initial.limit
+    return tensor

@@ -1,0 +1,330 @@
+"""A run file (TOML) as frozen, validated settings; every error names the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from featherfed.compression.registry import parse_codec
+from featherfed.server.errors import ServerError
+from featherfed.server.rounds.sparsity import DENSE, SparsitySchedule
+from featherfed.server.rounds.transitions import Policy
+from featherfed.server.rounds.uplink import check_uplink
+from featherfed.server.settings.checks import check_privacy, check_rule
+from featherfed.server.settings.rule import Rule
+
+
+def _codec_text(text: str) -> str:
+    return str(parse_codec(text))
+
+
+def _clip(times: float) -> float:
+    if times == 0 or 1 <= times < math.inf:
+        return times
+    raise ValueError("must be 0, for no clipping, or at least 1, since less would clip everybody")
+
+
+CodecText = Annotated[str, AfterValidator(_codec_text)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Method = Literal["none", "prune", "cluster", "qat", "prune+qat"]
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """The model to train."""
+
+    name: str = "cnn"
+    """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
+
+
+class Training(_Section):
+    """What a client does in a round."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam"] = "sgd"
+    loss: Literal[
+        "sparse_categorical_crossentropy",
+        "categorical_crossentropy",
+        "binary_crossentropy",
+        "mean_squared_error",
+    ] = "sparse_categorical_crossentropy"
+    """On integer labels; the others see them one-hot."""
+
+
+class Optimization(_Section):
+    """TFMOT in training."""
+
+    method: Method = "none"
+    final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the prunable weights that are zero in the end."""
+    begin_round: Annotated[int, Field(ge=1)] = 2
+    """The first round with a mask."""
+    end_round: Annotated[int, Field(ge=1)] | None = None
+    """The round that reaches the final sparsity; by default two thirds of the way."""
+    num_clusters: Annotated[int, Field(ge=2, le=256)] = 16
+
+
+class Compression(_Section):
+    """What travels in which codec."""
+
+    uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
+    """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
+    fallback: CodecText = "quantize(8) | zstd"
+    """For clients that do not know the uplink's codec."""
+    downlink: CodecText = "deadzone(0.15) | zstd(1)"
+    """Of the mean update, for clients to which the updates themselves are not forwarded."""
+    broadcast: Literal["auto", "aggregate"] = "auto"
+    """Forward the clients' updates if that is smallest, or always send their mean alone."""
+
+
+class Clients(_Section):
+    """Who takes part; times in seconds."""
+
+    minimum: Annotated[int, Field(ge=1)] = 2
+    fraction: Fraction = 1.0
+    quorum: Fraction = 0.5
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+    patience: Annotated[float, Field(ge=0)] = 30.0
+    over_selection: Annotated[float, Field(ge=1)] = 1.0
+    """Sample so many times the wanted clients; a round closes once as many as wanted reported."""
+    heartbeat: Annotated[int, Field(ge=0)] = 0
+    """Seconds between a training client's signs of life; silent for three times as long, it is lost
+    and the round does not wait for it. 0: none, the deadline alone decides."""
+
+
+class Aggregation(_Section):
+    """How a round's updates become the next model."""
+
+    rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
+    """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
+    byzantine: Annotated[int, Field(ge=1)] = 1
+    """How many hostile clients a robust rule must withstand."""
+    clip: Annotated[float, AfterValidator(_clip)] = 10.0
+    """Clip an update's norm to so many times the quantile of the round's norms; 0: never."""
+    quantile: Fraction = 0.5
+    max_examples: Annotated[int, Field(ge=1)] | None = None
+    """The most examples that a client counts with in the mean."""
+
+
+class Privacy(_Section):
+    """Client-level differential privacy; off unless there is noise."""
+
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Standard deviation of the noise in units of the clipping norm."""
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """L2 norm that updates are clipped to, in the first round if it adapts."""
+    adaptive: bool = True
+    """Follow the quantile of the updates' norms, privately (Andrew et al. 2021)."""
+    quantile: Fraction = 0.5
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Security(_Section):
+    """Who may talk to the server; see SECURITY.md."""
+
+    credentials: str | None = None
+    """The folder that `featherfed certs` makes: TLS, clients' certificates and tokens."""
+    client_certificates: bool = True
+    """Ask for them, and not for tokens alone."""
+    insecure: bool = False
+    """Listen without TLS where others can reach the server."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Security:
+        if self.insecure and self.credentials is not None:
+            raise ValueError("credentials and insecure = true contradict each other; drop one")
+        return self
+
+
+class Limits(_Section):
+    """What clients may ask for, each and together."""
+
+    clients: Annotated[int, Field(ge=1)] = 10_000
+    """How many names may join the run."""
+    streams: Annotated[int, Field(ge=1)] = 20_000
+    """Calls open at the same time, waiting ones included."""
+    requests_per_second: Annotated[float, Field(gt=0)] = 20.0
+    """Of one client, with bursts of five seconds' worth; without a session, ten times as many of an
+    address (or of a certificate's name), and twenty times of all together."""
+    queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """Bytes of updates that are being received at the same time."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long an upload may send nothing."""
+
+
+class Evaluation(_Section):
+    """The test set, which stays on the server."""
+
+    dataset: str = "digits"
+    """digits, fashion-mnist or a folder."""
+    every_client: bool = True
+    """Evaluate each client's model too, not just the global one."""
+
+
+class Server(_Section):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    """0 takes a free port; the address is written to DIR/server.address."""
+    linger: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds to wait, at the most, for clients to fetch the final model after the last round."""
+    announce: bool | None = None
+    """Let clients on the local network find the server; by default if they could reach it."""
+    stay: bool = False
+    """Go on after the run, for devices that fetch its releases, until a signal ends it."""
+    metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
+    """HOST:PORT where Prometheus finds /metrics."""
+
+
+class Settings(_Section):
+    """A whole run file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    output: str = "runs/run"
+    rounds: Annotated[int, Field(ge=1)] = 7
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    notes: dict[str, str | int | float] = {}
+    """Anything worth repeating in metrics.json, e.g. how the data were split."""
+    server: Server = Server()
+    model: Model = Model()
+    training: Training = Training()
+    optimization: Optimization = Optimization()
+    compression: Compression = Compression()
+    clients: Clients = Clients()
+    aggregation: Aggregation = Aggregation()
+    privacy: Privacy = Privacy()
+    security: Security = Security()
+    limits: Limits = Limits()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _sparsity_rounds_fit(self) -> Settings:
+        if self.prunes and not self.optimization.begin_round <= self._end_round <= self.rounds:
+            raise ValueError(
+                f"optimization.begin_round ({self.optimization.begin_round}) <= end_round "
+                f"({self._end_round}) <= rounds ({self.rounds}) must hold; "
+                "change one of them or use more rounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_can_be_aggregated(self) -> Settings:
+        coding, clients = self.compression, self.clients
+        codecs = coding.uplink, coding.fallback
+        problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
+        if self.private:
+            graded = self.evaluation.every_client
+            problems += check_privacy(self.rule, *codecs, coding.broadcast, graded)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of aggregation."""
+        return Rule(self.aggregation.rule, self.aggregation.byzantine)
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is differentially private."""
+        return self.privacy.noise_multiplier > 0
+
+    @property
+    def forwards(self) -> bool:
+        """Whether clients may get each other's updates, to average them as the server does."""
+        return self.compression.broadcast == "auto" and not self.rule.is_robust
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the optimisation method keeps a mask."""
+        return "prune" in self.optimization.method
+
+    @property
+    def _end_round(self) -> int:
+        return self.optimization.end_round or max(
+            self.optimization.begin_round, round(self.rounds * 2 / 3)
+        )
+
+    @property
+    def sparsity(self) -> SparsitySchedule:
+        """The sparsity schedule, dense for methods that do not prune."""
+        if not self.prunes:
+            return DENSE
+        o = self.optimization
+        return SparsitySchedule(o.final_sparsity, o.begin_round, self._end_round)
+
+    @property
+    def policy(self) -> Policy:
+        """The rules of the rounds."""
+        c = self.clients
+        return Policy(
+            self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
+            least=self.rule.needs, over_selection=c.over_selection,
+        )  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that must not change in mid-run; where it listens and waits may."""
+        # What is newer than some runs counts only where it says something else than they did.
+        free: dict[str, Any] = dict.fromkeys(
+            ("server", "output", "clients", "security", "limits"), True
+        )
+        if self.training.loss == Training().loss:
+            free["training"] = {"loss"}
+        if self.aggregation == Aggregation():
+            free["aggregation"] = True
+        if self.privacy == Privacy():
+            free["privacy"] = True
+        text = self.model_dump_json(exclude=free)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_settings(path: Path) -> Settings:
+    """Return the settings in a run file; raise ServerError that names each wrong key."""
+    return read_toml(path, Settings, "run file")
+
+
+def read_toml(path: Path, section: type[Section], what: str) -> Section:
+    """Return a TOML file as a `section`; raise ServerError that names each wrong key."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ServerError(f"cannot read {what} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ServerError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(item, section, what) for item in error.errors()]
+        raise ServerError("\n".join([f"{path} cannot be used:", *lines])) from None
+
+
+def _explain(item: Any, root: type[BaseModel], what: str) -> str:
+    *parents, key = [str(part) for part in item["loc"]] or [what]
+    dotted = ".".join([*parents, key])
+    if item["type"] != "extra_forbidden":
+        return f"  {dotted}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+    known = sorted(_keys(root, parents))
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"  {dotted}: unknown key; {hint}Known keys: {', '.join(known)}"
+
+
+def _keys(section: type[BaseModel], parents: list[str]) -> list[str]:
+    for parent in parents:
+        annotation = section.model_fields[parent].annotation
+        section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return list(section.model_fields)

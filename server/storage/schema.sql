@@ -1,0 +1,118 @@
+-- One database per run. Weights and residuals are little-endian float32 in manifest order.
+
+CREATE TABLE IF NOT EXISTS run (
+    id          INTEGER PRIMARY KEY CHECK (id = 1),
+    name        TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,          -- of the settings that must not change in mid-run
+    started     REAL NOT NULL,          -- seconds since the epoch, as all times here
+    secret      INTEGER NOT NULL,       -- seed of cohorts and slots
+    state       TEXT NOT NULL           -- rounds.RunState as JSON
+);
+CREATE TABLE IF NOT EXISTS clients (
+    client       TEXT PRIMARY KEY,
+    session      INTEGER NOT NULL UNIQUE,
+    num_examples INTEGER NOT NULL,
+    stages       TEXT NOT NULL,         -- codec stages it knows, separated by spaces
+    runtime      TEXT NOT NULL,
+    joined       REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS versions (
+    version  INTEGER PRIMARY KEY,       -- 0 is the start, r the result of round r
+    digest   BLOB NOT NULL,
+    kind     TEXT NOT NULL,             -- of its payload: delta or bundle
+    codec    TEXT NOT NULL,
+    sparsity REAL NOT NULL,             -- of the mask its payload was made under
+    payload  BLOB NOT NULL,             -- leads here from the version before; empty for 0
+    levels   BLOB,                      -- importance of tensors, and of rows and columns
+    profile  BLOB,
+    loss     REAL,
+    accuracy REAL
+);
+CREATE TABLE IF NOT EXISTS model (      -- the newest version's weights, and the server's residual
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    version  INTEGER NOT NULL,
+    weights  BLOB NOT NULL,
+    residual BLOB
+);
+CREATE TABLE IF NOT EXISTS rounds (
+    round  INTEGER PRIMARY KEY,
+    opened REAL NOT NULL,
+    closed REAL,
+    cohort TEXT NOT NULL                -- JSON list of clients
+);
+CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it is acknowledged
+    round          INTEGER NOT NULL,
+    client         TEXT NOT NULL,
+    slot           INTEGER NOT NULL,
+    codec          TEXT NOT NULL,
+    num_examples   INTEGER NOT NULL,
+    payload        BLOB,                -- dropped once the round is aggregated
+    train_loss     REAL,
+    train_accuracy REAL,
+    accuracy       REAL,                -- of this client's model on the test set
+    prediction     TEXT,                -- its class probabilities for the example picture, JSON
+    PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS norms (      -- of the updates; what they are: server/aggregation/clipping.py
+    round     INTEGER NOT NULL,
+    client    TEXT NOT NULL,
+    whole     REAL NOT NULL,
+    trainable REAL NOT NULL,
+    state     REAL NOT NULL,
+    PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS aggregations (
+    round     INTEGER PRIMARY KEY,
+    clip      REAL,                     -- the norm that updates were clipped to
+    clipped   INTEGER,                  -- how many were; not told under differential privacy
+    left_out  TEXT NOT NULL,            -- clients whose updates did not count at all, JSON list
+    next_clip REAL,                     -- the norm that the next round's are, if it is private
+    epsilon   REAL                      -- spent so far
+);
+CREATE TABLE IF NOT EXISTS refused (
+    round  INTEGER NOT NULL,
+    client TEXT NOT NULL,               -- "(stranger)": nobody who has proved a name
+    reason TEXT NOT NULL,               -- pb.Reason by name
+    count  INTEGER NOT NULL,
+    detail TEXT NOT NULL,               -- of the last
+    first  REAL NOT NULL,
+    last   REAL NOT NULL,
+    PRIMARY KEY (round, client, reason)
+);
+CREATE TABLE IF NOT EXISTS counts (     -- what no other table remembers, for Prometheus
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS plan (       -- what clients were told, for `featherfed check`
+    id     INTEGER PRIMARY KEY CHECK (id = 1),
+    plan   BLOB NOT NULL,               -- pb.Plan
+    seeded INTEGER NOT NULL             -- whether version 0 is what the plan's seed gives
+);
+CREATE TABLE IF NOT EXISTS ledger (
+    round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model
+    client        TEXT NOT NULL,
+    direction     TEXT NOT NULL,        -- uplink or downlink
+    kind          TEXT NOT NULL,        -- transfer, control, retry, release or release_retry
+    payload_bytes INTEGER NOT NULL,
+    message_bytes INTEGER NOT NULL,
+    PRIMARY KEY (round, client, direction, kind)
+);
+CREATE TABLE IF NOT EXISTS uploads (    -- what came of an update, until all of it is accepted
+    client        TEXT NOT NULL,
+    at            INTEGER NOT NULL,     -- where in the payload this piece begins
+    round         INTEGER NOT NULL,
+    digest        BLOB NOT NULL,        -- and size: which update it is a piece of
+    size          INTEGER NOT NULL,
+    message_bytes INTEGER NOT NULL,     -- in the ledger as retry, like the data
+    data          BLOB NOT NULL,
+    PRIMARY KEY (client, at)
+);
+CREATE TABLE IF NOT EXISTS downloads (  -- how much a client was sent of what it downloads
+    client        TEXT NOT NULL,
+    kind          TEXT NOT NULL,        -- transfer or release
+    round         INTEGER NOT NULL,
+    digest        BLOB NOT NULL,        -- of what describes the data
+    payload_bytes INTEGER NOT NULL,     -- from the beginning on
+    message_bytes INTEGER NOT NULL,     -- that carried them
+    PRIMARY KEY (client, kind)
+);
