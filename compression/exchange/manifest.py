@@ -86,6 +86,14 @@ class Manifest:
         text = json.dumps([asdict(spec) for spec in self.specs], sort_keys=True)
         return hashlib.sha256(text.encode()).digest()
 
+    def split(self, values: Array) -> list[Array]:
+        """Return float32 [num_values] as tensors of the manifest's shapes."""
+        ends = np.cumsum([spec.size for spec in self.specs])
+        return [
+            values[end - spec.size : end].reshape(spec.shape)
+            for end, spec in zip(ends, self.specs, strict=True)
+        ]
+
     def check(self, tensors: Sequence[Array]) -> None:
         """Raise ValueError unless `tensors` have the manifest's number, shapes and dtype."""
         if len(tensors) != len(self.specs):

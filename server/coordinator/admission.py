@@ -1,12 +1,24 @@
-"""Who may join: pure checks that raise Refused with a reason a person can act on."""
+"""Who may join a run: checks that raise Refused with a reason that a person can act on."""
 
 from __future__ import annotations
 
+import functools
+import secrets
 from dataclasses import dataclass
 
+from featherfed.compression.registry import STAGES
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.access.names import _NAME
+from featherfed.server.access.names import check_name, is_plain
+from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.state import LiveRun
+from featherfed.server.coordinator.training_step import TrainingStep
+from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
+from featherfed.server.observability import events
+from featherfed.server.storage.records import ClientRecord
+
+LITERT = "litert"
+"""The runtime of clients that train with an exported training step instead of Keras."""
 
 MAX_EXAMPLES = 10**8
 """More than any client can train on; as a weight in the mean it would silence all others."""
@@ -22,9 +34,64 @@ class DataShape:
     """By label."""
 
 
+class Admission:
+    """Lets clients join that have what the run needs."""
+
+    def __init__(
+        self,
+        run: LiveRun,
+        members: Members,
+        codecs: UpdateCodecs,
+        data_shape: DataShape,
+        step: TrainingStep,
+    ) -> None:
+        self._run = run
+        self._members = members
+        self._codecs = codecs
+        self._data_shape = data_shape
+        self._step = step
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Give a client a new session, also one that had joined before.
+
+        Raises Refused if it cannot take part.
+        """
+        run, has = self._run, request.capabilities
+        with run.lock:
+            check_name(request.client)
+            self._check_room(request.client)
+            check_data(request.data, self._data_shape)
+            check_runtime(has.runtime)
+            # Before the capabilities: why there is no step explains what the client lacks.
+            step = self._step.describe() if has.runtime == LITERT else None
+            stages = _interned(frozenset(STAGES) & frozenset(has.stages))
+            method = run.settings.optimization.method
+            check_capabilities(has, self._codecs.required_stages(stages) | {method})
+            session = secrets.randbits(63)
+            record = ClientRecord(session, request.data.num_examples, stages, has.runtime)
+            again = self._members.add(request.client, record)
+            events.client_joined(run.plan.run, request, again)
+            return pb.JoinReply(session=session, plan=run.plan, step=step)
+
+    def _check_room(self, client: str) -> None:
+        most = self._run.settings.limits.clients
+        if client not in self._members and len(self._members) >= most:
+            raise Refused(
+                pb.TOO_MANY_CLIENTS,
+                f"the run has {most} clients, as many as it takes; join another run, or raise "
+                "[limits] clients on the server",
+            )
+
+
+@functools.lru_cache(64)
+def _interned(stages: frozenset[str]) -> frozenset[str]:
+    """Intern a stage set, so that equal clients share one object."""
+    return stages
+
+
 def check_runtime(runtime: str) -> None:
-    """Refuse what is no plain, short word: it stands in metrics and pages. Old clients say none."""
-    if runtime and not _NAME.fullmatch(runtime):
+    """Refuse a runtime whose name is not a plain word; older clients send none."""
+    if runtime and not is_plain(runtime):
         raise Refused(pb.MISSING_CAPABILITY, "a runtime has a plain name, such as keras or litert")
 
 
@@ -58,7 +125,7 @@ def check_data(data: pb.DataSummary, wanted: DataShape) -> None:
         )
 
 
-def check_capabilities(has: pb.Capabilities, needed: set[str]) -> None:
+def check_capabilities(has: pb.Capabilities, needed: frozenset[str]) -> None:
     """Refuse a client that lacks a codec stage or the optimisation method."""
     missing = sorted(needed - set(has.stages) - set(has.methods))
     if missing:

@@ -1,4 +1,4 @@
-"""Judging a model on the test set: the protocol that an entry point implements."""
+"""Evaluating a model on the test set: the protocol that an entry point implements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from featherfed.compression.arrays import Array
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on the test set; `prediction`: class probabilities for the example picture (JSON)."""
+    """How good a model is on the test set.
+
+    `accuracy`: 0 to 1; `prediction`: class probabilities for the example picture, as JSON.
+    """
 
     loss: float
     accuracy: float
@@ -19,7 +22,7 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Judges weights; built by the entry point, since it needs TensorFlow."""
+    """Evaluates weights; an entry point builds it, since it needs TensorFlow."""
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        """Return what float32 `weights` in manifest order are worth on the test set."""
+        """Evaluate float32 `weights` in manifest order."""

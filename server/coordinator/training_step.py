@@ -1,4 +1,4 @@
-"""The exported training step as the server hands it out."""
+"""The exported training step that clients without TensorFlow download."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from featherfed.compression.stages.zstd import Zstd
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 
-_LEVEL = 19  # made once, sent to every client
+_LEVEL = 19  # compressed once, sent to every client
 
 
 @dataclass(frozen=True)
-class OfferedStep:
-    """A .tflite for clients without TensorFlow, or why there is none."""
+class TrainingStep:
+    """A .tflite that makes one step of the plan's training, or the reason why there is none."""
 
     content: bytes = b""
     missing: str = "this server exports no training step; use Keras clients (--runtime keras)"
 
     @cached_property
     def compressed(self) -> bytes:
-        """The bytes that travel."""
+        """The bytes that clients download."""
         return Zstd(_LEVEL).compress(self.content)
 
     def describe(self) -> pb.Step:
-        """Return what a client must know before it downloads; raise Refused if there is no step."""
+        """Return digest and sizes, for a client to check; raise Refused if there is no step."""
         if not self.content:
             raise Refused(pb.MISSING_CAPABILITY, self.missing)
         digest = hashlib.sha256(self.content).digest()

@@ -1,4 +1,4 @@
-"""The server's clock: durations do not depend on what happens to the machine's clock."""
+"""The server's clock: durations stay right when the machine's clock is set."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 
 LONGEST_STEP = 5.0
+"""Seconds that one reading may advance the clock; see SteadyClock."""
 
 
 class SteadyClock:
-    """Seconds since the epoch as the machine's clock had them at first, and steady from then on.
+    """Seconds since the epoch, read from the machine's clock once and counted on by the monotonic.
 
-    A clock that is set (NTP, a person) changes nothing. Time in which the process does not run
-    (suspend, SIGSTOP) counts as `LONGEST_STEP` seconds at the most between two readings: who could
-    not be heard in it is not late. Safe to call from several threads; the server reads it several
-    times a second.
+    Setting the machine's clock (NTP, a person) changes nothing. Time in which the process does not
+    run (suspend, SIGSTOP) counts as at most `LONGEST_STEP` seconds: clients could not be heard in
+    it, so they are not late. Safe to call from several threads; the server reads it several times
+    a second.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class SteadyClock:
 
 
 def resume(since: float, now: float, *, limit: float, grace: float) -> float:
-    """Return when a phase began that a restart finds, in terms of the new process's clock.
+    """Return when a phase that a restart finds began, on the new process's clock.
 
-    `since` may lie in the future, if the clock was put back, or long ago. At least `grace` seconds
-    of the phase's `limit` are left for clients to come back, and at most all of it.
+    `since`: what was stored; it may lie in the future, if the clock was put back, or long ago. At
+    least `grace` seconds of the phase's `limit` are left for clients to come back, at most all.
     """
     return min(max(since, now - max(0.0, limit - grace)), now)

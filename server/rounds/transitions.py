@@ -41,12 +41,12 @@ class Policy:
     patience: float = 30.0
     """How long to wait for known clients that are away, once a quorum of `minimum` is present."""
     seed: int = 0
-    """Of cohorts and slots; kept from the clients, who else could tell whose update is whose."""
+    """Of cohorts and slots; secret, or clients could tell whose forwarded update is whose."""
     least: int = 1
     """Updates that the aggregation rule needs: no round opens or closes with fewer."""
     over_selection: float = 1.0
-    """Sample so many times the wanted clients, and close once as many as wanted have reported
-    (Bonawitz et al., Towards Federated Learning at Scale, 2019)."""
+    """Factor by which more clients are sampled than wanted; the round closes once as many as wanted
+    have reported (Bonawitz et al., Towards Federated Learning at Scale, 2019)."""
 
     def wanted(self, present: int) -> int:
         """Return how many of the `present` clients a round wants updates of, at least one."""
@@ -71,19 +71,20 @@ class RunState:
     reported: frozenset[str] = frozenset()
     required: int = 0
     lost: frozenset[str] = frozenset()
-    """Clients that failed to report in time, or fell silent, and have not been heard of since."""
+    """Clients that missed the deadline or fell silent, and have made no call since."""
     wanted: int = 0
-    """So many reports close the round; 0, in older states: all of the cohort."""
+    """How many reports close the round; 0 in states of older versions: all of the cohort."""
     late: frozenset[str] = frozenset()
-    """Clients that a closed round did not need and that may still train for it: they get no task,
-    and nobody waits for them, until they ask."""
+    """Clients that may still train for a round that closed without them: no round waits for them
+    until they ask for a task."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time passed; `present` clients are waiting for a task, `known` have ever joined.
+    """Time passed.
 
-    `silent` have not been heard of for longer than one that trains ever is.
+    `present`: clients that wait for a task. `known`: all that ever joined. `silent`: clients that
+    have made no call for longer than a client in training ever goes without one.
     """
 
     now: float
@@ -94,7 +95,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Reported:
-    """An update of `client` was journaled."""
+    """An update of `client` was written to the journal."""
 
     now: float
     client: str
@@ -102,7 +103,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Heard:
-    """`client` asked for a task: whatever it failed to do before, it is back."""
+    """`client` asked for a task, so it is neither lost nor late any more."""
 
     now: float
     client: str
@@ -127,7 +128,7 @@ def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ..
 
 
 def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
-    """Open the round when everybody is here, or enough are and the others had their time."""
+    """Open the round when all known clients are present, or enough are and patience has run out."""
     state = _lose_silent(state, event)
     waited = event.now - state.since >= policy.patience
     if state.round == 1:
@@ -151,7 +152,7 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
         reported=frozenset(),
         required=policy.required(wanted),
         wanted=wanted,
-        # Who is away had the patience of one round; the next waits for those that are heard of.
+        # Patience is granted once: the next round does not wait for clients that were away now.
         lost=state.lost | (event.known - event.present - state.late),
     )
 
@@ -163,7 +164,7 @@ def _report(state: RunState, event: Reported, policy: Policy) -> RunState:
 
 
 def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
-    """Close when it is time; ask whoever is present to help if there will be no quorum."""
+    """Close the round if it is due; add present clients to the cohort if the quorum is missed."""
     state = _lose_silent(state, event)
     overdue = event.now - state.since >= policy.deadline
     if (overdue or not _awaited(state)) and len(state.reported) < state.required:
@@ -178,7 +179,7 @@ def _awaited(state: RunState) -> frozenset[str]:
 
 
 def _lose_silent(state: RunState, event: Tick) -> RunState:
-    """Lose those of the cohort, and of the late, that are silent; a voice takes that back."""
+    """Mark silent clients of the cohort, and late ones, as lost; unmark those that call again."""
     open_ = frozenset(state.cohort) - state.reported
     lost = (state.lost - open_) | (event.silent & (open_ | state.late))
     return replace(state, lost=lost, late=state.late - lost)
@@ -193,7 +194,7 @@ def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
     if not enough and not (quorum and (overdue or not awaited)):
         return state
     closed = replace(state, phase=Phase.AGGREGATING, since=now)
-    if overdue:  # they had their time; who is merely not needed has failed in nothing
+    if overdue:  # only a missed deadline counts as lost; a client not needed is merely late
         return replace(closed, lost=state.lost | awaited)
     return replace(closed, late=state.late | awaited)
 
@@ -203,7 +204,7 @@ def _hear(state: RunState, event: Heard, policy: Policy) -> RunState:
 
 
 def _advance(state: RunState, event: Aggregated, policy: Policy) -> RunState:
-    """Go on to the next round, or end."""
+    """Begin the next round, or finish the run."""
     if state.round >= policy.rounds:
         return replace(state, phase=Phase.FINISHED, since=event.now)
     return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
@@ -228,7 +229,7 @@ TABLE: dict[tuple[Phase, type[Event]], tuple[Callable[..., RunState], tuple[Phas
 """Every legal move: the function that makes it and the phases it may lead to."""
 
 
-def step(state: RunState, event: Event, policy: Policy) -> RunState:
+def transition(state: RunState, event: Event, policy: Policy) -> RunState:
     """Return the state after `event`; raise KeyError for a move that is not in the table."""
     move, allowed = TABLE[state.phase, type(event)]
     after = move(state, event, policy)

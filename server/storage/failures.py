@@ -1,4 +1,4 @@
-"""Disks that are full or broken: what counts as that, and saying it once instead of at every call.
+"""What errors of the disk and of SQLite mean, and logging them once instead of at every call.
 
 A database that cannot be written now is `CannotStore`: the caller tries again. One that is damaged
 is `ServerError`: only a person can mend that.
@@ -14,7 +14,7 @@ from featherfed.server.errors import CannotStore, ServerError
 
 log = logging.getLogger(__name__)
 
-_DISK = {
+_NOT_WRITABLE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_READONLY,
@@ -22,15 +22,15 @@ _DISK = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
 }
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def of_people(error: sqlite3.Error, path: object) -> Exception:
-    """Return what an error of SQLite means here; a bug stays what it is."""
+def translate(error: sqlite3.Error, path: object) -> Exception:
+    """Return CannotStore or ServerError for an error of the disk; other errors unchanged."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    if code in _DISK:
+    if code in _NOT_WRITABLE:
         return CannotStore(str(error))
-    if code in _DAMAGE:
+    if code in _DAMAGED:
         return damaged(path, str(error))
     return error
 
@@ -44,16 +44,17 @@ def damaged(path: object, what: str) -> ServerError:
     )
 
 
-class Trouble:
-    """Says once that writing fails, and once that it works again; safe in several threads."""
+class WriteFailures:
+    """Logs the first failure to write, and the first success after it; safe in several threads."""
 
     def __init__(self, what: str) -> None:
+        """`what`: the name of what is written, for the log."""
         self._what = what
         self._lock = threading.Lock()
         self.failing = False
 
     def failed(self, error: Exception) -> None:
-        """Note a failure; the log hears of the first."""
+        """Record a failure; log it if the last attempt succeeded."""
         with self._lock:
             if not self.failing:
                 log.error(
@@ -63,8 +64,8 @@ class Trouble:
                 )  # fmt: skip
             self.failing = True
 
-    def worked(self) -> None:
-        """Note that something was written."""
+    def succeeded(self) -> None:
+        """Record a success; log it if the last attempt failed."""
         if not self.failing:
             return
         with self._lock:

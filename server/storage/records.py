@@ -1,69 +1,61 @@
-"""What the store holds, a dataclass for each kind of row."""
+"""What the stores hold, a dataclass for each kind of row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from featherfed.compression.importance import Allocation
+from featherfed.proto import federation_pb2 as pb
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the ledger; `message_bytes` hold the payload, protobuf and gRPC framing."""
+class RunRecord:
+    """A run's identity; `started` in seconds since the epoch."""
 
-    round: int
-    client: str
-    direction: str
-    kind: str
-    payload_bytes: int
-    message_bytes: int
+    name: str
+    fingerprint: str
+    """SHA-256 of the settings that must not change while the run lasts, and of its model."""
+    started: float
 
 
 @dataclass(frozen=True)
-class Version:
-    """One model version; `payload` leads to it from the one before, empty for version 0.
+class StoredPlan:
+    """The plan that clients get; `seeded`: version 0 is what the plan's seed gives."""
 
-    It is a delta in `codec`, or the clients' own updates (`kind` "bundle"). `allocation` is what is
-    known of importance from then on.
-    """
-
-    version: int
-    digest: bytes
-    kind: str
-    codec: str
-    sparsity: float
-    payload: bytes
-    allocation: Allocation | None = None
-    loss: float | None = None
-    accuracy: float | None = None
+    plan: pb.Plan
+    seeded: bool
 
 
 @dataclass(frozen=True)
-class Member:
-    """A client that has joined: its newest session, its examples, the codec stages it knows."""
+class ClientRecord:
+    """A client that has joined: its newest session and what it said of itself."""
 
     session: int
     num_examples: int
     stages: frozenset[str]
+    """Names of the codec stages it knows."""
+    runtime: str
+    """What it trains with, such as keras or litert; empty if it did not say."""
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What was counted since the run began."""
+class RoundRecord:
+    """When a round opened and closed, in seconds since the epoch, and its cohort by name."""
 
-    bytes: dict[tuple[str, str], tuple[int, int]]
-    """Payload and message bytes by direction and kind."""
-    accepted: int
-    duplicates: int
-    refusals: dict[str, int]
-    """By pb.Reason's names."""
-    loss: float | None
-    storage_failing: bool
+    round: int
+    opened: float
+    closed: float | None
+    cohort: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Update:
-    """One journaled update."""
+class JournaledUpdate:
+    """An accepted update; `payload` is None once its round is aggregated.
+
+    `accuracy` and `prediction` (class probabilities for the example picture, JSON) are of the
+    client's own model, where clients' models are evaluated.
+    """
 
     round: int
     client: str
@@ -78,8 +70,12 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Norms:
-    """L2 norms of a decoded update: all of it, what is trained of it, and what its state became."""
+class UpdateNorms:
+    """L2 norms of a decoded update.
+
+    `whole`: of all tensors; `trainable`: of the trainable ones; `state`: of the new values of
+    those that are not trained.
+    """
 
     whole: float
     trainable: float
@@ -87,24 +83,77 @@ class Norms:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a round's aggregation did; norms are L2, None where there is no such thing.
-
-    `clip` is the most that an update's norm may be, `clipped` counts the updates that were scaled
-    down to it, `left_out` names those that did not count at all. `next_clip` and `epsilon` are of
-    private runs, which tell neither of the others.
-    """
+class AggregationRecord:
+    """What a round's aggregation did; norms are L2, None where the rule has no such thing."""
 
     clip: float | None = None
+    """The largest norm that an update may have."""
     clipped: int | None = None
+    """How many updates were scaled down to it; not recorded in private runs."""
     left_out: tuple[str, ...] = ()
+    """Clients whose updates did not count at all."""
     next_clip: float | None = None
+    """The next round's clip in a private run."""
     epsilon: float | None = None
+    """Privacy spent so far."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of an update's payload, `at` bytes from its beginning; the update is `size` long."""
+class ModelVersion:
+    """One model version; `payload` leads to it from the one before, empty for version 0.
+
+    `kind`: "delta" for an update encoded with `codec`, "bundle" for the clients' own updates.
+    `allocation`: the importance of coordinates that is known from this version on.
+    """
+
+    version: int
+    digest: bytes
+    kind: str
+    codec: str
+    sparsity: float
+    payload: bytes
+    allocation: Allocation | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """Bytes sent; `message_bytes` include the payload, protobuf and gRPC framing."""
+
+    round: int
+    client: str
+    direction: str
+    """uplink or downlink."""
+    kind: str
+    """transfer, control, retry, release or release_retry."""
+    payload_bytes: int
+    message_bytes: int
+
+
+@dataclass(frozen=True)
+class RefusalRecord:
+    """How often something of a client was refused for one reason in a round.
+
+    `detail` is the last one's; `first` and `last` in seconds since the epoch.
+    """
+
+    round: int
+    client: str
+    reason: str
+    """A name of pb.Reason."""
+    count: int
+    detail: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """A stretch of an unfinished upload: `data` begins at byte `at` of a payload of `size` bytes.
+
+    `digest` and `size` say which update of the round it belongs to.
+    """
 
     client: str
     at: int
@@ -115,13 +164,22 @@ class Piece:
     data: bytes
 
 
+class TransferredBytes(NamedTuple):
+    """How much of a transfer has arrived or was sent."""
+
+    payload: int = 0
+    message: int = 0
+    """With protobuf and gRPC framing."""
+
+
 @dataclass(frozen=True)
-class Sent:
-    """How much a client was sent of one download, from its beginning on."""
+class DownloadKey:
+    """Names one download: a client has one of a kind at a time.
+
+    `kind`: transfer (of a model) or release; `digest`: of the message that describes the data.
+    """
 
     client: str
     kind: str
     round: int
     digest: bytes
-    payload_bytes: int = 0
-    message_bytes: int = 0

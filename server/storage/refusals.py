@@ -1,20 +1,19 @@
-"""Refusals, counted by round, client and reason: a million calls in vain are one row."""
+"""Refusals, counted by round, client and reason: a million refused calls are one row."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from featherfed.server.errors import CannotStore
+from featherfed.server.storage.database import Database
+from featherfed.server.storage.records import RefusalRecord
 
 STRANGER = "(stranger)"
-"""Who has not proved a name; no client can be called so."""
+"""Stands for a caller whose name is unknown; no client can have this name."""
 OTHERS = "(others)"
-"""Takes what comes once there are MAX_ROWS."""
+"""Stands for all further callers once there are MAX_ROWS rows."""
 MAX_ROWS = 10_000
 FLUSH_SECONDS = 1.0
 
@@ -25,7 +24,7 @@ _ADD = (
 
 
 @dataclass
-class _Waiting:
+class _Unwritten:
     count: int
     detail: str
     first: float
@@ -33,56 +32,68 @@ class _Waiting:
 
 
 class Refusals:
-    """The table of refusals, written at most once a second: no peer can keep the disk busy."""
+    """Counts refusals, written at most once a second, so no peer can keep the disk busy."""
 
-    def __init__(
-        self,
-        run: Callable[..., list[Any]],
-        transaction: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """Write with `run(sql, *values)` of a store."""
-        self._run = run
-        self._transaction = transaction
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[int, str, str], _Waiting] = {}
-        self._known = {tuple(row) for row in run("SELECT round, client, reason FROM refused")}
+        self._unwritten: dict[tuple[int, str, str], _Unwritten] = {}
+        rows = database.run("SELECT round, client, reason FROM refused")
+        self._known = {tuple(row) for row in rows}
         self._flushed = float("-inf")
 
     def add(self, round_: int, client: str, reason: str, detail: str, now: float) -> bool:
-        """Count a refusal; return whether it is the first of its round, client and reason."""
+        """Count a refusal; return whether it is the first of its round, client and reason.
+
+        It is on disk within about a second; a full disk delays that and raises nothing.
+        `now`: seconds since the epoch.
+        """
         with self._lock:
             key = round_, client, reason
             if key not in self._known and len(self._known) >= MAX_ROWS:
                 key = round_, OTHERS, reason
             first = key not in self._known
             self._known.add(key)
-            waiting = self._waiting.setdefault(key, _Waiting(0, detail, now, now))
-            waiting.count, waiting.detail, waiting.last = waiting.count + 1, detail, now
+            entry = self._unwritten.setdefault(key, _Unwritten(0, detail, now, now))
+            entry.count, entry.detail, entry.last = entry.count + 1, detail, now
             due = time.monotonic() - self._flushed >= FLUSH_SECONDS
         if due:
             self.flush()
         return first
 
-    def add_at_once(self, round_: int, client: str, reason: str, detail: str, now: float) -> None:
-        """Count a refusal as part of the transaction under way, whatever becomes of that."""
-        self._run(_ADD, round_, client, reason, 1, detail, now, now)
+    def add_in_transaction(
+        self, round_: int, client: str, reason: str, detail: str, now: float
+    ) -> None:
+        """Count a refusal as part of the current transaction."""
+        self._database.run(_ADD, round_, client, reason, 1, detail, now, now)
 
     def flush(self) -> None:
-        """Write what waits; a disk that takes nothing makes it wait longer."""
+        """Write what waits in memory; if the disk takes nothing now, it waits on."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
+            unwritten, self._unwritten = self._unwritten, {}
             self._flushed = time.monotonic()
-        if not waiting:
+        if not unwritten:
             return
         try:
-            with self._transaction():
-                for key, item in waiting.items():
-                    values = item.count, item.detail, item.first, item.last
-                    self._run(_ADD, *key, *values)
+            with self._database.transaction():
+                for key, entry in unwritten.items():
+                    values = entry.count, entry.detail, entry.first, entry.last
+                    self._database.run(_ADD, *key, *values)
         except CannotStore:
             with self._lock:
-                for key, item in self._waiting.items():
-                    if key in waiting:
-                        item.count += waiting[key].count
-                        item.first = waiting[key].first
-                self._waiting = {**waiting, **self._waiting}
+                for key, entry in self._unwritten.items():
+                    if key in unwritten:
+                        entry.count += unwritten[key].count
+                        entry.first = unwritten[key].first
+                self._unwritten = {**unwritten, **self._unwritten}
+
+    def all(self) -> list[RefusalRecord]:
+        """Return the counts in order of the first refusal of each."""
+        self.flush()
+        sql = "SELECT * FROM refused ORDER BY first, round, client, reason"
+        return [RefusalRecord(*row) for row in self._database.run(sql)]
+
+    def by_reason(self) -> dict[str, int]:
+        """Return how many refusals were written for each reason."""
+        sql = "SELECT reason, SUM(count) FROM refused GROUP BY reason"
+        return {row[0]: row[1] for row in self._database.run(sql)}

@@ -1,4 +1,4 @@
-"""Bytes that are counted now and written to the ledger with the next transaction."""
+"""Ledger counts that wait in memory for the next transaction."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ Key = tuple[int, str, str, str]
 """Round, client, direction and kind."""
 
 Counts = dict[Key, tuple[int, int]]
-"""Payload and message bytes."""
+"""Payload and message bytes by key."""
 
 
-class Tally:
-    """Sums by key; safe to use from several threads, and never waits for a disk."""
+class UnwrittenBytes:
+    """Sums of bytes by key; safe to use from several threads, never waits for a disk."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,19 +23,19 @@ class Tally:
         return bool(self._counts)
 
     def add(self, counts: Counts) -> None:
-        """Add bytes."""
+        """Add bytes to the sums."""
         with self._lock:
             for key, (payload, message) in counts.items():
                 before = self._counts.get(key, (0, 0))
                 self._counts[key] = before[0] + payload, before[1] + message
 
     def take(self) -> Counts:
-        """Return all sums and start anew; who fails to write them adds them again."""
+        """Return all sums and set them to zero; a caller that cannot write them adds them back."""
         with self._lock:
             taken, self._counts = self._counts, {}
             return taken
 
     def message_bytes(self, direction: str) -> int:
-        """Return the message bytes in one direction that are not yet written."""
+        """Return the sum of message bytes in one direction."""
         with self._lock:
             return sum(size for key, (_, size) in self._counts.items() if key[2] == direction)

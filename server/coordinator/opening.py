@@ -1,0 +1,68 @@
+"""Creating a run in the store, or checking that the one there is the one to go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.manifest import Manifest, weights_digest
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.errors import ServerError
+from featherfed.server.rounds.transitions import RunState
+from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.failures import damaged
+from featherfed.server.storage.records import ModelVersion, RunRecord, StoredPlan
+from featherfed.server.storage.store import Store
+
+
+def open_run(
+    settings: Settings,
+    store: Store,
+    plan: pb.Plan,
+    manifest: Manifest,
+    first_weights: Sequence[Array] | None,
+    secret: int | None,
+    now: float,
+) -> None:
+    """Create the run that `settings` describe unless `store` has it, and name it in `plan.run`.
+
+    `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of cohorts
+    and slots, random if None. Raises ServerError if the store has another run, or a model that is
+    not the newest version by its digest.
+    """
+    model = hashlib.sha256(plan.model_json.encode() + manifest.digest).hexdigest()
+    fingerprint = f"{settings.fingerprint} {model}"
+    seeded = first_weights is None
+    stored = store.runs.record()
+    if stored is None:
+        plan.run = f"{settings.name}-{secrets.token_hex(4)}"
+        record = RunRecord(plan.run, fingerprint, now)
+        weights = first_weights or initial_weights(manifest, plan.seed)
+        version = ModelVersion(0, weights_digest(weights), "delta", "", 0.0, b"")
+        with store.transaction():
+            seed = secrets.randbits(63) if secret is None else secret
+            store.runs.create(record, seed, RunState(since=now))
+            store.versions.add(version, weights, None)
+            store.runs.save_plan(StoredPlan(plan, seeded))
+        return
+    if stored.fingerprint != fingerprint:
+        raise ServerError(
+            f"{settings.output} holds run {stored.name!r} with other settings; choose another "
+            "output directory, restore the settings, or delete the directory to start anew"
+        )
+    plan.run = stored.name
+    _check_model(settings, store, manifest)
+    store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
+
+
+def _check_model(settings: Settings, store: Store, manifest: Manifest) -> None:
+    weights, _ = store.versions.model(manifest)
+    newest = store.versions.newest()
+    if weights_digest(weights) != newest.digest:
+        raise damaged(
+            f"{settings.output}/run.db",
+            f"the model is not version {newest.version} by its digest",
+        )

@@ -1,0 +1,28 @@
+"""Counting and logging what is refused."""
+
+from __future__ import annotations
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.state import LiveRun
+from featherfed.server.errors import Refused
+from featherfed.server.observability import events
+from featherfed.server.storage.refusals import STRANGER
+
+
+class RefusalLog:
+    """Counts every refusal under its round, client and reason."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+
+    def record(self, client: str, refusal: Refused, round_: int | None = None) -> None:
+        """Count a refusal in the given or the current round; an empty `client` is a stranger."""
+        run = self._run
+        with run.lock:
+            reason = pb.Reason.Name(refusal.reason)
+            current = run.state.round
+            round_ = current if round_ is None else min(round_, current)
+            client = STRANGER if refusal.reason == pb.BAD_NAME or not client else client
+            detail, now = refusal.detail, run.clock()
+            first = run.store.refusals.add(round_, client, reason, detail, now)
+        events.refused(run.plan.run, round_, client, refusal, first)

@@ -1,0 +1,37 @@
+"""Which codec a client's updates take."""
+
+from __future__ import annotations
+
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.registry import parse_codec
+from featherfed.server.rounds.uplink import Uplink
+from featherfed.server.settings.settings import Settings
+
+
+class UpdateCodecs:
+    """Chooses the run's codec of the round, or the fallback for clients that lack its stages."""
+
+    def __init__(self, settings: Settings, manifest: Manifest) -> None:
+        self._settings = settings
+        self._uplink = Uplink(settings.compression.uplink, manifest, settings.rounds)
+        self._fallback = parse_codec(settings.compression.fallback)
+
+    def required_stages(self, known: frozenset[str]) -> frozenset[str]:
+        """Return the stages that a client which knows `known` needs for its updates.
+
+        Broadcasts that it cannot decode reach it as snapshots.
+        """
+        return frozenset() if self._uplink.stages <= known else self._fallback.needs
+
+    def choose(self, round_: int, slots: int, known: frozenset[str]) -> str:
+        """Return the codec text for a client of a round of `slots` clients."""
+        text = self._uplink.codec(slots, round_, self._settings.sparsity.at(round_))
+        return text if parse_codec(text).needs <= known else str(self._fallback)
+
+    def fallback(self) -> str:
+        """Return the codec text that every client knows."""
+        return str(self._fallback)
+
+    def server_rate(self, round_: int, slots: int) -> int:
+        """Return the server learning rate of a round in units of 1/256."""
+        return self._uplink.server_rate(slots, round_, self._settings.sparsity.at(round_))

@@ -1,0 +1,151 @@
+"""Accepting the updates of the open round."""
+
+from __future__ import annotations
+
+import math
+
+from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
+from featherfed.compression.exchange.average import WeightedUpdate
+from featherfed.compression.exchange.round import RoundContext, RoundStart
+from featherfed.compression.exchange.update import apply_update, decode_update, max_payload
+from featherfed.compression.registry import parse_codec
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.aggregation.clipping import measure
+from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.open_round import OpenRound
+from featherfed.server.coordinator.state import LiveRun
+from featherfed.server.coordinator.update_codecs import UpdateCodecs
+from featherfed.server.errors import Refused
+from featherfed.server.observability import events
+from featherfed.server.rounds.transitions import Phase, Reported
+from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, UpdateNorms
+from featherfed.server.storage.runs import DUPLICATE_UPDATES
+
+MAX_CLIENT_WEIGHT = 1e12
+"""Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
+
+
+class Updates:
+    """Checks, journals and counts each update exactly once."""
+
+    def __init__(
+        self, run: LiveRun, members: Members, open_round: OpenRound, codecs: UpdateCodecs
+    ) -> None:
+        self._run = run
+        self._members = members
+        self._open_round = open_round
+        self._codecs = codecs
+
+    def max_bytes(self, client: str) -> int:
+        """Return the most payload bytes that an honest update of this client can have now."""
+        with self._run.lock:
+            text = self._codecs.fallback()
+            if self._run.in_cohort(client):
+                text = self._open_round.codec_for(self._members.record(client).stages)
+            return max_payload(parse_codec(text), self._run.manifest)
+
+    def check(self, client: str, header: pb.UpdateHeader) -> None:
+        """Raise Refused unless the open round expects this update of this client."""
+        state = self._run.state
+        if state.phase is not Phase.TRAINING or header.round != state.round:
+            raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
+        if not self._run.in_cohort(client):
+            raise Refused(pb.NOT_SELECTED, f"not in the cohort of round {state.round}")
+        if header.version != state.round - 1:
+            raise Refused(
+                pb.WRONG_VERSION,
+                f"trained from version {header.version}; round {state.round} starts from "
+                f"{state.round - 1}",
+            )
+        joined_with = self._members.record(client).num_examples
+        if not 1 <= header.num_examples <= joined_with:
+            raise Refused(
+                pb.BAD_EXAMPLE_COUNT,
+                f"{header.num_examples} examples; must be 1 to {joined_with}, as told on joining",
+            )
+
+    def submit(
+        self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
+    ) -> pb.Outcome:
+        """Accept a whole update; return ACCEPTED or DUPLICATE, or raise Refused.
+
+        ACCEPTED means that it is on disk and will count exactly once. `message_bytes`: wire bytes
+        of this call; bytes of stored chunks are added from the transfers.
+        """
+        run = self._run
+        with run.lock:
+            if run.store.journal.has_update(header.round, client):
+                return self._duplicate(client, header.round)
+            self.check(client, header)
+            start, context = self._open_round.start(), self._open_round.context()
+            codec = self._open_round.codec_for(self._members.record(client).stages)
+            slot = run.slot_of(client)
+        sent = WeightedUpdate(slot, header.num_examples, codec, payload)
+        norms = _decode(sent, start, context)  # outside the lock: it takes long
+        update = JournaledUpdate(
+            header.round,
+            client,
+            slot,
+            codec,
+            min(header.num_examples, run.settings.aggregation.max_examples or header.num_examples),
+            payload,
+            _finite(header.train_loss),
+            _finite(header.train_accuracy),
+        )
+        with run.lock:
+            if run.store.journal.has_update(header.round, client):
+                return self._duplicate(client, header.round)
+            self.check(client, header)
+            with run.store.transaction():
+                run.store.journal.add_update(update, norms)
+                self._count(client, header, len(payload), message_bytes)
+                after = run.write(Reported(run.clock(), client))
+            events.update_accepted(run.plan.run, update, message_bytes)
+            run.adopt(after)
+        return pb.ACCEPTED
+
+    def _duplicate(self, client: str, round_: int) -> pb.Outcome:
+        self._run.store.runs.increment(DUPLICATE_UPDATES)
+        events.update_again(self._run.plan.run, round_, client)
+        return pb.DUPLICATE
+
+    def _count(self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int) -> None:
+        """Count an accepted update; its stored chunks were counted as retry and now are not."""
+        store = self._run.store
+        stored = store.transfers.received(client, header.round, header.digest, header.size)
+        store.transfers.drop_upload(client)
+        if stored.payload:
+            store.ledger.count(
+                LedgerEntry(
+                    header.round, client, "uplink", "retry", -stored.payload, -stored.message
+                )
+            )
+        total = message_bytes + stored.message
+        store.ledger.count(
+            LedgerEntry(header.round, client, "uplink", "transfer", size, total)
+        )
+
+
+def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
+    """Return the norms of an update that decodes to weights a model can have; else raise Refused."""
+    codec, manifest = parse_codec(sent.codec), start.manifest
+    try:
+        update = decode_update(
+            codec,
+            manifest,
+            sent.payload,
+            masks=start.masks,
+            context=context.update(sent.slot),
+        )
+        weights = apply_update(manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
+    except NonFiniteError as error:
+        raise Refused(pb.NON_FINITE, str(error)) from error
+    except OutOfRangeError as error:
+        raise Refused(pb.OUT_OF_RANGE, str(error)) from error
+    except WireError as error:
+        raise Refused(pb.MALFORMED, str(error)) from error
+    return measure(codec, manifest, update, weights)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,31 @@
+"""The clients that have joined the run."""
+
+from __future__ import annotations
+
+from featherfed.server.storage.database import Database
+from featherfed.server.storage.records import ClientRecord
+
+
+class Clients:
+    """Stores what each client said of itself when it last joined."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, name: str, record: ClientRecord, now: float) -> None:
+        """Insert a client, or replace what is known of it; `now`: seconds since the epoch."""
+        self._database.run(
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
+            "session = excluded.session, num_examples = excluded.num_examples, "
+            "stages = excluded.stages, runtime = excluded.runtime",
+            name, record.session, record.num_examples, " ".join(sorted(record.stages)),
+            record.runtime, now,
+        )  # fmt: skip
+
+    def all(self) -> dict[str, ClientRecord]:
+        """Return all clients by name, in order of names."""
+        sql = "SELECT client, session, num_examples, stages, runtime FROM clients ORDER BY client"
+        return {
+            name: ClientRecord(session, num_examples, frozenset(stages.split()), runtime)
+            for name, session, num_examples, stages, runtime in self._database.run(sql)
+        }

@@ -1,0 +1,110 @@
+"""The journal: every round, and every accepted update before it is acknowledged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, fields
+
+from featherfed.server.storage.database import Database
+from featherfed.server.storage.records import (
+    AggregationRecord,
+    JournaledUpdate,
+    RoundRecord,
+    UpdateNorms,
+)
+
+
+class Journal:
+    """Stores rounds, the updates accepted in them, and what their aggregation did."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open_round(self, round_: int, now: float, cohort: Iterable[str]) -> None:
+        """Insert a round that opened at `now`, in seconds since the epoch."""
+        cohort_json = json.dumps(sorted(cohort))
+        self._database.run("INSERT INTO rounds VALUES (?, ?, NULL, ?)", round_, now, cohort_json)
+
+    def close_round(self, round_: int, now: float, cohort: Iterable[str]) -> None:
+        """Record when a round closed, and its cohort with the helpers that came later."""
+        self._database.run(
+            "UPDATE rounds SET closed = ?, cohort = ? WHERE round = ?",
+            now, json.dumps(sorted(cohort)), round_,
+        )  # fmt: skip
+
+    def rounds(self) -> list[RoundRecord]:
+        """Return all rounds in order."""
+        rows = self._database.run("SELECT round, opened, closed, cohort FROM rounds ORDER BY round")
+        return [
+            RoundRecord(number, opened, closed, tuple(json.loads(cohort)))
+            for number, opened, closed, cohort in rows
+        ]
+
+    def add_update(self, update: JournaledUpdate, norms: UpdateNorms) -> None:
+        """Insert an update; raise sqlite3.IntegrityError if the client has one in this round."""
+        marks = ", ".join("?" * len(fields(update)))
+        self._database.run(f"INSERT INTO updates VALUES ({marks})", *asdict(update).values())
+        self._database.run(
+            "INSERT INTO norms VALUES (?, ?, ?, ?, ?)",
+            update.round, update.client, *astuple(norms),
+        )  # fmt: skip
+
+    def has_update(self, round_: int, client: str) -> bool:
+        """Whether the client's update of this round was accepted."""
+        sql = "SELECT 1 FROM updates WHERE round = ? AND client = ?"
+        return bool(self._database.run(sql, round_, client))
+
+    def reporters(self, round_: int) -> frozenset[str]:
+        """Return the clients whose updates of a round were accepted."""
+        rows = self._database.run("SELECT client FROM updates WHERE round = ?", round_)
+        return frozenset(row[0] for row in rows)
+
+    def updates(self, round_: int) -> Iterator[JournaledUpdate]:
+        """Yield a round's updates in order of slots, one payload in memory at a time."""
+        for client in self.example_counts(round_):
+            sql = "SELECT * FROM updates WHERE round = ? AND client = ?"
+            yield JournaledUpdate(*self._database.run(sql, round_, client)[0])
+
+    def example_counts(self, round_: int) -> dict[str, int]:
+        """Return the number of examples behind each update of a round, in order of slots."""
+        sql = "SELECT client, num_examples FROM updates WHERE round = ? ORDER BY slot"
+        return {row[0]: row[1] for row in self._database.run(sql, round_)}
+
+    def norms(self, round_: int) -> dict[str, UpdateNorms]:
+        """Return the norms of a round's updates by client, in order of names."""
+        sql = "SELECT client, whole, trainable, state FROM norms WHERE round = ? ORDER BY client"
+        return {row[0]: UpdateNorms(*row[1:]) for row in self._database.run(sql, round_)}
+
+    def most_rounds(self, until: int) -> int:
+        """Return the most rounds, of those up to `until`, that any one client took part in."""
+        sql = "SELECT COUNT(*) AS n FROM updates WHERE round <= ? GROUP BY client"
+        return int(self._database.run(f"SELECT MAX(n) FROM ({sql})", until)[0][0])
+
+    def num_updates(self) -> int:
+        """Return how many updates were accepted in all rounds."""
+        return int(self._database.run("SELECT COUNT(*) FROM updates")[0][0])
+
+    def add_aggregation(self, round_: int, record: AggregationRecord) -> None:
+        """Insert what a round's aggregation did."""
+        values = {**asdict(record), "left_out": json.dumps(record.left_out)}.values()
+        self._database.run("INSERT INTO aggregations VALUES (?, ?, ?, ?, ?, ?)", round_, *values)
+
+    def aggregation(self, round_: int) -> AggregationRecord:
+        """Return what a round's aggregation did, an empty record for an unknown round."""
+        sql = "SELECT clip, clipped, left_out, next_clip, epsilon FROM aggregations WHERE round = ?"
+        for clip, clipped, left_out, next_clip, epsilon in self._database.run(sql, round_):
+            return AggregationRecord(
+                clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon
+            )
+        return AggregationRecord()
+
+    def finish_update(
+        self, round_: int, client: str, accuracy: float | None, prediction: str | None
+    ) -> None:
+        """Record how good a client's model is, and drop the payload: the new version has it."""
+        self._database.run(
+            "UPDATE updates SET payload = NULL, accuracy = ?, prediction = ? "
+            "WHERE round = ? AND client = ?",
+            accuracy, prediction, round_, client,
+        )  # fmt: skip

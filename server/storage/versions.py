@@ -1,0 +1,83 @@
+"""The model versions, and the weights of the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.importance import Allocation
+from featherfed.server.storage.database import Database
+from featherfed.server.storage.records import ModelVersion
+
+
+class Versions:
+    """Stores every version's payload and the newest version's weights."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self, version: ModelVersion, weights: Sequence[Array], residual: Sequence[Array] | None
+    ) -> None:
+        """Insert a version and make it the newest.
+
+        `weights` and `residual` (what the downlink codec lost) are float32 in manifest order.
+        """
+        allocation = version.allocation
+        self._database.run(
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            version.version, version.digest, version.kind, version.codec, version.sparsity,
+            version.payload, allocation and allocation.levels, allocation and allocation.profile,
+            version.loss, version.accuracy,
+        )  # fmt: skip
+        self._database.run(
+            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?)",
+            version.version,
+            _to_blob(weights),
+            None if residual is None else _to_blob(residual),
+        )
+
+    def get(self, number: int) -> ModelVersion:
+        """Return one version; raise IndexError if there is none of this number."""
+        return _version(self._database.run("SELECT * FROM versions WHERE version = ?", number)[0])
+
+    def newest(self) -> ModelVersion:
+        """Return the newest version."""
+        rows = self._database.run("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
+        return _version(rows[0])
+
+    def after(self, number: int) -> list[ModelVersion]:
+        """Return the versions above `number`, in order."""
+        sql = "SELECT * FROM versions WHERE version > ? ORDER BY version"
+        return [_version(row) for row in self._database.run(sql, number)]
+
+    def all(self) -> list[ModelVersion]:
+        """Return all versions in order."""
+        return self.after(-1)
+
+    def model(self, manifest: Manifest) -> tuple[list[Array], list[Array] | None]:
+        """Return the newest version's weights and the server's residual, float32."""
+        weights, residual = self._database.run("SELECT weights, residual FROM model")[0]
+        return (
+            _from_blob(weights, manifest),
+            None if residual is None else _from_blob(residual, manifest),
+        )
+
+
+def _version(row: Any) -> ModelVersion:
+    fields = dict(row)
+    levels, profile = fields.pop("levels"), fields.pop("profile")
+    allocation = None if levels is None else Allocation(levels, profile)
+    return ModelVersion(**fields, allocation=allocation)
+
+
+def _to_blob(tensors: Sequence[Array]) -> bytes:
+    return b"".join(np.ascontiguousarray(t, "<f4").tobytes() for t in tensors)
+
+
+def _from_blob(blob: bytes, manifest: Manifest) -> list[Array]:
+    return manifest.split(np.frombuffer(blob, "<f4").astype(np.float32))
