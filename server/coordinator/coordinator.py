@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from featherfed.compression.arrays import Array
 from featherfed.compression.context import Context
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
-from featherfed.compression.exchange.average import Part
+from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
 from featherfed.compression.exchange.round import (
-    FULL_STEP,
-    Round,
+    FULL_RATE,
+    RoundContext,
     RoundStart,
     round_key,
     start_round,
@@ -369,14 +369,16 @@ class Coordinator:
             if self.store.has_update(header.round, client):
                 return self._duplicate(client, header.round)
             start, round_ = self._check_header(client, header), self._round()
-            part = Part(self._slot_of(client), header.num_examples, self._codec_of(client), payload)
+            part = WeightedUpdate(
+                self._slot_of(client), header.num_examples, self._codec_of(client), payload
+            )
         try:
             update = decode_update(
                 parse_codec(part.codec),
                 self.manifest,
                 payload,
                 masks=start.masks,
-                context=round_.context(part.slot),
+                context=round_.update(part.slot),
             )
             weights = apply_update(self.manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
         except NonFiniteError as error:
@@ -454,11 +456,11 @@ class Coordinator:
             self._start = round_, start_round(self.manifest, weights, sparsity)
         return self._start[1]
 
-    def _round(self) -> Round:
+    def _round(self) -> RoundContext:
         """Return what everybody in the round knows."""
         state = self._state
         sparsity = self.settings.sparsity.at(state.round)
-        return Round(
+        return RoundContext(
             round_key(self.plan.seed, state.round),
             state.slots,
             self._round_start().masks,
@@ -550,7 +552,7 @@ class Coordinator:
         start = self._round_start()
         shared = self._round()
         ruling = self._aggregator.rule(round_)
-        rate = shared.server_rate % FULL_STEP  # 0, which costs nothing, is the whole mean
+        rate = shared.server_rate % FULL_RATE  # 0, which costs nothing, is the whole mean
         forwards = self.settings.forwards
         bundle = pb.Bundle(slots=shared.slots, server_rate=rate) if forwards else None
         grades: list[tuple[str, float | None, str | None]] = []
@@ -588,7 +590,7 @@ class Coordinator:
             self._adopt(after)
             self._digest, self._allocation = version.digest, version.allocation
 
-    def _bundle(self, bundle: pb.Bundle | None, part: Part) -> pb.Bundle | None:
+    def _bundle(self, bundle: pb.Bundle | None, part: WeightedUpdate) -> pb.Bundle | None:
         """Return the bundle with one more part, or None once it is larger than the model."""
         if bundle is None or bundle.ByteSize() > 4 * self.manifest.num_values:
             return None
