@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Average, Part
+from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.initial_weights import initial_weights
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import RoundContext, start_round
 from featherfed.compression.exchange.update import (
     apply_update,
     encode_update,
@@ -88,20 +88,22 @@ def measure_place(name: str, dataset: str, learning_rate: float) -> dict[str, ob
             result.append(subtract(model.get_weights(), base))
         return result
 
-    def loss_after(base: list[Array], codec: str, sent: list[list[Array]], shared: Round) -> float:
+    def loss_after(
+        base: list[Array], codec: str, sent: list[list[Array]], shared: RoundContext
+    ) -> float:
         mean = Average(manifest, shared, sum(map(len, shards)))
         for slot, update in enumerate(sent):
-            context = shared.context(slot)
+            context = shared.update(slot)
             payload = encode_update(parse_codec(codec), manifest, update, context=context).payload
-            mean.add(Part(slot, len(shards[slot]), codec, payload))
+            mean.add(WeightedUpdate(slot, len(shards[slot]), codec, payload))
         model.set_weights(apply_update(manifest, base, mean.mean()))
         return model.evaluate(test.images, test.labels)[0]
 
-    masks = [None] * len(manifest)
     first = updates(weights, 1)
-    plain = Round(round_key(0, 1), CLIENTS, masks, None)
+    plain = start_round(manifest, weights, 0).context(0, 1, CLIENTS, None)
     loss_after(weights, "float32", first, plain)
     base = model.get_weights()
+    start = start_round(manifest, base, 0)
     before = model.evaluate(test.images, test.labels)[0]
     second = updates(base, 2)
     exact = loss_after(base, "float32", second, plain)
@@ -115,8 +117,7 @@ def measure_place(name: str, dataset: str, learning_rate: float) -> dict[str, ob
         allocation.check(sketched_shapes(manifest))
         shares = []
         for draw in range(DRAWS):
-            key, state = round_key(draw, 2), statistics_of(manifest, base)
-            shared = Round(key, CLIENTS, masks, allocation, statistics=state)
+            shared = start.context(draw, 2, CLIENTS, allocation)
             shares.append((before - loss_after(base, codec, second, shared)) / (before - exact))
         kept[label] = {"mean": statistics.mean(shares), "stdev": statistics.stdev(shares)}
         print(name, codec, label, {k: round(v, 3) for k, v in kept[label].items()}, flush=True)

@@ -31,8 +31,7 @@ import userland
 from codec_digests import digest, drawn
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.masks import magnitude_masks
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import parse_codec
 from featherfed.datasets.sources import load_train_test
@@ -302,14 +301,9 @@ def _encoded(
 ) -> dict[str, Any]:
     """Compare what the arm64 client sent with what this machine makes of the same update."""
     manifest, task = manifest_of(plan), recorded.task
-    masks = magnitude_masks(manifest, recorded.start, task.sparsity)
-    context = Round(
-        round_key(plan.seed, task.round),
-        task.slots,
-        masks,
-        recorded.allocation,
-        statistics=statistics_of(manifest, recorded.start),
-    ).context(task.slot)
+    start = start_round(manifest, recorded.start, task.sparsity)
+    round_ = start.context(plan.seed, task.round, task.slots, recorded.allocation)
+    masks, context = round_.masks, round_.update(task.slot)
     codec = parse_codec(task.codec)
     made, coordinates = [], []
     for update in (own, here):

@@ -18,11 +18,10 @@ import numpy as np
 
 from featherfed.compression import sketch
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Part, average
+from featherfed.compression.exchange.average import WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform, weights_digest
-from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import RoundStart, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
@@ -94,35 +93,33 @@ def measure(own: Path, given: Path) -> dict[str, Any]:
         "codecs": [],
     }
     for sparsity in SPARSITIES:
-        masks = magnitude_masks(MANIFEST, weights, sparsity)
-        facts[f"mask at {sparsity:g}"] = digest(*(m for m in masks if m is not None))
-        facts["codecs"] += [_codec(text, sparsity, masks, own, given) for text in CODECS]
+        start = start_round(MANIFEST, weights, sparsity)
+        facts[f"mask at {sparsity:g}"] = digest(*(m for m in start.masks if m is not None))
+        facts["codecs"] += [_codec(text, sparsity, start, own, given) for text in CODECS]
     return facts
 
 
-def _codec(text: str, sparsity: float, masks: Masks, own: Path, given: Path) -> dict[str, Any]:
-    codec = parse_codec(text)
-    base = mask_weights(initial_weights(MANIFEST, SEED), masks)
-    key = round_key(SEED, 1)
-    round_ = Round(key, SLOTS, masks, None, statistics=statistics_of(MANIFEST, base))
+def _codec(text: str, sparsity: float, start: RoundStart, own: Path, given: Path) -> dict[str, Any]:
+    codec, masks = parse_codec(text), start.masks
+    round_ = start.context(SEED, 1, SLOTS, None)
     sent: list[Any] = []
     coordinates: list[Any] = []
     parts = []
     for slot in range(SLOTS):
-        context = round_.context(slot)
+        context = round_.update(slot)
         with drawn() as where:
             encoded = encode_update(codec, MANIFEST, update(slot), masks=masks, context=context)
         coordinates += where
         name = hashlib.sha256(f"{text} {sparsity} {slot}".encode()).hexdigest()[:16]
         (own / name).write_bytes(encoded.payload)
         sent.append(np.frombuffer(encoded.payload, np.uint8))
-        parts.append(Part(slot, 100 + slot, text, (given / name).read_bytes()))
+        parts.append(WeightedUpdate(slot, 100 + slot, text, (given / name).read_bytes()))
     decoded = [
-        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.context(p.slot))
+        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.update(p.slot))
         for p in parts
     ]
     mean = average(MANIFEST, round_, parts)
-    version = apply_update(MANIFEST, base, mean.mean())
+    version = apply_update(MANIFEST, start.weights, mean.mean())
     allocation = mean.allocation()
     return {
         "codec": text,

@@ -18,9 +18,9 @@ from backports import zstd
 
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
-from featherfed.compression.exchange.average import Average, Part
+from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
-from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 
@@ -62,9 +62,9 @@ def main() -> None:
         "zstd": rate(size, lambda: zstd.compress(plain, 3)),
         "codecs": [],
     }
-    round_ = Round(round_key(0, 1), CLIENTS, [None] * len(manifest), None)
+    round_ = RoundContext(round_key(0, 1), CLIENTS, [None] * len(manifest), None)
     for text in CODECS:
-        codec, context = parse_codec(text), round_.context(0)
+        codec, context = parse_codec(text), round_.update(0)
 
         def encode(codec: Codec = codec, context: Context = context) -> bytes:
             return encode_update(codec, manifest, update, context=context).payload
@@ -74,7 +74,7 @@ def main() -> None:
         def fold(text: str = text, payload: bytes = payload) -> None:
             mean = Average(manifest, round_, CLIENTS)
             for _ in range(CLIENTS):
-                mean.add(Part(0, 1, text, payload))
+                mean.add(WeightedUpdate(0, 1, text, payload))
             mean.mean()
 
         measured["codecs"].append({

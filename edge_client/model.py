@@ -8,16 +8,13 @@ from google.protobuf.message import DecodeError
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
-from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.exchange.average import WHOLE, Average, Part, average
+from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
-from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
-from featherfed.compression.exchange.round import FULL_STEP, Round, round_key, statistics_of
+from featherfed.compression.exchange.round import FULL_RATE, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
 from featherfed.compression.importance import Allocation
-from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
@@ -60,42 +57,46 @@ def _step(
         raise WireError(f"no version before the delta to version {link.version}")
     if not 0 <= link.sparsity < 1:
         raise WireError(f"a sparsity of {link.sparsity} makes no sense")
-    masks = magnitude_masks(manifest, held.weights, link.sparsity)
-    base = mask_weights(held.weights, masks)
-    key = round_key(seed, link.version)
+    start = start_round(manifest, held.weights, link.sparsity)
     if link.kind == pb.Link.BUNDLE:
-        mean = _unbundle(manifest, payload, key, masks, held.allocation, base)
-        return apply_update(manifest, base, mean.mean()), mean.allocation()
-    context = Context(key.child("mean"))
-    update = decode_update(_codec(link.codec), manifest, payload, masks=masks, context=context)
-    return apply_update(manifest, base, update), allocation or held.allocation
+        bundle = _parse_bundle(payload)
+        rate = bundle.server_rate or FULL_RATE
+        round_ = start.context(seed, link.version, bundle.slots, held.allocation, rate)
+        mean = average(manifest, round_, _updates(bundle))
+        return apply_update(manifest, start.weights, mean.mean()), mean.allocation()
+    context = start.context(seed, link.version, 1, held.allocation).mean
+    codec = _codec(link.codec)
+    update = decode_update(codec, manifest, payload, masks=start.masks, context=context)
+    return apply_update(manifest, start.weights, update), allocation or held.allocation
 
 
-def _unbundle(
-    manifest: Manifest,
-    payload: bytes,
-    key: Key,
-    masks: Masks,
-    allocation: Allocation | None,
-    base: Sequence[Array],
-) -> Average:
+def _parse_bundle(payload: bytes) -> pb.Bundle:
+    """Return a bundle whose counts and rate are in range; raise WireError otherwise."""
     try:
         bundle = pb.Bundle.FromString(payload)
     except DecodeError as error:
         raise WireError("the server's bundle of updates is damaged") from error
     if not bundle.slots or not bundle.parts or not all(p.num_examples for p in bundle.parts):
         raise WireError("the server's bundle holds no updates or parts without examples")
-    parts = [
-        Part(p.slot, p.num_examples, str(_codec(p.codec or bundle.codec)), p.payload, p.clip)
-        for p in bundle.parts
-    ]
-    if any(part.clip >= WHOLE for part in parts):
+    if any(part.clip >= FULL_SHARE for part in bundle.parts):
         raise WireError("the server's bundle takes over more than a whole update")
-    rate = bundle.server_rate or FULL_STEP
-    if rate > FULL_STEP:
-        raise WireError(f"a server rate of {rate} 256ths is more than the whole mean")
-    statistics = statistics_of(manifest, base)
-    return average(manifest, Round(key, bundle.slots, masks, allocation, rate, statistics), parts)
+    if bundle.server_rate > FULL_RATE:
+        raise WireError(f"a server rate of {bundle.server_rate} 256ths is more than the whole mean")
+    return bundle
+
+
+def _updates(bundle: pb.Bundle) -> list[WeightedUpdate]:
+    """Return a bundle's updates in its order; raise WireError for a codec that is unknown here."""
+    return [
+        WeightedUpdate(
+            part.slot,
+            part.num_examples,
+            str(_codec(part.codec or bundle.codec)),
+            part.payload,
+            part.clip,
+        )
+        for part in bundle.parts
+    ]
 
 
 def _codec(text: str) -> Codec:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
@@ -187,24 +186,21 @@ class _Member:
                 f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
                 "refused"
             )
-        masks = magnitude_masks(self.manifest, held.weights, task.sparsity)
-        start = mask_weights(held.weights, masks)
+        start = start_round(self.manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, num_examples)
-        trained = trainer.train(start, task)
-        update = subtract(trained.weights, start)
-        round_ = Round(
-            round_key(self._seed, task.round),
-            task.slots,
-            masks,
-            held.allocation,
-            statistics=statistics_of(self.manifest, start),
-        )
-        context = round_.context(task.slot)
+        trained = trainer.train(start.weights, task)
+        update = subtract(trained.weights, start.weights)
+        round_ = start.context(self._seed, task.round, task.slots, held.allocation)
         residual = self._state.residual()
         try:
             codec = parse_codec(task.codec)
             encoded = encode_update(
-                codec, self.manifest, update, masks=masks, residual=residual, context=context
+                codec,
+                self.manifest,
+                update,
+                masks=start.masks,
+                residual=residual,
+                context=round_.update(task.slot),
             )
         except CodecError as error:
             raise ClientError(

@@ -18,7 +18,7 @@ from light import CLASSES, EXAMPLES, MODELS, SHAPE, Spec
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.model import follow
@@ -146,13 +146,9 @@ class Crowd:
         codec = parse_codec(task.codec)
         if not codec.keyed and self.payload:
             return self._unkeyed
-        key = round_key(plan.seed, task.round)
-        shared = Round(
-            key, task.slots, [None] * len(manifest), None,
-            statistics=statistics_of(manifest, start),
-        )  # fmt: skip
+        shared = start_round(manifest, start, 0).context(plan.seed, task.round, task.slots, None)
         encoded = encode_update(
-            codec, manifest, self._update, masks=shared.masks, context=shared.context(task.slot)
+            codec, manifest, self._update, masks=shared.masks, context=shared.update(task.slot)
         )
         self._unkeyed = encoded.payload
         self.payload = max(self.payload, len(encoded.payload))

@@ -21,7 +21,7 @@ from light import CLASSES, EXAMPLES, SHAPE, Spec
 from storm import Storm, free_port, light_storm
 
 from featherfed.compression.exchange.initial_weights import initial_weights
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.plan import manifest_of
@@ -73,16 +73,14 @@ class Attacker:
                 break
         manifest = manifest_of(reply.plan)
         start = initial_weights(manifest, reply.plan.seed)
-        shared = Round(
-            round_key(reply.plan.seed, 1), task.train.slots, [None] * len(manifest), None,
-            statistics=statistics_of(manifest, start),
-        )  # fmt: skip
+        slots = task.train.slots
+        shared = start_round(manifest, start, 0).context(reply.plan.seed, 1, slots, None)
         self._payload = encode_update(
             parse_codec(task.train.codec),
             manifest,
             [np.full(w.shape, 0.01, np.float32) for w in start],
             masks=shared.masks,
-            context=shared.context(task.train.slot),
+            context=shared.update(task.train.slot),
         ).payload
 
     async def close(self) -> None:

@@ -23,7 +23,7 @@ from hypothesis.extra.numpy import arrays
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import WHOLE, Average
+from featherfed.compression.exchange.average import FULL_SHARE, Average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     Fill,
@@ -32,7 +32,7 @@ from featherfed.compression.exchange.manifest import (
     TensorSpec,
     weights_digest,
 )
-from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
@@ -111,9 +111,11 @@ class Table:
         for name, update in updates.items():
             task = run.next_task(name).train
             assert task.round, "every client has a task"
-            round_ = Round(round_key(0, task.round), task.slots, [None] * len(MANIFEST), None)
+            round_ = RoundContext(
+                round_key(0, task.round), task.slots, [None] * len(MANIFEST), None
+            )
             payload = encode_update(
-                parse_codec(task.codec), MANIFEST, list(update), context=round_.context(task.slot)
+                parse_codec(task.codec), MANIFEST, list(update), context=round_.update(task.slot)
             ).payload
             header = pb.UpdateHeader(
                 session=joins[name].session, round=task.round, version=task.version,
@@ -240,9 +242,9 @@ def test_the_limit_is_a_norm_of_the_round_times_the_clip() -> None:
 @given(norm=st.floats(0, 1e15), limit=st.floats(1e-12, 1e12))
 def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> None:
     taken = share(norm, limit)
-    assert 0 <= taken <= WHOLE
-    assert (taken == WHOLE) == (norm <= limit)
-    assert taken == WHOLE or norm * taken / WHOLE <= limit * (1 + 1e-12)
+    assert 0 <= taken <= FULL_SHARE
+    assert (taken == FULL_SHARE) == (norm <= limit)
+    assert taken == FULL_SHARE or norm * taken / FULL_SHARE <= limit * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "sketch(0.1)", "balanced"])
@@ -318,7 +320,7 @@ def test_a_client_of_another_codec_is_measured_alike() -> None:
     update, zeros = random_update(3), constant(0)
     exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
     for text in ("sketch(0.02)", "sketch(0.1, 2)", "quantize(8)"):
-        codec, context = parse_codec(text), Round(Key.root(3), 5, [None] * 3, None).context(1)
+        codec, context = parse_codec(text), RoundContext(Key.root(3), 5, [None] * 3, None).update(1)
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
         norm = measure(codec, MANIFEST, decoded, zeros).trainable
         assert 0.5 < norm / exact < 2
@@ -336,7 +338,7 @@ def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> No
 def test_a_round_in_which_nothing_moved_is_whole() -> None:
     norms = {name: Norms(0, 0, 0) for name in "abc"}
     ruling = rule_on_norms(dict.fromkeys("abc", 10), norms, 10, 0.5)
-    assert set(ruling.shares.values()) == {WHOLE}
+    assert set(ruling.shares.values()) == {FULL_SHARE}
     assert (ruling.total, ruling.outliers, ruling.facts.clip) == (30, (), None)
 
 
@@ -370,7 +372,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     codec = parse_codec("float32")
     payload = encode_update(codec, MANIFEST, random_update(0)).payload
     bundle = pb.Bundle(slots=1, codec="float32")
-    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=WHOLE // 2)
+    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=FULL_SHARE // 2)
     half = [w + np.float32(0.5) * u for w, u in zip(start, random_update(0), strict=True)]
     half[2] = np.maximum(half[2], 0)
 
@@ -384,7 +386,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     bundle.parts[0].clip = 0
     with pytest.raises(DigestMismatch):
         follow(MANIFEST, 0, held, *link_of(bundle))
-    bundle.parts[0].clip = WHOLE
+    bundle.parts[0].clip = FULL_SHARE
     with pytest.raises(WireError, match="more than a whole update"):
         follow(MANIFEST, 0, held, *link_of(bundle))
 
@@ -607,7 +609,7 @@ def mechanism(noise: float = 1.0, clip: float = 2.0, n: int = 10, key: int = 0) 
 
 
 def noisy_mean(mechanism: Mechanism) -> list[Array]:
-    round_ = Round(round_key(0, 1), 1, [None, None], None)
+    round_ = RoundContext(round_key(0, 1), 1, [None, None], None)
     return PrivateMean(mechanism, Average(LARGE, round_, 1), [None, None]).mean()
 
 
@@ -630,7 +632,7 @@ def test_noise_differs_between_rounds_and_tensors_but_not_between_draws() -> Non
 def test_pruned_values_stay_zero_under_noise() -> None:
     mask = np.zeros((300, 300), bool)
     mask[:100] = True
-    round_ = Round(round_key(0, 1), 1, [mask, None], None)
+    round_ = RoundContext(round_key(0, 1), 1, [mask, None], None)
     mean = PrivateMean(mechanism(), Average(LARGE, round_, 1), [mask, None]).mean()
     assert not mean[0][100:].any()
     assert mean[0][:100].all()

@@ -14,9 +14,9 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.exchange.average import Part, average
+from featherfed.compression.exchange.average import WeightedUpdate, average
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
-from featherfed.compression.exchange.round import Round, round_key, statistics_of
+from featherfed.compression.exchange.round import RoundContext, round_key, statistics_of
 from featherfed.compression.exchange.update import (
     coverage,
     decode_update,
@@ -55,8 +55,8 @@ def some_update(seed: int = 0) -> list[Array]:
     return update
 
 
-def the_round(slots: int = 5, seed: int = 3, known: Allocation | None = None) -> Round:
-    return Round(round_key(seed, 1), slots, [None] * len(MODEL), known)
+def the_round(slots: int = 5, seed: int = 3, known: Allocation | None = None) -> RoundContext:
+    return RoundContext(round_key(seed, 1), slots, [None] * len(MODEL), known)
 
 
 # ---- rotation and shared randomness ----
@@ -240,11 +240,11 @@ def test_hostile_bytes_give_wire_errors_or_finite_tensors(text: str, data: st.Da
 # ---- the mean ----
 
 
-def parts_of(text: str, round_: Round, updates: list[list[Array]]) -> list[Part]:
+def parts_of(text: str, round_: RoundContext, updates: list[list[Array]]) -> list[WeightedUpdate]:
     codec = parse_codec(text)
     return [
-        Part(slot, 10 * (slot + 1), text, encode_update(
-            codec, MODEL, update, context=round_.context(slot)
+        WeightedUpdate(slot, 10 * (slot + 1), text, encode_update(
+            codec, MODEL, update, context=round_.update(slot)
         ).payload)
         for slot, update in enumerate(updates)
     ]  # fmt: skip
@@ -254,14 +254,14 @@ def test_statistics_that_are_shared_out_average_over_those_who_sent_them() -> No
     round_ = the_round()
     update = [np.full(s.shape, np.float32(0.5)) for s in MODEL]
     parts = parts_of("sketch(0.005)", round_, [update] * 5)
-    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.context(0))
+    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.update(0))
     assert covered[2] is not None
     assert 0 < covered[2].sum() < 40
     for present in (parts, parts[1:], parts[:1]):
         mean = average(MODEL, round_, present).mean()
         sent = np.zeros(40, bool)
         for part in present:
-            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.context(part.slot))[2]
+            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.update(part.slot))[2]
             assert mask is not None
             sent |= mask
         assert mean[2] == pytest.approx(np.where(sent, 0.5, 0))
@@ -273,7 +273,7 @@ def test_statistics_travel_as_values_not_as_changes() -> None:
     base[3] += 1
     statistics = statistics_of(MODEL, base)
     assert statistics.tolist() == [0.0] * 40 + [1.0] * 40
-    context = replace(the_round(slots=1), statistics=statistics).context(0)
+    context = replace(the_round(slots=1), statistics=statistics).update(0)
     update = [np.zeros(s.shape, np.float32) for s in MODEL]
     wanted = np.geomspace(0.001, 10, 40, dtype=np.float32)
     update[2], update[3] = -wanted, wanted - base[3]

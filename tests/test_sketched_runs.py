@@ -14,7 +14,7 @@ from conftest import settings as run_settings
 
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
-from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
@@ -82,7 +82,7 @@ def test_statistics_are_sent_when_they_change_fast_and_at_the_end() -> None:
     held = [parse_codec(text).statistics == "held" for text in texts]
     assert held == [False, False, True, False, True, True, False]
     nothing = [np.zeros(spec.shape, np.float32) for spec in STATEFUL]
-    context = Round(round_key(0, 1), 5, [None] * 3, None).context(0)
+    context = RoundContext(round_key(0, 1), 5, [None] * 3, None).update(0)
     sizes = [
         len(encode_update(parse_codec(text), STATEFUL, nothing, context=context).payload)
         for text in texts

@@ -17,7 +17,7 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import Mask
-from featherfed.compression.exchange.round import FULL_STEP, Round
+from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.compression.exchange.update import (
     coverage,
     decode_update,
@@ -27,15 +27,15 @@ from featherfed.compression.exchange.update import (
 from featherfed.compression.importance import Allocation, Report, merge
 from featherfed.compression.registry import parse_codec
 
-WHOLE = 65536
-"""An update that is not clipped, in the 65536ths that its share is counted in."""
+FULL_SHARE = 65536
+"""1.0 in units of 1/65536 (clip shares are fixed-point)."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One update as it was sent, its weight in the mean, and how much of it the mean takes over.
+class WeightedUpdate:
+    """One update as it was sent, with its weight in the mean.
 
-    `clip` is that share in 65536ths, 0 for the whole update.
+    `clip`: what clipping scales it by, in units of 1 / FULL_SHARE; 0 means that it is not clipped.
     """
 
     slot: int
@@ -48,7 +48,7 @@ class Part:
 class Average:
     """A mean under way: float32 totals of one model, whatever the number of clients."""
 
-    def __init__(self, manifest: Manifest, round_: Round, num_examples: int) -> None:
+    def __init__(self, manifest: Manifest, round_: RoundContext, num_examples: int) -> None:
         """Begin with nothing; `num_examples` are those of all updates that will be added."""
         self._manifest = manifest
         self._round = round_
@@ -58,16 +58,16 @@ class Average:
         self._weight = np.float32(0)
         self._reports: list[Report] = []
 
-    def add(self, part: Part) -> list[Array]:
+    def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
         codec = parse_codec(part.codec)
-        manifest, masks, context = self._manifest, self._round.masks, self._round.context(part.slot)
+        manifest, masks, context = self._manifest, self._round.masks, self._round.update(part.slot)
         update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
         report = read_report(codec, manifest, part.payload, masks=masks, context=context)
         if report is not None:
             self._reports.append(report)
         weight = np.float32(part.num_examples / self._num_examples)
-        taken = weight * np.float32(part.clip / WHOLE) if part.clip else weight
+        taken = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
         covered = coverage(codec, manifest, context)
         for i, (total, tensor) in enumerate(zip(self._totals, update, strict=True)):
             total += taken * tensor
@@ -90,9 +90,9 @@ class Average:
             else np.divide(total, np.where(share > 0, share, 1), dtype=np.float32)
             for total, share in zip(self._totals, self._shares, strict=True)
         ]
-        if self._round.server_rate == FULL_STEP:
+        if self._round.server_rate == FULL_RATE:
             return mean
-        rate = np.float32(self._round.server_rate / FULL_STEP)
+        rate = np.float32(self._round.server_rate / FULL_RATE)
         return [
             rate * tensor if spec.role == "trainable" else tensor
             for spec, tensor in zip(self._manifest, mean, strict=True)
@@ -103,7 +103,7 @@ class Average:
         return merge(self._round.allocation, self._reports, sketched_shapes(self._manifest))
 
 
-def average(manifest: Manifest, round_: Round, parts: Sequence[Part]) -> Average:
+def average(manifest: Manifest, round_: RoundContext, parts: Sequence[WeightedUpdate]) -> Average:
     """Return the average of `parts`, which must be in order of their slots."""
     under_way = Average(manifest, round_, sum(part.num_examples for part in parts))
     for part in parts:

@@ -1,4 +1,4 @@
-"""What everybody in a round derives alike: its key, its masks, its start, its context."""
+"""What a round starts from and what its updates share: derived alike by server and clients."""
 
 from __future__ import annotations
 
@@ -14,51 +14,72 @@ from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_w
 from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
 
-FULL_STEP = 256
-"""A server learning rate of one, in the 256ths that it is counted in."""
+FULL_RATE = 256
+"""A server learning rate of 1.0 in units of 1/256."""
 
 
 @dataclass(frozen=True)
-class Round:
-    """What everybody in a round knows: its key, its number of slots, its masks, and importance.
+class RoundContext:
+    """What server and clients know of a round without sending it with the updates.
 
-    `server_rate` is the server learning rate (Reddi et al. 2021) in 256ths: the share of the mean
-    that trainable tensors take over. State that is not trained takes over all of it. `statistics`
-    are the base's values of that state (`statistics_of`).
+    `key`: the round's shared randomness. `slots`: the number of places for clients. `masks`: the
+    round's pruning masks. `allocation`: importance of coordinates, None if nothing is known yet.
+    `server_rate`: the server learning rate (Reddi et al. 2021) in units of 1 / FULL_RATE; it scales
+    the mean of trainable tensors, other tensors take over all of it. `statistics`: the start's
+    values of all tensors that are not trained, float32 [n].
     """
 
     key: Key
     slots: int
     masks: Masks
     allocation: Allocation | None
-    server_rate: int = FULL_STEP
+    server_rate: int = FULL_RATE
     statistics: Array | None = None
 
-    def context(self, slot: int) -> Context:
-        """Return the context of the update from `slot`; beyond `slots` they are used again."""
+    def update(self, slot: int) -> Context:
+        """Return the context of the update from `slot`; slots beyond `slots` wrap around."""
         return Context(self.key, slot % self.slots, self.slots, self.allocation, self.statistics)
 
-
-def statistics_of(manifest: Manifest, weights: Sequence[Array]) -> Array:
-    """Return the values of all tensors that are not trained, float32 [n]."""
-    state = [w.ravel() for s, w in zip(manifest, weights, strict=True) if s.role != "trainable"]
-    return np.concatenate([*state, np.zeros(0, np.float32)])
-
-
-def round_key(seed: int, round_: int) -> Key:
-    """Return the randomness that everybody in a round shares."""
-    return Key.root(seed).child("round", round_)
+    @property
+    def mean(self) -> Context:
+        """The context of the round's mean update, where the server encodes it."""
+        return Context(self.key.child("mean"))
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """What every client of a round starts from: a version's weights under that round's masks."""
+    """What a round trains from: a version's weights under the round's pruning masks."""
 
+    manifest: Manifest
     weights: list[Array]
     masks: Masks
 
+    def context(
+        self,
+        seed: int,
+        number: int,
+        slots: int,
+        allocation: Allocation | None,
+        server_rate: int = FULL_RATE,
+    ) -> RoundContext:
+        """Return the context of round `number`, counted from 1, of the run with `seed`."""
+        statistics = statistics_of(self.manifest, self.weights)
+        key = round_key(seed, number)
+        return RoundContext(key, slots, self.masks, allocation, server_rate, statistics)
+
 
 def start_round(manifest: Manifest, weights: Sequence[Array], sparsity: float) -> RoundStart:
-    """Return the masked weights; server and clients derive the same from the same version."""
+    """Return what a round trains from at a target sparsity in [0, 1)."""
     masks = magnitude_masks(manifest, weights, sparsity)
-    return RoundStart(mask_weights(weights, masks), masks)
+    return RoundStart(manifest, mask_weights(weights, masks), masks)
+
+
+def statistics_of(manifest: Manifest, weights: Sequence[Array]) -> Array:
+    """Return the values of all tensors that are not trained in one vector, float32 [n]."""
+    state = [w.ravel() for s, w in zip(manifest, weights, strict=True) if s.role != "trainable"]
+    return np.concatenate([*state, np.zeros(0, np.float32)])
+
+
+def round_key(seed: int, number: int) -> Key:
+    """Return the randomness that server and clients share in round `number` of a run."""
+    return Key.root(seed).child("round", number)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Part
+from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.importance import Allocation
 
 
 class Mean(Protocol):
     """An aggregate under way, whatever rule makes it."""
 
-    def add(self, part: Part) -> list[Array]:
+    def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded, float32 in manifest shapes."""
 
     def mean(self) -> list[Array]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
-from featherfed.compression.exchange.average import WHOLE, Part
+from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest, Role
 from featherfed.compression.sketch import Sketch
 from featherfed.server.storage.records import Facts, Norms, Update
@@ -51,7 +51,11 @@ def _square(tensor: Array) -> float:
 
 def share(norm: float, limit: float) -> int:
     """Return how much of an update of `norm` stays within `limit`, in 65536ths rounded down."""
-    return WHOLE if norm <= limit else min(WHOLE - 1, math.floor(WHOLE * (limit / norm)))
+    return (
+        FULL_SHARE
+        if norm <= limit
+        else min(FULL_SHARE - 1, math.floor(FULL_SHARE * (limit / norm)))
+    )
 
 
 def limit_of(norms: Sequence[float], clip: float, quantile: float) -> float:
@@ -77,14 +81,14 @@ class Ruling:
     shares: Mapping[str, int] = field(default_factory=dict)
     outliers: tuple[tuple[str, str], ...] = ()
 
-    def part(self, update: Update) -> Part | None:
+    def part(self, update: Update) -> WeightedUpdate | None:
         """Return a journaled update as the mean takes it, None if it is left out."""
         assert update.payload is not None, "payloads are kept until the round is aggregated"
-        taken = self.shares.get(update.client, WHOLE)
+        taken = self.shares.get(update.client, FULL_SHARE)
         if not taken:
             return None
         weight = self.weights[update.client]
-        return Part(update.slot, weight, update.codec, update.payload, taken % WHOLE)
+        return WeightedUpdate(update.slot, weight, update.codec, update.payload, taken % FULL_SHARE)
 
 
 def rule_on_norms(
@@ -101,8 +105,10 @@ def rule_on_norms(
         sides = (("norm", own.trainable, limits[0]), ("norm of its state", own.state, limits[1]))
         name, norm, limit = min(sides, key=lambda side: share(side[1], side[2]))
         shares[client] = share(norm, limit)
-        if shares[client] < WHOLE:
-            counts = f"{shares[client] / WHOLE:.2%} of it counts" if shares[client] else "left out"
+        if shares[client] < FULL_SHARE:
+            counts = (
+                f"{shares[client] / FULL_SHARE:.2%} of it counts" if shares[client] else "left out"
+            )
             outliers.append((client, f"{name} {norm:.4g}, at most {limit:.4g} allowed; {counts}"))
     left_out = tuple(client for client in shares if not shares[client])
     total = sum(weight for client, weight in weights.items() if client not in left_out)

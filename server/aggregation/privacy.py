@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Average, Part
+from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.masks import Masks
 from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
@@ -95,7 +95,7 @@ class PrivateMean:
         self._average = average
         self._masks = masks
 
-    def add(self, part: Part) -> list[Array]:
+    def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
         return self._average.add(part)
 

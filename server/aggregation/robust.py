@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Part
+from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import Round
+from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import decode_update
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
@@ -104,17 +104,19 @@ def _distances(rows: Rows) -> npt.NDArray[np.float64]:
 class RobustMean:
     """A round's aggregate under a robust rule; takes the place of an Average."""
 
-    def __init__(self, rule: Rule, manifest: Manifest, round_: Round, scratch: IO[bytes]) -> None:
+    def __init__(
+        self, rule: Rule, manifest: Manifest, round_: RoundContext, scratch: IO[bytes]
+    ) -> None:
         """Begin with nothing; `scratch` is an empty file that takes a float32 model an update."""
         self._rule = rule
         self._manifest = manifest
         self._round = round_
         self._rows = Rows(scratch, manifest.num_values)
 
-    def add(self, part: Part) -> list[Array]:
+    def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
         codec, masks = parse_codec(part.codec), self._round.masks
-        context = self._round.context(part.slot)
+        context = self._round.update(part.slot)
         update = decode_update(codec, self._manifest, part.payload, masks=masks, context=context)
         self._rows.append(update)
         return update

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import Round
+from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.key import Key
 from featherfed.server.aggregation.aggregate import Mean
 from featherfed.server.aggregation.clipping import Ruling, rule_on_norms
@@ -46,7 +46,7 @@ class Aggregator:
         return rule_on_norms(weights, norms, asked.clip, asked.quantile)
 
     @contextmanager
-    def begin(self, round_: int, shared: Round, ruling: Ruling) -> Iterator[Mean]:
+    def begin(self, round_: int, shared: RoundContext, ruling: Ruling) -> Iterator[Mean]:
         """Give the aggregate to which the parts that `ruling` makes are added."""
         rule = self._settings.rule
         if rule.is_robust:

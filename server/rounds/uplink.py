@@ -18,7 +18,7 @@ import numpy as np
 from featherfed.compression.chain import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import FULL_STEP, Round, round_key
+from featherfed.compression.exchange.round import FULL_RATE, start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
@@ -122,10 +122,10 @@ class Uplink:
         """
         left = self._rounds - round_
         if self._codec is not None or cohort <= FEW or self._rounds < _SETTLED or left > 1:
-            return FULL_STEP
+            return FULL_RATE
         codec = parse_codec(self.codec(cohort, round_, sparsity))
         noisy = isinstance(codec, Sketch) and codec.density * cohort < _NOISY
-        return _LAST_STEPS[left] if noisy else FULL_STEP
+        return _LAST_STEPS[left] if noisy else FULL_RATE
 
     def codec(self, cohort: int, round_: int, sparsity: float = 0.0) -> str:
         """Return the codec for each of `cohort` clients in a round, counted from 1.
@@ -186,7 +186,7 @@ def _is_told(round_: int, rounds: int) -> bool:
 def _size(manifest: Manifest, cohort: int, side: str, statistics: str) -> int:
     """Return the bytes of a payload besides its sketched bits, really encoded."""
     nothing = [np.zeros(spec.shape, np.float32) for spec in manifest]
-    context = Round(round_key(0, 1), cohort, [None] * len(manifest), None).context(0)
+    context = start_round(manifest, nothing, 0.0).context(0, 1, cohort, None).update(0)
     least = Sketch(1e-9, 1, side, statistics)
     return len(encode_update(least, manifest, nothing, context=context).payload) - _BLOCK // 8
 
