@@ -1,20 +1,18 @@
-"""Errors of the server's core; only `service.py` turns them into gRPC status codes.
+"""Errors of the server's core; only rpc/calls.py turns them into gRPC status codes.
 
 Exception
 ├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
-│   ├── Busy(what, wait)     too much at once: the same call will do later
+│   ├── Busy(what, wait)     too much at once: the same call may succeed later
 │   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
 """
 
 from __future__ import annotations
 
-from asyncio import Future
-
 from featherfed.proto import federation_pb2 as pb
 
 MAX_DETAIL = 400
-"""Characters of a refusal that travel and are kept: a peer's own text may be in it."""
+"""Characters of a refusal that are sent and stored; it may quote the peer's own text."""
 
 
 class Refused(Exception):
@@ -23,13 +21,11 @@ class Refused(Exception):
     def __init__(self, reason: pb.Reason, detail: str) -> None:
         self.reason = reason
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
-        self.recorded = False
-        self.pending: Future[None] | None = None
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
 
 
 class Busy(Refused):
-    """More than a peer, or all of them, may ask for now; `wait`: seconds until it may again."""
+    """More than one peer, or all together, may ask for now; `wait`: seconds until it may again."""
 
     def __init__(self, what: str, wait: float) -> None:
         self.wait = wait

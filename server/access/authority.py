@@ -42,7 +42,10 @@ Key = ec.EllipticCurvePrivateKey
 
 
 class Authority:
-    """What `featherfed certs` does in one folder; raises ServerError where that cannot be done."""
+    """Issues, renews and revokes certificates and tokens in one folder.
+
+    Every method raises ServerError if that cannot be done.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +83,7 @@ class Authority:
                 old_key, old = key, ca
                 key, ca = _new_ca(ca_days)
                 chain = [ca, _cross(ca, key, old, old_key), *chain[1:]]
-                # In this order, devices can use the files of every moment.
+                # In this order, the files are usable at every moment.
                 self._write("ca.pem", _pem(ca, *self._certificates("ca.pem")))
             self._write_server(key, chain, names, days)
             if ca_days is not None:

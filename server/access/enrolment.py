@@ -1,8 +1,8 @@
 """Who is enrolled: names with the SHA-256 of their token and certificate, in one small file.
 
-Knows neither gRPC nor X.509. The file is read again whenever it has changed, so that a running
-server knows of new and revoked clients at once. A token has 256 random bits: its plain hash tells
-nothing about it, and no salt or slow hash is needed.
+Knows neither gRPC nor X.509. The file is read again whenever it has changed, so a running server
+knows of new and revoked clients at once. A token has 256 random bits, so its hash needs neither
+salt nor a slow function.
 """
 
 from __future__ import annotations
@@ -125,11 +125,11 @@ def dump(enrolment: Enrolment) -> bytes:
     return json.dumps({"format": 1, "clients": clients}, indent=1).encode() + b"\n"
 
 
-class Watched(Generic[T]):
-    """What some files say; read again when one of them was replaced or changed."""
+class WatchedFiles(Generic[T]):
+    """A value read from files, and read again when one of them was replaced or changed."""
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """Read at once; raise what `read` raises."""
+        """Call `read`, which reads the files at `paths`; raise what it raises."""
         self._paths = paths
         self._read = read
         self._seen = self._signature()
@@ -144,10 +144,11 @@ class Watched(Generic[T]):
         return self._value
 
     def _signature(self) -> list[tuple[int, int, int] | None]:
-        return [_facts(path) for path in self._paths]
+        return [_identity(path) for path in self._paths]
 
 
-def _facts(path: Path) -> tuple[int, int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with a file's content, None if there is no file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""How much a peer may ask for: a rate per key, in memory that does not grow with the peers.
+"""Rate limits of callers, in memory that does not grow with their number.
 
 Own code, since the library `limits` counts by the machine's clock: put back an hour, it would lock
 everybody out for an hour.
@@ -16,18 +16,18 @@ from featherfed.server.errors import Busy
 from featherfed.server.settings.settings import Limits
 
 BURST_SECONDS = 5.0
-"""A peer that was quiet may ask for so many seconds' worth at once."""
-_OF_ADDRESS = 10  # times one client's rate: many clients may share an address
-_IN_ALL = 20
+"""Seconds' worth of requests that a peer may make at once after a quiet time."""
+_ADDRESS_FACTOR = 10  # times one client's rate: many clients may share an address
+_STRANGERS_FACTOR = 20  # times one client's rate, for all calls without a session together
 _KEYS = 20_000
-_POLLS = 8  # a client has one; those of broken connections are noticed late
+_POLLS = 8  # a client needs one; polls of broken connections end late
 
 
 class Rate:
-    """So many requests a second for each key, by the generic cell rate algorithm.
+    """Limits each key to `per_second` requests, by the generic cell rate algorithm (ITU-T I.371).
 
-    (ITU-T I.371: a time per key up to which its requests are paid for.) Not safe to use from
-    several threads.
+    It keeps a time per key up to which its requests are paid for. Not safe to use from several
+    threads.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Rate:
         keys: int = _KEYS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Remember the `keys` that asked last."""
+        """Remember at most `keys` keys, those with the newest requests."""
         self._per_second = per_second
         self._burst = max(BURST_SECONDS, 1 / per_second)
         self._keys = keys
@@ -56,41 +56,44 @@ class Rate:
 
 
 class Quotas:
-    """The limits of a server's calls."""
+    """Limits the calls of each client, of each address, and of all callers without a session."""
 
     def __init__(self, limits: Limits) -> None:
         rate = limits.requests_per_second
         self._clients = Rate(rate)
-        self._addresses = Rate(_OF_ADDRESS * rate)
-        self._strangers = Rate(_IN_ALL * rate)
+        self._addresses = Rate(_ADDRESS_FACTOR * rate)
+        self._strangers = Rate(_STRANGERS_FACTOR * rate)
         self._polls: dict[str, int] = {}
 
     def client(self, client: str) -> None:
-        """Let a client's call in, or raise Busy."""
+        """Count a client's call; raise Busy if it makes too many."""
         self._clients.check(client)
 
     def stranger(self, peer: str) -> None:
-        """Let a call without a session in, or raise Busy; `peer` is an address or an identity."""
+        """Count a call without a session; raise Busy if there are too many.
+
+        `peer`: the caller's network address or proven identity.
+        """
         self._addresses.check(peer)
         self._strangers.check("")
 
     def begin_poll(self, client: str) -> None:
-        """Let a client wait for a task, or raise Busy if it does so too many times already."""
+        """Count a poll that a client opens; raise Busy if it has too many open."""
         if self._polls.get(client, 0) >= _POLLS:
             raise Busy(f"{_POLLS} polls of one client are open", BURST_SECONDS)
         self._polls[client] = self._polls.get(client, 0) + 1
 
     def end_poll(self, client: str) -> None:
-        """A poll that had begun is over."""
+        """Count a poll that a client closes."""
         self._polls[client] -= 1
         if not self._polls[client]:
             del self._polls[client]
 
 
 def network(peer: str) -> str:
-    """Return what stands for a gRPC peer such as `ipv4:10.0.0.7:5000`: its address.
+    """Return the address of a gRPC peer such as `ipv4:10.0.0.7:5000`.
 
-    Of IPv6 it is the network of 64 bits, which one device can have all addresses of.
+    For IPv6 it is the /64 network, since one device can use all addresses of it.
     """
     kind, _, rest = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):

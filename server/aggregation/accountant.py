@@ -1,4 +1,4 @@
-"""What a private run has spent: the only module that knows Google's dp-accounting."""
+"""The privacy that a run has spent; the only module that imports Google's dp-accounting."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dp_accounting.rdp import RdpAccountant
 
 
 def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """Return the epsilon, at `delta`, of a client that took part in so many `rounds`.
+    """Return the epsilon, at `delta`, of a client that took part in `rounds` rounds.
 
-    By Renyi differential privacy (Mironov 2017) of Gaussian mechanisms in a row. That cohorts are
-    sampled does not count: it would help only if nobody knew who was in a round, and the report,
-    the ledger and the clients know. What counts is how often a client really took part.
+    By Renyi differential privacy (Mironov 2017) of composed Gaussian mechanisms. There is no
+    amplification by sampling: it holds only if nobody knows who was in a round, and the report,
+    the ledger and the clients do.
     """
     accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(GaussianDpEvent(noise_multiplier), rounds)

@@ -1,4 +1,4 @@
-"""What every aggregation rule offers."""
+"""What every aggregation rule offers while it takes in a round's updates."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.importance import Allocation
 
 
-class Mean(Protocol):
-    """An aggregate under way, whatever rule makes it."""
+class Aggregate(Protocol):
+    """Takes in updates one at a time, in order of slots; holds no more than it needs of each."""
 
-    def add(self, part: WeightedUpdate) -> list[Array]:
-        """Add an update and return it decoded, float32 in manifest shapes."""
+    def add(self, update: WeightedUpdate) -> list[Array]:
+        """Add an update and return it decoded, float32 in manifest shapes.
+
+        Raises WireError or CodecError if it does not decode.
+        """
 
     def mean(self) -> list[Array]:
-        """Return the aggregate, float32 in manifest shapes."""
+        """Return the aggregate of all updates added, float32 in manifest shapes."""
 
     def allocation(self) -> Allocation | None:
-        """Return what is known of importance after this round."""
+        """Return the importance of coordinates that is known after this round."""

@@ -3,60 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Codec
 from featherfed.compression.context import Context
-from featherfed.compression.exchange.manifest import Manifest, weights_digest
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.exchange.round import RoundStart
 from featherfed.compression.exchange.update import apply_update, encode_update
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.storage.records import Version
+from featherfed.server.storage.records import ModelVersion
 
 
-@dataclass(frozen=True)
-class NextVersion:
-    """A new version, its weights, and what the downlink codec lost of it."""
+class RoundAggregate(NamedTuple):
+    """What a round's updates became: their mean, float32 in manifest shapes, and what they told.
 
-    version: Version
+    `allocation`: the importance of coordinates that is known now. `bundle`: the updates as they
+    came, None if they are not to be forwarded.
+    """
+
+    mean: Sequence[Array]
+    allocation: Allocation | None
+    bundle: pb.Bundle | None
+
+
+class NextVersion(NamedTuple):
+    """A new version, its weights, and what the downlink codec lost of it (None: nothing)."""
+
+    version: ModelVersion
     weights: list[Array]
     residual: list[Array] | None
 
 
 def next_version(
-    codec: Codec,
-    manifest: Manifest,
     number: int,
     start: RoundStart,
-    mean: Sequence[Array],
-    allocation: Allocation | None,
-    bundle: pb.Bundle | None,
+    sparsity: float,
+    aggregate: RoundAggregate,
+    codec: Codec,
     context: Context,
     residual: Sequence[Array] | None,
-    sparsity: float,
 ) -> NextVersion:
-    """Adopt what clients will decode as the new truth: the `bundle`, or the mean in `codec`.
+    """Adopt what clients will decode as version `number`: the bundle, or the mean in `codec`.
 
-    The bundle loses nothing and is taken if it is no larger. What the codec loses is in the new
-    residual, which goes into the next mean that is encoded.
+    The bundle loses nothing and is taken if it is no larger. `residual` is what the codec lost
+    before; it goes into the encoded mean, and what is lost then into the new residual.
     """
     encoded = encode_update(
-        codec, manifest, mean, masks=start.masks, residual=residual, context=context
-    )
+        codec, start.manifest, aggregate.mean,
+        masks=start.masks, residual=residual, context=context,
+    )  # fmt: skip
+    bundle = aggregate.bundle
     payload = b"" if bundle is None else bundle.SerializeToString(deterministic=True)
     forward = bundle is not None and len(payload) <= len(encoded.payload)
-    update = mean if forward else encoded.decoded
-    weights = apply_update(manifest, start.weights, update)
-    version = Version(
+    update = aggregate.mean if forward else encoded.decoded
+    weights = apply_update(start.manifest, start.weights, update)
+    version = ModelVersion(
         number,
         weights_digest(weights),
         "bundle" if forward else "delta",
         "" if forward else str(codec),
         sparsity,
         payload if forward else encoded.payload,
-        allocation,
+        aggregate.allocation,
     )
-    kept = list(residual) if residual is not None else None
-    return NextVersion(version, weights, kept if forward else encoded.residual)
+    unchanged = list(residual) if residual is not None else None
+    return NextVersion(version, weights, unchanged if forward else encoded.residual)

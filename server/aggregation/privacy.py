@@ -21,8 +21,9 @@ from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.masks import Masks
 from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
-from featherfed.server.aggregation.clipping import Ruling, share
-from featherfed.server.storage.records import Facts, Norms
+from featherfed.server.aggregation.clipping import share
+from featherfed.server.aggregation.weighting import Weighting
+from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
 RATE = 0.2
 """How fast C follows the quantile, as in the paper's experiments."""
@@ -32,10 +33,11 @@ _COUNT_NOISE = 1 / 20  # of n: the paper's noise of the count of updates within 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One round's release: the mean of n clipped updates and, if it adapts, the count within C.
+    """The Gaussian mechanism of one round: noise on the mean of n updates clipped to norm C.
 
-    `noise` is the multiplier z that the accountant sees; `clip` is C, an L2 norm; `quantile` is
-    what C follows, None if it stays.
+    `noise`: the multiplier z that the accountant sees. `clip`: C, an L2 norm. `quantile`: the
+    quantile of the updates' norms that C follows, None for a fixed C; following it releases, with
+    noise, how many norms are within C. `key`: the randomness of the noise.
     """
 
     noise: float
@@ -73,21 +75,22 @@ class Mechanism:
         noisy = centred + self.count_noise * float(_normal(self.key.child("count"), 1)[0])
         return self.clip * math.exp(-RATE * (noisy / self.n + 0.5 - self.quantile))
 
-    def rule(self, norms: Mapping[str, Norms], epsilon: float) -> Ruling:
-        """Return what clipping to C leaves of each update, all weighing alike.
+    def weigh(self, norms: Mapping[str, UpdateNorms], epsilon: float) -> Weighting:
+        """Clip each update to C, with equal weights.
 
-        Who was clipped, and how far, is not told: it has no noise.
+        Who was clipped, and how far, is not recorded: those figures have no noise.
         """
         shares = {client: share(own.whole, self.clip) for client, own in norms.items()}
         after = self.next_clip([own.whole for own in norms.values()])
-        facts = Facts(clip=self.clip, next_clip=after, epsilon=epsilon)
-        return Ruling(dict.fromkeys(norms, 1), self.n, facts, shares)
+        record = AggregationRecord(clip=self.clip, next_clip=after, epsilon=epsilon)
+        return Weighting(dict.fromkeys(norms, 1), self.n, record, shares)
 
 
 class PrivateMean:
-    """An Average whose mean has noise. Asked again, or after a restart, the noise is the same.
+    """The mean of a round's updates with noise, drawn from the round's key.
 
-    Two different draws for one round would let whoever saw both average them.
+    A repeated call, or one after a restart, draws the same noise: two draws for one round could be
+    averaged by whoever saw both.
     """
 
     def __init__(self, mechanism: Mechanism, average: Average, masks: Masks) -> None:
@@ -95,9 +98,9 @@ class PrivateMean:
         self._average = average
         self._masks = masks
 
-    def add(self, part: WeightedUpdate) -> list[Array]:
+    def add(self, update: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
-        return self._average.add(part)
+        return self._average.add(update)
 
     def mean(self) -> list[Array]:
         """Return the noisy mean, float32; what a mask removes is public, and stays zero."""
@@ -110,7 +113,7 @@ class PrivateMean:
         return noisy
 
     def allocation(self) -> Allocation | None:
-        """Return what is known of importance, which is nothing."""
+        """Return the importance known before: dense codecs report none."""
         return self._average.allocation()
 
 

@@ -43,7 +43,7 @@ class Rows:
         self.count += 1
 
     def blocks(self) -> Iterator[Array]:
-        """Yield all rows of some columns after the other, float32 [count, block]."""
+        """Yield all rows of successive blocks of columns, float32 [count, block]."""
         step = max(1, BLOCK // self.count)
         for at in range(0, self._width, step):
             size = min(step, self._width - at)
@@ -55,7 +55,7 @@ class Rows:
 
 
 def combine(rule: Rule, rows: Rows) -> Array:
-    """Return what `rule` makes of the rows, float32 [width]; there must be `rule.needs` or more."""
+    """Return the rows aggregated by `rule`, float32 [width]; it needs `rule.needs` rows or more."""
     chosen = list(range(rows.count))
     if rule.name == "multi_krum":
         chosen = krum_choice(_distances(rows), rule.byzantine)
@@ -65,9 +65,9 @@ def combine(rule: Rule, rows: Rows) -> Array:
 
 
 def trimmed_mean(block: Array, trim: int) -> Array:
-    """Return the mean by column of [count, n] without the `trim` smallest and largest values.
+    """Return the mean of each column of [count, n] without its `trim` smallest and largest values.
 
-    Without all but the one or two in the middle it is the median.
+    With the largest `trim` that leaves a value, that is the median.
     """
     kept = np.sort(block, axis=0)[trim : len(block) - trim] if trim else block
     mean: Array = kept.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -102,34 +102,33 @@ def _distances(rows: Rows) -> npt.NDArray[np.float64]:
 
 
 class RobustMean:
-    """A round's aggregate under a robust rule; takes the place of an Average."""
+    """A round's aggregate under a robust rule."""
 
     def __init__(
-        self, rule: Rule, manifest: Manifest, round_: RoundContext, scratch: IO[bytes]
+        self, rule: Rule, manifest: Manifest, context: RoundContext, scratch: IO[bytes]
     ) -> None:
-        """Begin with nothing; `scratch` is an empty file that takes a float32 model an update."""
+        """Begin without updates; `scratch`: an empty file for a float32 model per update."""
         self._rule = rule
         self._manifest = manifest
-        self._round = round_
+        self._context = context
         self._rows = Rows(scratch, manifest.num_values)
 
-    def add(self, part: WeightedUpdate) -> list[Array]:
+    def add(self, update: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
-        codec, masks = parse_codec(part.codec), self._round.masks
-        context = self._round.update(part.slot)
-        update = decode_update(codec, self._manifest, part.payload, masks=masks, context=context)
-        self._rows.append(update)
-        return update
+        decoded = decode_update(
+            parse_codec(update.codec),
+            self._manifest,
+            update.payload,
+            masks=self._context.masks,
+            context=self._context.update(update.slot),
+        )
+        self._rows.append(decoded)
+        return decoded
 
     def mean(self) -> list[Array]:
         """Return the aggregate, float32 in manifest shapes."""
-        flat = combine(self._rule, self._rows)
-        ends = np.cumsum([spec.size for spec in self._manifest])
-        return [
-            flat[end - spec.size : end].reshape(spec.shape)
-            for end, spec in zip(ends, self._manifest, strict=True)
-        ]
+        return self._manifest.split(combine(self._rule, self._rows))
 
     def allocation(self) -> Allocation | None:
-        """Return what is known of importance: dense codecs report nothing of it."""
-        return self._round.allocation
+        """Return the importance known before: dense codecs report none."""
+        return self._context.allocation

@@ -10,64 +10,68 @@ from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.key import Key
-from featherfed.server.aggregation.aggregate import Mean
-from featherfed.server.aggregation.clipping import Ruling, rule_on_norms
+from featherfed.server.aggregation.aggregate import Aggregate
+from featherfed.server.aggregation.clipping import clip_to_quantile
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
 from featherfed.server.aggregation.robust import RobustMean
+from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import Facts
+from featherfed.server.storage.records import AggregationRecord
 from featherfed.server.storage.store import Store
 
 
-class Aggregator:
-    """What `[aggregation]` and `[privacy]` of a run ask for."""
+class AggregationStrategy:
+    """Applies what `[aggregation]` and `[privacy]` of a run ask for."""
 
     def __init__(self, settings: Settings, manifest: Manifest, store: Store) -> None:
-        """Raise ServerError if the run asks for privacy and nothing here can account for it."""
+        """Raise ServerError if the run is private and no accountant is installed."""
         self._settings = settings
         self._manifest = manifest
         self._store = store
         self._epsilon = _find_accountant() if settings.private else None
 
-    def rule(self, round_: int) -> Ruling:
-        """Return how much of each journaled update of a round counts."""
-        weights = self._store.weights(round_)
-        norms = self._store.norms(round_)
-        asked = self._settings.aggregation
+    def weigh(self, round_: int) -> Weighting:
+        """Return how much each journaled update of a round counts."""
+        journal, settings = self._store.journal, self._settings
+        weights, norms = journal.example_counts(round_), journal.norms(round_)
         if self._epsilon is not None:
-            privacy = self._settings.privacy
             spent = self._epsilon(
-                privacy.noise_multiplier, self._store.participation(round_), privacy.delta
+                settings.privacy.noise_multiplier,
+                journal.most_rounds(round_),
+                settings.privacy.delta,
             )
-            return self._mechanism(round_, len(weights)).rule(norms, spent)
-        if self._settings.rule.is_robust:
-            return Ruling(dict.fromkeys(weights, 1), len(weights), Facts())
-        return rule_on_norms(weights, norms, asked.clip, asked.quantile)
+            return self._mechanism(round_, len(weights)).weigh(norms, spent)
+        if settings.rule.is_robust:
+            return Weighting(dict.fromkeys(weights, 1), len(weights), AggregationRecord())
+        asked = settings.aggregation
+        return clip_to_quantile(weights, norms, asked.clip, asked.quantile)
 
     @contextmanager
-    def begin(self, round_: int, shared: RoundContext, ruling: Ruling) -> Iterator[Mean]:
-        """Give the aggregate to which the parts that `ruling` makes are added."""
+    def begin(
+        self, round_: int, context: RoundContext, weighting: Weighting
+    ) -> Iterator[Aggregate]:
+        """Yield an empty aggregate for the round's weighted updates."""
         rule = self._settings.rule
         if rule.is_robust:
             with tempfile.TemporaryFile(dir=self._store.folder) as scratch:
-                yield RobustMean(rule, self._manifest, shared, scratch)
+                yield RobustMean(rule, self._manifest, context, scratch)
             return
-        mean = Average(self._manifest, shared, ruling.total)
+        mean = Average(self._manifest, context, weighting.total)
         if self._settings.private:
-            yield PrivateMean(self._mechanism(round_, ruling.total), mean, shared.masks)
+            yield PrivateMean(self._mechanism(round_, weighting.total), mean, context.masks)
         else:
             yield mean
 
     def _mechanism(self, round_: int, n: int) -> Mechanism:
         privacy = self._settings.privacy
-        before = self._store.facts(round_ - 1).next_clip
+        adapted = self._store.journal.aggregation(round_ - 1).next_clip
         return Mechanism(
             privacy.noise_multiplier,
-            privacy.clip if before is None else before,
+            privacy.clip if adapted is None else adapted,
             n,
             privacy.quantile if privacy.adaptive else None,
-            Key.root(self._store.secret()).child("privacy", round_),
+            Key.root(self._store.runs.secret()).child("privacy", round_),
         )
 
 

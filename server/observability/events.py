@@ -1,4 +1,4 @@
-"""What happens in a run, as log lines: a text for people, fields (`extra`) for JSON lines.
+"""The run's events as log lines: a text for people, and fields (`extra`) for JSON lines.
 
 docs/observability.md lists the events and their fields.
 """
@@ -11,19 +11,19 @@ from typing import Any
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 from featherfed.server.rounds.transitions import Phase, RunState
-from featherfed.server.storage.records import Update, Version
+from featherfed.server.storage.records import JournaledUpdate, ModelVersion
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-def _say(level: int, event: str, text: str, *values: Any, **fields: Any) -> None:
-    log.log(level, text, *values, extra={"event": event, **fields})
+def _log(level: int, event: str, text: str, *values: Any, **fields: Any) -> None:
+    logger.log(level, text, *values, extra={"event": event, **fields})
 
 
 def run_opened(run: str, state: RunState, version: int, again: bool) -> None:
-    """A server begins a run, or goes on with one."""
+    """Log that a server begins a run, or takes one up again."""
     verb = "goes on" if again else "begins"
-    _say(
+    _log(
         logging.INFO, "run_opened", "run %s %s: %s, round %d, version %d",
         run, verb, state.phase, state.round, version,
         run=run, phase=str(state.phase), round=state.round, version=version,
@@ -31,9 +31,9 @@ def run_opened(run: str, state: RunState, version: int, again: bool) -> None:
 
 
 def client_joined(run: str, request: pb.JoinRequest, again: bool) -> None:
-    """A client has a session."""
+    """Log that a client joined."""
     runtime, examples = request.capabilities.runtime, request.data.num_examples
-    _say(
+    _log(
         logging.INFO, "client_joined", "%s joined%s: %d examples, %s",
         request.client, " again" if again else "", examples, runtime or "unknown runtime",
         run=run, client=request.client, again=again, num_examples=examples, runtime=runtime,
@@ -41,20 +41,20 @@ def client_joined(run: str, request: pb.JoinRequest, again: bool) -> None:
 
 
 def refused(run: str, round_: int, client: str, refusal: Refused, first: bool) -> None:
-    """Something was refused; people see the first of a round, client and reason."""
+    """Log a refusal, as a warning if it is the `first` of its round, client and reason."""
     reason = pb.Reason.Name(refusal.reason)
-    loud = first and refusal.reason != pb.STORAGE  # of which the log hears from the store, once
-    _say(
-        logging.WARNING if loud else logging.DEBUG, "refused", "round %d: refused %s: %s: %s",
+    visible = first and refusal.reason != pb.STORAGE  # which the store logs once
+    _log(
+        logging.WARNING if visible else logging.DEBUG, "refused", "round %d: refused %s: %s: %s",
         round_, client, reason, refusal.detail,
         run=run, round=round_, client=client, reason=reason, detail=refusal.detail,
     )  # fmt: skip
 
 
-def update_accepted(run: str, update: Update, message_bytes: int) -> None:
-    """An update is in the journal."""
+def update_accepted(run: str, update: JournaledUpdate, message_bytes: int) -> None:
+    """Log that an update was written to the journal."""
     size = len(update.payload or b"")
-    _say(
+    _log(
         logging.DEBUG, "update_accepted", "round %d: %s sent an update of %d bytes",
         update.round, update.client, size,
         run=run, round=update.round, client=update.client, codec=update.codec,
@@ -63,31 +63,31 @@ def update_accepted(run: str, update: Update, message_bytes: int) -> None:
 
 
 def update_again(run: str, round_: int, client: str) -> None:
-    """An update came that is in the journal already."""
-    _say(
+    """Log that an update arrived again."""
+    _log(
         logging.DEBUG, "update_duplicate", "round %d: %s sent its update again", round_, client,
         run=run, round=round_, client=client,
     )  # fmt: skip
 
 
 def moved(run: str, before: RunState, after: RunState) -> None:
-    """The run went on to another phase, or asked more clients into its round."""
+    """Log a change of phase, or that helpers were asked into the round."""
     number, fields = after.round, {"run": run, "round": after.round}
     if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
-        _say(
+        _log(
             logging.INFO, "round_opened", "round %d: open, %d clients", number, len(after.cohort),
             **fields, clients=len(after.cohort), required=after.required,
         )  # fmt: skip
     if before.phase is Phase.TRAINING and len(after.cohort) > len(before.cohort):
         helpers = sorted(set(after.cohort) - set(before.cohort))
-        _say(
+        _log(
             logging.INFO, "helpers_asked", "round %d: %d more clients are asked to help",
             number, len(helpers), **fields, helpers=helpers,
         )  # fmt: skip
     if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
         missing = sorted(set(after.cohort) - after.reported)
         some = ", ".join([*missing[:5], *(["..."] if missing[5:] else [])])
-        _say(
+        _log(
             logging.INFO, "round_closed", "round %d: closed, %d of %d clients reported%s",
             number, len(after.reported), len(after.cohort),
             f"; missing: {some}" if missing else "",
@@ -95,13 +95,13 @@ def moved(run: str, before: RunState, after: RunState) -> None:
             seconds=round(after.since - before.since, 3),
         )  # fmt: skip
     if after.phase is Phase.FINISHED and before.phase is not Phase.FINISHED:
-        _say(logging.INFO, "run_finished", "run %s: all rounds are done", run, **fields)
+        _log(logging.INFO, "run_finished", "run %s: all rounds are done", run, **fields)
 
 
-def version_made(run: str, version: Version) -> None:
-    """A round became a model version."""
+def version_made(run: str, version: ModelVersion) -> None:
+    """Log that a round was aggregated into a model version."""
     digest, size = version.digest.hex(), len(version.payload)
-    _say(
+    _log(
         logging.INFO, "version_made", "version %d (%s): %d bytes as a %s",
         version.version, digest[:16], size, version.kind,
         run=run, version=version.version, digest=digest, accuracy=version.accuracy,

@@ -1,8 +1,7 @@
-"""`metrics.json` from the store; schema in docs/metrics.md."""
+"""The content of metrics.json, read from the store; docs/metrics.md has the schema."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import Entry, Update
+from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, RoundRecord
 from featherfed.server.storage.store import Store
 
 SCHEMA = 1
@@ -21,69 +20,87 @@ Bytes = dict[str, int]
 _SIDES = ("uplink", "downlink")
 
 _OF_RELEASES = {"release": "transfer", "release_retry": "retry"}
-"""Ledger kinds of devices that only infer, and what a training client's would be called."""
+"""Ledger kind of an inference-only device -> the same kind of a training client."""
 
 
-def collect(store: Store, settings: Settings, manifest: Manifest, facts: dict[str, Any]) -> Any:
-    """Return what is known of the run so far, without `final`; `facts` are top-level additions."""
-    run = store.run()
+def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]) -> Any:
+    """Return what is known of the run so far, without `final`; `extra`: more top-level entries."""
+    run = store.runs.record()
     assert run is not None, "a store holds a run from its first moment"
-    entries = store.ledger()
-    ledger = _by_round_and_client(entries)
-    refused = defaultdict(list)
-    for row in store.refusals():
-        refused[row["round"]].append({k: row[k] for k in ("client", "reason", "count", "detail")})
-    wasted: dict[int, int] = defaultdict(int)
-    for entry in entries:
-        wasted[entry.round] += entry.message_bytes * entry.kind.endswith("retry")
-    newest, runtimes = store.newest().version, store.runtimes()
-    rounds = []
-    for row in store.rounds():
-        number = row["round"]
-        if number > newest:
-            continue
-        version = store.version(number)
-        updates = sorted(store.updates(number), key=lambda update: update.client)
-        facts_of = store.facts(number)
-        counted = [_told(u, settings) for u in updates if u.client not in facts_of.left_out]
-        rounds.append({
-            "round": number,
-            "accuracy": version.accuracy,
-            "loss": version.loss,
-            "seconds": _seconds(row["opened"], row["closed"]),
-            "version": number,
-            "digest": version.digest.hex(),
-            "broadcast": version.kind,
-            "sparsity": version.sparsity,
-            "clip": facts_of.clip,
-            "clipped": facts_of.clipped,
-            **({} if facts_of.epsilon is None else {"epsilon": facts_of.epsilon}),
-            "clients": [_client(u, runtimes[u.client], ledger[number]) for u in counted],
-            "missing": sorted(set(json.loads(row["cohort"])) - {u.client for u in updates}),
-            "refused": refused[number],
-            "wasted_bytes": wasted[number],
-        })  # fmt: skip
+    entries = store.ledger.entries()
+    newest = store.versions.newest().version
     return {
         "schema": SCHEMA,
-        "run": run[0],
-        "started": datetime.fromtimestamp(run[2], UTC).isoformat(timespec="seconds"),
+        "run": run.name,
+        "started": datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds"),
         "dataset": settings.evaluation.dataset,
         "num_parameters": manifest.num_values,
         "float32_bytes": 4 * manifest.num_values,
         "settings": _flat(settings),
-        **facts,
-        "rounds": rounds,
+        **extra,
+        "rounds": _rounds(store, settings, entries, newest),
         "releases": _releases(entries),
     }
+
+
+def _rounds(
+    store: Store, settings: Settings, entries: list[LedgerEntry], newest: int
+) -> list[dict[str, Any]]:
+    """Return the rounds that gave the versions up to `newest`."""
+    ledger = _by_round_and_client(entries)
+    wasted: dict[int, int] = defaultdict(int)
+    for entry in entries:
+        wasted[entry.round] += entry.message_bytes * entry.kind.endswith("retry")
+    refused: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for refusal in store.refusals.all():
+        refused[refusal.round].append({
+            "client": refusal.client,
+            "reason": refusal.reason,
+            "count": refusal.count,
+            "detail": refusal.detail,
+        })  # fmt: skip
+    runtimes = {name: record.runtime for name, record in store.clients.all().items()}
+    rounds = []
+    for round_ in store.journal.rounds():
+        number = round_.round
+        if number > newest:
+            continue
+        version = store.versions.get(number)
+        updates = sorted(store.journal.updates(number), key=lambda update: update.client)
+        aggregation = store.journal.aggregation(number)
+        counted = [u for u in updates if u.client not in aggregation.left_out]
+        spent = {} if aggregation.epsilon is None else {"epsilon": aggregation.epsilon}
+        rounds.append({
+            "round": number,
+            "accuracy": version.accuracy,
+            "loss": version.loss,
+            "seconds": _seconds(round_),
+            "version": number,
+            "digest": version.digest.hex(),
+            "broadcast": version.kind,
+            "sparsity": version.sparsity,
+            "clip": aggregation.clip,
+            "clipped": aggregation.clipped,
+            **spent,
+            "clients": [
+                _client(_public(update, settings), runtimes[update.client], ledger[number])
+                for update in counted
+            ],
+            "missing": sorted(set(round_.cohort) - {update.client for update in updates}),
+            "refused": refused[number],
+            "wasted_bytes": wasted[number],
+        })  # fmt: skip
+    return rounds
 
 
 def final(
     store: Store, settings: Settings, sparsity: float, models: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
-    last = store.newest()
-    rows = store.rounds()
-    entries = [entry for entry in store.ledger() if entry.kind not in _OF_RELEASES]
+    last = store.versions.newest()
+    rounds = store.journal.rounds()
+    whole = replace(rounds[0], closed=rounds[-1].closed)
+    entries = [entry for entry in store.ledger.entries() if entry.kind not in _OF_RELEASES]
     delivery = _by_round_and_client(entries)[settings.rounds + 1]
     return {
         "accuracy": last.accuracy,
@@ -91,7 +108,7 @@ def final(
         "digest": last.digest.hex(),
         "version": last.version,
         "sparsity": sparsity,
-        "seconds": _seconds(rows[0]["opened"], rows[-1]["closed"]),
+        "seconds": _seconds(whole),
         "clients": [
             {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
         ],
@@ -104,24 +121,25 @@ def final(
 def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
     asked = settings.privacy
     return {
-        "epsilon": store.facts(settings.rounds).epsilon,
+        "epsilon": store.journal.aggregation(settings.rounds).epsilon,
         "delta": asked.delta,
         "noise_multiplier": asked.noise_multiplier,
-        "rounds": store.participation(settings.rounds),
+        "rounds": store.journal.most_rounds(settings.rounds),
     }
 
 
-def _told(update: Update, settings: Settings) -> Update:
-    """Return what may be told of an update: its losses have no noise in a private run."""
+def _public(update: JournaledUpdate, settings: Settings) -> JournaledUpdate:
+    """Return an update without its losses in a private run: they have no noise."""
     return replace(update, train_loss=None, train_accuracy=None) if settings.private else update
 
 
-def _seconds(begin: float, end: float) -> float:
-    """Return a duration; a clock that was put back before a restart makes none negative."""
-    return max(0.0, round(end - begin, 3))
+def _seconds(round_: RoundRecord) -> float:
+    """Return a round's duration, 0 if the clock was put back before a restart."""
+    assert round_.closed is not None, "a round with a version is closed"
+    return max(0.0, round(round_.closed - round_.opened, 3))
 
 
-def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
+def _client(update: JournaledUpdate, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
     return {
         "client": update.client,
         "num_examples": update.num_examples,
@@ -134,8 +152,8 @@ def _client(update: Update, runtime: str, ledger: dict[str, dict[str, Bytes]]) -
     }
 
 
-def _releases(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Return what each device that only infers has sent and got, in order of names."""
+def _releases(entries: list[LedgerEntry]) -> list[dict[str, Any]]:
+    """Return the bytes of each inference-only device, in order of names."""
     of_device = defaultdict(list)
     for entry in entries:
         if entry.kind in _OF_RELEASES:
@@ -149,8 +167,8 @@ def _releases(entries: list[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _by_round_and_client(entries: list[Entry]) -> dict[int, dict[str, dict[str, Bytes]]]:
-    groups: dict[int, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+def _by_round_and_client(entries: list[LedgerEntry]) -> dict[int, dict[str, dict[str, Bytes]]]:
+    groups: dict[int, dict[str, list[LedgerEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         if entry.kind in _OF_RELEASES:
             continue
@@ -167,7 +185,7 @@ def _by_round_and_client(entries: list[Entry]) -> dict[int, dict[str, dict[str, 
     )
 
 
-def _sum(entries: Iterable[Entry]) -> Bytes:
+def _sum(entries: Iterable[LedgerEntry]) -> Bytes:
     total = {"payload_bytes": 0, "message_bytes": 0, "control_bytes": 0, "retry_bytes": 0}
     for entry in entries:
         if entry.kind == "transfer":

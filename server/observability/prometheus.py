@@ -1,13 +1,14 @@
-"""What Prometheus sees of a run; docs/observability.md lists it.
+"""The metrics that Prometheus scrapes; docs/observability.md lists them.
 
 Counters come from the store at every scrape, so they survive a restart; only the histograms and the
-open calls are this process's own. No label has a client's name: their number is not ours to bound.
+open calls are this process's own. No label holds a client's name: there may be any number of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
@@ -15,13 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.storage.records import Totals
+from featherfed.server.storage.records import TransferredBytes
+from featherfed.server.storage.runs import DUPLICATE_UPDATES
+from featherfed.server.storage.store import Store
 
 STATES = ("present", "training", "reported", "lost")
-"""Of clients, as pb.ClientStatus tells them."""
+"""The states of clients in pb.ClientStatus."""
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -50,12 +52,12 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def watch(self, run: Coordinator) -> None:
-        """Add what `run` knows to every scrape."""
-        self.registry.register(_RunCollector(run))
+    def watch(self, store: Store, status: Callable[[], pb.StatusReply]) -> None:
+        """Add the run's counters and its status to every scrape."""
+        self.registry.register(_RunCollector(store, status))
 
     def listen(self, address: str) -> tuple[str, Callable[[], None]]:
-        """Serve /metrics at HOST:PORT (0: any); return the URL, and what ends it.
+        """Serve /metrics at HOST:PORT (0: any port); return the URL and a function that ends it.
 
         Raises ServerError if the address cannot be listened on.
         """
@@ -76,28 +78,37 @@ class Telemetry:
 
 
 class _RunCollector(Collector):
-    def __init__(self, run: Coordinator) -> None:
-        self._run = run
+    def __init__(self, store: Store, status: Callable[[], pb.StatusReply]) -> None:
+        self._store = store
+        self._status = status
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is asked of the store before the first scrape."""
+        """Return no metric, so that registering this does not read the store."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        totals, status = self._run.store.totals(), self._run.status()
-        yield from _traffic(totals)
+        store, status = self._store, self._status()
+        with suppress(CannotStore):  # a full disk is one of the things to report
+            store.flush()
+        yield from _traffic(store.ledger.totals())
         yield _counter(
             "featherfed_updates", "Updates of clients, by what became of them.", "outcome",
-            {"accepted": totals.accepted, "duplicate": totals.duplicates},
+            {
+                "accepted": store.journal.num_updates(),
+                "duplicate": store.runs.counter(DUPLICATE_UPDATES),
+            },
         )  # fmt: skip
         yield _counter(
             "featherfed_refusals", "Calls and updates refused, by reason.", "reason",
-            {**dict.fromkeys(pb.Reason.keys()[1:], 0), **totals.refusals},
+            {**dict.fromkeys(pb.Reason.keys()[1:], 0), **store.refusals.by_reason()},
         )  # fmt: skip
-        yield from _state(status, totals)
+        yield from _state(status, store.versions.newest().loss)
+        yield _gauge(
+            "featherfed_storage_failing", "1 while the server cannot write.", store.failing
+        )
 
 
-def _traffic(totals: Totals) -> Iterator[Metric]:
+def _traffic(totals: Mapping[tuple[str, str], TransferredBytes]) -> Iterator[Metric]:
     for place, (name, text) in enumerate(
         (
             ("featherfed_payload_bytes", "Bytes of compressed tensors and files alone."),
@@ -105,12 +116,12 @@ def _traffic(totals: Totals) -> Iterator[Metric]:
         )
     ):
         family = CounterMetricFamily(name, text, labels=("direction", "kind"))
-        for labels, counted in sorted(totals.bytes.items()):
+        for labels, counted in sorted(totals.items()):
             family.add_metric(labels, counted[place])
         yield family
 
 
-def _state(status: pb.StatusReply, totals: Totals) -> Iterator[Metric]:
+def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
     yield _gauge("featherfed_round", "The round, from 1.", status.round)
     yield _gauge("featherfed_rounds", "Rounds that the run has.", status.rounds)
     yield _gauge("featherfed_model_version", "The newest model version.", status.version)
@@ -126,11 +137,8 @@ def _state(status: pb.StatusReply, totals: Totals) -> Iterator[Metric]:
     if status.HasField("accuracy"):
         text = "Test accuracy of the newest version, 0 to 1."
         yield _gauge("featherfed_accuracy_ratio", text, status.accuracy)
-    if totals.loss is not None:
-        yield _gauge("featherfed_loss", "Test loss of the newest version.", totals.loss)
-    yield _gauge(
-        "featherfed_storage_failing", "1 while the server cannot write.", totals.storage_failing
-    )
+    if loss is not None:
+        yield _gauge("featherfed_loss", "Test loss of the newest version.", loss)
 
 
 def _counter(name: str, text: str, label: str, values: dict[Any, int]) -> Metric:

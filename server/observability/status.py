@@ -12,8 +12,8 @@ from featherfed.server.storage.store import Store
 def describe(
     run: str, state: RunState, policy: Policy, store: Store, num_examples: Mapping[str, int]
 ) -> pb.StatusReply:
-    """Return the status; `num_examples` by client."""
-    newest = store.newest()
+    """Return the run's status; `num_examples` by client."""
+    newest = store.versions.newest()
     reply = pb.StatusReply(
         run=run,
         phase=state.phase,
@@ -24,12 +24,12 @@ def describe(
     )
     if newest.accuracy is not None:
         reply.accuracy = newest.accuracy
-    reply.uplink_bytes = store.message_bytes("uplink")
-    reply.downlink_bytes = store.message_bytes("downlink")
+    reply.uplink_bytes = store.ledger.message_bytes("uplink")
+    reply.downlink_bytes = store.ledger.message_bytes("downlink")
     cohort = frozenset(state.cohort)
     for client, count in num_examples.items():
-        what = _client_state(state, cohort, client)
-        reply.clients.add(client=client, num_examples=count, state=what)
+        client_state = _client_state(state, cohort, client)
+        reply.clients.add(client=client, num_examples=count, state=client_state)
     return reply
 
 

@@ -1,4 +1,4 @@
-"""Who gets in: TLS with the files of `featherfed certs`, and the proof of a name on every call."""
+"""The proof of a name on every call: an enrolment token and, by default, a client certificate."""
 
 from __future__ import annotations
 
@@ -14,56 +14,44 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access import enrolment
-from featherfed.server.access.enrolment import Watched
+from featherfed.server.access.enrolment import WatchedFiles
 from featherfed.server.errors import Refused, ServerError
+from featherfed.server.observability.once import LogOnce
 
 log = logging.getLogger(__name__)
 
-WARN_DAYS = 30
 _BEARER = "Bearer "
-_FILES = ("server.pem", "server-key.pem", "ca.pem")
 
 _proven: ContextVar[str | None] = ContextVar("proven", default=None)
 
 Context = Any  # grpc.aio.ServicerContext
-Abort = Callable[[Context, Refused], Awaitable[None]]
+Refuse = Callable[[Context, Refused], Awaitable[None]]
 
 
 def proven_name() -> str | None:
-    """Return the name that the caller of this call has proven; None on a server without a gate."""
+    """Return the name that this call's caller has proven; None on a server without credentials."""
     return _proven.get()
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets only enrolled clients call anything.
+class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Refuses callers that are not enrolled.
 
-    Whoever is revoked is refused from the next call on, and in a call from its next message on.
+    A revoked client is refused from the next call on, and in a call from its next message on.
     """
 
-    def __init__(self, folder: Path, client_certificates: bool, refuse: Abort) -> None:
-        """Use the files in `folder`; `refuse` ends a call.
+    def __init__(self, folder: Path, client_certificates: bool, refuse: Refuse) -> None:
+        """Read who is enrolled from `folder`; raise ServerError if that cannot be read.
 
-        Raises ServerError if they cannot be used.
+        `client_certificates`: whether a certificate must prove the name too. `refuse` ends a call.
         """
-        self._folder = folder
         self._certificates = client_certificates
         self._refuse = refuse
-        self._said = ""
-        self._enrolled = Watched([folder / enrolment.FILE_NAME], lambda: enrolment.load(folder))
-        self._keys = Watched([folder / name for name in _FILES], self._read_keys)
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """Return credentials that follow the files: every connection gets the newest."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._keys.get(),
-            self._newest_keys,  # type: ignore[arg-type]  # None is allowed: nothing new
-            require_client_authentication=self._certificates,
-        )
+        self._log = LogOnce(log)
+        path = folder / enrolment.FILE_NAME
+        self._enrolled = WatchedFiles([path], lambda: enrolment.load(folder))
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Return the call's handler with the check before it."""
@@ -87,18 +75,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             await self._admit(context)
-            return await method(self._watched(request, context) if streaming else request, context)
+            return await method(self._checked(request, context) if streaming else request, context)
 
         return call
 
-    async def _watched(
+    async def _checked(
         self, requests: AsyncIterator[Any], context: Context
     ) -> AsyncGenerator[Any, None]:
-        """Pass requests on, and refuse in their midst or at their end whoever was revoked."""
+        """Yield requests; raise Refused between them, or at their end, for a revoked client."""
         async for request in requests:
-            self._name(context)
+            self._prove(context)
             yield request
-        self._name(context)
+        self._prove(context)
 
     def _guarded_replies(
         self, method: Callable[..., AsyncGenerator[Any, None]]
@@ -115,62 +103,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _admit(self, context: Context) -> None:
         try:
-            _proven.set(self._name(context))
+            _proven.set(self._prove(context))
         except Refused as refusal:
             await self._refuse(context, refusal)
             raise
 
-    def _name(self, context: Context) -> str:
+    def _prove(self, context: Context) -> str:
+        """Return the name that token and certificate prove; raise Refused if they prove none."""
         try:
             enrolled = self._enrolled.get()
-        except ServerError as error:  # nobody can be told from a stranger now, but all may wait
-            self._say(f"{error}; nobody gets in until then")
+        except ServerError as error:  # nobody can be identified now, so everybody waits
+            self._log.error(f"{error}; nobody gets in until then")
             raise Refused(
                 pb.STORAGE, "the server cannot read who is enrolled now; its log says why"
             ) from error
         certificate = _certificate(context) if self._certificates else None
         return enrolled.prove(_token(context), certificate, time.time())
-
-    def _newest_keys(self) -> grpc.ServerCertificateConfiguration | None:
-        try:
-            return self._keys.get()
-        except ServerError as error:  # half of the files are new; gRPC keeps what it has
-            self._say(f"still using the server certificate from before: {error}")
-            return None
-
-    def _say(self, message: str) -> None:
-        if message != self._said:  # once, and not for everybody who calls
-            log.error("%s", message)
-        self._said = message
-
-    def _read_keys(self) -> grpc.ServerCertificateConfiguration:
-        try:
-            chain, key, trusted = ((self._folder / name).read_bytes() for name in _FILES)
-        except OSError as error:
-            raise ServerError(
-                f"cannot read {error.filename}: {error.strerror}; `featherfed certs init` makes "
-                "it, readable for its owner alone"
-            ) from error
-        _check_pair(self._folder, chain, key, trusted)
-        return grpc.ssl_server_certificate_configuration([(key, chain)], trusted)
-
-
-def _check_pair(folder: Path, chain: bytes, key: bytes, trusted: bytes) -> None:
-    """Raise ServerError unless these are a certificate that is valid, its key, and authorities."""
-    try:
-        certificate = x509.load_pem_x509_certificates(chain)[0]
-        x509.load_pem_x509_certificates(trusted)
-        fits = serialization.load_pem_private_key(key, None).public_key()
-    except (ValueError, TypeError) as error:
-        raise ServerError(f"{folder} holds a file that is not PEM: {error}") from error
-    if fits != certificate.public_key():
-        raise ServerError(f"{folder / 'server-key.pem'} is not the key of server.pem")
-    left = certificate.not_valid_after_utc.timestamp() - time.time()
-    renew = f"featherfed certs rotate {folder}"
-    if left < 0:
-        raise ServerError(f"{folder / 'server.pem'} has expired; {renew}")
-    if left < WARN_DAYS * 86400:
-        log.warning("the server's certificate expires in %d days; %s", left // 86400, renew)
 
 
 def _token(context: Context) -> str | None:

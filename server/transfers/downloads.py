@@ -1,39 +1,38 @@
-"""Downloads on their way out: where they go on, and what they are in the ledger. Knows no gRPC."""
+"""Downloads: where each resumes, and which of their bytes count as retry."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from featherfed.server.storage.records import Entry, Sent
+from featherfed.server.storage.records import DownloadKey, LedgerEntry, TransferredBytes
 from featherfed.server.storage.store import Store
 
 _RETRY = {"transfer": "retry", "release": "release_retry"}
-"""Ledger kinds of what was sent whole, and of what was sent again or broke off."""
+"""Download kind -> ledger kind of bytes that were sent again or whose download broke off."""
 
 
 class Download:
-    """What one call sends of `data`, which begins at `begin`.
+    """One call that sends `data` from byte `begin` on.
 
-    What broke off is in the ledger as retry, until a later call sends the rest. Only what this
-    server sent counts, whatever the client says that it has.
+    Bytes of a download that broke off count as retry until a later call sends the rest. Only what
+    this server sent counts, whatever the client claims to have.
     """
 
     def __init__(
-        self, store: Store, like: Sent, data: bytes, offset: int, again: bool = False
+        self, store: Store, key: DownloadKey, data: bytes, offset: int, again: bool = False
     ) -> None:
-        """Go on at `offset` or before, if that much was sent of what is `like` this.
+        """Resume at `offset`, or at what this server already sent if that is less.
 
-        `again`: the client was sent all of it, or as much by another way, in this round.
+        `again`: the client was already sent all of it, or as much by another route, in this round.
         """
-        before = store.sent(like)
+        before = store.transfers.sent(key)
         self._store = store
+        self._key = key
         self._data = data
-        self._had_all = bool(data) and before.payload_bytes == len(data)
+        self._had_all = bool(data) and before.payload == len(data)
         self._again = again or self._had_all
-        self.begin = min(offset, before.payload_bytes)
-        # Pro rata: what was sent and did not arrive stays a retry.
-        carried = before.message_bytes * self.begin // max(1, before.payload_bytes)
-        self._sent = replace(before, payload_bytes=self.begin, message_bytes=carried)
+        self.begin = min(offset, before.payload)
+        # Pro rata: message bytes of what was sent and did not arrive stay a retry.
+        resumed = before.message * self.begin // max(1, before.payload)
+        self._sent = TransferredBytes(self.begin, resumed)
         self._counted = self._sent
 
     @property
@@ -42,38 +41,36 @@ class Download:
         return memoryview(self._data)[self.begin :]
 
     @property
-    def whole(self) -> bool:
+    def _complete(self) -> bool:
         """Whether all was sent, in this call and those before."""
-        return self._sent.payload_bytes == len(self._data)
+        return self._sent.payload == len(self._data)
 
     @property
     def uncounted(self) -> int:
-        """Bytes of payload that are not written down yet."""
-        return self._sent.payload_bytes - self._counted.payload_bytes
+        """Payload bytes sent that are not in the ledger yet."""
+        return self._sent.payload - self._counted.payload
 
     def add(self, payload_bytes: int, message_bytes: int) -> None:
-        """Note that a message was sent."""
-        self._sent = replace(
-            self._sent,
-            payload_bytes=self._sent.payload_bytes + payload_bytes,
-            message_bytes=self._sent.message_bytes + message_bytes,
-        )
+        """Record that a message was sent."""
+        payload, message = self._sent
+        self._sent = TransferredBytes(payload + payload_bytes, message + message_bytes)
 
-    def count(self, *more: Entry, last: bool = False) -> None:
-        """Write down what was sent since the last time, and `more`; with `last` it is over."""
-        kind, sent, counted = self._sent.kind, self._sent, self._counted
-        if last and self.whole and not self._again:
-            entries = [self._entry(kind, sent.payload_bytes, sent.message_bytes)]
-            if counted.message_bytes:
-                gone = -counted.payload_bytes, -counted.message_bytes
-                entries.append(self._entry(_RETRY[kind], *gone))
+    def count(self, *more: LedgerEntry, last: bool = False) -> None:
+        """Write what was sent since the last call, and `more`; `last`: the download has ended."""
+        kind, sent, counted = self._key.kind, self._sent, self._counted
+        if last and self._complete and not self._again:
+            entries = [self._entry(kind, *sent)]
+            if counted.message:
+                entries.append(self._entry(_RETRY[kind], -counted.payload, -counted.message))
         else:
-            new = self.uncounted, sent.message_bytes - counted.message_bytes
+            new = self.uncounted, sent.message - counted.message
             entries = [self._entry(_RETRY[kind], *new)] if new[1] else []
-        # What a client had whole stays so: its bytes are no retry that could be moved.
-        self._store.count_sent(None if self._had_all else sent, *more, *entries)
+        with self._store.transaction():
+            self._store.ledger.count(*more, *entries)
+            if not self._had_all:  # a complete download stays complete
+                self._store.transfers.save_sent(self._key, sent)
         self._counted = sent
 
-    def _entry(self, kind: str, payload_bytes: int, message_bytes: int) -> Entry:
-        sent = self._sent
-        return Entry(sent.round, sent.client, "downlink", kind, payload_bytes, message_bytes)
+    def _entry(self, kind: str, payload_bytes: int, message_bytes: int) -> LedgerEntry:
+        key = self._key
+        return LedgerEntry(key.round, key.client, "downlink", kind, payload_bytes, message_bytes)

@@ -1,4 +1,4 @@
-"""What a message weighs on the wire, for the ledger."""
+"""The size of a message on the wire, for the ledger."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ FRAME_BYTES = 5
 
 
 def framed_size(message: Message) -> int:
-    """Return the bytes a message takes in its gRPC stream: frame prefix and serialised protobuf."""
+    """Return the bytes of a message in its gRPC stream: frame prefix and serialised protobuf."""
     return FRAME_BYTES + message.ByteSize()

@@ -1,4 +1,4 @@
-"""One transfer of a kind and client at a time, and none that keeps the server waiting."""
+"""One transfer of a kind per client at a time, each with time limits on everything it waits for."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from featherfed.server.errors import Refused
 T = TypeVar("T")
 
 
-class Turn:
-    """What one transfer waits with, so that it ends in time or gives way to a newer one."""
+class Lease:
+    """A transfer's right to go on; a newer transfer of the same client revokes it."""
 
     def __init__(self) -> None:
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._given_way = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the transfer has ended and written down what it leaves."""
+        self._revoked = False
         self._limit: asyncio.Timeout | None = None
 
-    def give_way(self) -> None:
-        """End what waits now, or will."""
-        self._given_way = True
+    def revoke(self) -> None:
+        """Interrupt what the transfer waits for, now or the next time."""
+        self._revoked = True
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(now())
 
-    async def within(self, until: float, work: Awaitable[T]) -> T:
-        """Return what `work` returns by the time `until`; raise Refused if it takes longer.
+    async def wait_for(self, work: Awaitable[T], until: float) -> T:
+        """Return what `work` returns; raise Refused if it takes beyond `until` or is interrupted.
 
-        It goes on then, and nobody waits for it: what a read or write of gRPC's has in hand when it
-        is cancelled is never freed, of a message that arrives later all 64 KiB that it was read
-        with (grpc/grpc#43360).
+        `until`: the event loop's time in seconds. `work` is then left to go on by itself: gRPC
+        never frees what a cancelled read or write holds, 64 KiB with a message that arrives later
+        (grpc/grpc#43360).
         """
         task = asyncio.ensure_future(work)
-        task.add_done_callback(_look_at)
-        if self._given_way:
+        task.add_done_callback(_ignore_outcome)
+        if self._revoked:
             until = 0.0
         try:
             async with asyncio.timeout_at(until) as self._limit:
@@ -45,37 +46,37 @@ class Turn:
             pass
         finally:
             self._limit = None
-        if self._given_way:
+        if self._revoked:
             raise Refused(pb.BUSY, "the client has begun anew")
         raise Refused(pb.TOO_SLOW, "the link stands still or is too slow; go on later")
 
 
-class Turns:
-    """Who transfers now; the newest has its turn, since the older may hang on a dead link."""
+class Leases:
+    """Leases by key; the newest transfer gets the lease, since older ones may hang on a dead link."""
 
     def __init__(self) -> None:
-        self._turns: dict[Hashable, Turn] = {}
+        self._leases: dict[Hashable, Lease] = {}
 
     def __bool__(self) -> bool:
-        """Whether anything has the turn."""
-        return bool(self._turns)
+        """Whether any lease is held."""
+        return bool(self._leases)
 
     @asynccontextmanager
-    async def take(self, key: Hashable) -> AsyncIterator[Turn]:
-        """Have the turn; whoever had it has ended before."""
-        await self.end(key)
-        turn = self._turns[key] = Turn()
+    async def acquire(self, key: Hashable) -> AsyncIterator[Lease]:
+        """Acquire the lease; the previous holder has been interrupted and has finished."""
+        await self.revoke(key)
+        lease = self._leases[key] = Lease()
         try:
-            yield turn
+            yield lease
         finally:
-            del self._turns[key]
-            turn.over.set_result(None)
+            del self._leases[key]
+            lease.ended.set_result(None)
 
-    async def end(self, key: Hashable) -> None:
-        """End what has the turn, if anything; what it leaves is written down by then."""
-        while older := self._turns.get(key):
-            older.give_way()
-            await asyncio.wait({older.over})
+    async def revoke(self, key: Hashable) -> None:
+        """Interrupt the holder of a lease, if there is one, and wait until it has finished."""
+        while holder := self._leases.get(key):
+            holder.revoke()
+            await asyncio.wait({holder.ended})
 
 
 def now() -> float:
@@ -83,14 +84,14 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _look_at(done: asyncio.Future[Any]) -> None:
-    """Take note of an outcome, or asyncio complains that nobody did."""
+def _ignore_outcome(done: asyncio.Future[Any]) -> None:
+    """Retrieve an exception that nobody awaits, or asyncio logs that it was never retrieved."""
     if not done.cancelled():
         done.exception()
 
 
-async def see_through(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; if the caller is cancelled, be so only once `work` has ended."""
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns; a cancellation of the caller waits until `work` has ended."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

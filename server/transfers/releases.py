@@ -1,6 +1,6 @@
-"""The model as files for devices that only infer, and what takes a device to the newest of them.
+"""Released model files for inference-only devices, and the differences between them.
 
-Knows neither gRPC nor TensorFlow: who builds it injects what exports a model.
+Knows neither gRPC nor TensorFlow: the entry point passes the function that exports a model.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from featherfed.server.errors import CannotStore, Refused
 log = logging.getLogger(__name__)
 
 KEPT = 16
-"""Files of a kind; a device that has an older one gets the newest whole."""
+"""Files kept of each kind; a device that has an older one gets the newest whole."""
 
 DEFAULT_KIND = "int8"
 
 _NAME = re.compile(r"([a-z0-9]+)-([0-9]+)-([0-9a-f]{64})\.tflite")
 _DIGEST_BYTES = 32
 
-Make = Callable[[str], tuple[int, bytes]]
+Export = Callable[[str], tuple[int, bytes]]
 """Kind -> the newest version's number and its file; called in one thread, once per version."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a device downloads: `release` says what `data` makes of the file that it has."""
+    """What a device downloads: `release` describes the file that `data` gives, or changes to."""
 
     release: pb.Release
     data: bytes
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _ReleaseFile:
     kind: str
     version: int
     digest: bytes
     path: Path
 
     def read(self) -> bytes | None:
-        """Return the file, or None if it is lost or damaged."""
+        """Return the file's content, None if it is lost or damaged."""
         try:
             data = self.path.read_bytes()
         except OSError:
@@ -57,50 +57,50 @@ class _Kept:
 
 
 class Releases:
-    """Released files in one folder; safe to use from several threads.
+    """Exports, keeps and offers released files; safe to use from several threads.
 
-    A file is made when a device asks for it and the newest version has none yet. All work is done
-    by one thread, so that many devices that ask at once neither make a file twice nor keep the
-    threads that clients wait for.
+    A file is exported when the first device asks for the newest version. All work is done by one
+    thread: many devices that ask at once neither export a file twice nor occupy the threads that
+    training clients wait for.
     """
 
     def __init__(
-        self, folder: Path, kinds: Sequence[str], newest: Callable[[], int], make: Make
+        self, folder: Path, kinds: Sequence[str], newest: Callable[[], int], export: Export
     ) -> None:
-        """Keep files in `folder`, which must belong to one run; it may hold some already.
+        """Keep files of `kinds` in `folder`, which belongs to one run and may hold some already.
 
-        `newest` returns the run's newest version; version 0, which has learnt nothing, is not
-        released.
+        `newest` returns the run's newest version; version 0, which is untrained, is not released.
         """
         self._folder = folder
         self._kinds = tuple(kinds)
         self._newest = newest
-        self._make = make
-        self._kept = self._found()
+        self._export = export
+        self._kept = self._find_files()
         self._offers: dict[tuple[str, bytes, bytes], Offer] = {}  # by kind, newest and base
         self._failed: dict[str, int] = {}
         self._worker = ThreadPoolExecutor(1, "releases")
 
-    def _found(self) -> list[_Kept]:
+    def _find_files(self) -> list[_ReleaseFile]:
         for path in self._folder.glob(scratch_of(Path("*.tflite")).name):
-            path.unlink(missing_ok=True)  # of a server that was killed
+            path.unlink(missing_ok=True)  # left by a server that was killed
         names = [(path, _NAME.fullmatch(path.name)) for path in self._folder.glob("*.tflite")]
         kept = [
-            _Kept(name[1], int(name[2]), bytes.fromhex(name[3]), path)
+            _ReleaseFile(name[1], int(name[2]), bytes.fromhex(name[3]), path)
             for path, name in names
             if name
         ]
         return sorted(kept, key=lambda one: one.version)
 
     def close(self) -> None:
-        """End the thread after what it does now."""
+        """End the thread once its current work is done."""
         self._worker.shutdown(cancel_futures=True)
 
     def offer(self, kind: str, have: bytes) -> Future[Offer | None]:
-        """Return, later, what takes a device to the newest file, or None if it has that.
+        """Return a future of what takes a device to the newest file.
 
-        `kind`: empty for int8. `have`: SHA-256 of the file it has; empty or unknown gives the whole
-        file. None too as long as there is nothing to release. Raises Refused, at once or later.
+        Its result is None if the device has that file, or none is released yet. `kind`: empty for
+        int8. `have`: SHA-256 of the file that the device has; empty or unknown gives the whole
+        file. Raises Refused, at once or as the future's exception.
         """
         kind = kind or DEFAULT_KIND
         if kind not in self._kinds:
@@ -129,8 +129,8 @@ class Releases:
         delta = self._encoded(newest, data, have, old)
         return delta if len(delta.data) < len(whole.data) else whole
 
-    def _encoded(self, newest: _Kept, data: bytes, have: bytes, old: bytes) -> Offer:
-        """Return the newest file as what differs from `old`, whose digest is `have`; once."""
+    def _encoded(self, newest: _ReleaseFile, data: bytes, have: bytes, old: bytes) -> Offer:
+        """Return the newest file as a difference from `old` (digest `have`); empty: the whole."""
         key = newest.kind, newest.digest, have
         if key not in self._offers:
             payload = encode_file(data, old)
@@ -144,23 +144,23 @@ class Releases:
             self._offers[key] = Offer(release, payload)
         return self._offers[key]
 
-    def _find(self, kind: str, digest: bytes) -> _Kept | None:
+    def _find(self, kind: str, digest: bytes) -> _ReleaseFile | None:
         return next((k for k in self._kept if (k.kind, k.digest) == (kind, digest)), None)
 
-    def _release(self, kind: str, version: int) -> tuple[_Kept, bytes]:
-        """Return the newest version's file, made now if there is none yet or it was damaged."""
+    def _release(self, kind: str, version: int) -> tuple[_ReleaseFile, bytes]:
+        """Return the newest version's file; export it if there is none or it is damaged."""
         for kept in self._kept:
             if (kept.kind, kept.version) == (kind, version) and (data := kept.read()) is not None:
                 return kept, data
         if self._failed.get(kind) == version:
             raise self._failure(kind, version)
         try:
-            version, data = self._make(kind)
+            version, data = self._export(kind)
             return self._keep(kind, version, data), data
         except OSError as error:  # a full disk may have room again the next time
             raise CannotStore(f"no release could be written: {error}") from error
         except Exception as error:
-            # Else every device that asks would make the server try in vain again.
+            # Recorded, so that not every device that asks makes the server fail again.
             self._failed[kind] = version
             log.exception("version %d cannot be released as %s", version, kind)
             raise self._failure(kind, version) from error
@@ -171,7 +171,7 @@ class Releases:
             f"version {version} could not be released as {kind}; the server's log says why",
         )
 
-    def _keep(self, kind: str, version: int, data: bytes) -> _Kept:
+    def _keep(self, kind: str, version: int, data: bytes) -> _ReleaseFile:
         digest = hashlib.sha256(data).digest()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{kind}-{version:05}-{digest.hex()}.tflite"
@@ -181,7 +181,7 @@ class Releases:
         for old in others[: max(0, len(others) + 1 - KEPT)]:
             old.path.unlink(missing_ok=True)
             self._kept.remove(old)
-        kept = _Kept(kind, version, digest, path)
+        kept = _ReleaseFile(kind, version, digest, path)
         self._kept = [k for k in self._kept if k.path != path] + [kept]
         self._offers = {key: offer for key, offer in self._offers.items() if key[0] != kind}
         return kept

@@ -1,4 +1,4 @@
-"""From one model version to the next, and what a client must download to get there."""
+"""What a client must download to get from the version it holds to the newest."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from featherfed.compression.stages.floats import Float32
 from featherfed.compression.stages.zstd import Zstd
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
-from featherfed.server.storage.records import Version
-from featherfed.server.storage.store import Store
+from featherfed.server.storage.records import ModelVersion
+from featherfed.server.storage.versions import Versions
 
 SNAPSHOT = chain(Float32(), Zstd())
 """Bit-exact: a client that gets a snapshot holds the same weights as one that got deltas."""
 
-
 SHORTEST_DIGEST = 8
-"""Bytes of a digest that tell a version well enough: what follows from it is checked in full."""
+"""Bytes of a digest that identify a version; the client checks the result's digest in full."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """The links that lead a client to a version, and their payloads."""
+    """The links that lead a client to a version; `data` holds their payloads in order."""
 
     links: list[pb.Link]
     data: bytes
@@ -38,66 +37,72 @@ class Route:
 
 
 class Router:
-    """Finds the way from what a client holds to the newest version."""
+    """Finds the smallest route from the version that a client holds to the newest."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, seeded: bool) -> None:
-        """Route over the versions in `store`; `seeded`: version 0 is what the plan's seed gives."""
-        self._store = store
+    def __init__(self, versions: Versions, manifest: Manifest, *, seeded: bool) -> None:
+        """`seeded`: version 0 is what the plan's seed gives, so it costs no download."""
+        self._versions = versions
         self._manifest = manifest
         self._seeded = seeded
         self._snapshot: tuple[int, Route] | None = None
         self._last: tuple[object, Route] | None = None
 
     def route(self, request: pb.FetchModelRequest, stages: frozenset[str]) -> Route:
-        """Return the smallest route to the newest version that a client with `stages` can follow.
+        """Return the smallest route to the newest version for a client that knows `stages`.
 
-        Raises Refused for any other version.
+        Raises Refused if the request asks for another version.
         """
-        newest = self._store.newest()
+        newest = self._versions.newest()
         if request.version != newest.version:
             raise Refused(pb.UNKNOWN_VERSION, f"version {newest.version} is the newest")
-        have = request.have_version
-        knows_one = request.HasField("have_version") and have <= newest.version
-        told = request.have_digest
-        known = len(told) >= SHORTEST_DIGEST and knows_one
-        if known and self._store.version(have).digest.startswith(told):
-            return self._shorter([], have, newest, stages)
+        if self._holds_version(request, newest):
+            return self._smallest([], request.have_version, newest, stages)
         if not self._seeded:
             return self._whole(newest)
-        return self._shorter([seed_link(self._store.version(0))], 0, newest, stages)
+        return self._smallest([seed_link(self._versions.get(0))], 0, newest, stages)
 
-    def _shorter(
-        self, first: list[pb.Link], have: int, newest: Version, stages: frozenset[str]
+    def _holds_version(self, request: pb.FetchModelRequest, newest: ModelVersion) -> bool:
+        """Whether the client holds a version of this run, by number and digest."""
+        number, digest = request.have_version, request.have_digest
+        if not request.HasField("have_version") or number > newest.version:
+            return False
+        if len(digest) < SHORTEST_DIGEST:
+            return False
+        return self._versions.get(number).digest.startswith(digest)
+
+    def _smallest(
+        self, first: list[pb.Link], have: int, newest: ModelVersion, stages: frozenset[str]
     ) -> Route:
         if have == newest.version:
             return Route(first, b"")
         wanted = (bool(first), have, newest.version, stages)
-        if self._last is None or self._last[0] != wanted:  # a round's clients want one and the same
-            self._last = wanted, self._shortest(first, have, newest, stages)
+        if self._last is None or self._last[0] != wanted:  # most clients of a round ask the same
+            self._last = wanted, self._find_smallest(first, have, newest, stages)
         return self._last[1]
 
-    def _shortest(
-        self, first: list[pb.Link], have: int, newest: Version, stages: frozenset[str]
+    def _find_smallest(
+        self, first: list[pb.Link], have: int, newest: ModelVersion, stages: frozenset[str]
     ) -> Route:
-        steps = self._store.versions(after=have)
+        versions = self._versions.after(have)
         whole = self._whole(newest)
-        if not all(codecs_of(step) <= stages for step in steps):
+        if not all(codecs_of(version) <= stages for version in versions):
             return whole
-        known = self._store.version(have).allocation
+        known = self._versions.get(have).allocation
         links = []
-        for step in steps:
-            links.append(step_link(step, known))
-            known = step.allocation
-        route = Route([*first, *links], b"".join(step.payload for step in steps))
+        for version in versions:
+            links.append(version_link(version, known))
+            known = version.allocation
+        route = Route([*first, *links], b"".join(version.payload for version in versions))
         return min(route, whole, key=lambda r: r.size)
 
-    def _whole(self, newest: Version) -> Route:
+    def _whole(self, newest: ModelVersion) -> Route:
+        """Return the route that needs no version before."""
         if self._snapshot is None or self._snapshot[0] != newest.version:
-            weights, _ = self._store.model(self._manifest)
+            weights, _ = self._versions.model(self._manifest)
             payload = encode_update(SNAPSHOT, self._manifest, weights).payload
             link = _link(pb.Link.SNAPSHOT, newest)
             link.size, link.codec = len(payload), str(SNAPSHOT)
-            _describe(link, newest)
+            _add_allocation(link, newest)
             self._snapshot = newest.version, Route([link], payload)
         return self._snapshot[1]
 
@@ -105,21 +110,21 @@ class Router:
 _KINDS = {"delta": pb.Link.DELTA, "bundle": pb.Link.BUNDLE}
 
 
-def step_link(step: Version, known: Allocation | None) -> pb.Link:
-    """Return the link from the version before, at which `known` is known of importance."""
-    link = _link(_KINDS[step.kind], step)
-    if step.kind == "delta" and step.allocation != known:
-        _describe(link, step)
+def version_link(version: ModelVersion, known: Allocation | None) -> pb.Link:
+    """Return the link to a version from the one before, with which `known` was the allocation."""
+    link = _link(_KINDS[version.kind], version)
+    if version.kind == "delta" and version.allocation != known:
+        _add_allocation(link, version)
     return link
 
 
-def seed_link(first: Version) -> pb.Link:
+def seed_link(first: ModelVersion) -> pb.Link:
     """Return the link to version 0 where that is what the plan's seed gives."""
     return _link(pb.Link.SEED, first)
 
 
-def codecs_of(version: Version) -> frozenset[str]:
-    """Return the names of the codec stages that its payload takes."""
+def codecs_of(version: ModelVersion) -> frozenset[str]:
+    """Return the names of the codec stages that decoding a version's payload needs."""
     if version.kind == "delta":
         return parse_codec(version.codec).needs
     bundle = pb.Bundle.FromString(version.payload)
@@ -127,7 +132,7 @@ def codecs_of(version: Version) -> frozenset[str]:
     return frozenset().union(*(parse_codec(text).needs for text in texts))
 
 
-def _link(kind: pb.Link.Kind, version: Version) -> pb.Link:
+def _link(kind: pb.Link.Kind, version: ModelVersion) -> pb.Link:
     return pb.Link(
         kind=kind,
         version=version.version,
@@ -138,7 +143,7 @@ def _link(kind: pb.Link.Kind, version: Version) -> pb.Link:
     )
 
 
-def _describe(link: pb.Link, version: Version) -> None:
+def _add_allocation(link: pb.Link, version: ModelVersion) -> None:
     if version.allocation is not None:
         link.allocation.levels = version.allocation.levels
         link.allocation.profile = version.allocation.profile

@@ -1,0 +1,73 @@
+"""Who makes a call, and how many calls it may make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.access.limits import Quotas, network
+from featherfed.server.coordinator.members import Members
+from featherfed.server.errors import Refused
+from featherfed.server.rpc.authentication import proven_name
+from featherfed.server.settings.settings import Limits
+
+Context = Any  # grpc.aio.ServicerContext, whose type parameters matter to nobody here
+
+
+class Callers:
+    """Identifies the caller of each call, and refuses callers that exceed their rate."""
+
+    def __init__(self, members: Members, limits: Limits) -> None:
+        self._members = members
+        self._quotas = Quotas(limits)
+
+    def client(self, session: int, context: Context) -> str:
+        """Return the client of a session, and count its call.
+
+        Raises Refused if the session is unknown, the credentials are another client's, or the
+        caller is Busy.
+        """
+        try:
+            client = self._members.client_of(session)
+        except Refused:
+            self.count_stranger(context)
+            raise
+        self.check_proven(client)
+        self._quotas.client(client)
+        return client
+
+    def check_proven(self, name: str) -> None:
+        """Raise Refused if the caller has proven another name than `name`."""
+        proven = proven_name()
+        if proven not in (None, name):
+            raise Refused(
+                pb.WRONG_IDENTITY,
+                f"these credentials belong to {proven!r}, who cannot act for others",
+            )
+
+    def count_stranger(self, context: Context) -> None:
+        """Count a call without a session; raise Busy if its address, or all together, make many."""
+        identities = context.peer_identities()
+        self._quotas.stranger(str(identities[0]) if identities else network(context.peer()))
+
+    @contextmanager
+    def polling(self, client: str) -> Iterator[None]:
+        """Count an open poll of a client; raise Busy if it has too many."""
+        self._quotas.begin_poll(client)
+        try:
+            yield
+        finally:
+            self._quotas.end_poll(client)
+
+    def name_of(self, request: Any) -> str:
+        """Return the name behind a request: proven, or claimed by session or name; "" if none."""
+        if proven := proven_name():
+            return proven
+        name = getattr(request, "client", "") or getattr(request, "device", "")
+        if not hasattr(request, "session"):
+            return name
+        with suppress(Refused):
+            return self._members.client_of(request.session)
+        return ""

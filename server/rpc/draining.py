@@ -1,0 +1,60 @@
+"""Going down gracefully: new calls are refused, uploads under way may end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from grpc_health.v1 import health
+
+from featherfed.server.rpc.callers import Context
+from featherfed.server.rpc.changes import Changes
+from featherfed.server.transfers.leases import now
+from featherfed.server.transfers.uploads import Uploads
+
+GOING_DOWN = "the server is going down, try again; nothing is lost"
+
+
+class Draining:
+    """Ends a server's work without cutting off uploads."""
+
+    def __init__(self, changes: Changes, uploads: Uploads) -> None:
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.begun = False
+        """Whether new calls are refused."""
+        self._changes = changes
+        self._uploads = uploads
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new calls, release long polls, and wait `grace` seconds for uploads to end.
+
+        Safe to call again.
+        """
+        if not self.begun:
+            self.begun = True
+            self._changes.close()
+            await self.health.enter_graceful_shutdown()
+        until = now() + grace
+        while self._uploads.under_way and now() < until:
+            await asyncio.sleep(0.05)
+
+
+class DrainingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Refuses new calls of one service once draining has begun; health checks go on."""
+
+    def __init__(self, draining: Draining, service: str) -> None:
+        self._draining = draining
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Return the call's handler, or one that refuses it."""
+        if not self._draining.begun or not details.method.startswith(self._prefix):
+            return await continuation(details)
+
+        async def refuse(request: Message, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)

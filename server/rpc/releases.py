@@ -1,0 +1,103 @@
+"""Calls of inference-only devices: the newest released file, and who has it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.access.names import check_name
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.coordinator.members import PRESENCE
+from featherfed.server.errors import Refused
+from featherfed.server.rpc.callers import Callers, Context
+from featherfed.server.rpc.calls import ByteCounter
+from featherfed.server.rpc.changes import Changes
+from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest
+from featherfed.server.storage.records import DownloadKey, LedgerEntry
+from featherfed.server.transfers.downloads import Download
+from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.leases import Leases, now
+from featherfed.server.transfers.releases import Offer, Releases
+
+
+class _Device(NamedTuple):
+    heard: float
+    version: int
+
+
+class Devices:
+    """Knows the devices that called lately, and the version whose file each has."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, _Device] = {}
+
+    def hear(self, device: str, version: int | None = None) -> None:
+        """Record that a device is there, and its version if that is known anew."""
+        if version is None:
+            version = self._devices.get(device, _Device(0, 0)).version
+        self._devices[device] = _Device(now(), version)
+
+    def all_have(self, version: int) -> bool:
+        """Whether all devices that called lately have the file of a version."""
+        self._devices = {n: d for n, d in self._devices.items() if now() - d.heard <= PRESENCE}
+        return all(device.version >= version for device in self._devices.values())
+
+
+class ReleaseCalls:
+    """Sends devices the newest released file as soon as there is one that they do not have."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        releases: Releases | None,
+        callers: Callers,
+        bytes_: ByteCounter,
+        sender: ChunkSender,
+        changes: Changes,
+    ) -> None:
+        """Without `releases`, devices are refused."""
+        self.devices = Devices()
+        self._run = coordinator.run
+        self._store = coordinator.store
+        self._releases = releases
+        self._callers = callers
+        self._bytes = bytes_
+        self._sender = sender
+        self._changes = changes
+        self._leases = Leases()
+
+    async def fetch(
+        self, request: pb.FetchReleaseRequest, wait_seconds: float, context: Context
+    ) -> None:
+        """Send the newest file within `wait_seconds`, or nothing if the device has it already."""
+        check_name(request.device)
+        self._callers.check_proven(request.device)
+        if self._releases is None:
+            raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
+        releases = self._releases
+        offer = await self._changes.poll(
+            lambda: self._ask(releases, request), lambda found: found is not None, wait_seconds
+        )
+        round_, device = self._run.ledger_round, request.device
+        asked = LedgerEntry(round_, device, "uplink", "release", 0, framed_size(request))
+        if offer is None:
+            await self._bytes.count(asked)
+            return
+        release = offer.release
+        async with self._leases.acquire(device) as lease:
+            key = DownloadKey(device, "release", round_, message_digest(release))
+            offset = request.offset if request.offset_digest == release.digest else 0
+            download = await asyncio.to_thread(Download, self._store, key, offer.data, offset)
+            first = pb.ReleaseChunk(release=release, offset=download.begin)
+            messages = chunks(pb.ReleaseChunk, first, download.data)
+            await self._sender.send(context, lease, messages, download, asked)
+            self.devices.hear(device, release.version)
+
+    async def _ask(self, releases: Releases, request: pb.FetchReleaseRequest) -> Offer | None:
+        newest = self._run.ledger_round - 1
+        self.devices.hear(request.device)
+        offer = await asyncio.wrap_future(releases.offer(request.kind, request.have_digest))
+        if offer is None:
+            self.devices.hear(request.device, newest)
+        return offer

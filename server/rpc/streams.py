@@ -1,0 +1,81 @@
+"""Sending data in chunks to peers that may be slow, stop reading, or hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from featherfed.server.errors import Refused
+from featherfed.server.rpc.callers import Context
+from featherfed.server.rpc.calls import StalledWrite
+from featherfed.server.storage.records import LedgerEntry
+from featherfed.server.transfers.downloads import Download
+from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.leases import Lease, now, uninterrupted
+from featherfed.server.transfers.uploads import SLOWEST, STORED_CHUNK_BYTES
+
+CHUNK_BYTES = 64 * 1024
+"""Data bytes of one message."""
+
+
+class ChunkSender:
+    """Sends messages to a peer that may not keep the server waiting."""
+
+    def __init__(self, stall_seconds: float) -> None:
+        self._stall_seconds = stall_seconds
+
+    async def send(
+        self,
+        context: Context,
+        lease: Lease,
+        chunks: Iterable[Any],
+        download: Download,
+        asked: LedgerEntry,
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a download's chunks, and count what was sent however it ends.
+
+        `asked`: the request's own bytes. `on_sent` is called after every chunk.
+        """
+        try:
+            for message in chunks:
+                await self.write(context, lease, message)
+                on_sent()
+                download.add(len(message.data), framed_size(message))
+                if download.uncounted >= STORED_CHUNK_BYTES:
+                    await uninterrupted(asyncio.to_thread(download.count))
+        finally:
+            await uninterrupted(asyncio.to_thread(download.count, asked, last=True))
+
+    async def write(self, context: Context, lease: Lease, message: Any) -> None:
+        """Send one message; raise StalledWrite if the peer does not take it in time."""
+        until = now() + self._stall_seconds + len(message.data) / SLOWEST
+        write = asyncio.ensure_future(context.write(message))
+        try:
+            await lease.wait_for(write, until)
+        except Refused as refusal:
+            raise StalledWrite(refusal, write) from None
+
+
+def pieces(data: bytes | memoryview) -> Iterator[bytes]:
+    """Yield data in pieces of at most CHUNK_BYTES; no data are one empty piece."""
+    for at in range(0, len(data) or 1, CHUNK_BYTES):
+        yield bytes(data[at : at + CHUNK_BYTES])
+
+
+def chunks(make: Callable[..., Any], first: Any, data: bytes | memoryview) -> Iterator[Any]:
+    """Yield data in messages built by `make(data=...)`; the first has the fields of `first` too."""
+    for number, piece in enumerate(pieces(data)):
+        message = make(data=piece)
+        if not number:
+            message.MergeFrom(first)
+        yield message
+
+
+def message_digest(message: Message) -> bytes:
+    """Return the SHA-256 of a message."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()

@@ -1,0 +1,96 @@
+"""Uploads that broke off: what is stored of them, and where they resume."""
+
+from __future__ import annotations
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.errors import Refused
+from featherfed.server.storage.records import LedgerEntry, StoredChunk
+
+DIGEST_BYTES = 8
+"""Bytes of a payload's digest in an update's header."""
+
+
+class PartialUploads:
+    """Stores what arrives of updates, and says from which byte on each is still needed."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._run = coordinator.run
+        self._members = coordinator.members
+        self._updates = coordinator.updates
+
+    def admit(self, client: str, header: pb.UpdateHeader) -> pb.Outcome:
+        """Check an upload by its header; return DUPLICATE or, if it may go on, UNSPECIFIED.
+
+        Raises Refused if it is not wanted, or does not begin where the stored bytes end.
+        """
+        limit = self._updates.max_bytes(client)
+        with self._run.lock:
+            self._members.hear(client)
+            store = self._run.store
+            if store.journal.has_update(header.round, client):
+                return pb.DUPLICATE
+            self._updates.check(client, header)
+            if header.size > limit:
+                raise Refused(
+                    pb.TOO_LARGE, f"{header.size} bytes; the round's codec needs {limit} at most"
+                )
+            if len(header.digest) not in (0, DIGEST_BYTES):
+                raise Refused(
+                    pb.MALFORMED, f"a digest of {len(header.digest)} bytes, not of {DIGEST_BYTES}"
+                )
+            if not header.offset:
+                store.transfers.drop_upload(client)
+            elif header.offset != (stored := self._stored(client, header)):
+                raise Refused(pb.BUSY, f"{stored} bytes are here, not {header.offset}; ask again")
+            return pb.OUTCOME_UNSPECIFIED
+
+    def _stored(self, client: str, header: pb.UpdateHeader) -> int:
+        if not header.digest:
+            return 0
+        transfers = self._run.store.transfers
+        return transfers.received(client, header.round, header.digest, header.size).payload
+
+    def resume_at(self, client: str, header: pb.UpdateHeader) -> int:
+        """Return how many bytes of an update need not be sent: all, if it is not wanted."""
+        with self._run.lock:
+            self._members.hear(client)
+            try:
+                if self._run.store.journal.has_update(header.round, client):
+                    return header.size
+                self._updates.check(client, header)
+            except Refused:
+                return header.size
+            return self._stored(client, header)
+
+    def store(
+        self, client: str, header: pb.UpdateHeader, at: int, data: bytes, message_bytes: int
+    ) -> None:
+        """Count bytes as retry, and store them; raise Refused if their update is not wanted."""
+        with self._run.lock:
+            try:
+                self._updates.check(client, header)
+            except Refused:
+                self.count_retry(client, header, len(data), message_bytes)
+                raise
+            key = header.round, header.digest, header.size
+            with self._run.store.transaction():
+                self.count_retry(client, header, len(data), message_bytes)
+                chunk = StoredChunk(client, at, *key, message_bytes, data)
+                self._run.store.transfers.add_chunk(chunk)
+
+    def payload(self, client: str) -> bytes:
+        """Return the stored bytes of a client's update."""
+        return self._run.store.transfers.received_payload(client)
+
+    def drop(self, client: str) -> None:
+        """Delete the stored bytes of a client's update."""
+        self._run.store.transfers.drop_upload(client)
+
+    def count_retry(
+        self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
+    ) -> None:
+        """Count bytes of an update that was not accepted, or not yet."""
+        round_ = self._run.ledger_round_of(header.round)
+        entry = LedgerEntry(round_, client, "uplink", "retry", size, message_bytes)
+        self._run.store.ledger.count(entry)
