@@ -24,7 +24,14 @@ from featherfed.compression.exchange.update import (
     sketched_shapes,
     subtract,
 )
-from featherfed.compression.importance import LEVELS, Allocation, Report, flat, measure, merge
+from featherfed.compression.importance import (
+    LEVELS,
+    Allocation,
+    Report,
+    equal_importance,
+    measure_importance,
+    merge_reports,
+)
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
 from featherfed.datasets.partition import partition
@@ -52,19 +59,19 @@ def allocations(before: list[list[Array]], name: str) -> dict[str, Allocation]:
     shapes = [tensor.shape for tensor in before[0]]
     reports = []
     for slot, update in enumerate(before):
-        own = measure(update)
+        own = measure_importance(update)
         reports.append(Report(slot, CLIENTS, own.levels, own.profile[slot::CLIENTS]))
-    run = merge(None, reports, shapes)
+    run = merge_reports(None, reports, shapes)
     assert run is not None
     known = {
-        "all equal": flat(shapes),
-        "by tensor, from the run": Allocation(run.levels, flat(shapes).profile),
+        "all equal": equal_importance(shapes),
+        "by tensor, from the run": Allocation(run.levels, equal_importance(shapes).profile),
         "by tensor, row and column, from the run": run,
     }
     if name == "cnn":
         top = max(HAND_MADE)
         levels = bytes(LEVELS - 1 + round(2 * math.log2(c / top)) for c in HAND_MADE)
-        known["by tensor, hand-made table"] = Allocation(levels, flat(shapes).profile)
+        known["by tensor, hand-made table"] = Allocation(levels, equal_importance(shapes).profile)
     return known
 
 

@@ -70,18 +70,18 @@ def _values(key: Key, shape: tuple[int, ...]) -> Array:
 def drawn() -> Iterator[list[Any]]:
     """Yield a list that fills with the coordinates which sketches draw, flat and by tensor."""
     seen: list[Any] = []
-    draw = sketch._Line.draw
+    draw = sketch._Sampler.draw
 
     def spy(self: Any, *arguments: Any) -> Iterator[Any]:
         for item in draw(self, *arguments):
-            seen.append(item[2].astype("<i8"))
+            seen.append(item.positions.astype("<i8"))
             yield item
 
-    sketch._Line.draw = spy  # type: ignore[method-assign]
+    sketch._Sampler.draw = spy  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        sketch._Line.draw = draw  # type: ignore[method-assign]
+        sketch._Sampler.draw = draw  # type: ignore[method-assign]
 
 
 def measure(own: Path, given: Path) -> dict[str, Any]:

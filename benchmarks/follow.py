@@ -26,7 +26,7 @@ import numpy as np
 import tomli_w
 
 from featherfed.cli.artifacts import machine
-from featherfed.compression.filedelta import encode_file
+from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test

@@ -28,6 +28,7 @@ from featherfed.compression.errors import WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.registry import STAGES
 from featherfed.compression.stage import FLOATS, Form, Shape, Values
+from featherfed.compression.traits import Traits
 from featherfed.sweep import results
 from featherfed.sweep.grid import Sweep
 
@@ -43,14 +44,11 @@ class NnCodec:
     fineness: int
 
     name: ClassVar[str] = "nncodec"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True)
     worker: ClassVar[Any] = None
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Floats, of which there are none."""
         return FLOATS
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from backports import zstd
 
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec

@@ -1,7 +1,7 @@
-"""`chain`: stages in a row are a codec, a pair of pure functions over a list of tensors.
+"""A codec made of stages in a row: array stages, then at most one byte stage.
 
-Array stages come first and work on each tensor alone, byte stages last and work on all together.
-Layout before the byte stages: for each tensor and array stage a varint length and the side
+Array stages work on each tensor alone, the byte stage on all of them together.
+Layout before the byte stage: for each tensor and array stage a varint length and the side
 information; then each tensor's values, bit-packed.
 """
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import MAX_VARINT_BYTES, Reader, varint
-from featherfed.compression.context import PLAIN, Context
+from featherfed.compression.codec import check_magnitudes
+from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
+from featherfed.compression.importance import Report
 from featherfed.compression.key import Key
 from featherfed.compression.stage import (
     FLOATS,
@@ -31,51 +32,12 @@ from featherfed.compression.stage import (
     stage_text,
     unpack,
 )
-
-MAX_MAGNITUDE = 1e18
-"""No value is larger: sums and squares, and what any stage makes of it, stay finite in float32."""
-
-
-class Codec(Protocol):
-    """Turns a list of float32 tensors into bytes and back. No hidden state: equal in, equal out."""
-
-    @property
-    def lossless(self) -> bool:
-        """Decoding gives back every bit."""
-
-    @property
-    def feedback(self) -> bool:
-        """The sender must keep the residual and add it to its next update (error feedback)."""
-
-    @property
-    def dense(self) -> bool:
-        """Updates can be compared coordinate by coordinate: each value is close to what it was."""
-
-    @property
-    def keyed(self) -> bool:
-        """A payload means nothing without the context it was made in."""
-
-    @property
-    def takes_all(self) -> bool:
-        """Small trainable tensors too: near-lossless would cost more than all the rest."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the stages that a peer must know."""
-
-    def encode(self, tensors: Sequence[Array], context: Context = PLAIN) -> bytes:
-        """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
-
-    def decode(self, data: bytes, shapes: Sequence[Shape], context: Context = PLAIN) -> list[Array]:
-        """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
-
-    def limit(self, shapes: Sequence[Shape]) -> int:
-        """Return the most bytes that tensors of `shapes` take before byte stages."""
+from featherfed.compression.traits import Traits, chain_traits
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A codec of array stages followed by byte stages; a wrong order fails when it is built."""
+    """A codec of array stages followed by a byte stage; raises CodecError for any other order."""
 
     stages: tuple[Stage, ...]
 
@@ -94,79 +56,58 @@ class Chain:
             elif form != FLOATS:
                 raise CodecError(f"{stage.name} needs floats; the stage before it gives others")
             else:
-                form = stage.gives
+                form = stage.output
 
     @cached_property
-    def _arrays(self) -> list[ArrayStage]:
-        return [s for s in self.stages if isinstance(s, ArrayStage)]
+    def _array_stages(self) -> list[ArrayStage]:
+        return [stage for stage in self.stages if isinstance(stage, ArrayStage)]
 
     @cached_property
-    def _bytes(self) -> list[ByteStage]:
-        return [s for s in self.stages if isinstance(s, ByteStage)]
+    def _byte_stages(self) -> list[ByteStage]:
+        return [stage for stage in self.stages if isinstance(stage, ByteStage)]
 
     @property
     def _form(self) -> Form:
-        return self._arrays[-1].gives if self._arrays else FLOATS
+        """The form of the values that the last array stage gives."""
+        return self._array_stages[-1].output if self._array_stages else FLOATS
 
-    @property
-    def lossless(self) -> bool:
-        """Every stage is."""
-        return all(stage.lossless for stage in self._arrays)
-
-    @property
-    def feedback(self) -> bool:
-        """Any stage asks for it."""
-        return any(stage.feedback for stage in self._arrays)
-
-    @property
-    def dense(self) -> bool:
-        """Every stage is."""
-        return all(stage.dense for stage in self._arrays)
-
-    @property
-    def keyed(self) -> bool:
-        """Any stage is."""
-        return any(stage.keyed for stage in self._arrays)
-
-    @property
-    def takes_all(self) -> bool:
-        """No."""
-        return False
+    @cached_property
+    def traits(self) -> Traits:
+        """Those of its array stages together; byte stages lose nothing."""
+        return chain_traits([stage.traits for stage in self._array_stages])
 
     @property
     def needs(self) -> frozenset[str]:
         """The names of its stages."""
         return frozenset(stage.name for stage in self.stages)
 
-    def encode(self, tensors: Sequence[Array], context: Context = PLAIN) -> bytes:
+    def encode(self, tensors: Sequence[Array], context: Context = NO_CONTEXT) -> bytes:
         """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
+        check_magnitudes(tensors)
         sides: list[bytes] = []
         values: list[bytes] = []
-        for number, tensor in enumerate(tensors):
-            if not (np.abs(tensor) <= MAX_MAGNITUDE).all():
-                raise CodecError(
-                    f"tensor {number} holds NaN, infinity or values beyond {MAX_MAGNITUDE:g}"
-                )
-            x = tensor
-            key = context.own.child(number)
-            for stage in self._arrays:
+        for number, x in enumerate(tensors):
+            key = context.update_key.child(number)
+            for stage in self._array_stages:
                 x, side = stage.encode(x, key)
                 sides += [varint(len(side)), side]
             values.append(pack(x.ravel(), self._form))
         data = b"".join(sides + values)
-        for compressor in self._bytes:
+        for compressor in self._byte_stages:
             data = compressor.compress(data)
         return data
 
-    def decode(self, data: bytes, shapes: Sequence[Shape], context: Context = PLAIN) -> list[Array]:
+    def decode(
+        self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
+    ) -> list[Array]:
         """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
         limit = self.limit(shapes)
-        for compressor in reversed(self._bytes):
+        for compressor in reversed(self._byte_stages):
             data = compressor.decompress(data, limit)
         reader = Reader(data)
         sides = [self._read_sides(reader, shape) for shape in shapes]
         tensors = [
-            self._read_tensor(reader, side, shape, context.own.child(number))
+            self._read_tensor(reader, side, shape, context.update_key.child(number))
             for number, (side, shape) in enumerate(zip(sides, shapes, strict=True))
         ]
         reader.finish()
@@ -174,7 +115,7 @@ class Chain:
 
     def _read_sides(self, reader: Reader, shape: Shape) -> list[bytes]:
         sides = []
-        for stage, inner in zip(self._arrays, self._shapes(shape), strict=False):
+        for stage, inner in zip(self._array_stages, self._shapes(shape), strict=False):
             length = reader.varint()
             if length > stage.side_limit(inner):
                 raise WireError(f"{stage.name}: {length} bytes of side information are too many")
@@ -186,17 +127,21 @@ class Chain:
         count = int(np.prod(shapes[-1]))
         x = unpack(reader.take(packed_size(self._form, count)), self._form, count)
         for stage, side, inner in zip(
-            reversed(self._arrays), reversed(sides), reversed(shapes[:-1]), strict=True
+            reversed(self._array_stages), reversed(sides), reversed(shapes[:-1]), strict=True
         ):
             x = stage.decode(x, side, inner, key)
         if not np.isfinite(x).all():
             raise NonFiniteError("an update holds NaN or infinity")
         return x.astype(np.float32).reshape(shape)
 
+    def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
+        """Return None: a chain reports nothing."""
+        return None
+
     def _shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape that each array stage sees, and the one that the last hands on."""
+        """Return the input shape of each array stage, then the output shape of the last."""
         shapes = [shape]
-        for stage in self._arrays:
+        for stage in self._array_stages:
             shapes.append((stage.count(shapes[-1]),))
         return shapes
 
@@ -206,7 +151,7 @@ class Chain:
         for shape in shapes:
             *seen, last = self._shapes(shape)
             total += packed_size(self._form, int(np.prod(last)))
-            for stage, inner in zip(self._arrays, seen, strict=True):
+            for stage, inner in zip(self._array_stages, seen, strict=True):
                 total += stage.side_limit(inner) + MAX_VARINT_BYTES
         return total
 

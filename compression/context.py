@@ -11,12 +11,12 @@ from featherfed.compression.key import NO_KEY, Key
 
 @dataclass(frozen=True)
 class Context:
-    """One update among those of its round.
+    """The place of one update among those of its round.
 
-    `key` is the round's, the same for all its clients. `slot` of `slots` is the client's place in
-    the round: clients in different slots send different coordinates. `allocation` is what is known
-    of the importance of coordinates, None if nothing is yet. `statistics` are the base's values of
-    all tensors that are not trained, float32 [n], zeros if None: a sketch sends new values of them.
+    `key`: the round's shared randomness, the same for all its clients. `slot` of `slots`: the
+    client's place in the round; clients in different slots send different coordinates.
+    `allocation`: the importance of coordinates, None if nothing is known yet. `statistics`: the
+    values of all tensors that are not trained before the update, float32 [n], zeros if None.
     """
 
     key: Key = NO_KEY
@@ -26,18 +26,18 @@ class Context:
     statistics: Array | None = field(default=None, compare=False)
 
     @property
-    def own(self) -> Key:
+    def update_key(self) -> Key:
         """The key of this update alone."""
         return self.key.child("slot", self.slot)
 
     @property
     def digest(self) -> bytes:
-        """What a payload is bound to by its checksum; nothing for a codec that needs no context."""
-        if self == PLAIN:
+        """What the checksum of a payload covers of the context; nothing of NO_CONTEXT."""
+        if self == NO_CONTEXT:
             return b""
         allocation = self.allocation.digest if self.allocation else b""
         return b"%b/%d/%d/%b" % (self.key.bits, self.slot, self.slots, allocation)
 
 
-PLAIN = Context()
+NO_CONTEXT = Context()
 """For codecs that need no context."""

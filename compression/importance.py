@@ -1,14 +1,14 @@
 """Which coordinates a sketch sends more often: importance by tensor, row and column.
 
-Noise costs the least if coordinate i is kept with a probability proportional to
+Noise does the least harm if coordinate i is sent with a probability proportional to
 c_i = sqrt(curvature_i) * rms_i. Under SGD a coordinate's movement is the sum of its gradients, and
 their mean square is its curvature (the empirical Fisher), so c_i is proportional to the mean
-square of the update itself: no gradients and no hand-made table are needed. A large tensor gets
-one importance per row and per column besides, since most of what differs inside a kernel differs
-by input and by output (as in Adafactor, Shazeer and Stern 2018).
+square of the update itself: no gradients and no hand-made table are needed. A large tensor also
+gets one importance per row and per column, since most of what differs inside a kernel differs by
+input and by output (as in Adafactor, Shazeer and Stern 2018).
 
-All is kept in small integer codes, half an octave a step, so that both sides sample the same
-coordinates on every platform.
+Importance is kept in small integer codes on a logarithmic scale, two codes per factor of 2, so
+that both sides sample the same coordinates on every platform.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from featherfed.compression.errors import WireError
 from featherfed.compression.stage import Shape
 
 Codes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
 
 LEVELS = 32
-"""Codes of a tensor's importance: half octaves below the most important one's."""
+"""Number of codes of a tensor's importance; the largest is the most important tensor's."""
 NEUTRAL = 5
 """The code of a row or column as important as the mean of its tensor."""
 _TOP_LEVEL = LEVELS - 1
 _TOP_CODE = 15
-_PROFILED = 1024  # smaller tensors are not worth a profile
-_SPARSE = 8  # nor are tensors with more than one row or column in so many values
+_MIN_PROFILED = 1024  # values: smaller tensors are not worth a profile
+_MIN_VALUES_PER_CODE = 8  # nor are tensors whose profile would have more codes than that
 _TINY = 1e-12
-_FLOOR = 0.2  # of the mean: what did not move in this round may move in the next
+_FLOOR = 0.2  # of the mean: a row that did not move in this round may move in the next
 
 # round(2**(code / 2) * unit) as exact integers.
 _LEVEL_WEIGHT = np.array([round(2 ** (code / 2)) for code in range(LEVELS)], np.int64)
@@ -44,7 +45,7 @@ _CODE_WEIGHT = np.array([round(64 * 2 ** ((c - NEUTRAL) / 2)) for c in range(16)
 
 @dataclass(frozen=True)
 class Grid:
-    """A tensor seen as a matrix; `profiled`: its rows and columns have codes of their own."""
+    """A tensor seen as a matrix, whose rows and columns have codes of their own if `profiled`."""
 
     rows: int
     columns: int
@@ -52,28 +53,29 @@ class Grid:
 
     @property
     def entries(self) -> int:
-        """Number of profile codes."""
+        """Number of codes in the tensor's profile."""
         return self.rows + self.columns if self.profiled else 0
 
 
 def grid_of(shape: Shape) -> Grid:
-    """Return `shape` as [all but the last axis, last axis], or as one row if that is not worth it.
+    """Return `shape` as [all but the last axis, last axis], or as one row without a profile.
 
-    What a pruning mask leaves of a tensor is a vector, hence one row.
+    The values that a pruning mask keeps of a tensor are a vector, hence one row.
     """
     size = math.prod(shape)
-    if len(shape) > 1 and size >= _PROFILED:
+    if len(shape) > 1 and size >= _MIN_PROFILED:
         rows, columns = size // shape[-1], shape[-1]
-        if (rows + columns) * _SPARSE <= size:
+        if (rows + columns) * _MIN_VALUES_PER_CODE <= size:
             return Grid(rows, columns, True)
     return Grid(1, size, False)
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Importance codes: one level a tensor, and the profiles of all tensors in a row.
+    """The importance of all coordinates of a model, as codes of one byte each.
 
-    A tensor's profile is the codes of its rows, then of its columns.
+    `levels`: one code per tensor. `profile`: the profiles of all tensors one after the other; a
+    tensor's profile is the codes of its rows, then of its columns, empty for small tensors.
     """
 
     levels: bytes
@@ -91,18 +93,18 @@ class Allocation:
 
     @property
     def digest(self) -> bytes:
-        """What tells two allocations apart."""
+        """Bytes that differ between different allocations for one model."""
         return bytes([len(self.levels) & 0xFF]) + self.levels + self.profile
 
 
-def flat(shapes: Sequence[Shape]) -> Allocation:
-    """Return the allocation that knows nothing: all coordinates are equally important."""
+def equal_importance(shapes: Sequence[Shape]) -> Allocation:
+    """Return the allocation in which all coordinates are equally important."""
     entries = sum(grid_of(shape).entries for shape in shapes)
     return Allocation(bytes([_TOP_LEVEL]) * len(shapes), bytes([NEUTRAL]) * entries)
 
 
-def measure(tensors: Sequence[Array]) -> Allocation:
-    """Return the importance that the finite float32 `tensors` of one update show."""
+def measure_importance(tensors: Sequence[Array]) -> Allocation:
+    """Return the importance of coordinates by the squares of one update (finite float32)."""
     peak = max((float(np.abs(t).max(initial=0)) for t in tensors), default=0.0)
     if not _TINY < peak < 1 / _TINY:  # squares would leave float32's range
         tensors = [t / np.float32(peak or 1) for t in tensors]
@@ -110,23 +112,25 @@ def measure(tensors: Sequence[Array]) -> Allocation:
     largest = max(energies, default=0.0)
     levels, profile = [], []
     for tensor, energy in zip(tensors, energies, strict=True):
-        levels.append(_level(energy, largest))
+        levels.append(_level_code(energy, largest))
         grid = grid_of(tensor.shape)
         if grid.profiled:
             matrix = tensor.reshape(grid.rows, grid.columns)
             squares = np.einsum("ij,ij->i", matrix, matrix), np.einsum("ij,ij->j", matrix, matrix)
             for sums, count in zip(squares, (grid.columns, grid.rows), strict=True):
-                profile.append(_codes(sums / count, energy))
+                profile.append(_profile_codes(sums / count, energy))
     return Allocation(bytes(levels), b"".join(codes.tobytes() for codes in profile))
 
 
-def _level(energy: float, largest: float) -> int:
+def _level_code(energy: float, largest: float) -> int:
+    """Return a tensor's code from its mean square and the largest one of all tensors."""
     if energy <= 0:
         return 0 if largest > 0 else _TOP_LEVEL
     return max(0, _TOP_LEVEL + round(2 * math.log2(energy / largest)))
 
 
-def _codes(energies: Array, mean: float) -> Codes:
+def _profile_codes(energies: Array, mean: float) -> Codes:
+    """Return the codes of rows or columns from their mean squares and that of the tensor."""
     if mean <= 0:
         return np.full(energies.shape, NEUTRAL, np.uint8)
     relative = (1 - _FLOOR) * (energies / mean) + _FLOOR
@@ -135,82 +139,89 @@ def _codes(energies: Array, mean: float) -> Codes:
 
 
 def report_size(shapes: Sequence[Shape], slot: int, slots: int) -> int:
-    """Return the bytes of the report that the client in `slot` makes."""
-    return len(shapes) + (_share(shapes, slot, slots) + 1) // 2
+    """Return the size in bytes of the report from `slot`."""
+    return len(shapes) + (_num_reported(shapes, slot, slots) + 1) // 2
 
 
-def report(own: Allocation, slot: int, slots: int) -> bytes:
+def encode_report(own: Allocation, slot: int, slots: int) -> bytes:
     """Return all levels (1 byte each) and every `slots`-th code of the profile (4 bits each)."""
-    share = np.frombuffer(own.profile, np.uint8)[slot % slots :: slots]
-    pairs = np.zeros(len(share) + len(share) % 2, np.uint8)
-    pairs[: len(share)] = share
+    codes = np.frombuffer(own.profile, np.uint8)[slot % slots :: slots]
+    pairs = np.zeros(len(codes) + len(codes) % 2, np.uint8)
+    pairs[: len(codes)] = codes
     return own.levels + (pairs[::2] | pairs[1::2] << 4).tobytes()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the client in `slot` says: all levels, and its share of the profile's codes."""
+    """The importance that the client in `slot` measured: all levels, and a part of the profile.
+
+    `codes`: the codes number slot, slot + slots, ... of the profile, one byte each.
+    """
 
     slot: int
     slots: int
     levels: bytes
-    share: bytes
+    codes: bytes
 
 
-def read_report(data: bytes, shapes: Sequence[Shape], slot: int, slots: int) -> Report:
-    """Return the report in exactly `report_size` bytes; raise WireError if it is none."""
+def decode_report(data: bytes, shapes: Sequence[Shape], slot: int, slots: int) -> Report:
+    """Return the report in exactly `report_size` bytes; raise WireError if they hold none."""
     raw = np.frombuffer(data, np.uint8)
     levels, pairs = raw[: len(shapes)], raw[len(shapes) :]
-    share = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()
-    count = _share(shapes, slot, slots)
-    if (levels > _TOP_LEVEL).any() or share[count:].any():
+    codes = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()
+    count = _num_reported(shapes, slot, slots)
+    if (levels > _TOP_LEVEL).any() or codes[count:].any():
         raise WireError("a report of importance is out of range")
-    return Report(slot, slots, levels.tobytes(), share[:count].tobytes())
+    return Report(slot, slots, levels.tobytes(), codes[:count].tobytes())
 
 
-def merge(
+def merge_reports(
     before: Allocation | None, reports: Sequence[Report], shapes: Sequence[Shape]
 ) -> Allocation | None:
-    """Return the mean of the reported levels and the profile with all reported shares put in.
+    """Return the mean of the reported levels, and the profile with all reported codes put in.
 
-    What nobody reported stays as it was `before`, or neutral. The order of reports does not matter
-    unless two come from the same slot.
+    Codes that nobody reported stay as they were `before`, or NEUTRAL. The order of reports does
+    not matter unless two come from the same slot.
     """
     if not reports:
         return before
-    profile = np.frombuffer((before or flat(shapes)).profile, np.uint8).copy()
+    profile = np.frombuffer((before or equal_importance(shapes)).profile, np.uint8).copy()
     levels = np.zeros(len(shapes), np.int64)
-    for one in reports:
-        levels += np.frombuffer(one.levels, np.uint8)
-        profile[one.slot % one.slots :: one.slots] = np.frombuffer(one.share, np.uint8)
+    for report in reports:
+        levels += np.frombuffer(report.levels, np.uint8)
+        profile[report.slot % report.slots :: report.slots] = np.frombuffer(report.codes, np.uint8)
     mean = (levels + len(reports) // 2) // len(reports)
     return Allocation(mean.astype(np.uint8).tobytes(), profile.tobytes())
 
 
-def _share(shapes: Sequence[Shape], slot: int, slots: int) -> int:
+def _num_reported(shapes: Sequence[Shape], slot: int, slots: int) -> int:
+    """Return how many profile codes the client in `slot` reports."""
     entries = sum(grid_of(shape).entries for shape in shapes)
     return len(range(slot % slots, entries, slots))
 
 
-def restrict(allocation: Allocation, whole: Sequence[Shape], shapes: Sequence[Shape]) -> Allocation:
-    """Return the allocation for `shapes`: a mask that makes a tensor a vector ends its profile."""
-    kept, at = [], 0
-    for before, after in zip(whole, shapes, strict=True):
+def restrict_to_masked(
+    allocation: Allocation, whole: Sequence[Shape], kept: Sequence[Shape]
+) -> Allocation:
+    """Return an allocation for tensors of `whole` shapes as one for their `kept` values.
+
+    A tensor of which a pruning mask leaves a vector has no profile.
+    """
+    profiles, at = [], 0
+    for before, after in zip(whole, kept, strict=True):
         end = at + grid_of(before).entries
         if before == after:
-            kept.append(allocation.profile[at:end])
+            profiles.append(allocation.profile[at:end])
         at = end
-    return Allocation(allocation.levels, b"".join(kept))
+    return Allocation(allocation.levels, b"".join(profiles))
 
 
-def weights(
-    level: int, grid: Grid, codes: Codes
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-    """Return the weights by row and, if the tensor is profiled, by column.
+def importance_weights(level: int, grid: Grid, codes: Codes) -> tuple[Integers, Integers | None]:
+    """Return a tensor's weights by row and, if it has a profile, by column, as int64.
 
-    A coordinate's weight is the product of both.
+    A coordinate is sent with a probability proportional to the product of both.
     """
     if not grid.profiled:
         return _LEVEL_WEIGHT[level : level + 1] * 64 * 64, None
-    by = _CODE_WEIGHT[codes]
-    return _LEVEL_WEIGHT[level] * by[: grid.rows], by[grid.rows :]
+    factors = _CODE_WEIGHT[codes]
+    return _LEVEL_WEIGHT[level] * factors[: grid.rows], factors[grid.rows :]

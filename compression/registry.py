@@ -8,7 +8,8 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from featherfed.compression.chain import Codec, chain
+from featherfed.compression.chain import chain
+from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.sketch import Sketch
 from featherfed.compression.stage import Stage

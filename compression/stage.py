@@ -1,4 +1,7 @@
-"""The contract of a stage: frozen fields are its configuration, two pure functions its work."""
+"""The contract of a stage, one step of a codec, and how its values are packed into bytes.
+
+A stage is a frozen dataclass: its fields are its arguments in codec text, in this order.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.key import NO_KEY, Key
+from featherfed.compression.traits import Traits
 
 Shape = tuple[int, ...]
 Values = npt.NDArray[Any]
@@ -17,7 +21,7 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Form:
-    """What an array stage hands on: a numpy dtype and the bits each value takes on the wire."""
+    """How values are represented: as a numpy dtype, and in how many bits on the wire."""
 
     dtype: str
     bits: int
@@ -37,32 +41,24 @@ class ArrayStage(Protocol):
     """Turns one float32 array into fewer or coarser values plus a little side information."""
 
     name: ClassVar[str]
-    lossless: ClassVar[bool]
-    """`decode(encode(x))` equals x bit for bit."""
-    feedback: ClassVar[bool]
-    """The sender must keep what this stage loses and add it to the next round's update."""
-    dense: ClassVar[bool]
-    """Every value comes back close to what it was: a zero does not mean that it was not sent."""
-
-    keyed: ClassVar[bool]
-    """Decoding needs the key that encoding had."""
+    traits: ClassVar[Traits]
 
     @property
-    def gives(self) -> Form:
-        """What the stage hands on."""
+    def output(self) -> Form:
+        """The form of the values that `encode` returns."""
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the 1-D values handed on and the side information; x is finite float32.
+        """Return the encoded values (1-D) and the side information; x is finite float32.
 
-        `key`: randomness that both sides share, other for every tensor of every update; equal in,
-        equal out. Stages that need none ignore it.
+        `key`: randomness that both sides share, different for every tensor of every update.
+        Deterministic: equal arguments give equal results.
         """
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return the float32 array of `shape`; raise WireError if `side` cannot be right."""
 
     def count(self, shape: Shape) -> int:
-        """Return how many values are handed on for an array of `shape`."""
+        """Return how many values `encode` returns for an array of `shape`."""
 
     def side_limit(self, shape: Shape) -> int:
         """Return the most bytes of side information that an array of `shape` can need."""
@@ -85,7 +81,7 @@ Stage = ArrayStage | ByteStage
 
 
 def stage_text(stage: Any) -> str:
-    """Return a stage as codec text: its name and its fields, but for defaults at the end."""
+    """Return a stage as codec text: its name and its arguments, without trailing defaults."""
     values = [(getattr(stage, f.name), f.default) for f in fields(stage)]
     while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
         values.pop()

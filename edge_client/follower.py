@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.filedelta import decode_file
+from featherfed.compression.exchange.filedelta import decode_file
 from featherfed.compression.files import lock_file, scratch_of, write_whole
 from featherfed.edge_client.errors import BadRelease, ClientError
 from featherfed.proto import federation_pb2 as pb

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights

@@ -144,7 +144,7 @@ class Crowd:
                 rng.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in start
             ]
         codec = parse_codec(task.codec)
-        if not codec.keyed and self.payload:
+        if not codec.traits.keyed and self.payload:
             return self._unkeyed
         shared = start_round(manifest, start, 0).context(plan.seed, task.round, task.slots, None)
         encoded = encode_update(

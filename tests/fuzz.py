@@ -39,9 +39,10 @@ try:
 except ImportError:  # no wheel for this platform: the corpus is replayed all the same
     atheris = None
 
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.exchange.update import (
     decode_update,
@@ -49,8 +50,7 @@ from featherfed.compression.exchange.update import (
     read_report,
     sketched_shapes,
 )
-from featherfed.compression.filedelta import encode_file
-from featherfed.compression.importance import measure
+from featherfed.compression.importance import measure_importance
 from featherfed.compression.key import Key
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
@@ -70,7 +70,7 @@ MODEL = Manifest(
 )
 RELEASED = bytes(range(200))
 WEIGHTS = [np.ones(spec.shape, np.float32) for spec in MODEL]
-KNOWN = measure([np.ones(shape, np.float32) for shape in sketched_shapes(MODEL)])
+KNOWN = measure_importance([np.ones(shape, np.float32) for shape in sketched_shapes(MODEL)])
 CONTEXT = Context(Key.root(1), 1, 3, KNOWN, np.ones(64, np.float32))
 
 CODECS = [
@@ -91,7 +91,7 @@ CODECS = [
 
 
 def seal_context(codec: Codec) -> bytes:
-    return str(codec).encode() + MODEL.digest + (CONTEXT.digest if codec.keyed else b"")
+    return str(codec).encode() + MODEL.digest + (CONTEXT.digest if codec.traits.keyed else b"")
 
 
 def update_of(text: str) -> Callable[[bytes], object]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression.filedelta import encode_file
+from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.edge_client.follower import Follower, ModelFile
 from featherfed.proto import federation_pb2 as pb
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.chain import MAX_MAGNITUDE, Chain
+from featherfed.compression.chain import Chain
+from featherfed.compression.codec import MAX_MAGNITUDE
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -176,7 +177,7 @@ def test_decoding_gives_back_the_tensors_within_the_codecs_bound(
 @settings(max_examples=30, deadline=None)
 def test_a_lossless_codec_gives_back_every_bit(text: str, tensors: list[Array]) -> None:
     codec = parse_codec(text)
-    if codec.lossless:
+    if codec.traits.lossless:
         assert bits(codec.decode(codec.encode(tensors), shapes_of(tensors))) == bits(tensors)
 
 
@@ -191,7 +192,7 @@ def test_a_lossless_codec_gives_back_every_bit(text: str, tensors: list[Array]) 
 )
 def test_a_chain_is_as_lossy_as_its_worst_stage(text: str, lossless: bool, feedback: bool) -> None:
     codec = parse_codec(text)
-    assert (codec.lossless, codec.feedback) == (lossless, feedback)
+    assert (codec.traits.lossless, codec.traits.error_feedback) == (lossless, feedback)
 
 
 @every_codec
@@ -523,7 +524,7 @@ def test_error_feedback_loses_nothing_over_the_rounds(text: str, masked: bool) -
         residual = encoded.residual
         sent = [s + d.astype(np.float64) for s, d in zip(sent, encoded.decoded, strict=True)]
         meant = [m + u.astype(np.float64) for m, u in zip(meant, update, strict=True)]
-    assert (residual is not None) == codec.feedback
+    assert (residual is not None) == codec.traits.error_feedback
     if residual is None:
         return
     if masks:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from processes import Processes, wait_until
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.filedelta import decode_file, encode_file
+from featherfed.compression.exchange.filedelta import decode_file, encode_file
 from featherfed.compression.stages.zstd import Zstd
 from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
 from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap

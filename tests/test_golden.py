@@ -16,11 +16,11 @@ import pytest
 from test_codecs import CODECS
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.context import PLAIN, Context
+from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, weights_digest
 from featherfed.compression.exchange.masks import Masks
 from featherfed.compression.exchange.update import decode_update, encode_update
-from featherfed.compression.importance import measure
+from featherfed.compression.importance import measure_importance
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.stages.range import AVAILABLE
@@ -56,13 +56,13 @@ MASKS: Masks = [
     (np.arange(64 * 17) % 3 > 0).reshape(64, 17),
     *[None] * 5,
 ]
-KNOWN = measure([UPDATE[i] for i, s in enumerate(MODEL) if s.role is Role.TRAINABLE])
+KNOWN = measure_importance([UPDATE[i] for i, s in enumerate(MODEL) if s.role is Role.TRAINABLE])
 STATISTICS = np.linspace(0, 1, 34, dtype=np.float32)
 
 
 def context_of(text: str) -> Context:
     """Return what the payload was made in: for a sketch, slot 1 of 3 with known importance."""
-    return Context(Key.root(7), 1, 3, KNOWN, STATISTICS) if text in SKETCHES else PLAIN
+    return Context(Key.root(7), 1, 3, KNOWN, STATISTICS) if text in SKETCHES else NO_CONTEXT
 
 
 def path_of(text: str) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featherfed.compression import importance
 from featherfed.compression.arrays import Array
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.average import WeightedUpdate, average
@@ -26,7 +26,7 @@ from featherfed.compression.exchange.update import (
     sketched_shapes,
 )
 from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
-from featherfed.compression.importance import Allocation, grid_of, measure, merge
+from featherfed.compression.importance import Allocation, grid_of, measure_importance, merge_reports
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
@@ -96,26 +96,26 @@ def test_only_large_matrices_have_a_profile() -> None:
 
 
 def test_reports_of_all_slots_make_the_allocation_whole() -> None:
-    own = measure([some_update()[i] for i in (0, 1, 4, 5)])
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
     reports = [
-        importance.read_report(importance.report(own, slot, 5), SHAPES, slot, 5)
+        importance.decode_report(importance.encode_report(own, slot, 5), SHAPES, slot, 5)
         for slot in range(5)
     ]
-    assert merge(None, reports, SHAPES) == own
-    partial = merge(None, reports[:2], SHAPES)
+    assert merge_reports(None, reports, SHAPES) == own
+    partial = merge_reports(None, reports[:2], SHAPES)
     assert partial is not None
     assert partial.profile[2] == importance.NEUTRAL
-    assert merge(own, [], SHAPES) == own
+    assert merge_reports(own, [], SHAPES) == own
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e15])
 def test_importance_of_any_scale_is_finite(scale: float) -> None:
     tensors = [(some_update()[0] * np.float32(scale)).astype(np.float32)]
-    measure(tensors).check([t.shape for t in tensors])
+    measure_importance(tensors).check([t.shape for t in tensors])
 
 
 def test_an_allocation_that_does_not_fit_is_refused() -> None:
-    fitting = importance.flat(SHAPES)
+    fitting = importance.equal_importance(SHAPES)
     fitting.check(SHAPES)
     for wrong in (
         Allocation(fitting.levels[1:], fitting.profile),
@@ -159,7 +159,7 @@ def mean_of_many(codec: Codec, x: list[Array], known: Allocation | None, runs: i
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_sketch_is_unbiased(text: str, known: bool) -> None:
     x = [some_update()[i] for i in (0, 1, 4, 5)]
-    mean = mean_of_many(parse_codec(text), x, measure(x) if known else None, 600)
+    mean = mean_of_many(parse_codec(text), x, measure_importance(x) if known else None, 600)
     flat, got = (np.concatenate([t.ravel() for t in ts]) for ts in (x, mean))
     assert np.vdot(got, flat) / np.vdot(flat, flat) == pytest.approx(1, abs=0.05)
     assert np.corrcoef(got, flat)[0, 1] > 0.8
@@ -177,7 +177,7 @@ def test_knowing_importance_lowers_the_weighted_noise() -> None:
             losses.append(float((rows * np.square(decoded[0] - x[0])).mean()))
         return float(np.mean(losses))
 
-    assert noise(measure(x)) < 0.5 * noise(None)
+    assert noise(measure_importance(x)) < 0.5 * noise(None)
 
 
 def test_clients_of_a_round_send_different_coordinates() -> None:
@@ -207,7 +207,7 @@ def test_a_payload_of_another_slot_or_round_is_refused(text: str) -> None:
     for other in (
         replace(context, slot=2),
         replace(context, key=round_key(3, 2)),
-        replace(context, allocation=importance.flat(SHAPES)),
+        replace(context, allocation=importance.equal_importance(SHAPES)),
     ):
         with pytest.raises(WireError, match="checksum"):
             decode_update(codec, MODEL, payload, context=other)
@@ -315,7 +315,7 @@ def test_the_mean_tells_the_next_rounds_importance() -> None:
     updates = [some_update(7)] * 5
     reporting = average(MODEL, round_, parts_of("sketch(0.05, 1, profile)", round_, updates))
     known = reporting.allocation()
-    assert known == measure([updates[0][i] for i in (0, 1, 4, 5)])
+    assert known == measure_importance([updates[0][i] for i in (0, 1, 4, 5)])
     bare = average(
         MODEL, the_round(known=known), parts_of(TEXTS[0], the_round(known=known), updates)
     )
@@ -323,7 +323,7 @@ def test_the_mean_tells_the_next_rounds_importance() -> None:
 
 
 def test_under_a_mask_only_what_is_kept_is_sketched() -> None:
-    known = measure([some_update()[i] for i in (0, 1, 4, 5)])
+    known = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
     mask = np.random.default_rng(0).random((300, 40)) < 0.2
     masks = [mask, *[None] * 5]
     codec, context = parse_codec("sketch(0.5, 1, profile)"), Context(KEY, 0, 5, known)

@@ -24,7 +24,7 @@ from featherfed.compression.exchange.update import (
     read_report,
     sketched_shapes,
 )
-from featherfed.compression.importance import Allocation, Report, merge
+from featherfed.compression.importance import Allocation, Report, merge_reports
 from featherfed.compression.registry import parse_codec
 
 FULL_SHARE = 65536
@@ -100,7 +100,7 @@ class Average:
 
     def allocation(self) -> Allocation | None:
         """Return what is known of importance after this round."""
-        return merge(self._round.allocation, self._reports, sketched_shapes(self._manifest))
+        return merge_reports(self._round.allocation, self._reports, sketched_shapes(self._manifest))
 
 
 def average(manifest: Manifest, round_: RoundContext, parts: Sequence[WeightedUpdate]) -> Average:

@@ -1,12 +1,12 @@
 """An update of a whole model as one payload: which tensor takes which codec, and error feedback.
 
 Per tensor, by role and size, never by name: trainable tensors of SMALL values or more take the
-codec; smaller ones and statistics travel near-lossless. What a pruning mask removes is not sent.
+codec; smaller ones and statistics (tensors that are not trained) travel near-lossless beside it.
+The values that a pruning mask removes are not sent.
 
-A sketch is so small that near-lossless would cost more than the rest: it takes all trainable
-tensors. Statistics, if it sends them, travel as 8-bit floats, each by one client of the round if
-all by all would be too dear. They are the new values, not the change: a variance that falls from 1
-to 0.01 must be right to a part of 0.01.
+A sketch is so small that near-lossless tensors would cost more than the rest: it takes all
+trainable tensors, and statistics travel as new values in 8 bits, if at all. If even these cost too
+much, each value is sent by one client of the round only.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader, varint
-from featherfed.compression.chain import MAX_MAGNITUDE, Codec, chain
-from featherfed.compression.context import PLAIN, Context
+from featherfed.compression.codec import MAX_MAGNITUDE, Codec
+from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import OutOfRangeError
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.exchange.masks import Mask, Masks
-from featherfed.compression.importance import Report, restrict
-from featherfed.compression.sketch import Sketch
+from featherfed.compression.exchange.other_tensors import (
+    NearLossless,
+    OtherTensors,
+    StatisticValues,
+)
+from featherfed.compression.importance import Report, restrict_to_masked
 from featherfed.compression.stage import Shape
-from featherfed.compression.stages.floats import Float8, Float16
 from featherfed.compression.wire import seal, unseal
 
 SMALL = 1024
 """Tensors with fewer values (biases, normalisation) are not worth a lossy codec."""
 
-_NEAR_LOSSLESS = chain(Float16())
-_CHEAP = chain(Float8())
-_STATISTICS_SHARE = 8  # statistics may take one part in this many of a sketch, else they are shared
-_ENVELOPE = 64  # more than magic, version, lengths and checksum take
-_EXPANSION = 64  # a byte stage adds at most one part in this many to bytes it cannot compress
+_STATISTICS_SHARE = 8  # every client sends all statistics if a sketch takes this many times more
+_ENVELOPE = 64  # more bytes than magic, version, lengths and checksum take
+_EXPANSION = 64  # a byte stage adds at most 1 / 64 to bytes that it cannot compress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A payload, what a receiver makes of it, and what the sender keeps for its next update.
+    """A payload, what a receiver decodes it to, and what the sender keeps for its next update.
 
-    `target` is what was to be sent, the old residual included; `residual` what the codec lost of
-    it, None for a codec without feedback.
+    `target` is the update with the old residual added; `residual` is `target` minus `decoded`, zero
+    at masked values, or None for a codec without error feedback.
     """
 
     payload: bytes
@@ -57,7 +60,7 @@ class Encoded:
 
     @cached_property
     def decoded(self) -> list[Array]:
-        """What a receiver makes of the payload."""
+        """What a receiver decodes the payload to."""
         return self._decode()
 
 
@@ -68,27 +71,35 @@ def encode_update(
     *,
     masks: Masks | None = None,
     residual: Sequence[Array] | None = None,
-    context: Context = PLAIN,
+    context: Context = NO_CONTEXT,
 ) -> Encoded:
     """Encode `update` (float32, manifest shapes) plus the `residual` of the last one.
 
-    Error feedback (Seide et al. 2014, Karimireddy et al. 2019) is used by codecs that ask for it;
-    others return no residual. Raises CodecError for values beyond MAX_MAGNITUDE, ValueError for
-    tensors that do not fit the manifest.
+    The residual (error feedback, Seide et al. 2014, Karimireddy et al. 2019) is ignored by codecs
+    without that trait. Raises CodecError for values beyond MAX_MAGNITUDE, ValueError for tensors
+    that do not fit the manifest.
     """
     manifest.check(update)
     target = list(update)
-    if codec.feedback and residual is not None:
+    if codec.traits.error_feedback and residual is not None:
         target = [u + r for u, r in zip(update, residual, strict=True)]
-    payload = _encode(codec, manifest, target, masks, context)
+    kept = [
+        tensor if mask is None else tensor[mask]
+        for tensor, mask in zip(target, _mask_per_tensor(masks, manifest), strict=True)
+    ]
+    layout = _Layout(codec, manifest, masks, context)
+    in_codec, beside = layout.split(kept)
+    payload = layout.seal(
+        codec.encode(in_codec, layout.codec_context), layout.others.encode(beside)
+    )
 
     def decode() -> list[Array]:
         return decode_update(codec, manifest, payload, masks=masks, context=context)
 
-    if not codec.feedback:
+    if not codec.traits.error_feedback:
         return Encoded(payload, target, None, decode)
     decoded = decode()
-    triples = zip(target, decoded, _all(masks, manifest), strict=True)
+    triples = zip(target, decoded, _mask_per_tensor(masks, manifest), strict=True)
     return Encoded(payload, target, [_masked(t - d, m) for t, d, m in triples], lambda: decoded)
 
 
@@ -98,39 +109,32 @@ def decode_update(
     payload: bytes,
     *,
     masks: Masks | None = None,
-    context: Context = PLAIN,
+    context: Context = NO_CONTEXT,
 ) -> list[Array]:
     """Return the update in `payload`, float32 in manifest shapes; raise WireError otherwise.
 
-    Safe on hostile bytes: nothing larger than the manifest's tensors is allocated. What
-    `coverage` says was not sent is zero.
+    Safe on hostile bytes: nothing larger than the manifest's tensors is allocated. Values that
+    were not sent (see `coverage`) are zero.
     """
-    parts = _Parts(codec, manifest, masks, context)
-    coarse_data, fine_data = parts.split(payload)
-    values: dict[int, Array] = {}
-    decoded = codec.decode(coarse_data, parts.coarse_shapes, parts.context)
-    values.update(zip(parts.coarse, decoded, strict=True))
-    values.update(zip(parts.fine, parts.decode_fine(fine_data), strict=True))
+    layout = _Layout(codec, manifest, masks, context)
+    codec_data, other_data = layout.unseal(payload)
+    in_codec = codec.decode(codec_data, layout.codec_shapes, layout.codec_context)
+    kept = layout.join(in_codec, layout.others.decode(other_data))
     return [
-        _expand(values[i], mask, spec)
-        for i, (spec, mask) in enumerate(zip(manifest, _all(masks, manifest), strict=True))
+        _expand(values, mask, spec)
+        for values, mask, spec in zip(
+            kept, _mask_per_tensor(masks, manifest), manifest, strict=True
+        )
     ]
 
 
-def coverage(codec: Codec, manifest: Manifest, context: Context = PLAIN) -> list[Mask | None]:
-    """Return by tensor where an update holds a value, None where it is everywhere.
+def coverage(codec: Codec, manifest: Manifest, context: Context = NO_CONTEXT) -> list[Mask | None]:
+    """Return by tensor where an update holds a value, None if it does everywhere.
 
-    A sketch is unbiased and counts as everywhere; of shared statistics a client sends a part.
+    A tensor in the codec counts as everywhere, even in a sketch, which is right in the mean.
     """
-    parts = _Parts(codec, manifest, None, context)
-    masks: list[Mask | None] = [None] * len(manifest)
-    if parts.held or parts.slices > 1:
-        sent = np.zeros(parts.fine_size, np.bool_)
-        if not parts.held:
-            sent[context.slot % context.slots :: parts.slices] = True
-        for i, mask in zip(parts.fine, parts.cut(sent), strict=True):
-            masks[i] = mask
-    return masks
+    layout = _Layout(codec, manifest, None, context)
+    return layout.join([None] * len(layout.codec_shapes), layout.others.coverage())
 
 
 def read_report(
@@ -139,34 +143,32 @@ def read_report(
     payload: bytes,
     *,
     masks: Masks | None = None,
-    context: Context = PLAIN,
+    context: Context = NO_CONTEXT,
 ) -> Report | None:
-    """Return what a payload that decodes reports of importance, None if it reports nothing.
+    """Return the report of importance in a payload that decodes, None if it holds none.
 
-    What is left of a tensor under a mask says nothing of the whole one's rows and columns.
+    None under a mask too: the values that it keeps of a tensor have no rows and columns.
     """
-    if not isinstance(codec, Sketch) or _kept_shapes(manifest, masks) != _kept_shapes(
-        manifest, None
-    ):
+    if _kept_shapes(manifest, masks) != _kept_shapes(manifest, None):
         return None
-    parts = _Parts(codec, manifest, masks, context)
-    data, _ = parts.split(payload)
-    return codec.read_report(data, parts.coarse_shapes, context)
+    layout = _Layout(codec, manifest, masks, context)
+    data, _ = layout.unseal(payload)
+    return codec.read_report(data, layout.codec_shapes, context)
 
 
-def sketched_shapes(manifest: Manifest, masks: Masks | None = None) -> list[Shape]:
-    """Return the shapes that an allocation of importance speaks of."""
-    shapes = _kept_shapes(manifest, masks)
-    return [shapes[i] for i, s in enumerate(manifest) if s.role is Role.TRAINABLE]
+def sketched_shapes(manifest: Manifest) -> list[Shape]:
+    """Return the shapes of the tensors that an allocation of importance covers."""
+    return [spec.shape for spec in manifest if spec.role is Role.TRAINABLE]
 
 
 def max_payload(codec: Codec, manifest: Manifest) -> int:
-    """Return the most bytes an honest payload can have; more is refused before it is read."""
-    parts = _Parts(codec, manifest, None, PLAIN)
-    # What a mask leaves of a tensor is a vector.
-    vectors = [(math.prod(shape),) for shape in parts.coarse_shapes]
-    limit = max(codec.limit(parts.coarse_shapes), codec.limit(vectors))
-    limit += _NEAR_LOSSLESS.limit([parts.shapes[i] for i in parts.fine])
+    """Return the most bytes that `encode_update` makes; longer payloads are refused unread."""
+    layout = _Layout(codec, manifest, None, NO_CONTEXT)
+    # The values that a mask keeps of a tensor are a vector.
+    vectors = [(math.prod(shape),) for shape in layout.codec_shapes]
+    _, beside = layout.split([spec.shape for spec in manifest])
+    limit = max(codec.limit(layout.codec_shapes), codec.limit(vectors))
+    limit += NearLossless(beside).limit()
     return limit + limit // _EXPANSION + _ENVELOPE
 
 
@@ -196,94 +198,81 @@ def apply_update(
     return weights
 
 
-def _encode(
-    codec: Codec, manifest: Manifest, tensors: list[Array], masks: Masks | None, context: Context
-) -> bytes:
-    kept = [t if m is None else t[m] for t, m in zip(tensors, _all(masks, manifest), strict=True)]
-    parts = _Parts(codec, manifest, masks, context)
-    data = codec.encode([kept[i] for i in parts.coarse], parts.context)
-    body = varint(len(data)) + data + parts.encode_fine([kept[i] for i in parts.fine])
-    return seal(body, parts.seal_context)
+class _Layout:
+    """Which tensors of an update take the codec, which travel beside it, and how.
 
-
-class _Parts:
-    """Which tensors take the codec and which are sent in a finer one, and how."""
+    docs/wire-format.md calls the former coarse and the latter fine.
+    """
 
     def __init__(
         self, codec: Codec, manifest: Manifest, masks: Masks | None, context: Context
     ) -> None:
-        def is_coarse(spec: TensorSpec) -> bool:
-            if codec.lossless:
+        traits = codec.traits
+
+        def takes_codec(spec: TensorSpec) -> bool:
+            if traits.lossless:
                 return True
-            return spec.role is Role.TRAINABLE and (codec.takes_all or spec.size >= SMALL)
+            large = traits.takes_small_tensors or spec.size >= SMALL
+            return spec.role is Role.TRAINABLE and large
 
-        self.shapes = _kept_shapes(manifest, masks)
-        self.coarse = [i for i, spec in enumerate(manifest) if is_coarse(spec)]
-        self.fine = [i for i in range(len(manifest)) if i not in set(self.coarse)]
-        self.coarse_shapes = [self.shapes[i] for i in self.coarse]
-        self.context = context
-        if context.allocation and codec.takes_all:
-            whole = [manifest.specs[i].shape for i in self.coarse]
-            fitting = restrict(context.allocation, whole, self.coarse_shapes)
-            self.context = replace(context, allocation=fitting)
-        self.fine_size = sum(math.prod(self.shapes[i]) for i in self.fine)
-        self.seal_context = str(codec).encode() + manifest.digest
-        if codec.keyed:  # what it means depends on the round and the slot
-            self.seal_context += context.digest
-        self.slices = 1
-        self.held = isinstance(codec, Sketch) and codec.statistics == "held"
-        self._cheap = codec.takes_all
-        self._base = np.zeros(self.fine_size, np.float32)
-        if codec.takes_all and context.statistics is not None:
-            self._base = context.statistics
-        self._slot = context.slot % context.slots
-        if codec.takes_all:
-            room = codec.limit(self.coarse_shapes) // _STATISTICS_SHARE
-            self.slices = 1 if self.fine_size <= room else context.slots
+        self._manifest = manifest
+        self._shapes = _kept_shapes(manifest, masks)
+        self._in_codec = [i for i, spec in enumerate(manifest) if takes_codec(spec)]
+        self._beside = [i for i, spec in enumerate(manifest) if not takes_codec(spec)]
+        self.codec_shapes = [self._shapes[i] for i in self._in_codec]
+        self.codec_context = context
+        if context.allocation and traits.takes_small_tensors:  # it covers these tensors, unmasked
+            whole = [manifest.specs[i].shape for i in self._in_codec]
+            fitting = restrict_to_masked(context.allocation, whole, self.codec_shapes)
+            self.codec_context = replace(context, allocation=fitting)
+        self._envelope_context = str(codec).encode() + manifest.digest
+        if traits.keyed:
+            self._envelope_context += context.digest
+        self.others = self._other_tensors(codec, context)
 
-    def split(self, payload: bytes) -> tuple[bytes, bytes]:
-        """Return the two parts of a payload; raise WireError if it is none."""
-        reader = Reader(unseal(payload, self.seal_context))
-        coarse_data = reader.take(reader.varint())
-        return coarse_data, reader.take(reader.remaining)
-
-    def encode_fine(self, tensors: list[Array]) -> bytes:
-        if not self._cheap:
-            return _NEAR_LOSSLESS.encode(tensors)
-        if self.held or not self.fine_size:
-            return b""
-        values = self._base + np.concatenate([t.ravel() for t in tensors])
-        return _CHEAP.encode([values[self._slot :: self.slices]])
-
-    def decode_fine(self, data: bytes) -> list[Array]:
-        if not self._cheap:
-            return _NEAR_LOSSLESS.decode(data, [self.shapes[i] for i in self.fine])
-        update = np.zeros(self.fine_size, np.float32)
-        own = slice(self._slot, None, self.slices)
-        shapes = [] if self.held or not self.fine_size else [update[own].shape]
-        for values in _CHEAP.decode(data, shapes):
-            update[own] = values - self._base[own]
-        return self.cut(update)
-
-    def cut(self, values: Any) -> list[Any]:
-        """Return one vector over all fine tensors as these tensors."""
-        shapes = [self.shapes[i] for i in self.fine]
-        ends = np.cumsum([math.prod(shape) for shape in shapes])
-        return (
-            [x.reshape(s) for x, s in zip(np.split(values, ends[:-1]), shapes, strict=True)]
-            if shapes
-            else []
+    def _other_tensors(self, codec: Codec, context: Context) -> OtherTensors:
+        shapes = [self._shapes[i] for i in self._beside]
+        if not codec.traits.statistics_as_values:
+            return NearLossless(shapes)
+        cheap = codec.limit(self.codec_shapes) // _STATISTICS_SHARE
+        size = sum(math.prod(shape) for shape in shapes)
+        return StatisticValues(
+            shapes,
+            context.statistics,
+            sent=codec.traits.sends_statistics,
+            slot=context.slot % context.slots,
+            parts=1 if size <= cheap else context.slots,
         )
 
+    def split(self, tensors: Sequence[T]) -> tuple[list[T], list[T]]:
+        """Return the tensors that take the codec, and those that travel beside it."""
+        return [tensors[i] for i in self._in_codec], [tensors[i] for i in self._beside]
 
-def _all(masks: Masks | None, manifest: Manifest) -> Masks:
+    def join(self, in_codec: Sequence[T], beside: Sequence[T]) -> list[T]:
+        """Return all tensors in manifest order; the inverse of `split`."""
+        by_number = dict(zip(self._in_codec, in_codec, strict=True))
+        by_number.update(zip(self._beside, beside, strict=True))
+        return [by_number[i] for i in range(len(self._manifest))]
+
+    def seal(self, in_codec: bytes, beside: bytes) -> bytes:
+        """Return the payload of the two encoded sections."""
+        return seal(varint(len(in_codec)) + in_codec + beside, self._envelope_context)
+
+    def unseal(self, payload: bytes) -> tuple[bytes, bytes]:
+        """Return the two encoded sections of a payload; raise WireError otherwise."""
+        reader = Reader(unseal(payload, self._envelope_context))
+        in_codec = reader.take(reader.varint())
+        return in_codec, reader.take(reader.remaining)
+
+
+def _mask_per_tensor(masks: Masks | None, manifest: Manifest) -> Masks:
     return [None] * len(manifest) if masks is None else masks
 
 
 def _kept_shapes(manifest: Manifest, masks: Masks | None) -> list[Shape]:
     return [
         spec.shape if mask is None else (int(mask.sum()),)
-        for spec, mask in zip(manifest, _all(masks, manifest), strict=True)
+        for spec, mask in zip(manifest, _mask_per_tensor(masks, manifest), strict=True)
     ]
 
 

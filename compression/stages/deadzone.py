@@ -12,6 +12,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 _ROUNDING = 1 / 3  # a half would be the nearest level; less makes zeros, which cost little
 _ZERO = 127
@@ -29,10 +30,7 @@ class DeadZone:
     step: float
 
     name: ClassVar[str] = "deadzone"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.step, int):
@@ -41,7 +39,7 @@ class DeadZone:
             raise CodecError(f"deadzone needs a step of 0.001 to 100 times rms, got {self.step!r}")
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols of a byte."""
         return symbols(8)
 

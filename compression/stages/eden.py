@@ -13,6 +13,7 @@ from featherfed.compression.errors import WireError
 from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 _SIDE_BYTES = 4
 
@@ -25,13 +26,10 @@ class Eden:
     """
 
     name: ClassVar[str] = "eden"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(keyed=True)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols of one bit."""
         return symbols(1)
 

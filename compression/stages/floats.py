@@ -13,6 +13,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import FLOATS, HALVES, Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 _EXPONENT = struct.Struct("<h")
 _EXPONENT_LIMIT = 200
@@ -24,13 +25,10 @@ class Float32:
     """Every value as it is, 4 bytes."""
 
     name: ClassVar[str] = "float32"
-    lossless: ClassVar[bool] = True
-    feedback: ClassVar[bool] = False
-    dense: ClassVar[bool] = True
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(lossless=True, dense=True)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Floats."""
         return FLOATS
 
@@ -62,13 +60,10 @@ class Float16:
     """
 
     name: ClassVar[str] = "float16"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = False
-    dense: ClassVar[bool] = True
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(dense=True)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Half-precision floats."""
         return HALVES
 
@@ -103,13 +98,10 @@ class Float8:
     """The upper half of `float16` (E5M2), rounded to nearest: one byte a value and 2 a tensor."""
 
     name: ClassVar[str] = "float8"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True, dense=True)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Bytes."""
         return symbols(8)
 

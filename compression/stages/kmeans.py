@@ -16,6 +16,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 Centroids = npt.NDArray[np.float64]
 
@@ -30,17 +31,14 @@ class KMeans:
     bits: int
 
     name: ClassVar[str] = "kmeans"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True, dense=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise CodecError(f"kmeans needs 1 to 8 bits, got {self.bits!r}")
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols."""
         return symbols(self.bits)
 

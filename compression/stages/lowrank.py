@@ -12,6 +12,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import FLOATS, Form, Shape, Values
+from featherfed.compression.traits import Traits
 
 _ITERATIONS = 2
 _START = Key.root(0).child("lowrank")
@@ -27,17 +28,14 @@ class LowRank:
     rank: int
 
     name: ClassVar[str] = "lowrank"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or not 1 <= self.rank <= 1024:
             raise CodecError(f"lowrank needs a rank of 1 to 1024, got {self.rank!r}")
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Floats."""
         return FLOATS
 

@@ -12,6 +12,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 _BUCKET = 512  # values that share a norm, as in the paper's experiments
 _SIDE_BYTES = 4
@@ -28,17 +29,14 @@ class Qsgd:
     levels: int
 
     name: ClassVar[str] = "qsgd"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False  # the receiver needs no randomness
+    traits: ClassVar[Traits] = Traits()
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 127:
             raise CodecError(f"qsgd needs 1 to 127 levels, got {self.levels!r}")
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols of a byte."""
         return symbols(8)
 

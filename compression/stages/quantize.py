@@ -12,6 +12,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 MAX_BITS = 16
 _SIDE_BYTES = 6  # float32 step and uint16 zero point
@@ -29,10 +30,7 @@ class Quantize:
     axis: str = "tensor"
 
     name: ClassVar[str] = "quantize"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True, dense=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= MAX_BITS:
@@ -41,7 +39,7 @@ class Quantize:
             raise CodecError(f"quantize works per tensor or channel, not per {self.axis!r}")
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols of `bits` bits."""
         return symbols(self.bits)
 
@@ -59,7 +57,7 @@ class Quantize:
         zero = np.clip(np.rint(-low / divisor), 0, top)
         codes = np.clip(np.rint(rows / divisor + zero), 0, top)
         side = step.astype("<f4").tobytes() + zero.astype("<u2").tobytes()
-        return codes.astype(self.gives.dtype).ravel(), side
+        return codes.astype(self.output.dtype).ravel(), side
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
         """Return (code - zero) * step for every code."""

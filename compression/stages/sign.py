@@ -12,6 +12,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
+from featherfed.compression.traits import Traits
 
 _SIDE_BYTES = 4
 
@@ -24,13 +25,10 @@ class Sign:
     """
 
     name: ClassVar[str] = "sign"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Symbols of one bit."""
         return symbols(1)
 

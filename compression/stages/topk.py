@@ -14,6 +14,7 @@ from featherfed.compression.buffer import MAX_VARINT_BYTES
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import FLOATS, Form, Shape, Values
+from featherfed.compression.traits import Traits
 
 Positions = npt.NDArray[np.int64]
 
@@ -25,10 +26,7 @@ class TopK:
     fraction: float
 
     name: ClassVar[str] = "topk"
-    lossless: ClassVar[bool] = False
-    feedback: ClassVar[bool] = True
-    dense: ClassVar[bool] = False
-    keyed: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(error_feedback=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 1:
@@ -36,7 +34,7 @@ class TopK:
         object.__setattr__(self, "fraction", float(self.fraction))  # topk(1) is topk(1.0)
 
     @property
-    def gives(self) -> Form:
+    def output(self) -> Form:
         """Floats."""
         return FLOATS
 

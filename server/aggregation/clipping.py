@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.exchange.average import FULL_SHARE
 from featherfed.compression.exchange.manifest import Manifest, Role
-from featherfed.compression.sketch import Sketch
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
@@ -38,8 +37,7 @@ def measure(
     trained = [spec.role is Role.TRAINABLE for spec in manifest]
     squares = [_square(tensor) for tensor in update]
     trainable = math.sqrt(sum(s for s, t in zip(squares, trained, strict=True) if t))
-    if isinstance(codec, Sketch):
-        trainable *= math.sqrt(min(1.0, codec.density / codec.bits))
+    trainable *= math.sqrt(codec.traits.sampling_rate)
     state = sum(_square(w) for w, t in zip(weights, trained, strict=True) if not t)
     return UpdateNorms(math.sqrt(sum(squares)), trainable, math.sqrt(state))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.exchange.round import RoundStart

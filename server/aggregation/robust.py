@@ -3,7 +3,7 @@
 Coordinate-wise trimmed mean and median (Yin et al. 2018, "Byzantine-Robust Distributed Learning:
 Towards Optimal Statistical Rates") and multi-Krum (Blanchard et al. 2017, "Machine Learning with
 Adversaries: Byzantine Tolerant Gradient Descent"). They weigh all clients alike, since a client
-chooses its number of examples itself, and need codecs whose zeros mean zero (`Codec.dense`). The
+chooses its number of examples itself, and need codecs whose zeros mean zero (`Traits.dense`). The
 decoded updates lie in a file: memory holds one of them, and a block of coordinates of all.
 """
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featherfed.compression.chain import Codec
+from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE, start_round
@@ -124,7 +124,7 @@ class Uplink:
         if self._codec is not None or cohort <= FEW or self._rounds < _SETTLED or left > 1:
             return FULL_RATE
         codec = parse_codec(self.codec(cohort, round_, sparsity))
-        noisy = isinstance(codec, Sketch) and codec.density * cohort < _NOISY
+        noisy = codec.traits.sampling_rate * cohort < _NOISY
         return _LAST_STEPS[left] if noisy else FULL_RATE
 
     def codec(self, cohort: int, round_: int, sparsity: float = 0.0) -> str:

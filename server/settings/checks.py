@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.sketch import Sketch
 from featherfed.server.rounds.uplink import fixed_codec
 from featherfed.server.settings.rule import Rule
 
@@ -21,7 +20,7 @@ def check_rule(
         return
     codecs = {"uplink": fixed_codec(uplink), "fallback": parse_codec(fallback)}
     for key, codec in codecs.items():
-        if codec is None or not codec.dense:
+        if codec is None or not codec.traits.dense:
             yield (
                 f"aggregation.rule {rule.name!r} compares updates value by value, but those of "
                 f"compression.{key} {(uplink if key == 'uplink' else fallback)!r} hold zeros or "
@@ -47,7 +46,7 @@ def check_privacy(
         )
     codecs = {"uplink": fixed_codec(uplink), "fallback": parse_codec(fallback)}
     for key, codec in codecs.items():
-        if codec is None or isinstance(codec, Sketch):
+        if codec is None or codec.traits.statistics_as_values:
             yield (
                 f"compression.{key} {(uplink if key == 'uplink' else fallback)!r} sends sketches, "
                 'which carry state and importance past the clipping of [privacy]; use "exact" or '

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from featherfed.compression.filedelta import encode_file
+from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.files import scratch_of, write_whole
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import CannotStore, Refused

@@ -1,0 +1,56 @@
+"""The contract of a codec: a list of float32 tensors to bytes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from featherfed.compression.arrays import Array
+from featherfed.compression.context import NO_CONTEXT, Context
+from featherfed.compression.errors import CodecError
+from featherfed.compression.importance import Report
+from featherfed.compression.stage import Shape
+from featherfed.compression.traits import Traits
+
+MAX_MAGNITUDE = 1e18
+"""No value is larger: sums and squares, and what any stage makes of it, stay finite in float32."""
+
+
+class Codec(Protocol):
+    """Turns a list of float32 tensors into bytes and back. No hidden state: equal in, equal out.
+
+    `str` of a codec is its canonical text (registry.py).
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """What sets it apart from other codecs."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the stages that a peer must know."""
+
+    def encode(self, tensors: Sequence[Array], context: Context = NO_CONTEXT) -> bytes:
+        """Return the tensors as bytes; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
+
+    def decode(
+        self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
+    ) -> list[Array]:
+        """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
+
+    def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
+        """Return the report of importance in encoded `data`, None if it holds none."""
+
+    def limit(self, shapes: Sequence[Shape]) -> int:
+        """Return the most bytes that tensors of `shapes` take before byte stages."""
+
+
+def check_magnitudes(tensors: Sequence[Array]) -> None:
+    """Raise CodecError for NaN, infinity or values beyond MAX_MAGNITUDE."""
+    for number, tensor in enumerate(tensors):
+        if not (np.abs(tensor) <= MAX_MAGNITUDE).all():
+            raise CodecError(
+                f"tensor {number} holds NaN, infinity or values beyond {MAX_MAGNITUDE:g}"
+            )
