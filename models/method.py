@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
-
-class Method(enum.StrEnum):
-    """What TFMOT does to the model in training."""
-
-    NONE = "none"
-    PRUNE = "prune"
-    CLUSTER = "cluster"
-    QAT = "qat"
-    PRUNE_QAT = "prune+qat"
-
-    @property
-    def prunes(self) -> bool:
-        """Whether rounds have masks."""
-        return self in (Method.PRUNE, Method.PRUNE_QAT)
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether quantization ranges are trained and exchanged."""
-        return self in (Method.QAT, Method.PRUNE_QAT)
+from featherfed.proto.plan_terms import Method
 
 
 @dataclass(frozen=True)

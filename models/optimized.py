@@ -15,17 +15,10 @@ from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_w
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
-from featherfed.models.method import Method, Optimization
+from featherfed.models.method import Optimization
 from featherfed.models.serialization import from_json, to_json
-from featherfed.models.training import (
-    LOSSES,
-    Images,
-    Labels,
-    OnStep,
-    Predictor,
-    Recipe,
-    Trainer,
-)
+from featherfed.models.training import Fitter, Images, Labels, OnStep, Predictor, Recipe
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 
 
 class FederatedModel:
@@ -54,7 +47,7 @@ class FederatedModel:
         self._variables = exchanged(self._model)
         self.manifest, self.unseeded = describe(self._model, prunable)
         self._predictor = Predictor(self._model)
-        self._trainer: Trainer | None = None
+        self._fitter: Fitter | None = None
         self._sparse: _Sparse | None = None
 
     @property
@@ -89,8 +82,8 @@ class FederatedModel:
         epochs: int = 1,
         batch_size: int = 32,
         learning_rate: float = 0.01,
-        optimizer: str = "sgd",
-        loss: str = LOSSES[0],
+        optimizer: str = Optimizer.SGD,
+        loss: str = DEFAULT_LOSS,
         sparsity: float = 0.0,
         seed: int = 0,
         on_step: OnStep | None = None,
@@ -103,7 +96,7 @@ class FederatedModel:
         fit.
         """
         self._check(images, labels, sparsity)
-        recipe = Recipe(optimizer, loss)
+        recipe = Recipe(Optimizer(optimizer), Loss(loss))
         how: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -115,9 +108,9 @@ class FederatedModel:
             return self._fit_sparse(images, labels, recipe, sparsity, how)
         if self.optimization.method is Method.CLUSTER:
             return self._fit_clustered(images, labels, recipe, how)
-        if self._trainer is None or self._trainer.recipe != recipe:
-            self._trainer = Trainer(self._model, recipe)
-        return self._trainer.fit(images, labels, **how)
+        if self._fitter is None or self._fitter.recipe != recipe:
+            self._fitter = Fitter(self._model, recipe)
+        return self._fitter.fit(images, labels, **how)
 
     def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
         """Return mean cross-entropy and accuracy on uint8 images [N, H, W, C] and labels [N]."""
@@ -166,31 +159,31 @@ class FederatedModel:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
         self.set_weights(mask_weights(weights, masks))
-        trainer, variables, callbacks = self._sparse_trainer(masks, recipe)
-        result = trainer.fit(images, labels, callbacks=callbacks, **how)
+        fitter, variables, callbacks = self._sparse_fitter(masks, recipe)
+        result = fitter.fit(images, labels, callbacks=callbacks, **how)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
         self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
         return result
 
-    def _sparse_trainer(self, masks: Masks, recipe: Recipe) -> tuple[Trainer, list[Any], list[Any]]:
+    def _sparse_fitter(self, masks: Masks, recipe: Recipe) -> tuple[Fitter, list[Any], list[Any]]:
         if self.optimization.method is Method.PRUNE:
-            if self._sparse is None or self._sparse.trainer.recipe != recipe:
+            if self._sparse is None or self._sparse.fitter.recipe != recipe:
                 pruned = wrapping.prune(self._model)
-                self._sparse = _Sparse(pruned, Trainer(pruned, recipe), b"", self._variables)
+                self._sparse = _Sparse(pruned, Fitter(pruned, recipe), b"", self._variables)
             wrapping.set_masks(self._sparse.model)
-            return self._sparse.trainer, self._variables, [wrapping.pruning_callback()]
+            return self._sparse.fitter, self._variables, [wrapping.pruning_callback()]
         # The prune-preserving scheme fixes its masks when it is applied: build again if they moved.
         pattern = b"".join(np.packbits(mask).tobytes() for mask in masks if mask is not None)
         sparse = self._sparse
-        if sparse is None or sparse.trainer.recipe != recipe or sparse.pattern != pattern:
+        if sparse is None or sparse.fitter.recipe != recipe or sparse.pattern != pattern:
             self._sparse = sparse = None
             tf_keras.backend.clear_session()
             model = wrapping.quantize(self._plain_copy(), preserve_zeros=True)
-            sparse = _Sparse(model, Trainer(model, recipe), pattern, exchanged(model))
+            sparse = _Sparse(model, Fitter(model, recipe), pattern, exchanged(model))
             self._sparse = sparse
         wrapping.assign(sparse.variables, self.get_weights())
-        return sparse.trainer, sparse.variables, []
+        return sparse.fitter, sparse.variables, []
 
     def _plain_copy(self) -> Any:
         """Return a new plain model with this model's weights, without quantization ranges."""
@@ -205,27 +198,27 @@ class FederatedModel:
                 variable.assign(own[name])
         return plain
 
-    def _clustered(self, recipe: Recipe | None = None) -> Trainer:
+    def _clustered(self, recipe: Recipe | None = None) -> Fitter:
         """Return the trainer of a clustering model that starts from this model's weights."""
-        if self._trainer is None or recipe not in (None, self._trainer.recipe):
+        if self._fitter is None or recipe not in (None, self._fitter.recipe):
             model = wrapping.cluster(self._plain_copy(), self.optimization.num_clusters)
-            self._trainer = Trainer(model, recipe or Recipe())
+            self._fitter = Fitter(model, recipe or Recipe())
         own = {variable.name: variable.numpy() for variable in self._model.weights}
-        wrapping.set_clusters(self._trainer.model, own)
-        return self._trainer
+        wrapping.set_clusters(self._fitter.model, own)
+        return self._fitter
 
     def _fit_clustered(
         self, images: Images, labels: Labels, recipe: Recipe, how: dict[str, Any]
     ) -> tuple[float, float]:
-        trainer = self._clustered(recipe)
-        result = trainer.fit(images, labels, **how)
-        self._model.set_weights(wrapping.strip_clusters(trainer.model))
+        fitter = self._clustered(recipe)
+        result = fitter.fit(images, labels, **how)
+        self._model.set_weights(wrapping.strip_clusters(fitter.model))
         return result
 
 
 @dataclass(frozen=True)
 class _Sparse:
     model: Any
-    trainer: Trainer
+    fitter: Fitter
     pattern: bytes
     variables: list[Any]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from featherfed.server.errors import Busy
-from featherfed.server.settings.settings import Limits
+from featherfed.server.settings.settings import LimitSettings
 
 BURST_SECONDS = 5.0
 """A peer that was quiet may ask for so many seconds' worth at once."""
@@ -58,7 +58,7 @@ class Rate:
 class Quotas:
     """The limits of a server's calls."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: LimitSettings) -> None:
         rate = limits.requests_per_second
         self._clients = Rate(rate)
         self._addresses = Rate(_OF_ADDRESS * rate)

@@ -26,7 +26,7 @@ from featherfed.server.errors import Busy, Refused, ServerError
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.rpc.authentication import Gate, proven_name
 from featherfed.server.rpc.parsing import ParsingInterceptor
-from featherfed.server.settings.settings import Security
+from featherfed.server.settings.settings import SecuritySettings
 from featherfed.server.storage.records import Entry, Sent
 from featherfed.server.storage.refusals import STRANGER
 from featherfed.server.transfers.downloads import Download
@@ -465,7 +465,7 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 async def create_server(
-    service: FederationService, host: str, port: int, security: Security | None = None
+    service: FederationService, host: str, port: int, security: SecuritySettings | None = None
 ) -> tuple[Any, int]:
     """Return a started gRPC server with health checking and reflection, and its bound port.
 
@@ -499,7 +499,7 @@ async def create_server(
     return server, bound
 
 
-def _gate(service: FederationService, security: Security | None) -> Gate | None:
+def _gate(service: FederationService, security: SecuritySettings | None) -> Gate | None:
     if security is None or security.credentials is None:
         return None
     folder = Path(security.credentials)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featherfed.compression.registry import parse_codec
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.sparsity import DENSE, SparsitySchedule
 from featherfed.server.rounds.transitions import Policy
@@ -32,7 +33,6 @@ def _clip(times: float) -> float:
 
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Method = Literal["none", "prune", "cluster", "qat", "prune+qat"]
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -40,33 +40,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Model(_Section):
+class ModelSettings(_Section):
     """The model to train."""
 
     name: str = "cnn"
     """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
 
 
-class Training(_Section):
+class TrainingSettings(_Section):
     """What a client does in a round."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam"] = "sgd"
-    loss: Literal[
-        "sparse_categorical_crossentropy",
-        "categorical_crossentropy",
-        "binary_crossentropy",
-        "mean_squared_error",
-    ] = "sparse_categorical_crossentropy"
+    optimizer: Optimizer = Optimizer.SGD
+    loss: Loss = DEFAULT_LOSS
     """On integer labels; the others see them one-hot."""
 
 
-class Optimization(_Section):
+class OptimizationSettings(_Section):
     """TFMOT in training."""
 
-    method: Method = "none"
+    method: Method = Method.NONE
     final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the prunable weights that are zero in the end."""
     begin_round: Annotated[int, Field(ge=1)] = 2
@@ -76,7 +71,7 @@ class Optimization(_Section):
     num_clusters: Annotated[int, Field(ge=2, le=256)] = 16
 
 
-class Compression(_Section):
+class CompressionSettings(_Section):
     """What travels in which codec."""
 
     uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
@@ -89,7 +84,7 @@ class Compression(_Section):
     """Forward the clients' updates if that is smallest, or always send their mean alone."""
 
 
-class Clients(_Section):
+class ClientSettings(_Section):
     """Who takes part; times in seconds."""
 
     minimum: Annotated[int, Field(ge=1)] = 2
@@ -104,7 +99,7 @@ class Clients(_Section):
     and the round does not wait for it. 0: none, the deadline alone decides."""
 
 
-class Aggregation(_Section):
+class AggregationSettings(_Section):
     """How a round's updates become the next model."""
 
     rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
@@ -118,7 +113,7 @@ class Aggregation(_Section):
     """The most examples that a client counts with in the mean."""
 
 
-class Privacy(_Section):
+class PrivacySettings(_Section):
     """Client-level differential privacy; off unless there is noise."""
 
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -131,7 +126,7 @@ class Privacy(_Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
-class Security(_Section):
+class SecuritySettings(_Section):
     """Who may talk to the server; see SECURITY.md."""
 
     credentials: str | None = None
@@ -142,13 +137,13 @@ class Security(_Section):
     """Listen without TLS where others can reach the server."""
 
     @model_validator(mode="after")
-    def _one_or_the_other(self) -> Security:
+    def _one_or_the_other(self) -> SecuritySettings:
         if self.insecure and self.credentials is not None:
             raise ValueError("credentials and insecure = true contradict each other; drop one")
         return self
 
 
-class Limits(_Section):
+class LimitSettings(_Section):
     """What clients may ask for, each and together."""
 
     clients: Annotated[int, Field(ge=1)] = 10_000
@@ -164,7 +159,7 @@ class Limits(_Section):
     """How long an upload may send nothing."""
 
 
-class Evaluation(_Section):
+class EvaluationSettings(_Section):
     """The test set, which stays on the server."""
 
     dataset: str = "digits"
@@ -173,7 +168,7 @@ class Evaluation(_Section):
     """Evaluate each client's model too, not just the global one."""
 
 
-class Server(_Section):
+class ServerSettings(_Section):
     """Where the server listens."""
 
     host: str = "127.0.0.1"
@@ -198,17 +193,17 @@ class Settings(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     notes: dict[str, str | int | float] = {}
     """Anything worth repeating in metrics.json, e.g. how the data were split."""
-    server: Server = Server()
-    model: Model = Model()
-    training: Training = Training()
-    optimization: Optimization = Optimization()
-    compression: Compression = Compression()
-    clients: Clients = Clients()
-    aggregation: Aggregation = Aggregation()
-    privacy: Privacy = Privacy()
-    security: Security = Security()
-    limits: Limits = Limits()
-    evaluation: Evaluation = Evaluation()
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    compression: CompressionSettings = CompressionSettings()
+    clients: ClientSettings = ClientSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    security: SecuritySettings = SecuritySettings()
+    limits: LimitSettings = LimitSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _sparsity_rounds_fit(self) -> Settings:
@@ -250,7 +245,7 @@ class Settings(_Section):
     @property
     def prunes(self) -> bool:
         """Whether the optimisation method keeps a mask."""
-        return "prune" in self.optimization.method
+        return self.optimization.method.prunes
 
     @property
     def _end_round(self) -> int:
@@ -282,11 +277,11 @@ class Settings(_Section):
         free: dict[str, Any] = dict.fromkeys(
             ("server", "output", "clients", "security", "limits"), True
         )
-        if self.training.loss == Training().loss:
+        if self.training.loss == TrainingSettings().loss:
             free["training"] = {"loss"}
-        if self.aggregation == Aggregation():
+        if self.aggregation == AggregationSettings():
             free["aggregation"] = True
-        if self.privacy == Privacy():
+        if self.privacy == PrivacySettings():
             free["privacy"] = True
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
