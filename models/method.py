@@ -1,4 +1,4 @@
-"""How a model is optimised while it trains; needs no TensorFlow."""
+"""The optimisation method of a model and its parameter; needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from featherfed.proto.plan_terms import Method
 
 @dataclass(frozen=True)
 class Optimization:
-    """The method and, for clustering, the number of unique values in a kernel (at least 2)."""
+    """A method and, for clustering, how many unique values a kernel may have (at least 2)."""
 
     method: Method = Method.NONE
     num_clusters: int = 16

@@ -1,4 +1,4 @@
-"""A Keras model as a plan wants it trained, optimised and exchanged."""
+"""A Keras model that is trained by an optimisation method and exchanged as a list of tensors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class FederatedModel:
     """A classifier that trains on uint8 images and is exchanged as a list of float32 tensors.
 
     `manifest` lists the tensors: the plain model's variables, or with a quantizing method those of
-    the quantization-aware model. `unseeded` names those whose start the manifest cannot express
-    (orthogonal kernels, for example); take the start from `get_weights` if there are any.
+    the quantization-aware model. `unseeded` names those whose initial values the manifest cannot
+    express (orthogonal kernels, for example); if there are any, take them from `get_weights`.
     """
 
     def __init__(self, model: Any, optimization: Optimization | None = None) -> None:
@@ -90,14 +90,14 @@ class FederatedModel:
     ) -> tuple[float, float]:
         """Train on uint8 images [N, H, W, C], integer labels [N]; return loss and accuracy.
 
-        Both are those of the last epoch. The optimizer starts afresh. With `sparsity` above 0 the
-        method must prune; the weights are masked to it, and what is zero at the start is zero at
-        the end. Raises ValueError for images, labels, sparsity, an optimizer or a loss that do not
-        fit.
+        Both are those of the last epoch. The optimizer's state starts at zero. `optimizer` and
+        `loss` are an Optimizer and a Loss, or their text. With `sparsity` above 0 the method must
+        prune; the weights are masked to it, and zeros at the start stay zero. Raises ValueError
+        for images, labels, sparsity, an optimizer or a loss that do not fit.
         """
         self._check(images, labels, sparsity)
         recipe = Recipe(Optimizer(optimizer), Loss(loss))
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -105,12 +105,12 @@ class FederatedModel:
             "on_step": on_step,
         }
         if sparsity > 0:
-            return self._fit_sparse(images, labels, recipe, sparsity, how)
+            return self._fit_sparse(images, labels, recipe, sparsity, options)
         if self.optimization.method is Method.CLUSTER:
-            return self._fit_clustered(images, labels, recipe, how)
+            return self._fit_clustered(images, labels, recipe, options)
         if self._fitter is None or self._fitter.recipe != recipe:
             self._fitter = Fitter(self._model, recipe)
-        return self._fitter.fit(images, labels, **how)
+        return self._fitter.fit(images, labels, **options)
 
     def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
         """Return mean cross-entropy and accuracy on uint8 images [N, H, W, C] and labels [N]."""
@@ -136,9 +136,10 @@ class FederatedModel:
         return model
 
     def plain(self) -> Any:
-        """Return what `finished` does, but for the quantizing methods without their quantization.
+        """Return the tf_keras model to export without quantization ranges.
 
-        That is the model as it was given, with the weights that were trained for few bits.
+        As `finished`, except for the quantizing methods: those give the original architecture with
+        the weights of the quantization-aware model.
         """
         return self._plain_copy() if self.optimization.method.quantizes else self.finished()
 
@@ -154,13 +155,13 @@ class FederatedModel:
             raise ValueError(f"the method {self.optimization.method} has no sparsity; leave it 0")
 
     def _fit_sparse(
-        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, options: dict[str, Any]
     ) -> tuple[float, float]:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
         self.set_weights(mask_weights(weights, masks))
         fitter, variables, callbacks = self._sparse_fitter(masks, recipe)
-        result = fitter.fit(images, labels, callbacks=callbacks, **how)
+        result = fitter.fit(images, labels, callbacks=callbacks, **options)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
         self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
@@ -208,10 +209,10 @@ class FederatedModel:
         return self._fitter
 
     def _fit_clustered(
-        self, images: Images, labels: Labels, recipe: Recipe, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, options: dict[str, Any]
     ) -> tuple[float, float]:
         fitter = self._clustered(recipe)
-        result = fitter.fit(images, labels, **how)
+        result = fitter.fit(images, labels, **options)
         self._model.set_weights(wrapping.strip_clusters(fitter.model))
         return result
 

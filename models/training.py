@@ -1,4 +1,4 @@
-"""A compiled model that is fitted round after round, each time as if it were new."""
+"""Fits a compiled Keras model round after round, and runs it for inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer[Any]]
 """Integers [N]."""
 OnStep = Callable[[int, int], None]
-"""Called every few steps with the number of steps done and of all steps."""
+"""Called every few optimizer steps with the number of those done and of all."""
 
 _OPTIMIZERS: dict[Optimizer, Callable[[], Any]] = {
     Optimizer.SGD: tf_keras.optimizers.SGD,
@@ -28,7 +28,7 @@ _OPTIMIZERS: dict[Optimizer, Callable[[], Any]] = {
     Optimizer.ADAM: tf_keras.optimizers.Adam,
 }
 _STEPS_AT_ONCE = 25
-"""Steps between two returns to Python: the same weights bit for bit, and sooner."""
+"""Optimizer steps between two returns to Python: faster, and the same weights bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _batches(
 ) -> Any:
     """Return all epochs as one tf.data pipeline; images become floats batch by batch.
 
-    Labels are integers, or one-hot of so many classes.
+    Labels are integers, or one-hot vectors of length `one_hot` if that is not 0.
     """
     orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
     # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
@@ -131,7 +131,7 @@ def _batches(
 
 
 def to_float(images: Any) -> Any:
-    """Return what a model sees of uint8 images: float32 from 0 to 1."""
+    """Return uint8 images as a model takes them: float32 from 0 to 1."""
     return tf.cast(images, tf.float32) / 255.0
 
 

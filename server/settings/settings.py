@@ -25,7 +25,7 @@ def _codec_text(text: str) -> str:
     return str(parse_codec(text))
 
 
-def _clip(times: float) -> float:
+def _check_clip(times: float) -> float:
     if times == 0 or 1 <= times < math.inf:
         return times
     raise ValueError("must be 0, for no clipping, or at least 1, since less would clip everybody")
@@ -59,11 +59,11 @@ class TrainingSettings(_Section):
 
 
 class OptimizationSettings(_Section):
-    """TFMOT in training."""
+    """How TFMOT optimises the model while it is trained."""
 
     method: Method = Method.NONE
     final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of the prunable weights that are zero in the end."""
+    """Share of the prunable weights that are zero at the end."""
     begin_round: Annotated[int, Field(ge=1)] = 2
     """The first round with a mask."""
     end_round: Annotated[int, Field(ge=1)] | None = None
@@ -72,14 +72,14 @@ class OptimizationSettings(_Section):
 
 
 class CompressionSettings(_Section):
-    """What travels in which codec."""
+    """The codec of each direction."""
 
     uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
     """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
     fallback: CodecText = "quantize(8) | zstd"
     """For clients that do not know the uplink's codec."""
     downlink: CodecText = "deadzone(0.15) | zstd(1)"
-    """Of the mean update, for clients to which the updates themselves are not forwarded."""
+    """Codec of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
     """Forward the clients' updates if that is smallest, or always send their mean alone."""
 
@@ -93,10 +93,10 @@ class ClientSettings(_Section):
     deadline: Annotated[float, Field(gt=0)] = 600.0
     patience: Annotated[float, Field(ge=0)] = 30.0
     over_selection: Annotated[float, Field(ge=1)] = 1.0
-    """Sample so many times the wanted clients; a round closes once as many as wanted reported."""
+    """Sample this many times the wanted clients; a round closes once the wanted number reported."""
     heartbeat: Annotated[int, Field(ge=0)] = 0
-    """Seconds between a training client's signs of life; silent for three times as long, it is lost
-    and the round does not wait for it. 0: none, the deadline alone decides."""
+    """Seconds between heartbeats of a training client; after three without one it is lost, and the
+    round does not wait for it. 0: no heartbeats, the deadline alone decides."""
 
 
 class AggregationSettings(_Section):
@@ -106,8 +106,8 @@ class AggregationSettings(_Section):
     """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
     byzantine: Annotated[int, Field(ge=1)] = 1
     """How many hostile clients a robust rule must withstand."""
-    clip: Annotated[float, AfterValidator(_clip)] = 10.0
-    """Clip an update's norm to so many times the quantile of the round's norms; 0: never."""
+    clip: Annotated[float, AfterValidator(_check_clip)] = 10.0
+    """Clip an update's norm to this many times the quantile of the round's norms; 0: never."""
     quantile: Fraction = 0.5
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """The most examples that a client counts with in the mean."""
@@ -132,7 +132,7 @@ class SecuritySettings(_Section):
     credentials: str | None = None
     """The folder that `featherfed certs` makes: TLS, clients' certificates and tokens."""
     client_certificates: bool = True
-    """Ask for them, and not for tokens alone."""
+    """Require a certificate of every client, besides its token."""
     insecure: bool = False
     """Listen without TLS where others can reach the server."""
 
@@ -144,17 +144,17 @@ class SecuritySettings(_Section):
 
 
 class LimitSettings(_Section):
-    """What clients may ask for, each and together."""
+    """Limits for one client and for all clients together."""
 
     clients: Annotated[int, Field(ge=1)] = 10_000
     """How many names may join the run."""
     streams: Annotated[int, Field(ge=1)] = 20_000
     """Calls open at the same time, waiting ones included."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Of one client, with bursts of five seconds' worth; without a session, ten times as many of an
-    address (or of a certificate's name), and twenty times of all together."""
+    """Calls of one client, in bursts of up to five seconds' worth. Of calls without a session, ten
+    times as many for an address (or a certificate's name), and twenty times for all together."""
     queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """Bytes of updates that are being received at the same time."""
+    """Bytes of all updates that are being received at the same time."""
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long an upload may send nothing."""
 
@@ -221,8 +221,8 @@ class Settings(_Section):
         codecs = coding.uplink, coding.fallback
         problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
         if self.private:
-            graded = self.evaluation.every_client
-            problems += check_privacy(self.rule, *codecs, coding.broadcast, graded)
+            every_client = self.evaluation.every_client
+            problems += check_privacy(self.rule, *codecs, coding.broadcast, every_client)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -263,7 +263,7 @@ class Settings(_Section):
 
     @property
     def policy(self) -> Policy:
-        """The rules of the rounds."""
+        """When rounds open and close, and whom they sample."""
         c = self.clients
         return Policy(
             self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
@@ -272,8 +272,9 @@ class Settings(_Section):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that must not change in mid-run; where it listens and waits may."""
-        # What is newer than some runs counts only where it says something else than they did.
+        """SHA-256 of the settings that must not change in mid-run (addresses and waits may)."""
+        # Keys that older versions lacked count only if they differ from their defaults, so that
+        # runs made before them keep their fingerprint.
         free: dict[str, Any] = dict.fromkeys(
             ("server", "output", "clients", "security", "limits"), True
         )
