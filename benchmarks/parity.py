@@ -38,10 +38,12 @@ from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.litert_trainer import LitertTrainer
-from featherfed.exporter.step import Training, export_step
+from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
 from featherfed.models import zoo
-from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.models.method import Optimization
+from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import Method
 
 RESULT = Path(__file__).parent / "results" / "parity.json"
 RUNNERS = ("litert", "keras", "threads", "order", "kernels")
@@ -140,7 +142,7 @@ def prepare(folder: Path) -> None:
         weights = model.get_weights()
         masks = magnitude_masks(model.manifest, weights, case.sparsity)
         np.savez(folder / f"{number}-start.npz", *mask_weights(weights, masks))
-        step = export_step(model, Training(BATCH))
+        step = export_training_step(model, TrainingStepOptions(BATCH))
         (folder / f"{number}.tflite").write_bytes(step)
         print("prepared", case, flush=True)
 

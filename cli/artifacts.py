@@ -23,8 +23,8 @@ from featherfed.datasets.dataset import Dataset
 from featherfed.models.export import export
 from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel
-from featherfed.report.metrics import ReportError
 from featherfed.report.render import render
+from featherfed.report.schema import ReportError
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings

@@ -14,8 +14,13 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.files import write_whole
 from featherfed.datasets.dataset import Dataset
 from featherfed.exporter.errors import ExportError
-from featherfed.exporter.step import VERSION, Training, export_step, tf_version
-from featherfed.models.method import Method, Optimization
+from featherfed.exporter.training_step import (
+    VERSION,
+    TrainingStepOptions,
+    export_training_step,
+    tf_version,
+)
+from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
@@ -56,7 +61,7 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
     Raises ServerError if its configuration cannot be read, ModelError if it cannot be used.
     """
     optimization = Optimization(
-        Method(settings.optimization.method), num_clusters=settings.optimization.num_clusters
+        settings.optimization.method, num_clusters=settings.optimization.num_clusters
     )
     return FederatedModel(_model_json(settings, test), optimization)
 
@@ -66,16 +71,16 @@ def offered_step(model: FederatedModel, settings: Settings) -> OfferedStep:
 
     A step is exported once: it is kept in the user's cache under all that it depends on.
     """
-    training = Training(
+    options = TrainingStepOptions(
         settings.training.batch_size, settings.training.optimizer, settings.training.loss
     )
-    facts = f"{VERSION} {tf_version()} {training} {model.optimization} {model.model_json}"
+    facts = f"{VERSION} {tf_version()} {options} {model.optimization} {model.model_json}"
     folder, key = _cache() / "steps", hashlib.sha256(facts.encode()).hexdigest()[:32]
     content = _cached(folder, key)
     if content is not None:
         return OfferedStep(content)
     try:
-        content = export_step(model, training)
+        content = export_training_step(model, options)
     except ExportError as error:
         log.warning("no LiteRT clients in this run: %s", error)
         return OfferedStep(missing=str(error))

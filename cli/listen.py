@@ -7,7 +7,7 @@ from pathlib import Path
 from featherfed.cli.announce import is_loopback
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
-from featherfed.server.settings.settings import Security, Settings
+from featherfed.server.settings.settings import SecuritySettings, Settings
 
 
 def listening(
@@ -42,7 +42,7 @@ def listening(
     return settings.model_copy(update={"server": server, "security": security})
 
 
-def _security(values: dict[str, object]) -> Security:
+def _security(values: dict[str, object]) -> SecuritySettings:
     if values["credentials"] is not None and values["insecure"]:
         raise ServerError("--credentials and --insecure contradict each other; drop one")
-    return Security.model_validate(values)
+    return SecuritySettings.model_validate(values)

@@ -16,7 +16,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.trainer import Trainer
-from featherfed.models.measure import process_memory
+from featherfed.models.memory import process_memory
 from featherfed.proto import federation_pb2 as pb
 
 LOOK_EVERY = 0.1

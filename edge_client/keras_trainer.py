@@ -12,10 +12,10 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.trainer import Trained
-from featherfed.models.method import Method, Optimization
+from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.training import LOSSES, OPTIMIZERS
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 
 METHODS = tuple(method.value for method in Method)
 """The optimisation methods this trainer can do."""
@@ -39,17 +39,17 @@ class KerasTrainer:
 
         Raises ClientError if the plan asks for a model that this client builds differently.
         """
-        if plan.optimization.method not in METHODS or not (
-            plan.training.optimizer in OPTIMIZERS and (plan.training.loss or LOSSES[0]) in LOSSES
-        ):
+        try:
+            method = Method(plan.optimization.method)
+            self._optimizer = Optimizer(plan.training.optimizer)
+            self._loss = Loss(plan.training.loss or DEFAULT_LOSS)
+        except ValueError as error:
             raise ClientError(
                 f"the plan asks for {plan.optimization.method!r} with "
                 f"{plan.training.optimizer!r} and the loss {plan.training.loss!r}, which this "
                 "client cannot do; update featherfed on it"
-            )
-        optimization = Optimization(
-            Method(plan.optimization.method), num_clusters=plan.optimization.num_clusters
-        )
+            ) from error
+        optimization = Optimization(method, num_clusters=plan.optimization.num_clusters)
         self._model = model or FederatedModel(plan.model_json, optimization)
         if self._model.manifest.digest != manifest.digest:
             raise ClientError(
@@ -73,8 +73,8 @@ class KerasTrainer:
             epochs=self._training.epochs,
             batch_size=self._training.batch_size,
             learning_rate=self._training.learning_rate,
-            optimizer=self._training.optimizer,
-            loss=self._training.loss or LOSSES[0],
+            optimizer=self._optimizer,
+            loss=self._loss,
             sparsity=task.sparsity,
             seed=round_seed(self._seed, task.round, self._client),
             on_step=None if report is None else lambda done, total: report(task.round, done, total),

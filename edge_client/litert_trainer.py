@@ -20,8 +20,9 @@ from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import Method
 
-METHODS = ("none", "prune", "qat", "prune+qat")
+METHODS = tuple(method.value for method in Method if not method.needs_keras)
 """The optimisation methods this trainer can do."""
 
 
@@ -255,7 +256,7 @@ def _check_plan(step: TrainingStep, plan: pb.Plan, manifest: Manifest) -> None:
             f"the server's training step takes {step.batch_size} examples at once, and its plan "
             f"says {plan.training.batch_size}; refused"
         )
-    prunes = "prune" in plan.optimization.method
+    prunes = Method(plan.optimization.method).prunes
     if step.masked != {k for k, spec in enumerate(manifest) if prunes and spec.prunable}:
         raise ClientError(
             f"the server's training step masks the tensors {sorted(step.masked)}, which is not "

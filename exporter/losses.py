@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from featherfed.exporter.ops import Tensor, with_gradient
 from featherfed.exporter.replay import Replay
+from featherfed.proto.plan_terms import Loss
 
-Loss = Callable[[Tensor, Tensor, Replay], Tensor]
+LossFunction = Callable[[Tensor, Tensor, Replay], Tensor]
 """Outputs [B, K], one-hot labels [B, K] and the replay -> losses [B]."""
 _EPSILON = 1e-7  # Keras' own
 
@@ -121,10 +122,9 @@ def _mean_squared_error(outputs: Tensor, labels: Tensor, replay: Replay) -> Tens
     return _squared_error(outputs, labels)
 
 
-LOSSES: dict[str, Loss] = {
-    "sparse_categorical_crossentropy": _sparse,
-    "categorical_crossentropy": _categorical,
-    "binary_crossentropy": _binary,
-    "mean_squared_error": _mean_squared_error,
+LOSSES: dict[Loss, LossFunction] = {
+    Loss.SPARSE_CATEGORICAL_CROSSENTROPY: _sparse,
+    Loss.CATEGORICAL_CROSSENTROPY: _categorical,
+    Loss.BINARY_CROSSENTROPY: _binary,
+    Loss.MEAN_SQUARED_ERROR: _mean_squared_error,
 }
-"""By the name of the loss in tf_keras."""

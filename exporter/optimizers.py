@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from featherfed.exporter.ops import Tensor
+from featherfed.proto.plan_terms import Optimizer
 
 _MOMENTUM = 0.9
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
@@ -17,7 +18,7 @@ Apply = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tenso
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class UpdateRule:
     """How many slots of a weight's shape it keeps, all zero at the start, and its rule."""
 
     slots: int
@@ -54,10 +55,9 @@ def _adam(
     return w - mean * corrected / (tf.sqrt(square) + _EPSILON), [mean, square]
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(0, _sgd),
-    "momentum": Optimizer(1, _momentum),
-    "nesterov": Optimizer(1, _nesterov),
-    "adam": Optimizer(2, _adam),
+OPTIMIZERS: dict[Optimizer, UpdateRule] = {
+    Optimizer.SGD: UpdateRule(0, _sgd),
+    Optimizer.MOMENTUM: UpdateRule(1, _momentum),
+    Optimizer.NESTEROV: UpdateRule(1, _nesterov),
+    Optimizer.ADAM: UpdateRule(2, _adam),
 }
-"""By the name that a plan uses."""

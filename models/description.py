@@ -1,4 +1,4 @@
-"""A model's manifest: which of its variables are exchanged, under what rule, starting how."""
+"""Describes a model as a manifest: its exchanged variables, their roles and initial values."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def exchanged(model: Any) -> list[Any]:
 
 
 def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]]:
-    """Return the manifest of a fresh model, and the tensors whose start it cannot express.
+    """Return the manifest of a fresh model, and the tensors whose initial values it cannot express.
 
-    Call it before training: a constant start is read off the variables' values.
+    Call it before training: constant initial values are read off the variables.
     `prunable` holds names of variables (with Keras' ":0").
     """
     initializers = _initializers(model)
@@ -90,13 +90,13 @@ def _initial(variable: Any, initializers: dict[int | str, Any]) -> Initial | Non
     if limit is not None:
         return Uniform(limit)
     values = variable.numpy()
-    if values.size and np.all(values == values.flat[0]) and (values.size > 1 or _fixed(name)):
+    if values.size and np.all(values == values.flat[0]) and (values.size > 1 or _is_constant(name)):
         return Fill(float(values.flat[0]))
     return None if values.size else Fill(0.0)
 
 
-def _fixed(name: str) -> bool:
-    """A single value looks constant even if it was drawn: only kernels are drawn."""
+def _is_constant(name: str) -> bool:
+    """Return whether a single value is a constant: only those of kernels are drawn at random."""
     return "kernel" not in name.rsplit("/", 1)[-1] or name.endswith(("_min", "_max"))
 
 
@@ -116,7 +116,7 @@ def uniform_limit(initializer: Any, shape: tuple[int, ...]) -> float | None:
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Keras' rule for every kernel, depthwise kernels included: the last two axes are in, out."""
+    """Return fan-in and fan-out by Keras' rule: the last two axes of any kernel are in and out."""
     if len(shape) < 2:
         return (shape[0], shape[0]) if shape else (1, 1)
     field = math.prod(shape[:-2])

@@ -1,4 +1,4 @@
-"""Pictures, arrays and camera frames as the images a model takes: numpy, and Pillow for files."""
+"""Turns pictures, arrays and camera frames into the images a model takes; files need Pillow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def load_images(source: Source, input_shape: tuple[int, ...]) -> Images:
     """Return a file or an array as uint8 [N, *input_shape], which is height, width, channels.
 
     An array is one image [H, W] or [H, W, 1, 3 or 4], or several: [N, H, W] or [N, H, W, C]. It is
-    uint8, or float within 0 and 1. An .npz holds it as `images`. What is larger or smaller is cut
-    to the middle of the model's proportions and resized, colours become grey or grey three equal
-    colours, and transparency is left out. Raises ModelError for what cannot be read as images.
+    uint8, or float within 0 and 1. An .npz holds it as `images`. Images of another size are cropped
+    around the middle to the model's aspect ratio and resized; colour becomes grey, or grey three
+    equal channels; transparency is dropped. Raises ModelError for what cannot be read as images.
     """
     if len(input_shape) != 3:
         raise ModelError(
@@ -38,7 +38,7 @@ def load_images(source: Source, input_shape: tuple[int, ...]) -> Images:
     height, width, channels = input_shape
     if images.shape[1:] == input_shape:
         return images
-    small = _resized(_cut(_with_channels(images, channels), height, width), height, width)
+    small = _resized(_cropped(_with_channels(images, channels), height, width), height, width)
     return np.rint(small).astype(np.uint8)
 
 
@@ -106,8 +106,8 @@ def _with_channels(images: Images, channels: int) -> npt.NDArray[np.float64]:
     raise ModelError(f"the model takes images of {channels} channels; give arrays of its own shape")
 
 
-def _cut(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
-    """Return the largest part around the middle that has the proportions of height to width."""
+def _cropped(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
+    """Return the largest part around the middle with the aspect ratio of height to width."""
     rows, columns = pixels.shape[1:3]
     tall = min(rows, max(1, round(columns * height / width)))
     wide = min(columns, max(1, round(rows * width / height)))
@@ -116,18 +116,19 @@ def _cut(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArra
 
 
 def _resized(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
-    down, across = _weights(pixels.shape[1], height), _weights(pixels.shape[2], width)
+    down = _interpolation_weights(pixels.shape[1], height)
+    across = _interpolation_weights(pixels.shape[2], width)
     resized: npt.NDArray[np.float64] = np.einsum(
         "hr,nrcx,wc->nhwx", down, pixels, across, optimize=True
     )
     return resized
 
 
-def _weights(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Return [new, old] weights of linear interpolation, widened to an average when it shrinks."""
-    step = old / new
-    reach = max(1.0, step)
-    middles = (np.arange(new) + 0.5) * step
+def _interpolation_weights(old: int, new: int) -> npt.NDArray[np.float64]:
+    """Return [new, old] weights of linear interpolation, which averages when an image shrinks."""
+    ratio = old / new
+    reach = max(1.0, ratio)
+    middles = (np.arange(new) + 0.5) * ratio
     distance = np.abs(np.arange(old) + 0.5 - middles[:, None]) / reach
     weights = np.maximum(0.0, 1.0 - distance)
     scaled: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)

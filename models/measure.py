@@ -1,4 +1,4 @@
-"""What a .tflite file does and costs: accuracy, latency, memory.
+"""Measures a .tflite file: accuracy, latency and memory.
 
 `python -m featherfed.models.measure FILE.tflite DATA.npz` prints it as JSON, from a process that
 holds nothing but the interpreter; `measure` runs that command.
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from featherfed.models.errors import ModelError
+from featherfed.models.memory import process_memory
 from featherfed.models.tflite import TfliteModel, evaluate_tflite, runtime
 
 _INFERENCES = 300
@@ -23,7 +24,7 @@ _INFERENCES = 300
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured, with one thread.
+    """Figures of a .tflite file on one thread.
 
     `accuracy` is on `num_examples` examples; `latency_ms` is the median of one image and
     `latency_p95_ms` what 95 % of images take at most. `memory_bytes` is the most that the process
@@ -77,18 +78,6 @@ def _measure_here(path: Path, data: Path) -> Measurement:
         input=model.input_type,
         runtime=what,
     )
-
-
-def process_memory(field: str) -> int | None:
-    """Return VmRSS, what this process holds, or VmHWM, the most it has held; None without /proc.
-
-    Not getrusage's peak: Linux lets that start at what the parent held when it forked.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines())
-    return 1024 * int(fields[field].split()[0])
 
 
 def _main(arguments: list[str]) -> None:

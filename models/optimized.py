@@ -1,4 +1,4 @@
-"""A Keras model as a plan wants it trained, optimised and exchanged."""
+"""A Keras model that is trained by an optimisation method and exchanged as a list of tensors."""
 
 from __future__ import annotations
 
@@ -15,25 +15,18 @@ from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_w
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
-from featherfed.models.method import Method, Optimization
+from featherfed.models.method import Optimization
 from featherfed.models.serialization import from_json, to_json
-from featherfed.models.training import (
-    LOSSES,
-    Images,
-    Labels,
-    OnStep,
-    Predictor,
-    Recipe,
-    Trainer,
-)
+from featherfed.models.training import Fitter, Images, Labels, OnStep, Predictor, Recipe
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 
 
 class FederatedModel:
     """A classifier that trains on uint8 images and is exchanged as a list of float32 tensors.
 
     `manifest` lists the tensors: the plain model's variables, or with a quantizing method those of
-    the quantization-aware model. `unseeded` names those whose start the manifest cannot express
-    (orthogonal kernels, for example); take the start from `get_weights` if there are any.
+    the quantization-aware model. `unseeded` names those whose initial values the manifest cannot
+    express (orthogonal kernels, for example); if there are any, take them from `get_weights`.
     """
 
     def __init__(self, model: Any, optimization: Optimization | None = None) -> None:
@@ -54,7 +47,7 @@ class FederatedModel:
         self._variables = exchanged(self._model)
         self.manifest, self.unseeded = describe(self._model, prunable)
         self._predictor = Predictor(self._model)
-        self._trainer: Trainer | None = None
+        self._fitter: Fitter | None = None
         self._sparse: _Sparse | None = None
 
     @property
@@ -89,22 +82,22 @@ class FederatedModel:
         epochs: int = 1,
         batch_size: int = 32,
         learning_rate: float = 0.01,
-        optimizer: str = "sgd",
-        loss: str = LOSSES[0],
+        optimizer: str = Optimizer.SGD,
+        loss: str = DEFAULT_LOSS,
         sparsity: float = 0.0,
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> tuple[float, float]:
         """Train on uint8 images [N, H, W, C], integer labels [N]; return loss and accuracy.
 
-        Both are those of the last epoch. The optimizer starts afresh. With `sparsity` above 0 the
-        method must prune; the weights are masked to it, and what is zero at the start is zero at
-        the end. Raises ValueError for images, labels, sparsity, an optimizer or a loss that do not
-        fit.
+        Both are those of the last epoch. The optimizer's state starts at zero. `optimizer` and
+        `loss` are an Optimizer and a Loss, or their text. With `sparsity` above 0 the method must
+        prune; the weights are masked to it, and zeros at the start stay zero. Raises ValueError
+        for images, labels, sparsity, an optimizer or a loss that do not fit.
         """
         self._check(images, labels, sparsity)
-        recipe = Recipe(optimizer, loss)
-        how: dict[str, Any] = {
+        recipe = Recipe(Optimizer(optimizer), Loss(loss))
+        options: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -112,12 +105,12 @@ class FederatedModel:
             "on_step": on_step,
         }
         if sparsity > 0:
-            return self._fit_sparse(images, labels, recipe, sparsity, how)
+            return self._fit_sparse(images, labels, recipe, sparsity, options)
         if self.optimization.method is Method.CLUSTER:
-            return self._fit_clustered(images, labels, recipe, how)
-        if self._trainer is None or self._trainer.recipe != recipe:
-            self._trainer = Trainer(self._model, recipe)
-        return self._trainer.fit(images, labels, **how)
+            return self._fit_clustered(images, labels, recipe, options)
+        if self._fitter is None or self._fitter.recipe != recipe:
+            self._fitter = Fitter(self._model, recipe)
+        return self._fitter.fit(images, labels, **options)
 
     def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
         """Return mean cross-entropy and accuracy on uint8 images [N, H, W, C] and labels [N]."""
@@ -143,9 +136,10 @@ class FederatedModel:
         return model
 
     def plain(self) -> Any:
-        """Return what `finished` does, but for the quantizing methods without their quantization.
+        """Return the tf_keras model to export without quantization ranges.
 
-        That is the model as it was given, with the weights that were trained for few bits.
+        As `finished`, except for the quantizing methods: those give the original architecture with
+        the weights of the quantization-aware model.
         """
         return self._plain_copy() if self.optimization.method.quantizes else self.finished()
 
@@ -161,36 +155,36 @@ class FederatedModel:
             raise ValueError(f"the method {self.optimization.method} has no sparsity; leave it 0")
 
     def _fit_sparse(
-        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, options: dict[str, Any]
     ) -> tuple[float, float]:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
         self.set_weights(mask_weights(weights, masks))
-        trainer, variables, callbacks = self._sparse_trainer(masks, recipe)
-        result = trainer.fit(images, labels, callbacks=callbacks, **how)
+        fitter, variables, callbacks = self._sparse_fitter(masks, recipe)
+        result = fitter.fit(images, labels, callbacks=callbacks, **options)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
         self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
         return result
 
-    def _sparse_trainer(self, masks: Masks, recipe: Recipe) -> tuple[Trainer, list[Any], list[Any]]:
+    def _sparse_fitter(self, masks: Masks, recipe: Recipe) -> tuple[Fitter, list[Any], list[Any]]:
         if self.optimization.method is Method.PRUNE:
-            if self._sparse is None or self._sparse.trainer.recipe != recipe:
+            if self._sparse is None or self._sparse.fitter.recipe != recipe:
                 pruned = wrapping.prune(self._model)
-                self._sparse = _Sparse(pruned, Trainer(pruned, recipe), b"", self._variables)
+                self._sparse = _Sparse(pruned, Fitter(pruned, recipe), b"", self._variables)
             wrapping.set_masks(self._sparse.model)
-            return self._sparse.trainer, self._variables, [wrapping.pruning_callback()]
+            return self._sparse.fitter, self._variables, [wrapping.pruning_callback()]
         # The prune-preserving scheme fixes its masks when it is applied: build again if they moved.
         pattern = b"".join(np.packbits(mask).tobytes() for mask in masks if mask is not None)
         sparse = self._sparse
-        if sparse is None or sparse.trainer.recipe != recipe or sparse.pattern != pattern:
+        if sparse is None or sparse.fitter.recipe != recipe or sparse.pattern != pattern:
             self._sparse = sparse = None
             tf_keras.backend.clear_session()
             model = wrapping.quantize(self._plain_copy(), preserve_zeros=True)
-            sparse = _Sparse(model, Trainer(model, recipe), pattern, exchanged(model))
+            sparse = _Sparse(model, Fitter(model, recipe), pattern, exchanged(model))
             self._sparse = sparse
         wrapping.assign(sparse.variables, self.get_weights())
-        return sparse.trainer, sparse.variables, []
+        return sparse.fitter, sparse.variables, []
 
     def _plain_copy(self) -> Any:
         """Return a new plain model with this model's weights, without quantization ranges."""
@@ -205,27 +199,27 @@ class FederatedModel:
                 variable.assign(own[name])
         return plain
 
-    def _clustered(self, recipe: Recipe | None = None) -> Trainer:
+    def _clustered(self, recipe: Recipe | None = None) -> Fitter:
         """Return the trainer of a clustering model that starts from this model's weights."""
-        if self._trainer is None or recipe not in (None, self._trainer.recipe):
+        if self._fitter is None or recipe not in (None, self._fitter.recipe):
             model = wrapping.cluster(self._plain_copy(), self.optimization.num_clusters)
-            self._trainer = Trainer(model, recipe or Recipe())
+            self._fitter = Fitter(model, recipe or Recipe())
         own = {variable.name: variable.numpy() for variable in self._model.weights}
-        wrapping.set_clusters(self._trainer.model, own)
-        return self._trainer
+        wrapping.set_clusters(self._fitter.model, own)
+        return self._fitter
 
     def _fit_clustered(
-        self, images: Images, labels: Labels, recipe: Recipe, how: dict[str, Any]
+        self, images: Images, labels: Labels, recipe: Recipe, options: dict[str, Any]
     ) -> tuple[float, float]:
-        trainer = self._clustered(recipe)
-        result = trainer.fit(images, labels, **how)
-        self._model.set_weights(wrapping.strip_clusters(trainer.model))
+        fitter = self._clustered(recipe)
+        result = fitter.fit(images, labels, **options)
+        self._model.set_weights(wrapping.strip_clusters(fitter.model))
         return result
 
 
 @dataclass(frozen=True)
 class _Sparse:
     model: Any
-    trainer: Trainer
+    fitter: Fitter
     pattern: bytes
     variables: list[Any]

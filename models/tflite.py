@@ -109,7 +109,7 @@ class TfliteModel:
 
 
 class Classifier:
-    """What a .tflite file sees in pictures, arrays and camera frames.
+    """Classifies pictures, arrays and camera frames with a .tflite file.
 
     `class_names` come from the file itself; one without them gets "0", "1", ... Raises what
     TfliteModel does, and ModelError if the names in the file are not those of its classes.
@@ -202,8 +202,8 @@ def _encode(images: npt.NDArray[np.uint8], detail: dict[str, Any]) -> npt.NDArra
         return values
     scale, zero_point = detail["quantization"]
     limits = np.iinfo(detail["dtype"])
-    steps = np.rint(values / np.float32(scale)) + zero_point
-    clipped: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max)
+    levels = np.rint(values / np.float32(scale)) + zero_point
+    clipped: npt.NDArray[Any] = np.clip(levels, limits.min, limits.max)
     return clipped.astype(detail["dtype"])
 
 

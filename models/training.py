@@ -1,4 +1,4 @@
-"""A compiled model that is fitted round after round, each time as if it were new."""
+"""Fits a compiled Keras model round after round, and runs it for inference."""
 
 from __future__ import annotations
 
@@ -12,63 +12,46 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.datasets.order import epoch_order
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Optimizer
 
 Images = npt.NDArray[np.uint8]
 """uint8 [N, height, width, channels]."""
 Labels = npt.NDArray[np.integer[Any]]
 """Integers [N]."""
 OnStep = Callable[[int, int], None]
-"""Called every few steps with the number of steps done and of all steps."""
+"""Called every few optimizer steps with the number of those done and of all."""
 
-_OPTIMIZERS: dict[str, Callable[[], Any]] = {
-    "sgd": tf_keras.optimizers.SGD,
-    "momentum": lambda: tf_keras.optimizers.SGD(momentum=0.9),
-    "nesterov": lambda: tf_keras.optimizers.SGD(momentum=0.9, nesterov=True),
-    "adam": tf_keras.optimizers.Adam,
+_OPTIMIZERS: dict[Optimizer, Callable[[], Any]] = {
+    Optimizer.SGD: tf_keras.optimizers.SGD,
+    Optimizer.MOMENTUM: lambda: tf_keras.optimizers.SGD(momentum=0.9),
+    Optimizer.NESTEROV: lambda: tf_keras.optimizers.SGD(momentum=0.9, nesterov=True),
+    Optimizer.ADAM: tf_keras.optimizers.Adam,
 }
-OPTIMIZERS = tuple(_OPTIMIZERS)
-"""Names of the optimizers that a plan can ask for."""
-
-LOSSES = (
-    "sparse_categorical_crossentropy",
-    "categorical_crossentropy",
-    "binary_crossentropy",
-    "mean_squared_error",
-)
-"""Names of the losses that a plan can ask for; all but the first see labels one-hot."""
-
 _STEPS_AT_ONCE = 25
-"""Steps between two returns to Python: the same weights bit for bit, and sooner."""
+"""Optimizer steps between two returns to Python: faster, and the same weights bit for bit."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and a loss by name; raises ValueError for unknown ones."""
+    """What a model is compiled with: an optimizer and a loss."""
 
-    optimizer: str = "sgd"
-    loss: str = LOSSES[0]
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            raise ValueError(f"no optimizer {self.optimizer!r}; choose one of {known}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+    optimizer: Optimizer = Optimizer.SGD
+    loss: Loss = DEFAULT_LOSS
 
 
-class Trainer:
-    """Compiles `model` once and fits it many times with a fresh optimizer state."""
+class Fitter:
+    """Compiles `model` once and fits it many times, each time with a fresh optimizer state."""
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
         self.recipe = recipe
         self.model = model
         self._optimizer = _OPTIMIZERS[recipe.optimizer]()
-        self._one_hot = 0 if recipe.loss == LOSSES[0] else int(model.output_shape[-1])
+        self._one_hot = int(model.output_shape[-1]) if recipe.loss.is_one_hot else 0
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
         model.compile(
             self._optimizer,
-            recipe.loss,
+            recipe.loss.value,
             # By the largest output, whatever the loss: Keras would take a threshold for some.
             metrics=["categorical_accuracy" if self._one_hot else "sparse_categorical_accuracy"],
             steps_per_execution=_STEPS_AT_ONCE,
@@ -124,7 +107,7 @@ def _batches(
 ) -> Any:
     """Return all epochs as one tf.data pipeline; images become floats batch by batch.
 
-    Labels are integers, or one-hot of so many classes.
+    Labels are integers, or one-hot vectors of length `one_hot` if that is not 0.
     """
     orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
     # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
@@ -148,7 +131,7 @@ def _batches(
 
 
 def to_float(images: Any) -> Any:
-    """Return what a model sees of uint8 images: float32 from 0 to 1."""
+    """Return uint8 images as a model takes them: float32 from 0 to 1."""
     return tf.cast(images, tf.float32) / 255.0
 
 

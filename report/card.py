@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from featherfed.report.metrics import Model, ReportError, Run
+from featherfed.report.schema import ModelReport, ReportError, RunReport
 from featherfed.report.summary import (
     NONE,
     bytes_text,
@@ -21,7 +21,7 @@ NAME = "model_card.md"
 """The card's file, beside metrics.json."""
 
 
-def model_card(run: Run) -> str:
+def model_card(run: RunReport) -> str:
     """Return the card of a finished run as Markdown; names in it cannot become markup.
 
     Raises ReportError if the run has not finished, or exported no model.
@@ -67,13 +67,13 @@ _FACTS = (
 )  # fmt: skip
 
 
-def _num_examples(run: Run) -> int:
+def _num_examples(run: RunReport) -> int:
     """Return the examples of all clients, each as many as it last reported."""
     last = {update.client: update.num_examples for r in run.rounds for update in r.updates}
     return sum(last.values())
 
 
-def _takes_bytes(model: Model) -> bool:
+def _takes_bytes(model: ModelReport) -> bool:
     tensor = model.input
     return (
         tensor is not None

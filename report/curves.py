@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featherfed.report.metrics import Run
+from featherfed.report.schema import RunReport
 from featherfed.report.style import (
     BLUE,
     CLIENT_COLORS,
@@ -21,7 +21,7 @@ from featherfed.report.summary import number_text, percent_text
 Points = list[tuple[int, float]]
 
 
-def accuracy_figure(run: Run) -> Figure | None:
+def accuracy_figure(run: RunReport) -> Figure | None:
     """Test accuracy and loss of the global model; ``None`` when neither was measured."""
     accuracy = [(r.number, r.accuracy) for r in run.rounds if r.accuracy is not None]
     loss = [(r.number, r.loss) for r in run.rounds if r.loss is not None]
@@ -58,7 +58,7 @@ def _line(axes: Axes, points: Points, color: str, title: str, text: object) -> N
     )
 
 
-def clients_figure(run: Run) -> Figure | None:
+def clients_figure(run: RunReport) -> Figure | None:
     """Each round's clients as dots against the global line; ``None`` without any accuracy."""
     names = run.client_names
     measured = [u for r in run.rounds for u in r.updates if u.accuracy is not None]
@@ -85,7 +85,7 @@ def clients_figure(run: Run) -> Figure | None:
     return figure
 
 
-def _dots(axes: Axes, run: Run, index: int, name: str, few: bool) -> None:
+def _dots(axes: Axes, run: RunReport, index: int, name: str, few: bool) -> None:
     spread = 0.5 * ((index + 0.5) / len(run.client_names) - 0.5)
     points = [
         (r.number + spread, u.accuracy)

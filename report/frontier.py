@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featherfed.report.metrics import ReportError
+from featherfed.report.schema import ReportError
 from featherfed.report.style import (
     CLIENT_COLORS,
     GRID,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featherfed.report.metrics import Round, Run
+from featherfed.report.schema import RoundReport, RunReport
 from featherfed.report.summary import (
     NONE,
     Flow,
@@ -35,7 +35,7 @@ class Tile:
     note: str
 
 
-def tiles(run: Run) -> list[Tile]:
+def tiles(run: RunReport) -> list[Tile]:
     """Return the headline numbers in rows of four, ratio above bytes."""
     up, down = run_flows(run)
     last = run.final or (run.rounds[-1] if run.rounds else None)
@@ -64,7 +64,7 @@ def _bytes_tile(direction: str, part: Flow) -> Tile:
     return Tile(f"{direction} per client and round", bytes_text(part.payload), note)
 
 
-def _ratio_tile(direction: str, part: Flow, run: Run) -> Tile:
+def _ratio_tile(direction: str, part: Flow, run: RunReport) -> Tile:
     sent = ratio_text(part.sent_ratio(run.float32_bytes))
     return Tile(
         f"Compression {direction}",
@@ -73,23 +73,23 @@ def _ratio_tile(direction: str, part: Flow, run: Run) -> Tile:
     )
 
 
-def _rounds_note(run: Run) -> str:
+def _rounds_note(run: RunReport) -> str:
     if run.final:
         return f"in {seconds_text(run.final.seconds)}"
     return "so far; the run has not finished"
 
 
-def _clients_note(run: Run) -> str:
+def _clients_note(run: RunReport) -> str:
     mean = sum(len(r.updates) for r in run.rounds) / max(1, len(run.rounds))
     return f"{mean:.1f} updates a round on average"
 
 
-def round_rows(run: Run) -> list[dict[str, object]]:
+def round_rows(run: RunReport) -> list[dict[str, object]]:
     """Return a row per round, bytes as means per client."""
     return [_round_row(entry) for entry in run.rounds]
 
 
-def _round_row(entry: Round) -> dict[str, object]:
+def _round_row(entry: RoundReport) -> dict[str, object]:
     up, down = round_flows([entry])
     return {
         "number": entry.number,
@@ -109,7 +109,7 @@ def _round_row(entry: Round) -> dict[str, object]:
     }
 
 
-def privacy_note(run: Run) -> str:
+def privacy_note(run: RunReport) -> str:
     """Return what a private run's figures mean, or nothing for any other run."""
     told = privacy_text(run)
     if not told:
@@ -123,7 +123,7 @@ def privacy_note(run: Run) -> str:
     )
 
 
-def final_row(run: Run) -> dict[str, object] | None:
+def final_row(run: RunReport) -> dict[str, object] | None:
     """Return the row of the final delivery, or ``None`` while there is none."""
     if run.final is None:
         return None
@@ -149,20 +149,22 @@ def _names(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:_NAMES_IN_A_CELL])} and {len(names) - _NAMES_IN_A_CELL} more"
 
 
-def client_rows(run: Run) -> list[dict[str, object]]:
+def client_rows(run: RunReport) -> list[dict[str, object]]:
     """Return a row per client with the totals of both directions, and one of them all."""
     runtimes = run.runtimes
     rows = [_client_row(run, n, n, runtimes.get(n, NONE)) for n in all_clients(run)]
     return [*rows, _client_row(run, "all clients", None)]
 
 
-def _client_row(run: Run, label: str, client: str | None, runtime: str = "") -> dict[str, object]:
+def _client_row(
+    run: RunReport, label: str, client: str | None, runtime: str = ""
+) -> dict[str, object]:
     up, down = run_flows(run, client)
     cells = {"up": _total_cells(up, run), "down": _total_cells(down, run)}
     return {"client": label, "runtime": runtime, "sum": client is None, **cells}
 
 
-def _total_cells(part: Flow, run: Run) -> dict[str, str]:
+def _total_cells(part: Flow, run: RunReport) -> dict[str, str]:
     return {
         "count": str(part.count),
         "payload": count_text(part.total.payload),
@@ -173,7 +175,7 @@ def _total_cells(part: Flow, run: Run) -> dict[str, str]:
     }
 
 
-def total_facts(run: Run) -> str:
+def total_facts(run: RunReport) -> str:
     """Say what the ledger counted in all, updates that did not count included."""
     if run.final is None:
         return ""
@@ -186,7 +188,7 @@ def total_facts(run: Run) -> str:
     )
 
 
-def _release_facts(run: Run) -> str:
+def _release_facts(run: RunReport) -> str:
     count = len(run.releases)
     if not count:
         return ""
@@ -198,7 +200,7 @@ def _release_facts(run: Run) -> str:
     )
 
 
-def model_rows(run: Run) -> list[dict[str, str]]:
+def model_rows(run: RunReport) -> list[dict[str, str]]:
     """Return a row per exported model."""
     return [
         {
@@ -218,7 +220,7 @@ def model_rows(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def refusal_rows(run: Run) -> list[dict[str, object]]:
+def refusal_rows(run: RunReport) -> list[dict[str, object]]:
     """Return a row per round, client and reason of what was refused."""
     return [
         {

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from featherfed.report.metrics import ReportError, printable
+from featherfed.report.schema import ReportError, printable
 from featherfed.report.style import WIDTH, short
 
 _SAMPLES_PER_CLASS = 5

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from featherfed.report import card, page
 from featherfed.report.curves import accuracy_figure, clients_figure
-from featherfed.report.metrics import ReportError, Run, read_metrics
 from featherfed.report.pictures import Pictures, read_pictures, samples_figure
 from featherfed.report.prediction import prediction_figure
+from featherfed.report.schema import ReportError, RunReport, read_metrics
 from featherfed.report.style import save_png, styled
 from featherfed.report.template import Plot, fill, write
 from featherfed.report.traffic import bytes_figure
@@ -69,7 +69,7 @@ def render(directory: Path) -> Path:
         ) from error
 
 
-def _figures(run: Run, pictures: Pictures | None) -> Iterator[tuple[str, Figure | None]]:
+def _figures(run: RunReport, pictures: Pictures | None) -> Iterator[tuple[str, Figure | None]]:
     if pictures:
         yield "samples", samples_figure(pictures)
     if run.rounds:
@@ -81,7 +81,7 @@ def _figures(run: Run, pictures: Pictures | None) -> Iterator[tuple[str, Figure 
         yield "bytes", bytes_figure(run)
 
 
-def _draw(run: Run, pictures: Pictures | None, folder: Path) -> list[Plot]:
+def _draw(run: RunReport, pictures: Pictures | None, folder: Path) -> list[Plot]:
     folder.mkdir(parents=True, exist_ok=True)
     plots = []
     with styled():
@@ -92,7 +92,7 @@ def _draw(run: Run, pictures: Pictures | None, folder: Path) -> list[Plot]:
     return plots
 
 
-def _fill(run: Run, plots: list[Plot]) -> str:
+def _fill(run: RunReport, plots: list[Plot]) -> str:
     return fill(
         "run.html",
         run=run,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featherfed.report.metrics import NOTHING_SENT, Round, Run, Traffic
+from featherfed.report.schema import NOTHING_SENT, RoundReport, RunReport, Traffic
 
 NONE = "\N{EN DASH}"
 
@@ -49,13 +49,13 @@ def flow(transfers: Iterable[Traffic]) -> Flow:
     return Flow(len(items), sum(items, NOTHING_SENT))
 
 
-def round_flows(rounds: Sequence[Round]) -> tuple[Flow, Flow]:
+def round_flows(rounds: Sequence[RoundReport]) -> tuple[Flow, Flow]:
     """Return uplink and downlink of the given rounds, all clients together."""
     updates = [update for entry in rounds for update in entry.updates]
     return flow(u.uplink for u in updates), flow(u.downlink for u in updates)
 
 
-def run_flows(run: Run, client: str | None = None) -> tuple[Flow, Flow]:
+def run_flows(run: RunReport, client: str | None = None) -> tuple[Flow, Flow]:
     """Return uplink and downlink of the run or of one client, the final delivery included."""
     updates = [u for r in run.rounds for u in r.updates if client in (None, u.client)]
     deliveries = run.final.deliveries if run.final else ()
@@ -63,7 +63,7 @@ def run_flows(run: Run, client: str | None = None) -> tuple[Flow, Flow]:
     return flow(u.uplink for u in updates), flow([*(u.downlink for u in updates), *last])
 
 
-def all_clients(run: Run) -> tuple[str, ...]:
+def all_clients(run: RunReport) -> tuple[str, ...]:
     """Every client the run mentions, those that only failed included."""
     failed = [
         name for r in run.rounds for name in (*r.missing, *(entry.client for entry in r.refused))
@@ -72,7 +72,7 @@ def all_clients(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*run.client_names, *failed, *delivered]))
 
 
-def refusals_text(rounds: Iterable[Round]) -> str:
+def refusals_text(rounds: Iterable[RoundReport]) -> str:
     """Count refusals by reason, the most frequent first: "LATE 12, NON_FINITE 1"."""
     counts: Counter[str] = Counter()
     for entry in rounds:
@@ -140,7 +140,7 @@ def latency_text(milliseconds: float | None) -> str:
     return f"{value:.{1 if value < 100 else 0}f} {unit}"
 
 
-def privacy_text(run: Run) -> str:
+def privacy_text(run: RunReport) -> str:
     """Return what differential privacy a run kept, or nothing if it kept none."""
     if run.final is None or run.final.privacy is None:
         spent = [entry.epsilon for entry in run.rounds if entry.epsilon is not None]

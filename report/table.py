@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from featherfed.report.metrics import Round, Run, parse_metrics
+from featherfed.report.schema import RoundReport, RunReport, parse_metrics
 from featherfed.report.summary import (
     Flow,
     bytes_text,
@@ -86,7 +86,7 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _round_row(entry: Round) -> list[str]:
+def _round_row(entry: RoundReport) -> list[str]:
     away = entry.away
     return [
         str(entry.number),
@@ -98,7 +98,7 @@ def _round_row(entry: Round) -> list[str]:
     ]
 
 
-def _final_row(run: Run) -> list[str]:
+def _final_row(run: RunReport) -> list[str]:
     assert run.final
     return [
         "all",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from featherfed.report.metrics import Run
+from featherfed.report.schema import RunReport
 from featherfed.report.style import (
     BLUE,
     GREEN,
@@ -25,7 +25,7 @@ from featherfed.report.summary import Flow, bytes_text, flow, round_flows
 Series = list[tuple[int, Flow]]
 
 
-def bytes_figure(run: Run) -> Figure | None:
+def bytes_figure(run: RunReport) -> Figure | None:
     """Mean bytes per client over the rounds; ``None`` when no update was aggregated.
 
     Above: payload and everything sent against the float32 weights, logarithmic. Below: what came
@@ -50,7 +50,7 @@ def bytes_figure(run: Run) -> Figure | None:
     return figure
 
 
-def _series(run: Run) -> tuple[Series, Series]:
+def _series(run: RunReport) -> tuple[Series, Series]:
     up: Series = []
     down: Series = []
     for entry in run.rounds:
@@ -64,7 +64,7 @@ def _series(run: Run) -> tuple[Series, Series]:
     return up, down
 
 
-def _against_float32(axes: Axes, run: Run, up: Series, down: Series) -> None:
+def _against_float32(axes: Axes, run: RunReport, up: Series, down: Series) -> None:
     axes.set_yscale("log")
     axes.axhline(run.float32_bytes, color=MUTED, linestyle=(0, (6, 3)), linewidth=1.4)
     axes.annotate(

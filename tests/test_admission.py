@@ -31,7 +31,7 @@ from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access import authority as authority_module
 from featherfed.server.access.authority import Authority
 from featherfed.server.errors import ServerError
-from featherfed.server.settings.settings import Security, Settings
+from featherfed.server.settings.settings import SecuritySettings, Settings
 
 NAMES = ("attic", "cellar", "kitchen")
 SECOND = 1 / 86400
@@ -612,7 +612,7 @@ def test_a_server_that_others_reach_needs_credentials(authority: Authority) -> N
     assert listening(insecure, None, 1, None, False).security.insecure
     assert not listening(insecure, None, None, folder, False).security.insecure
     with pytest.raises(ValueError, match="contradict"):
-        Security(credentials="certs", insecure=True)
+        SecuritySettings(credentials="certs", insecure=True)
 
 
 def test_a_client_speaks_tls_with_other_machines(authority: Authority) -> None:

@@ -37,7 +37,7 @@ from featherfed.models.tflite import (
     with_labels,
 )
 from featherfed.report.card import model_card
-from featherfed.report.metrics import parse_metrics
+from featherfed.report.schema import parse_metrics
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("float32", "float16", "dynamic", "int8")

@@ -37,10 +37,12 @@ from featherfed.exporter.errors import ExportError
 from featherfed.exporter.losses import LOSSES
 from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import fake_quantize
-from featherfed.exporter.step import Training, export_step
-from featherfed.models import training, zoo
-from featherfed.models.optimized import FederatedModel, Method, Optimization
+from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
+from featherfed.models import zoo
+from featherfed.models.method import Optimization
+from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 
 layers = tf_keras.layers
 SHAPE = (9, 8, 2)
@@ -110,7 +112,7 @@ def start_of(model: FederatedModel, seed: int = 1) -> list[Array]:
 
 @functools.cache
 def exported(model: FederatedModel, batch_size: int, optimizer: str, loss: str) -> bytes:
-    content = export_step(model, Training(batch_size, optimizer, loss))
+    content = export_training_step(model, TrainingStepOptions(batch_size, optimizer, loss))
     assert_builtin(content)
     return content
 
@@ -134,7 +136,7 @@ def train_both(
     batch_size: int = BATCH,
     rate: float = 0.1,
     optimizer: str = "sgd",
-    loss: str = training.LOSSES[0],
+    loss: str = DEFAULT_LOSS,
     epochs: int = 1,
     sparsity: float = 0.0,
 ) -> Both:
@@ -506,8 +508,8 @@ def test_losses(loss: str, output: str) -> None:
 
 
 def test_it_knows_the_losses_and_optimizers_of_plans() -> None:
-    assert LOSSES.keys() == set(training.LOSSES)
-    assert OPTIMIZERS.keys() == set(training.OPTIMIZERS)
+    assert LOSSES.keys() == set(Loss)
+    assert OPTIMIZERS.keys() == set(Optimizer)
 
 
 def normalized() -> FederatedModel:
@@ -597,7 +599,7 @@ def test_dropout_keeps_its_share_and_the_mean(layer: Any) -> None:
             ]
         )
     )
-    step = exported(model, 1, "sgd", training.LOSSES[0])
+    step = exported(model, 1, "sgd", DEFAULT_LOSS)
     plan = pb.Plan(
         training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0),
         optimization=pb.Optimization(method="none"),
@@ -702,7 +704,7 @@ def refused(*stack: Any, shape: tuple[int, ...] = SHAPE, method: Method = Method
         ]
     )
     with pytest.raises(ExportError) as caught:
-        export_step(FederatedModel(model, Optimization(method)), Training(2))
+        export_training_step(FederatedModel(model, Optimization(method)), TrainingStepOptions(2))
     return str(caught.value)
 
 
@@ -748,12 +750,12 @@ def test_clusters_stateful_layers_and_sums_of_several_shapes_are_refused() -> No
     total = layers.Flatten()(layers.Add(name="odd")([wide, narrow]))
     model = tf_keras.Model(inputs, layers.Dense(2, activation="softmax")(total))
     with pytest.raises(ExportError, match=r"'odd'.*broadcasting"):
-        export_step(FederatedModel(model), Training(2))
+        export_training_step(FederatedModel(model), TrainingStepOptions(2))
     image = tf_keras.Input((4, 3), batch_size=2)
     state = layers.GRU(2, stateful=True, name="odd")(image)
     model = tf_keras.Model(image, layers.Dense(2, activation="softmax")(state))
     with pytest.raises(ExportError, match=r"'odd'.*stateful"):
-        export_step(FederatedModel(model), Training(2))
+        export_training_step(FederatedModel(model), TrainingStepOptions(2))
 
 
 # --- what was measured

@@ -32,8 +32,8 @@ from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile,
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import total_facts
+from featherfed.report.schema import parse_metrics
 from featherfed.server.errors import Refused
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.transfers.framing import framed_size

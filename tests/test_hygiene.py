@@ -41,9 +41,9 @@ from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import Held
 from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
-from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import privacy_note
 from featherfed.report.render import render
+from featherfed.report.schema import parse_metrics
 from featherfed.report.table import round_table
 from featherfed.server.aggregation import robust
 from featherfed.server.aggregation.accountant import epsilon

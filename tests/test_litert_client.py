@@ -488,13 +488,13 @@ def test_a_runtime_is_a_plain_word(federation: Start) -> None:
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedModel]:
     """An empty cache; returns the models that were really exported."""
     exported: list[FederatedModel] = []
-    real = build.export_step
+    real = build.export_training_step
 
     def export(model: FederatedModel, training: Any) -> bytes:
         exported.append(model)
         return real(model, training)
 
-    monkeypatch.setattr(build, "export_step", export)
+    monkeypatch.setattr(build, "export_training_step", export)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return exported
 

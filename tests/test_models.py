@@ -351,10 +351,10 @@ def test_kmeans_finds_separate_values() -> None:
 def test_repeated_fits_trace_once(digits: tuple[np.ndarray, np.ndarray]) -> None:
     model = federated(Method.PRUNE)
     model.fit(*digits, sparsity=0.2)
-    train_step = model._sparse.trainer.model.train_function
+    train_step = model._sparse.fitter.model.train_function
     for sparsity in (0.4, 0.6):
         model.fit(*digits, sparsity=sparsity, learning_rate=0.1, seed=4)
-    assert model._sparse.trainer.model.train_function is train_step
+    assert model._sparse.fitter.model.train_function is train_step
     assert np.mean(model.get_weights()[0] == 0) == pytest.approx(0.6, abs=0.02)
 
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from featherfed.report import summary
 from featherfed.report.card import model_card
-from featherfed.report.metrics import ReportError, parse_metrics
 from featherfed.report.render import render
+from featherfed.report.schema import ReportError, parse_metrics
 from featherfed.report.table import models_table, round_table
 
 HOSTILE = "<script>alert(1)</script> $\\frac{ [red] \u202e _x"

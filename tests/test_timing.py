@@ -40,7 +40,7 @@ from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.rpc import service
 from featherfed.server.settings.plan import make_plan
-from featherfed.server.settings.settings import Limits
+from featherfed.server.settings.settings import LimitSettings
 from featherfed.server.storage.records import Entry
 from featherfed.server.storage.store import Store
 
@@ -654,7 +654,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"
     assert network("unix:") == "unix"
-    gate = Quotas(Limits(requests_per_second=1))
+    gate = Quotas(LimitSettings(requests_per_second=1))
     for _ in range(50):
         gate.stranger("a")
     with pytest.raises(Busy):
@@ -670,7 +670,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
 
 
 def test_polls_of_one_client_are_limited() -> None:
-    gate = Quotas(Limits())
+    gate = Quotas(LimitSettings())
     for _ in range(8):
         gate.begin_poll("a")
     with pytest.raises(Busy, match="8 polls of one client are open"):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from featherfed.server.errors import Busy
-from featherfed.server.settings.settings import Limits
+from featherfed.server.settings.settings import LimitSettings
 
 BURST_SECONDS = 5.0
 """Seconds' worth of requests that a peer may make at once after a quiet time."""
@@ -58,7 +58,7 @@ class Rate:
 class Quotas:
     """Limits the calls of each client, of each address, and of all callers without a session."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: LimitSettings) -> None:
         rate = limits.requests_per_second
         self._clients = Rate(rate)
         self._addresses = Rate(_ADDRESS_FACTOR * rate)

@@ -11,7 +11,7 @@ from featherfed.server.access.limits import Quotas, network
 from featherfed.server.coordinator.members import Members
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.authentication import proven_name
-from featherfed.server.settings.settings import Limits
+from featherfed.server.settings.settings import LimitSettings
 
 Context = Any  # grpc.aio.ServicerContext, whose type parameters matter to nobody here
 
@@ -19,7 +19,7 @@ Context = Any  # grpc.aio.ServicerContext, whose type parameters matter to nobod
 class Callers:
     """Identifies the caller of each call, and refuses callers that exceed their rate."""
 
-    def __init__(self, members: Members, limits: Limits) -> None:
+    def __init__(self, members: Members, limits: LimitSettings) -> None:
         self._members = members
         self._quotas = Quotas(limits)
 

@@ -1,4 +1,4 @@
-"""What a run file may not ask for together: each check returns what is wrong and what to do."""
+"""Cross-checks of settings that are each fine alone: yield what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DENSE = '"quantize(8) | zstd" or "float16 | zstd"'
 def check_rule(
     rule: Rule, uplink: str, fallback: str, minimum: int, fraction: float
 ) -> Iterator[str]:
-    """Yield why a run cannot aggregate by `rule`; nothing for the mean."""
+    """Yield why updates cannot be aggregated by `rule`; nothing for the mean."""
     if not rule.is_robust:
         return
     codecs = {"uplink": fixed_codec(uplink), "fallback": parse_codec(fallback)}
@@ -38,7 +38,7 @@ def check_rule(
 def check_privacy(
     rule: Rule, uplink: str, fallback: str, broadcast: str, every_client: bool
 ) -> Iterator[str]:
-    """Yield what would tell of clients besides the noisy mean."""
+    """Yield each setting that would reveal more about clients than the noisy mean does."""
     if rule.is_robust:
         yield (
             f"aggregation.rule {rule.name!r} has no known sensitivity for the noise of [privacy]; "

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Fill, Manifest, TensorSpec
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import DEFAULT_LOSS
 from featherfed.server.settings.settings import Settings
-
-DEFAULT_LOSS = "sparse_categorical_crossentropy"
-"""Not told: a plan goes to every client."""
 
 
 def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Plan:
@@ -24,7 +22,7 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
             batch_size=training.batch_size,
             learning_rate=training.learning_rate,
             optimizer=training.optimizer,
-            loss="" if training.loss == DEFAULT_LOSS else training.loss,
+            loss="" if training.loss is DEFAULT_LOSS else training.loss,
         ),
         optimization=pb.Optimization(
             method=optimization.method, num_clusters=optimization.num_clusters

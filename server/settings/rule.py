@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MORE = {"trimmed_mean": 1, "median": 1, "multi_krum": 3}
-"""How many updates more than twice the hostile ones each rule needs."""
+_EXTRA_UPDATES = {"trimmed_mean": 1, "median": 1, "multi_krum": 3}
+"""A robust rule needs `2 * byzantine` plus this many updates."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by its name in the run file; `mean` withstands nobody and needs one update."""
+    """An aggregation rule by its name in the run file; `mean`, not robust, needs one update."""
 
     name: str
     byzantine: int
@@ -18,9 +18,9 @@ class Rule:
     @property
     def needs(self) -> int:
         """How many updates of a round it takes to withstand `byzantine` hostile ones."""
-        return 2 * self.byzantine + _MORE[self.name] if self.is_robust else 1
+        return 2 * self.byzantine + _EXTRA_UPDATES[self.name] if self.is_robust else 1
 
     @property
     def is_robust(self) -> bool:
-        """Whether it is more than the mean."""
-        return self.name in _MORE
+        """Whether it withstands hostile clients, unlike the mean."""
+        return self.name in _EXTRA_UPDATES

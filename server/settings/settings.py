@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featherfed.compression.registry import parse_codec
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.sparsity import DENSE, SparsitySchedule
 from featherfed.server.rounds.transitions import Policy
@@ -24,7 +25,7 @@ def _codec_text(text: str) -> str:
     return str(parse_codec(text))
 
 
-def _clip(times: float) -> float:
+def _check_clip(times: float) -> float:
     if times == 0 or 1 <= times < math.inf:
         return times
     raise ValueError("must be 0, for no clipping, or at least 1, since less would clip everybody")
@@ -32,7 +33,6 @@ def _clip(times: float) -> float:
 
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Method = Literal["none", "prune", "cluster", "qat", "prune+qat"]
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -40,35 +40,30 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Model(_Section):
+class ModelSettings(_Section):
     """The model to train."""
 
     name: str = "cnn"
     """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
 
 
-class Training(_Section):
+class TrainingSettings(_Section):
     """What a client does in a round."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam"] = "sgd"
-    loss: Literal[
-        "sparse_categorical_crossentropy",
-        "categorical_crossentropy",
-        "binary_crossentropy",
-        "mean_squared_error",
-    ] = "sparse_categorical_crossentropy"
+    optimizer: Optimizer = Optimizer.SGD
+    loss: Loss = DEFAULT_LOSS
     """On integer labels; the others see them one-hot."""
 
 
-class Optimization(_Section):
-    """TFMOT in training."""
+class OptimizationSettings(_Section):
+    """How TFMOT optimises the model while it is trained."""
 
-    method: Method = "none"
+    method: Method = Method.NONE
     final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of the prunable weights that are zero in the end."""
+    """Share of the prunable weights that are zero at the end."""
     begin_round: Annotated[int, Field(ge=1)] = 2
     """The first round with a mask."""
     end_round: Annotated[int, Field(ge=1)] | None = None
@@ -76,20 +71,20 @@ class Optimization(_Section):
     num_clusters: Annotated[int, Field(ge=2, le=256)] = 16
 
 
-class Compression(_Section):
-    """What travels in which codec."""
+class CompressionSettings(_Section):
+    """The codec of each direction."""
 
     uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
     """A preset, a budget of the whole cohort such as "4kB/round", or codec text."""
     fallback: CodecText = "quantize(8) | zstd"
     """For clients that do not know the uplink's codec."""
     downlink: CodecText = "deadzone(0.15) | zstd(1)"
-    """Of the mean update, for clients to which the updates themselves are not forwarded."""
+    """Codec of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
     """Forward the clients' updates if that is smallest, or always send their mean alone."""
 
 
-class Clients(_Section):
+class ClientSettings(_Section):
     """Who takes part; times in seconds."""
 
     minimum: Annotated[int, Field(ge=1)] = 2
@@ -98,27 +93,27 @@ class Clients(_Section):
     deadline: Annotated[float, Field(gt=0)] = 600.0
     patience: Annotated[float, Field(ge=0)] = 30.0
     over_selection: Annotated[float, Field(ge=1)] = 1.0
-    """Sample so many times the wanted clients; a round closes once as many as wanted reported."""
+    """Sample this many times the wanted clients; a round closes once the wanted number reported."""
     heartbeat: Annotated[int, Field(ge=0)] = 0
-    """Seconds between a training client's signs of life; silent for three times as long, it is lost
-    and the round does not wait for it. 0: none, the deadline alone decides."""
+    """Seconds between heartbeats of a training client; after three without one it is lost, and the
+    round does not wait for it. 0: no heartbeats, the deadline alone decides."""
 
 
-class Aggregation(_Section):
+class AggregationSettings(_Section):
     """How a round's updates become the next model."""
 
     rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
     """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
     byzantine: Annotated[int, Field(ge=1)] = 1
     """How many hostile clients a robust rule must withstand."""
-    clip: Annotated[float, AfterValidator(_clip)] = 10.0
-    """Clip an update's norm to so many times the quantile of the round's norms; 0: never."""
+    clip: Annotated[float, AfterValidator(_check_clip)] = 10.0
+    """Clip an update's norm to this many times the quantile of the round's norms; 0: never."""
     quantile: Fraction = 0.5
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """The most examples that a client counts with in the mean."""
 
 
-class Privacy(_Section):
+class PrivacySettings(_Section):
     """Client-level differential privacy; off unless there is noise."""
 
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -131,40 +126,40 @@ class Privacy(_Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
-class Security(_Section):
+class SecuritySettings(_Section):
     """Who may talk to the server; see SECURITY.md."""
 
     credentials: str | None = None
     """The folder that `featherfed certs` makes: TLS, clients' certificates and tokens."""
     client_certificates: bool = True
-    """Ask for them, and not for tokens alone."""
+    """Require a certificate of every client, besides its token."""
     insecure: bool = False
     """Listen without TLS where others can reach the server."""
 
     @model_validator(mode="after")
-    def _one_or_the_other(self) -> Security:
+    def _one_or_the_other(self) -> SecuritySettings:
         if self.insecure and self.credentials is not None:
             raise ValueError("credentials and insecure = true contradict each other; drop one")
         return self
 
 
-class Limits(_Section):
-    """What clients may ask for, each and together."""
+class LimitSettings(_Section):
+    """Limits for one client and for all clients together."""
 
     clients: Annotated[int, Field(ge=1)] = 10_000
     """How many names may join the run."""
     streams: Annotated[int, Field(ge=1)] = 20_000
     """Calls open at the same time, waiting ones included."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Of one client, with bursts of five seconds' worth; without a session, ten times as many of an
-    address (or of a certificate's name), and twenty times of all together."""
+    """Calls of one client, in bursts of up to five seconds' worth. Of calls without a session, ten
+    times as many for an address (or a certificate's name), and twenty times for all together."""
     queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """Bytes of updates that are being received at the same time."""
+    """Bytes of all updates that are being received at the same time."""
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long an upload may send nothing."""
 
 
-class Evaluation(_Section):
+class EvaluationSettings(_Section):
     """The test set, which stays on the server."""
 
     dataset: str = "digits"
@@ -173,7 +168,7 @@ class Evaluation(_Section):
     """Evaluate each client's model too, not just the global one."""
 
 
-class Server(_Section):
+class ServerSettings(_Section):
     """Where the server listens."""
 
     host: str = "127.0.0.1"
@@ -198,17 +193,17 @@ class Settings(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     notes: dict[str, str | int | float] = {}
     """Anything worth repeating in metrics.json, e.g. how the data were split."""
-    server: Server = Server()
-    model: Model = Model()
-    training: Training = Training()
-    optimization: Optimization = Optimization()
-    compression: Compression = Compression()
-    clients: Clients = Clients()
-    aggregation: Aggregation = Aggregation()
-    privacy: Privacy = Privacy()
-    security: Security = Security()
-    limits: Limits = Limits()
-    evaluation: Evaluation = Evaluation()
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    compression: CompressionSettings = CompressionSettings()
+    clients: ClientSettings = ClientSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    security: SecuritySettings = SecuritySettings()
+    limits: LimitSettings = LimitSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _sparsity_rounds_fit(self) -> Settings:
@@ -226,8 +221,8 @@ class Settings(_Section):
         codecs = coding.uplink, coding.fallback
         problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
         if self.private:
-            graded = self.evaluation.every_client
-            problems += check_privacy(self.rule, *codecs, coding.broadcast, graded)
+            every_client = self.evaluation.every_client
+            problems += check_privacy(self.rule, *codecs, coding.broadcast, every_client)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -250,7 +245,7 @@ class Settings(_Section):
     @property
     def prunes(self) -> bool:
         """Whether the optimisation method keeps a mask."""
-        return "prune" in self.optimization.method
+        return self.optimization.method.prunes
 
     @property
     def _end_round(self) -> int:
@@ -268,7 +263,7 @@ class Settings(_Section):
 
     @property
     def policy(self) -> Policy:
-        """The rules of the rounds."""
+        """When rounds open and close, and whom they sample."""
         c = self.clients
         return Policy(
             self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
@@ -277,16 +272,17 @@ class Settings(_Section):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that must not change in mid-run; where it listens and waits may."""
-        # What is newer than some runs counts only where it says something else than they did.
+        """SHA-256 of the settings that must not change in mid-run (addresses and waits may)."""
+        # Keys that older versions lacked count only if they differ from their defaults, so that
+        # runs made before them keep their fingerprint.
         free: dict[str, Any] = dict.fromkeys(
             ("server", "output", "clients", "security", "limits"), True
         )
-        if self.training.loss == Training().loss:
+        if self.training.loss == TrainingSettings().loss:
             free["training"] = {"loss"}
-        if self.aggregation == Aggregation():
+        if self.aggregation == AggregationSettings():
             free["aggregation"] = True
-        if self.privacy == Privacy():
+        if self.privacy == PrivacySettings():
             free["privacy"] = True
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -61,7 +61,7 @@ class Traffic(_Part):
 NOTHING_SENT = Traffic(payload_bytes=0, message_bytes=0, control_bytes=0, retry_bytes=0)
 
 
-class Update(_Part):
+class UpdateReport(_Part):
     """What one client did in one round; None where it was not measured."""
 
     client: Text
@@ -73,7 +73,7 @@ class Update(_Part):
     downlink: Traffic
 
 
-class Refusal(_Part):
+class RefusalReport(_Part):
     """Something of a client that the server refused."""
 
     client: Text
@@ -82,7 +82,7 @@ class Refusal(_Part):
     detail: Text = ""
 
 
-class Round(_Part):
+class RoundReport(_Part):
     """One closed round; `updates` holds only those that were aggregated."""
 
     number: Count = Field(alias="round")
@@ -92,9 +92,9 @@ class Round(_Part):
     version: Count
     digest: Text
     sparsity: float | None
-    updates: tuple[Update, ...] = Field(alias="clients")
+    updates: tuple[UpdateReport, ...] = Field(alias="clients")
     missing: tuple[Text, ...]
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusalReport, ...]
     wasted: Count | None = Field(None, alias="wasted_bytes")
     clip: float | None = None
     clipped: Count | None = None
@@ -107,7 +107,7 @@ class Round(_Part):
         return len({*self.missing, *(item.client for item in self.refused)} - counted)
 
 
-class Input(_Part):
+class InputTensor(_Part):
     """A model's input tensor; scale and zero point only if it holds integers."""
 
     dtype: Text
@@ -115,7 +115,7 @@ class Input(_Part):
     zero_point: int | None = None
 
 
-class Model(_Part):
+class ModelReport(_Part):
     """One exported file, and what it costs on one thread; None where it was not measured."""
 
     file: Text
@@ -128,18 +128,18 @@ class Model(_Part):
     latency_p95_ms: float | None = None
     memory: Count | None = Field(None, alias="memory_bytes")
     idle_memory: Count | None = Field(None, alias="idle_memory_bytes")
-    input: Input | None = None
+    input: InputTensor | None = None
     runtime: Text = ""
 
 
-class Delivery(_Part):
+class DeliveryReport(_Part):
     """What the final model cost one client."""
 
     client: Text
     downlink: Traffic
 
 
-class Device(_Part):
+class DeviceReport(_Part):
     """What a device that only infers has sent and got."""
 
     device: Text
@@ -147,14 +147,14 @@ class Device(_Part):
     downlink: Traffic
 
 
-class Totals(_Part):
+class TotalsReport(_Part):
     """All bytes of the run."""
 
     uplink: Traffic
     downlink: Traffic
 
 
-class Privacy(_Part):
+class PrivacyReport(_Part):
     """What a differentially private run has spent on the client that took part most often."""
 
     epsilon: float
@@ -163,7 +163,7 @@ class Privacy(_Part):
     rounds: Count
 
 
-class Final(_Part):
+class FinalReport(_Part):
     """How a finished run ended."""
 
     accuracy: float | None
@@ -172,14 +172,14 @@ class Final(_Part):
     version: Count
     sparsity: float | None
     seconds: float | None
-    deliveries: tuple[Delivery, ...] = Field(alias="clients")
-    totals: Totals
-    models: tuple[Model, ...]
+    deliveries: tuple[DeliveryReport, ...] = Field(alias="clients")
+    totals: TotalsReport
+    models: tuple[ModelReport, ...]
     num_calibration_examples: Count | None = None
-    privacy: Privacy | None = None
+    privacy: PrivacyReport | None = None
 
 
-class Run(_Part):
+class RunReport(_Part):
     """A whole metrics.json; `final` is None while the run still goes."""
 
     schema_: int = Field(alias="schema")
@@ -194,9 +194,9 @@ class Run(_Part):
     settings: Facts = ()
     started: Text = ""
     machine: Facts = ()
-    rounds: tuple[Round, ...]
-    releases: tuple[Device, ...] = ()
-    final: Final | None = None
+    rounds: tuple[RoundReport, ...]
+    releases: tuple[DeviceReport, ...] = ()
+    final: FinalReport | None = None
 
     @property
     def runtimes(self) -> dict[str, str]:
@@ -209,7 +209,7 @@ class Run(_Part):
         return tuple(dict.fromkeys(u.client for r in self.rounds for u in r.updates))
 
 
-def read_metrics(path: Path) -> Run:
+def read_metrics(path: Path) -> RunReport:
     """Read and check a metrics.json. Raises ReportError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -227,10 +227,10 @@ def read_metrics(path: Path) -> Run:
         raise ReportError(f"{path}: {error}; see docs/metrics.md for what it must hold") from error
 
 
-def parse_metrics(data: object) -> Run:
+def parse_metrics(data: object) -> RunReport:
     """Check the object of a metrics.json. Raises ReportError naming the key that is wrong."""
     try:
-        run = Run.model_validate(data)
+        run = RunReport.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -22,8 +22,8 @@ from featherfed.exporter.ops import Tensor
 from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import is_quantizing, run_quantized
 from featherfed.exporter.replay import Replay
-from featherfed.models.method import Method
 from featherfed.models.optimized import FederatedModel
+from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Optimizer
 
 SIGNATURE = "train"
 VERSION = 3
@@ -31,12 +31,12 @@ VERSION = 3
 
 
 @dataclass(frozen=True)
-class Training:
-    """What of a plan's training is built into a step."""
+class TrainingStepOptions:
+    """What of a plan's training is built into the exported training step."""
 
     batch_size: int = 32
-    optimizer: str = "sgd"
-    loss: str = "sparse_categorical_crossentropy"
+    optimizer: Optimizer = Optimizer.SGD
+    loss: Loss = DEFAULT_LOSS
 
 
 def tf_version() -> str:
@@ -44,31 +44,31 @@ def tf_version() -> str:
     return str(tf.__version__)
 
 
-def export_step(model: FederatedModel, training: Training) -> bytes:
+def export_training_step(model: FederatedModel, options: TrainingStepOptions) -> bytes:
     """Return the training step of `model` as the bytes of a .tflite.
 
     Raises ExportError, naming the layer and what to use instead, for what cannot be trained with
     TFLite's builtin operators.
     """
     method = model.optimization.method
-    if method is Method.CLUSTER:
+    if method.needs_keras:
         raise ExportError(
-            "the method cluster trains centroids, which has no training step for LiteRT; use the "
+            f"the method {method} trains centroids, which has no training step for LiteRT; use the "
             "method none, prune or qat, or Keras clients (--runtime keras)"
         )
-    step = _Step(model, training, masks=method.prunes)
+    step = _TrainingStep(model, options, masks=method.prunes)
     return _convert(step.function(), step.describe())
 
 
-class _Step:
+class _TrainingStep:
     """Builds the function of one step."""
 
-    def __init__(self, model: FederatedModel, training: Training, masks: bool) -> None:
+    def __init__(self, model: FederatedModel, options: TrainingStepOptions, masks: bool) -> None:
         self._model = model.trained
         self._variables = model.variables
         self._manifest = model.manifest
-        self._training = training
-        self._optimizer = OPTIMIZERS[training.optimizer]
+        self._options = options
+        self._optimizer = OPTIMIZERS[options.optimizer]
         self._trainable = {id(v) for v in self._model.trainable_variables}
         self._masked = [masks and spec.prunable for spec in self._manifest]
         self._noises = _noise_shapes(self)
@@ -79,7 +79,7 @@ class _Step:
 
     def inputs(self) -> dict[str, tf.TensorSpec]:
         """Return the signature's inputs."""
-        batch = self._training.batch_size
+        batch = self._options.batch_size
         specs = {
             "images": tf.TensorSpec([batch, *self._model.input_shape[1:]], tf.uint8),
             "labels": tf.TensorSpec([batch], tf.int32),
@@ -124,7 +124,7 @@ class _Step:
             )
             outputs = _forward(self._model, given["images"], replay)
             hot = tf.one_hot(given["labels"], outputs.shape[1])
-            losses = LOSSES[self._training.loss](outputs, hot, replay)
+            losses = LOSSES[self._options.loss](outputs, hot, replay)
             count = tf.reduce_sum(importance, keepdims=True)
             mean = tf.reduce_sum(losses * importance, keepdims=True) / count
             for penalty in replay.penalties.values():
@@ -152,7 +152,7 @@ class _Step:
         return results
 
 
-def _noise_shapes(step: _Step) -> list[tuple[int, ...]]:
+def _noise_shapes(step: _TrainingStep) -> list[tuple[int, ...]]:
     """Return the shapes of noise that the model's dropout layers ask for, in their order."""
     shapes: list[tuple[int, ...]] = []
 
@@ -161,7 +161,7 @@ def _noise_shapes(step: _Step) -> list[tuple[int, ...]]:
         return tf.zeros(shape)
 
     with tf.Graph().as_default():
-        batch = step._training.batch_size
+        batch = step._options.batch_size
         values = {id(v): tf.zeros(v.shape or (1,)) for v in step._variables}
         images = tf.zeros([batch, *step._model.input_shape[1:]], tf.uint8)
         _forward(step._model, images, Replay(values, tf.ones([batch]), note))
