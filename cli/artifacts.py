@@ -113,7 +113,7 @@ class Artifacts:
         test = self._test
         by_class = [np.flatnonzero(test.labels == c) for c in range(test.num_classes)]
         count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class))
-        updates = [u for u in self._store.updates(self._settings.rounds) if u.prediction]
+        updates = [u for u in self._store.journal.updates(self._settings.rounds) if u.prediction]
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
         predictions.append(self._model.predict(test.images[:1])[0].tolist())

@@ -1,8 +1,7 @@
-"""What must hold in a run's database, each as a check that yields what is wrong."""
+"""Consistency checks of a run's database; each yields a text for everything that is wrong."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +14,7 @@ from featherfed.edge_client.state import Held
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.transitions import Phase
 from featherfed.server.storage.store import Store
-from featherfed.server.transfers.routes import seed_link, step_link
+from featherfed.server.transfers.routes import seed_link, version_link
 
 Find = Callable[[], Iterator[str]]
 
@@ -34,37 +33,37 @@ def checks_of_run(store: Store) -> list[tuple[str, Find]]:
 
 
 def _versions(store: Store) -> Iterator[str]:
-    numbers = [version.version for version in store.versions()]
+    numbers = [version.version for version in store.versions.all()]
     state = store.load_state()
     made = state.round - (state.phase is not Phase.FINISHED)
     if numbers != list(range(made + 1)):
         yield f"versions {numbers}; round {state.round} ({state.phase}) needs 0 to {made}"
-    rounds = [row["round"] for row in store.rounds()]
+    rounds = [round_.round for round_ in store.journal.rounds()]
     begun = made + (state.phase in (Phase.TRAINING, Phase.AGGREGATING))
     if rounds != list(range(1, begun + 1)):
         yield f"rounds {rounds}; the run's state says that {begun} have begun"
 
 
 def _newest(store: Store) -> Iterator[str]:
-    known = store.plan()
+    known = store.runs.plan()
     if known is None:
         yield "no plan: serve the run once with this version of featherfed"
         return
-    weights, _ = store.model(manifest_of(known[0]))
-    newest = store.newest()
+    weights, _ = store.versions.model(manifest_of(known.plan))
+    newest = store.versions.newest()
     if weights_digest(weights) != newest.digest:
         yield f"the stored weights are not version {newest.version} by its digest"
 
 
 def _chain(store: Store) -> Iterator[str]:
-    known = store.plan()
-    if known is None or not known[1]:
+    known = store.runs.plan()
+    if known is None or not known.seeded:
         return  # the weights of a version 0 that was given are not kept
-    plan, manifest = known[0], manifest_of(known[0])
+    plan, manifest = known.plan, manifest_of(known.plan)
     held: Held | None = None
-    for version in store.versions():
+    for version in store.versions.all():
         allocation = held.allocation if held else None
-        link = step_link(version, allocation) if held else seed_link(version)
+        link = version_link(version, allocation) if held else seed_link(version)
         try:
             held = follow(manifest, plan.seed, held, [link], version.payload)
         except (DigestMismatch, WireError) as error:
@@ -73,11 +72,12 @@ def _chain(store: Store) -> Iterator[str]:
 
 
 def _journal(store: Store) -> Iterator[str]:
-    state, newest = store.load_state(), store.newest().version
-    for row in store.rounds():
-        number, open_ = row["round"], row["round"] == state.round and row["closed"] is None
-        cohort = set(state.cohort if open_ else json.loads(row["cohort"]))
-        updates = list(store.updates(number))
+    state, newest = store.load_state(), store.versions.newest().version
+    for round_ in store.journal.rounds():
+        number = round_.round
+        open_ = number == state.round and round_.closed is None
+        cohort = set(state.cohort if open_ else round_.cohort)
+        updates = list(store.journal.updates(number))
         if odd := sorted({u.client for u in updates} - cohort):
             yield f"round {number}: updates of {', '.join(odd)}, who are not in its cohort"
         if number <= newest and not updates:
@@ -91,13 +91,13 @@ def _journal(store: Store) -> Iterator[str]:
 def _ledger(store: Store) -> Iterator[str]:
     counted = {
         (entry.round, entry.client): entry.payload_bytes
-        for entry in store.ledger()
+        for entry in store.ledger.entries()
         if (entry.direction, entry.kind) == ("uplink", "transfer")
     }
     journal = {
         (update.round, update.client): update.payload
-        for row in store.rounds()
-        for update in store.updates(row["round"])
+        for round_ in store.journal.rounds()
+        for update in store.journal.updates(round_.round)
     }
     for round_, client in sorted(journal.keys() - counted.keys()):
         yield f"round {round_}: the update of {client} is not in the ledger"
@@ -110,10 +110,10 @@ def _ledger(store: Store) -> Iterator[str]:
 
 
 def _bundles(store: Store) -> Iterator[str]:
-    for version in store.versions(after=0):
+    for version in store.versions.after(0):
         if version.kind == "bundle":
             forwarded = Counter(p.slot for p in pb.Bundle.FromString(version.payload).parts)
-            accepted = Counter(update.slot for update in store.updates(version.version))
+            accepted = Counter(update.slot for update in store.journal.updates(version.version))
             if forwarded != accepted:
                 yield (
                     f"version {version.version} averages the updates of slots "

@@ -30,8 +30,7 @@ from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
-from featherfed.server.coordinator.admission import DataShape
-from featherfed.server.coordinator.coordinator import LITERT
+from featherfed.server.coordinator.admission import LITERT, DataShape
 from featherfed.server.errors import ServerError
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep
@@ -177,7 +176,7 @@ def run_case(case: Case, output: Path) -> float:
         evaluator=KerasEvaluator(model, test),
         first_weights=model.get_weights() if model.unseeded else None,
         on_round=on_round,
-        facts={
+        extra={
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": len(test),
             "machine": machine(),

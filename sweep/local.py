@@ -1,4 +1,4 @@
-"""A transport that calls the coordinator directly: the same messages, counted alike, no gRPC."""
+"""A server and a transport in one process: the same messages, counted alike, without gRPC."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.storage.records import Entry
+from featherfed.server.storage.records import LedgerEntry
+from featherfed.server.transfers.deliveries import Deliveries
 from featherfed.server.transfers.framing import framed_size
 
 
 class LocalServer:
-    """What `conduct` and `service` are for gRPC: whoever has news for the server drives the run.
+    """Takes the place of the server's loop and gRPC service: clients' own calls drive the run.
 
-    Clients are threads, but one at a time: each holds `turn` unless it waits for a task. Nothing
-    they use has to be safe for threads, and a run repeats exactly.
+    Clients are threads of which one runs at a time: each holds `turn` unless it waits for a task.
+    So nothing they share has to be thread-safe, and a run repeats exactly.
     """
 
     def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
         self.coordinator = coordinator
+        self.deliveries = Deliveries(coordinator)
         self._on_round = on_round
         self._known: object = None
-        self._news = 0
+        self._changes = 0
         self._failed = False
         self.turn = threading.RLock()
         self._changed = threading.Condition(self.turn)
 
     def drive(self) -> None:
-        """Open, close and aggregate rounds that are due, and wake those who wait for it."""
+        """Open, close and aggregate rounds that are due, and wake clients that wait for it."""
         with self._changed:
             state = self.coordinator.tick()
             while state.phase is Phase.AGGREGATING:
@@ -40,11 +42,11 @@ class LocalServer:
                 state = self.coordinator.tick()
             if self._known != (state.phase, state.round, state.cohort):
                 self._known = state.phase, state.round, state.cohort
-                self._news += 1
+                self._changes += 1
                 self._changed.notify_all()
 
     def fail(self) -> None:
-        """Let everybody who waits give up: the run cannot go on."""
+        """Make all waiting clients give up: the run cannot go on."""
         with self._changed:
             self._failed = True
             self._changed.notify_all()
@@ -53,20 +55,20 @@ class LocalServer:
         """Return the client's next task, as soon as there is one."""
         while True:
             with self._changed:
-                mark = self._news
-            reply = self.coordinator.next_task(client)
+                seen = self._changes
+            reply = self.coordinator.tasks.next_task(client)
             if not reply.HasField("wait"):
                 return reply
             self.drive()
             with self._changed:
-                while self._news == mark and not self._failed:
+                while self._changes == seen and not self._failed:
                     self._changed.wait()
                 if self._failed:
                     raise Rejected("another part of the run has failed")
 
 
 class LocalTransport:
-    """Implements the client's `Transport` in the server's own process."""
+    """A client's transport that calls the server's parts directly."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server
@@ -75,7 +77,7 @@ class LocalTransport:
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Join; raise Rejected if refused."""
         try:
-            reply = self._coordinator.join(request)
+            reply = self._coordinator.admission.join(request)
         except Refused as refusal:
             raise Rejected(str(refusal)) from refusal
         self._count_control(request.client, framed_size(request), framed_size(reply))
@@ -83,7 +85,7 @@ class LocalTransport:
 
     def next_task(self, session: int) -> pb.NextTaskReply:
         """Wait for something to do, as long as it takes."""
-        client = self._coordinator.client_of(session)
+        client = self._coordinator.members.client_of(session)
         reply = self._server.next_task(client)
         request = pb.NextTaskRequest(session=session, wait_seconds=1)
         self._count_control(client, framed_size(request), framed_size(reply))
@@ -91,31 +93,31 @@ class LocalTransport:
 
     def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
         """Return links and payloads, counted as one message."""
-        client = self._coordinator.client_of(request.session)
-        delivery = self._coordinator.fetch(client, request)
+        client = self._coordinator.members.client_of(request.session)
+        delivery = self._server.deliveries.deliver(client, request)
         route = delivery.route
         size = framed_size(pb.ModelChunk(links=route.links, data=route.data))
         kind = "retry" if delivery.again else "transfer"
-        self._coordinator.store.count(
-            Entry(delivery.round, client, "uplink", "control", 0, framed_size(request)),
-            Entry(delivery.round, client, "downlink", kind, len(route.data), size),
+        self._coordinator.store.ledger.count(
+            LedgerEntry(delivery.round, client, "uplink", "control", 0, framed_size(request)),
+            LedgerEntry(delivery.round, client, "downlink", kind, len(route.data), size),
         )
         return route.links, route.data
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:
         """Return the exported training step, counted as one message."""
-        client = self._coordinator.client_of(session)
-        data = self._coordinator.training_step
+        client = self._coordinator.members.client_of(session)
+        data = self._coordinator.training_step.compressed
         request = pb.FetchStepRequest(session=session)
         self._count_control(client, framed_size(request), framed_size(pb.FileChunk(data=data)))
         return data
 
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
         """Send an update, counted as one message."""
-        client = self._coordinator.client_of(header.session)
+        client = self._coordinator.members.client_of(header.session)
         size = framed_size(pb.UpdateChunk(header=header, data=payload))
         try:
-            outcome = self._coordinator.submit(client, header, payload, size)
+            outcome = self._coordinator.updates.submit(client, header, payload, size)
         except Refused as refusal:
             return pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
         self._server.drive()
@@ -132,8 +134,8 @@ class LocalTransport:
         """Do nothing."""
 
     def _count_control(self, client: str, up: int, down: int) -> None:
-        round_ = self._coordinator.ledger_round
-        self._coordinator.store.count(
-            Entry(round_, client, "uplink", "control", 0, up),
-            Entry(round_, client, "downlink", "control", 0, down),
+        round_ = self._coordinator.run.ledger_round
+        self._coordinator.store.ledger.count(
+            LedgerEntry(round_, client, "uplink", "control", 0, up),
+            LedgerEntry(round_, client, "downlink", "control", 0, down),
         )

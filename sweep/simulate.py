@@ -18,7 +18,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluator
-from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.coordinator.training_step import TrainingStep
 from featherfed.server.observability.metrics_json import collect, final
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
@@ -26,7 +26,7 @@ from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
 
 MakeTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
-"""Client name and what a session gives its maker of trainers -> that of the client's data."""
+"""(client name, plan, manifest, training step) -> that client's `Trainer`."""
 
 
 def simulate(
@@ -40,15 +40,16 @@ def simulate(
     evaluator: Evaluator,
     first_weights: list[Array] | None = None,
     on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
-    facts: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
     runtime: str = "keras",
-    step: OfferedStep | None = None,
+    step: TrainingStep | None = None,
 ) -> dict[str, Any]:
-    """Run `settings` to the end; return what metrics.json would hold (docs/metrics.md).
+    """Run `settings` to the end; return the content of metrics.json (docs/metrics.md).
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
-    `runtime` is what clients say they train with; LiteRT's get `step`. Clients take turns; time
-    stands still, so nobody is ever late. Raises what a client raises.
+    `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
+    top-level entries of the result. Clients run one at a time and the clock stands still, so
+    nobody is ever late. Raises what a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -67,7 +68,7 @@ def simulate(
             )
 
             def report() -> None:
-                newest = store.newest()
+                newest = store.versions.newest()
                 on_round(newest.version, newest.accuracy)
 
             server = LocalServer(coordinator, report)
@@ -82,9 +83,9 @@ def simulate(
                 for name, data in clients.items()
             ]
             held = _run_all(server, sessions)
-            newest = store.newest()
+            newest = store.versions.newest()
             assert all(h.digest == newest.digest for h in held), "a client holds another model"
-            metrics: dict[str, Any] = collect(store, settings, manifest, facts or {})
+            metrics: dict[str, Any] = collect(store, settings, manifest, extra or {})
             metrics["final"] = final(store, settings, 0.0, [])
             return metrics
         finally:

@@ -31,6 +31,4 @@ class Weighting:
         if not share:
             return None
         weight = self.weights[update.client]
-        return WeightedUpdate(
-            update.slot, weight, update.codec, update.payload, share % FULL_SHARE
-        )
+        return WeightedUpdate(update.slot, weight, update.codec, update.payload, share % FULL_SHARE)

@@ -63,9 +63,7 @@ class Coordinator:
         self.members = Members(self.run)
         codecs = UpdateCodecs(settings, manifest)
         open_round = OpenRound(self.run, codecs)
-        self.admission = Admission(
-            self.run, self.members, codecs, data_shape, self.training_step
-        )
+        self.admission = Admission(self.run, self.members, codecs, data_shape, self.training_step)
         self.tasks = Tasks(self.run, self.members, open_round)
         self.updates = Updates(self.run, self.members, open_round, codecs)
         self.refusals = RefusalLog(self.run)

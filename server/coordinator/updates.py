@@ -121,13 +121,11 @@ class Updates:
                 )
             )
         total = message_bytes + stored.message
-        store.ledger.count(
-            LedgerEntry(header.round, client, "uplink", "transfer", size, total)
-        )
+        store.ledger.count(LedgerEntry(header.round, client, "uplink", "transfer", size, total))
 
 
 def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
-    """Return the norms of an update that decodes to weights a model can have; else raise Refused."""
+    """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
     codec, manifest = parse_codec(sent.codec), start.manifest
     try:
         update = decode_update(

@@ -139,7 +139,9 @@ def _seconds(round_: RoundRecord) -> float:
     return max(0.0, round(round_.closed - round_.opened, 3))
 
 
-def _client(update: JournaledUpdate, runtime: str, ledger: dict[str, dict[str, Bytes]]) -> dict[str, Any]:
+def _client(
+    update: JournaledUpdate, runtime: str, ledger: dict[str, dict[str, Bytes]]
+) -> dict[str, Any]:
     return {
         "client": update.client,
         "num_examples": update.num_examples,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -69,7 +69,7 @@ class ByteCounter:
         self._ledger = coordinator.store.ledger
 
     async def count(self, *entries: LedgerEntry) -> None:
-        """Add entries to the ledger; in a thread, unless all are control bytes, which never wait."""
+        """Add entries to the ledger, in a thread unless all are control bytes, which never wait."""
         if all(entry.kind == "control" for entry in entries):
             self._ledger.count(*entries)
         else:
@@ -94,13 +94,13 @@ class Refuser:
 
     async def refuse(
         self, context: Context, request: Any, refusal: Refused, write: Any = None
-    ) -> None:
+    ) -> NoReturn:
         """Record the refusal of a request, and end its call; `write` as for `end`."""
         name = self._callers.name_of(request)
         await asyncio.to_thread(self._refusals.record, name, refusal)
         await self.end(context, refusal, write)
 
-    async def refuse_stranger(self, context: Context, refusal: Refused) -> None:
+    async def refuse_stranger(self, context: Context, refusal: Refused) -> NoReturn:
         """Refuse a call whose request names nobody, and count it for its caller's rate."""
         try:
             self._callers.count_stranger(context)
@@ -108,7 +108,7 @@ class Refuser:
             refusal = busy
         await self.refuse(context, None, refusal)
 
-    async def end(self, context: Context, refusal: Refused, write: Any = None) -> None:
+    async def end(self, context: Context, refusal: Refused, write: Any = None) -> NoReturn:
         """End a call whose refusal is recorded.
 
         `write`: a message on its way, after which alone a status can be sent.
@@ -123,6 +123,7 @@ class Refuser:
         except Exception as error:
             # The peer did not read the message before, so no status can reach it.
             raise asyncio.CancelledError from error
+        raise AssertionError("abort() always raises")
 
 
 class CallHandler:

@@ -80,7 +80,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         return reply
 
     @client_call
-    async def FetchModel(  # noqa: D102
+    async def FetchModel(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchModelRequest, client: str, context: Context
     ) -> None:
         async with self._leases.acquire((client, "model")) as lease:
@@ -110,7 +110,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         return self._shared[1]
 
     @client_call
-    async def FetchStep(  # noqa: D102
+    async def FetchStep(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchStepRequest, client: str, context: Context
     ) -> None:
         round_, size = self._coordinator.run.ledger_round, 0
@@ -130,7 +130,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
     @call
     async def SubmitUpdate(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
-    ) -> pb.SubmitReply | None:
+    ) -> pb.SubmitReply:
         async def identify(session: int) -> str:
             return self.callers.client(session, context)
 
@@ -138,7 +138,6 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         if received.reply is None:
             assert received.refusal is not None, "an upload ends with a reply or a refusal"
             await self.refuser.end(context, received.refusal)
-            return None
         size = framed_size(received.reply)
         client, round_ = received.client, received.round
         await self.bytes.count(LedgerEntry(round_, client, "downlink", "control", 0, size))
@@ -157,7 +156,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         return pb.HeartbeatReply()
 
     @stranger_call
-    async def FetchRelease(  # noqa: D102
+    async def FetchRelease(  # type: ignore[override]  # noqa: D102
         self, request: pb.FetchReleaseRequest, context: Context
     ) -> None:
         seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)

@@ -120,7 +120,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _migrate_refusals(connection: sqlite3.Connection) -> None:
-    """Move the table `refusals` of older versions, a row per refusal, to the counts in `refused`."""
+    """Move the rows of `refusals`, one a refusal in older versions, to the counts in `refused`."""
     sql = "SELECT 1 FROM sqlite_master WHERE name = 'refusals'"
     if not connection.execute(sql).fetchall():
         return

@@ -94,9 +94,7 @@ class Journal:
         """Return what a round's aggregation did, an empty record for an unknown round."""
         sql = "SELECT clip, clipped, left_out, next_clip, epsilon FROM aggregations WHERE round = ?"
         for clip, clipped, left_out, next_clip, epsilon in self._database.run(sql, round_):
-            return AggregationRecord(
-                clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon
-            )
+            return AggregationRecord(clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon)
         return AggregationRecord()
 
     def finish_update(

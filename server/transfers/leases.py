@@ -52,7 +52,7 @@ class Lease:
 
 
 class Leases:
-    """Leases by key; the newest transfer gets the lease, since older ones may hang on a dead link."""
+    """Leases by key; a newer transfer takes over, since the older may hang on a dead link."""
 
     def __init__(self) -> None:
         self._leases: dict[Hashable, Lease] = {}
