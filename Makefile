@@ -50,7 +50,7 @@ check: dev ## lint, format and types
 	$(BIN)/mypy .links/featherfed
 
 fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests/corpus
-	$(BIN)/python tests/fuzz.py --seconds 600
+	$(BIN)/python tests/support/fuzz.py --seconds 600
 
 SWEEPS := presets models peers clients noniid rounds
 

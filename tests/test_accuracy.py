@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.csv
 import pytest
-from processes import run
+from support.processes import run
 
 from featherfed.datasets.idx import has_idx_files
 from featherfed.datasets.sources import fashion_mnist_folders

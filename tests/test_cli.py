@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import run
+from support.processes import run
 
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.datasets.sources import load_train_test

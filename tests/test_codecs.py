@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.codec_texts import CODECS
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.chain import Chain
@@ -50,39 +51,6 @@ from featherfed.compression.stages.qsgd import Qsgd
 from featherfed.compression.stages.quantize import Quantize
 from featherfed.compression.stages.sign import Sign
 from featherfed.compression.stages.topk import TopK
-
-CODECS = [
-    "float32",
-    "float32 | zstd",
-    "zstd(1)",
-    "float16",
-    "float16 | zstd",
-    "quantize(1)",
-    "quantize(3)",
-    "quantize(8) | zstd",
-    "quantize(4, channel) | zstd(19)",
-    "quantize(12, channel)",
-    "quantize(16)",
-    "topk(0.01)",
-    "topk(1.0)",
-    "topk(0.01) | quantize(8) | zstd",
-    "topk(0.1) | float16",
-    "topk(0.5) | topk(0.5) | quantize(2, channel)",
-    "float8",
-    "deadzone(0.2) | zstd",
-    "deadzone(2.0)",
-    "sign",
-    "topk(0.01) | sign",
-    "qsgd(1) | zstd",
-    "qsgd(64)",
-    "eden",
-    "kmeans(1)",
-    "kmeans(4) | zstd",
-    "lowrank(1)",
-    "lowrank(2) | quantize(8) | zstd",
-    *(["qsgd(1) | range", "topk(0.1) | sign | range"] if "range" in STAGES else []),
-]
-"""A new stage belongs in here; test_golden.py and test_wire.py use the same list."""
 
 BYTE_STAGES = {"zstd", "range"}
 TINY = np.float32(2.0**-149)

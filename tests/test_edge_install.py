@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Processes, wait_until
+from support.processes import Processes, wait_until
 
 from featherfed.datasets.sources import load_train_test
 

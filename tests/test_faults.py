@@ -1,11 +1,11 @@
-"""Every fault of tests/faults.py is refused or survived, and changes nothing for the honest."""
+"""Every fault of support/faults.py is refused or survived, and changes nothing for the honest."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from faults import DEADLINE, FAULTS, Fault, face
+from support.faults import DEADLINE, FAULTS, Fault, face
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))

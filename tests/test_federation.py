@@ -13,9 +13,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.clients import Pull, profile
+from support.evaluator import Judge
+from support.federation import Federation
+from support.models import CLASSES, MANIFEST, SHAPE
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.initial_weights import initial_weights

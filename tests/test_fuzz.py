@@ -6,8 +6,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
-import fuzz
 import pytest
+from support import fuzz
 
 
 def test_every_example_decodes() -> None:

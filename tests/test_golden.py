@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_codecs import CODECS
+from support.codec_texts import CODECS
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.context import NO_CONTEXT, Context

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from conftest import Federation, Pull, profile
+from support.clients import Pull, profile
+from support.federation import Federation
 
 from featherfed.cli import build
 from featherfed.cli.build import build_model, offered_step

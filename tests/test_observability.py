@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MANIFEST, Federation, Pull, profile
-from processes import run
 from prometheus_client.parser import text_string_to_metric_families
+from support.clients import Pull, profile
+from support.federation import Federation
+from support.models import MANIFEST
+from support.processes import run
 
 from featherfed.cli.log import TextFormatter, _json
 from featherfed.edge_client.errors import Rejected, SessionLost

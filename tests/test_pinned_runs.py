@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, MANIFEST, SHAPE, Judge, profile, settings
+from support.clients import profile
+from support.evaluator import Judge
+from support.federation import settings
+from support.models import CLASSES, MANIFEST, SHAPE
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.trainer import Trained

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Processes, status, wait_until
+from support.processes import Processes, status, wait_until
 
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
@@ -82,7 +82,7 @@ def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
 
 
 # LiteRT makes an epoch of these few examples in a millisecond, and must be killed in mid-round.
-@pytest.mark.slow  # a minute of starts of TensorFlow; tests/test_storm.py kills light processes
+@pytest.mark.slow  # a minute of starts of TensorFlow; tests/test_kills.py kills light processes
 @pytest.mark.parametrize(("runtime", "epochs"), [("keras", 40), ("litert", 800)])
 def test_killed_at_any_moment_the_run_ends_with_the_same_model(
     processes: Processes, runtime: str, epochs: int

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Processes, run, wait_until
+from support.processes import Processes, run, wait_until
 
 from featherfed.compression.registry import STAGES
 

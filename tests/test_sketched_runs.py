@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile
-from conftest import settings as run_settings
+from support.clients import Pull, profile
+from support.evaluator import Judge
+from support.federation import Federation
+from support.federation import settings as run_settings
+from support.models import CLASSES, MANIFEST, SHAPE
 
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec

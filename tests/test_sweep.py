@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from processes import Processes, run, wait_until
+from support.processes import Processes, run, wait_until
 
 from featherfed.report.frontier import group, table_rows
 from featherfed.server.errors import ServerError

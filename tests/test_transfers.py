@@ -17,7 +17,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import Federation, Pull, profile
+from support.clients import Pull, profile
+from support.federation import Federation
 
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform

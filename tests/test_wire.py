@@ -16,7 +16,7 @@ import pytest
 from backports import zstd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_codecs import CODECS
+from support.codec_texts import CODECS
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader, varint

@@ -24,13 +24,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "robustness"
 SCRATCH = ROOT / "runs" / "robustness"
 sys.path.insert(0, str(ROOT / "tests"))  # the same programs make the small tests
 
-import crowd  # noqa: E402
-import faults  # noqa: E402
-import lossy  # noqa: E402
-import proxy  # noqa: E402
-import storm  # noqa: E402
-from hostile import siege  # noqa: E402
-from processes import wait_until  # noqa: E402
+from support import faults, kills, lossy_link, proxy  # noqa: E402
+from support import load as loads  # noqa: E402
+from support.hostile_calls import siege  # noqa: E402
+from support.processes import wait_until  # noqa: E402
 
 from featherfed.datasets.partition import partition  # noqa: E402
 from featherfed.datasets.sources import load_train_test  # noqa: E402
@@ -49,7 +46,7 @@ LARGE_CROWDS = (10, 100)
 
 def decoder(_: Path) -> Figures:
     """Ten million inputs on everything that decodes, guided by coverage; a share at a time."""
-    import fuzz  # instruments what it imports, and so slows it down
+    from support import fuzz  # instruments what it imports, and so slows it down
 
     found = SCRATCH / "fuzz" / "found"
     found.mkdir(parents=True, exist_ok=True)
@@ -76,8 +73,8 @@ def service(scratch: Path) -> Figures:
     """A hundred thousand hostile calls on a server whose round is open."""
     siege(scratch / "peace", 0)
     seen = siege(scratch / "siege", CALLS)
-    wanted = storm.outcome(scratch / "peace" / "run.db").digests
-    assert storm.outcome(scratch / "siege" / "run.db").digests == wanted, "another model came out"
+    wanted = kills.outcome(scratch / "peace" / "run.db").digests
+    assert kills.outcome(scratch / "siege" / "run.db").digests == wanted, "another model came out"
     assert "Traceback" not in (scratch / "siege" / "server.log").read_text("utf-8")
     return seen
 
@@ -87,24 +84,24 @@ def light_storms(scratch: Path) -> Figures:
     rows = {}
     for codec, uplink in CODECS.items():
         directory = scratch / codec.replace(" ", "-")
-        with storm.light_storm(directory / "quiet", storm.light_spec(uplink)) as run:
+        with kills.light_storm(directory / "quiet", kills.light_spec(uplink)) as run:
             run.wait(300)
         begin = time.monotonic()
-        spec = storm.light_spec(uplink, seconds=0.2, gate=True)
-        with storm.light_storm(directory / "storm", spec) as run:
-            run.rage(KILLS, 1, ROUNDS, storm.newest_of(directory / "storm"), gap=0.3)
+        spec = kills.light_spec(uplink, seconds=0.2, gate=True)
+        with kills.light_storm(directory / "storm", spec) as run:
+            run.rage(KILLS, 1, ROUNDS, kills.newest_of(directory / "storm"), gap=0.3)
             (directory / "storm" / "over").touch()
             run.wait(600)
         rows[codec] = _compare(directory, "run.db", dict(run.kills), time.monotonic() - begin)
-        rows[codec]["acknowledged"] = storm.check_acks(
-            directory / "storm", storm.outcome(directory / "storm" / "run.db")
+        rows[codec]["acknowledged"] = kills.check_acks(
+            directory / "storm", kills.outcome(directory / "storm" / "run.db")
         )
     return rows
 
 
 def _compare(directory: Path, database: str, kills: Figures, seconds: float) -> Figures:
-    wanted = storm.outcome(directory / "quiet" / database)
-    left = storm.outcome(directory / "storm" / database)
+    wanted = kills.outcome(directory / "quiet" / database)
+    left = kills.outcome(directory / "storm" / database)
     assert left.digests == wanted.digests, "another model came out of the storm"
     assert left.journal == wanted.journal, "an update was lost, or counted twice"
     return {
@@ -122,22 +119,22 @@ def real_storm(scratch: Path) -> Figures:
     base = scratch / "base"
     base.mkdir()
     commands = _real_commands(base)
-    with storm.Storm(base, {"server": commands["server"]}):  # name and secret of both runs
+    with kills.Storm(base, {"server": commands["server"]}):  # name and secret of both runs
         wait_until((base / "out" / "server.address").exists, 120)
     for name in ("quiet", "storm"):
         shutil.copytree(base, scratch / name)
-    with storm.Storm(scratch / "quiet", commands) as run:
+    with kills.Storm(scratch / "quiet", commands) as run:
         run.wait(1200)
-    newest = storm.newest_of(scratch / "storm" / "out")
+    newest = kills.newest_of(scratch / "storm" / "out")
     begin = time.monotonic()
-    with storm.Storm(scratch / "storm", commands) as run:
+    with kills.Storm(scratch / "storm", commands) as run:
         run.rage(KILLS, 1, ROUNDS, newest, gap=1.5, server_share=0.2)
         run.wait(1200)
     figures = _compare(scratch, "out/run.db", dict(run.kills), time.monotonic() - begin)
-    journal = storm.outcome(scratch / "storm" / "out" / "run.db").journal
+    journal = kills.outcome(scratch / "storm" / "out" / "run.db").journal
     said = [
         (round_, f"c{number}")
-        for number in range(storm.CLIENTS)
+        for number in range(kills.CLIENTS)
         for round_ in range(1, ROUNDS + 1)
         if f"round {round_}: sent " in (scratch / "storm" / f"c{number}.log").read_text("utf-8")
     ]
@@ -146,7 +143,7 @@ def real_storm(scratch: Path) -> Figures:
 
 
 def _real_commands(directory: Path) -> dict[str, list[str]]:
-    port = storm.free_port()
+    port = kills.free_port()
     settings = {
         "output": "out",
         "rounds": ROUNDS,
@@ -154,14 +151,14 @@ def _real_commands(directory: Path) -> dict[str, list[str]]:
         "model": {"name": "mlp"},
         "training": {"epochs": 1500, "learning_rate": 0.01},
         "clients": {
-            "minimum": storm.CLIENTS, "quorum": 1.0, "deadline": 3600.0, "patience": 3600.0,
+            "minimum": kills.CLIENTS, "quorum": 1.0, "deadline": 3600.0, "patience": 3600.0,
         },
     }  # fmt: skip
     (directory / "run.toml").write_text(tomli_w.dumps(settings), "utf-8")
     featherfed = [sys.executable, "-m", "featherfed.cli.main"]
     commands = {"server": [*featherfed, "serve", "run.toml"]}
     train, _ = load_train_test("digits")
-    for number, indices in enumerate(partition(train.labels, storm.CLIENTS, "iid", 0)):
+    for number, indices in enumerate(partition(train.labels, kills.CLIENTS, "iid", 0)):
         train.take(indices).save(directory / f"data-{number}.npz")
         commands[f"c{number}"] = [
             *featherfed, "join", f"127.0.0.1:{port}", "--data", f"data-{number}.npz",
@@ -175,7 +172,7 @@ def links(scratch: Path) -> Figures:
     """The example's model over 64 kbit/s and 100 to 500 ms, all at the same time."""
     uplinks = ("balanced", "quantize(8)")
     wanted = {
-        uplink: lossy.quiet(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
+        uplink: lossy_link.quiet(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
         for number, uplink in enumerate(uplinks)
     }
     cases = [(uplink, loss) for uplink in uplinks for loss in LOSSES]
@@ -183,7 +180,7 @@ def links(scratch: Path) -> Figures:
     def measure(number: int) -> Figures:
         uplink, loss = cases[number]
         link = proxy.Link(loss=loss)
-        row = lossy.lossy(scratch / f"lossy-{number}", uplink, LINKED_ROUNDS, link, 7200)
+        row = lossy_link.lossy(scratch / f"lossy-{number}", uplink, LINKED_ROUNDS, link, 7200)
         assert row.pop("digests") == wanted[uplink], "another model came out"
         print(json.dumps(row), flush=True)
         return row
@@ -198,13 +195,13 @@ def load(scratch: Path) -> Figures:
     cases += [("large", n, uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
     rows = []
     for number, (model, count, uplink) in enumerate(cases):
-        rows.append(crowd.load(scratch / str(number), count, model, uplink))
+        rows.append(loads.load(scratch / str(number), count, model, uplink))
         print(json.dumps(rows[-1]), flush=True)
     return {"runs": rows}
 
 
 def every_fault(scratch: Path) -> Figures:
-    """Everything in tests/faults.py, against a running round with four honest clients."""
+    """Everything in tests/support/faults.py, against a running round with four honest clients."""
     rows = []
     for number, fault in enumerate(faults.FAULTS):
         result = faults.face(fault, scratch / str(number))

@@ -1,74 +1,54 @@
-"""What an accepted update can do to the model, and what the model tells of it."""
+"""How updates are combined: example counts, clipping and robust rules."""
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
-from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, profile, settings
-from dp_accounting import GaussianDpEvent
-from dp_accounting.rdp import RdpAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.clients import Pull, join_request, profile
+from support.coordinator import Table
+from support.evaluator import Judge
+from support.federation import Federation, settings
+from support.models import CLASSES, MANIFEST, SHAPE
+from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import FULL_SHARE, Average
+from featherfed.compression.exchange.average import WHOLE
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
-    Fill,
-    Manifest,
-    Role,
-    TensorSpec,
     weights_digest,
 )
-from featherfed.compression.exchange.round import RoundContext, round_key
+from featherfed.compression.exchange.round import Round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.model import DigestMismatch, follow
-from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import Held
 from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
-from featherfed.report.page import privacy_note
-from featherfed.report.render import render
-from featherfed.report.schema import parse_metrics
-from featherfed.report.table import round_table
 from featherfed.server.aggregation import robust
-from featherfed.server.aggregation.accountant import epsilon
 from featherfed.server.aggregation.clipping import limit_of, measure, rule_on_norms, share
-from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
 from featherfed.server.aggregation.robust import Rows, combine, krum_choice
 from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
-from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
-from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rounds import transitions as rounds
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.rule import Rule
 from featherfed.server.settings.settings import Settings, load_settings
 from featherfed.server.storage.records import Norms
-from featherfed.server.storage.store import Store
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
 DENSE = {"uplink": "float32", "fallback": "float32", "downlink": "float32"}
-PRIVATE: dict[str, Any] = {
-    "compression": {**DENSE, "broadcast": "aggregate"},
-    "evaluation": {"every_client": False},
-}
 
 
 class Scaled(Pull):
@@ -83,93 +63,6 @@ class Scaled(Pull):
         return Trained(
             [w + self.factor * (h - w) for w, h in zip(weights, honest, strict=True)], 0.5, 0.75
         )
-
-
-class Table:
-    """A run on one table: a coordinator, and updates that are put into it by hand."""
-
-    def __init__(self, folder: Path, **changes: object) -> None:
-        folder.mkdir(exist_ok=True)
-        self.settings = settings(folder, **changes)
-        self.store = Store(folder / "run.db")
-        try:
-            self.coordinator = Coordinator(
-                self.settings, self.store, make_plan(self.settings, "{}", MANIFEST), MANIFEST,
-                DataShape(SHAPE, CLASSES), Judge(), time.time, secret=1,
-            )  # fmt: skip
-        except ServerError:
-            self.store.close()
-            raise
-
-    def submit(self, updates: Mapping[str, Sequence[Array]], num_examples: int = 100) -> None:
-        """Play a round up to its close."""
-        run = self.coordinator
-        joins = {name: run.join(request(name, num_examples)) for name in updates}
-        for name in updates:
-            run.next_task(name)
-        run.tick()
-        for name, update in updates.items():
-            task = run.next_task(name).train
-            assert task.round, "every client has a task"
-            round_ = RoundContext(
-                round_key(0, task.round), task.slots, [None] * len(MANIFEST), None
-            )
-            payload = encode_update(
-                parse_codec(task.codec), MANIFEST, list(update), context=round_.update(task.slot)
-            ).payload
-            header = pb.UpdateHeader(
-                session=joins[name].session, round=task.round, version=task.version,
-                num_examples=num_examples, size=len(payload), train_loss=0.25,
-            )  # fmt: skip
-            assert run.submit(name, header, payload, len(payload)) == pb.ACCEPTED
-        assert run.phase is Phase.AGGREGATING
-
-    def step(self, updates: Mapping[str, Sequence[Array]]) -> list[Array]:
-        """Play a round; return what the model moved by."""
-        before = self.coordinator.newest_weights()
-        self.submit(updates)
-        self.coordinator.aggregate()
-        return [a - b for a, b in zip(self.coordinator.newest_weights(), before, strict=True)]
-
-    def metrics(self) -> Any:
-        facts = {"featherfed": "0", "num_test_examples": 1}
-        return metrics.collect(self.store, self.settings, MANIFEST, facts)
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Iterator[Callable[..., Table]]:
-    made: list[Table] = []
-
-    def make(folder: str = "run", clients: int = 5, **changes: object) -> Table:
-        both = {"clients": {"minimum": clients, "quorum": 1.0, "patience": 0}, **changes}
-        made.append(Table(tmp_path / folder, **both))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.store.close()
-
-
-def request(name: str, num_examples: int = 100) -> pb.JoinRequest:
-    session = Session(profile(name, num_examples), None, None, None)  # type: ignore[arg-type]
-    return session._join_request()
-
-
-def constant(value: float) -> list[Array]:
-    return [np.full(spec.shape, np.float32(value)) for spec in MANIFEST]
-
-
-def random_update(seed: int, scale: float = 0.01) -> list[Array]:
-    draw = np.random.default_rng(seed)
-    return [(scale * draw.standard_normal(s.shape)).astype(np.float32) for s in MANIFEST]
-
-
-def honest(count: int) -> dict[str, list[Array]]:
-    return {f"c{i}": random_update(i) for i in range(count)}
-
-
-def flat(tensors: Sequence[Array]) -> Array:
-    return np.concatenate([t.ravel() for t in tensors])
 
 
 # ---- the default run ----
@@ -207,8 +100,8 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
 def test_an_absurd_number_of_examples_is_refused_on_joining(table: Callable[..., Table]) -> None:
     run = table()
     with pytest.raises(Refused, match="BAD_EXAMPLE_COUNT: 100000001 examples are more than any"):
-        run.coordinator.join(request("greedy", MAX_EXAMPLES + 1))
-    run.coordinator.join(request("large", MAX_EXAMPLES))
+        run.coordinator.join(join_request("greedy", MAX_EXAMPLES + 1))
+    run.coordinator.join(join_request("large", MAX_EXAMPLES))
 
 
 def test_a_cap_bounds_what_a_client_weighs_and_is_what_travels(
@@ -242,9 +135,9 @@ def test_the_limit_is_a_norm_of_the_round_times_the_clip() -> None:
 @given(norm=st.floats(0, 1e15), limit=st.floats(1e-12, 1e12))
 def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> None:
     taken = share(norm, limit)
-    assert 0 <= taken <= FULL_SHARE
-    assert (taken == FULL_SHARE) == (norm <= limit)
-    assert taken == FULL_SHARE or norm * taken / FULL_SHARE <= limit * (1 + 1e-12)
+    assert 0 <= taken <= WHOLE
+    assert (taken == WHOLE) == (norm <= limit)
+    assert taken == WHOLE or norm * taken / WHOLE <= limit * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "sketch(0.1)", "balanced"])
@@ -320,7 +213,7 @@ def test_a_client_of_another_codec_is_measured_alike() -> None:
     update, zeros = random_update(3), constant(0)
     exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
     for text in ("sketch(0.02)", "sketch(0.1, 2)", "quantize(8)"):
-        codec, context = parse_codec(text), RoundContext(Key.root(3), 5, [None] * 3, None).update(1)
+        codec, context = parse_codec(text), Round(Key.root(3), 5, [None] * 3, None).context(1)
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
         norm = measure(codec, MANIFEST, decoded, zeros).trainable
         assert 0.5 < norm / exact < 2
@@ -338,7 +231,7 @@ def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> No
 def test_a_round_in_which_nothing_moved_is_whole() -> None:
     norms = {name: Norms(0, 0, 0) for name in "abc"}
     ruling = rule_on_norms(dict.fromkeys("abc", 10), norms, 10, 0.5)
-    assert set(ruling.shares.values()) == {FULL_SHARE}
+    assert set(ruling.shares.values()) == {WHOLE}
     assert (ruling.total, ruling.outliers, ruling.facts.clip) == (30, (), None)
 
 
@@ -372,7 +265,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     codec = parse_codec("float32")
     payload = encode_update(codec, MANIFEST, random_update(0)).payload
     bundle = pb.Bundle(slots=1, codec="float32")
-    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=FULL_SHARE // 2)
+    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=WHOLE // 2)
     half = [w + np.float32(0.5) * u for w, u in zip(start, random_update(0), strict=True)]
     half[2] = np.maximum(half[2], 0)
 
@@ -386,7 +279,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     bundle.parts[0].clip = 0
     with pytest.raises(DigestMismatch):
         follow(MANIFEST, 0, held, *link_of(bundle))
-    bundle.parts[0].clip = FULL_SHARE
+    bundle.parts[0].clip = WHOLE
     with pytest.raises(WireError, match="more than a whole update"):
         follow(MANIFEST, 0, held, *link_of(bundle))
 
@@ -597,203 +490,3 @@ def test_a_database_of_the_version_before_is_opened(table: Callable[..., Table])
     again = table(clients=3)
     again.coordinator.aggregate()
     assert len(again.metrics()["rounds"][0]["clients"]) == 3, "what was journaled then counts whole"
-
-
-# ---- differential privacy ----
-
-LARGE = Manifest((TensorSpec("w", (300, 300)), TensorSpec("v", (90,), Role.STATISTIC, Fill(0))))
-
-
-def mechanism(noise: float = 1.0, clip: float = 2.0, n: int = 10, key: int = 0) -> Mechanism:
-    return Mechanism(noise, clip, n, None, Key.root(key))
-
-
-def noisy_mean(mechanism: Mechanism) -> list[Array]:
-    round_ = RoundContext(round_key(0, 1), 1, [None, None], None)
-    return PrivateMean(mechanism, Average(LARGE, round_, 1), [None, None]).mean()
-
-
-def test_the_noise_has_the_deviation_that_is_accounted_for() -> None:
-    for n, clip, noise in ((10, 2.0, 1.0), (4, 0.5, 3.0)):
-        values = flat(noisy_mean(mechanism(noise, clip, n))).astype(np.float64)
-        assert values.std() == pytest.approx(noise * clip / n, rel=0.02)
-        assert abs(values.mean()) < 4 * noise * clip / n / math.sqrt(values.size)
-        within = np.mean(np.abs(values) < noise * clip / n)
-        assert within == pytest.approx(0.6827, abs=0.008), "it is Gaussian"
-
-
-def test_noise_differs_between_rounds_and_tensors_but_not_between_draws() -> None:
-    one, same, other = (noisy_mean(mechanism(key=key)) for key in (1, 1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
-    assert abs(np.corrcoef(flat(one), flat(other))[0, 1]) < 0.02
-    assert abs(np.corrcoef(one[0].ravel()[:90], one[1])[0, 1]) < 0.5
-
-
-def test_pruned_values_stay_zero_under_noise() -> None:
-    mask = np.zeros((300, 300), bool)
-    mask[:100] = True
-    round_ = RoundContext(round_key(0, 1), 1, [mask, None], None)
-    mean = PrivateMean(mechanism(), Average(LARGE, round_, 1), [mask, None]).mean()
-    assert not mean[0][100:].any()
-    assert mean[0][:100].all()
-
-
-def test_the_noise_is_split_as_in_the_paper() -> None:
-    many = Mechanism(1.0, 1.0, 1000, 0.5, Key.root(0))
-    assert many.count_noise == 50
-    assert many.mean_noise == pytest.approx((1 - 100**-2) ** -0.5)
-    few = Mechanism(1.0, 1.0, 5, 0.5, Key.root(0))
-    assert few.count_noise == 1
-    assert few.mean_noise == pytest.approx(1.1547, abs=1e-4)
-    for one in (many, few):
-        both = one.mean_noise**-2 + (2 * one.count_noise) ** -2
-        assert both == pytest.approx(one.noise**-2), "together they cost what z costs"
-
-
-@pytest.mark.parametrize("quantile", [0.5, 0.8])
-@pytest.mark.parametrize("start", [0.01, 100.0])
-def test_an_adaptive_clip_finds_the_quantile(quantile: float, start: float) -> None:
-    draw = np.random.default_rng(0)
-    clip, seen = start, []
-    for round_ in range(300):
-        norms = draw.lognormal(size=100).tolist()
-        clip = Mechanism(1.0, clip, 100, quantile, Key.root(1).child(round_)).next_clip(norms)
-        seen.append(clip)
-    wanted = np.quantile(draw.lognormal(size=100_000), quantile)
-    assert np.mean(seen[-100:]) == pytest.approx(wanted, rel=0.15)
-
-
-@pytest.mark.parametrize(("noise", "rounds_"), [(0.5, 1), (1.0, 7), (4.0, 7), (1.1, 100)])
-def test_epsilon_is_the_accountants_and_above_the_exact_one(noise: float, rounds_: int) -> None:
-    told = epsilon(noise, rounds_, 1e-5)
-    accountant = RdpAccountant()
-    accountant.compose(GaussianDpEvent(noise), rounds_)
-    assert told == accountant.get_epsilon(1e-5)
-
-    def phi(x: float) -> float:
-        return math.erfc(-x / math.sqrt(2)) / 2
-
-    # Balle and Wang 2018, theorem 8: k Gaussian mechanisms are one with sensitivity sqrt(k).
-    mu = math.sqrt(rounds_) / noise
-
-    def delta(eps: float) -> float:
-        return phi(mu / 2 - eps / mu) - math.exp(eps) * phi(-mu / 2 - eps / mu)
-
-    assert delta(told) <= 1e-5
-    assert delta(told / 1.15) > 1e-5, "and not much above it"
-
-
-def test_epsilon_keeps_to_published_values() -> None:
-    # Dwork and Roth 2014, theorem A.1: sigma = sqrt(2 ln(1.25 / delta)) / epsilon suffices.
-    assert epsilon(math.sqrt(2 * math.log(1.25e5)), 1, 1e-5) < 1
-    assert epsilon(4.0, 7, 1e-5) == pytest.approx(2.9585, abs=1e-4)
-
-
-def test_a_private_round_clips_weighs_alike_and_adds_the_noise(
-    table: Callable[..., Table],
-) -> None:
-    privacy = {"noise_multiplier": 1e-9, "clip": 1.0, "adaptive": False}
-    run = table(**PRIVATE, privacy=privacy)
-    updates = honest(5)
-    updates["c1"] = random_update(1, 10.0)
-    start = run.coordinator.newest_weights()
-    step = run.step(updates)
-    norms = {name: float(np.linalg.norm(flat(u))) for name, u in updates.items()}
-    clipped = [flat(u) * np.float32(min(1.0, 1.0 / norms[name])) for name, u in updates.items()]
-    wanted = np.mean(clipped, axis=0)
-    wanted[-64:] = np.maximum(wanted[-64:] + start[2], 0) - start[2]
-    np.testing.assert_allclose(flat(step), wanted, atol=1e-4)
-    assert run.store.newest().kind == "delta"
-
-
-def test_examples_do_not_weigh_in_a_private_round(table: Callable[..., Table]) -> None:
-    privacy = {"noise_multiplier": 1e-9, "clip": 1e3, "adaptive": False}
-    run = table(clients=2, **PRIVATE, privacy=privacy)
-    join = run.coordinator.join
-    run.coordinator.join = lambda asked: join(  # type: ignore[method-assign]
-        request(asked.client, 100 if asked.client == "a" else 10**6)
-    )
-    step = run.step({"a": constant(0.1), "b": constant(0.3)})
-    np.testing.assert_allclose(flat(step), 0.2, atol=1e-5)
-
-
-def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    privacy = {"noise_multiplier": 0.5, "clip": 0.5}
-    whole, killed = (table(name, **PRIVATE, privacy=privacy) for name in ("whole", "killed"))
-    for run in (whole, killed):
-        run.step(honest(5))
-        run.submit({f"c{i}": random_update(9 + i) for i in range(5)})
-    with monkeypatch.context() as patch:
-
-        def die(*args: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(killed.store, "add_facts", die)
-        with pytest.raises(KeyboardInterrupt):
-            killed.coordinator.aggregate()
-    killed.store.close()
-    again = table("killed", **PRIVATE, privacy=privacy)
-    assert again.coordinator.phase is Phase.AGGREGATING
-    for run in (whole, again):
-        run.coordinator.aggregate()
-    assert whole.store.newest().digest == again.store.newest().digest
-    assert whole.store.facts(2) == again.store.facts(2)
-    assert whole.store.facts(2).clip == whole.store.facts(1).next_clip != 0.5
-
-
-def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[..., Table]) -> None:
-    privacy = {"noise_multiplier": 2.0, "delta": 1e-6}
-    run = table(clients=1, **PRIVATE, privacy=privacy, rounds=3)
-    for names in ("a", "b", "a"):
-        run.coordinator._last_seen.clear()
-        run.step({name: random_update(1) for name in names})
-    spent = [entry["epsilon"] for entry in run.metrics()["rounds"]]
-    assert spent == [epsilon(2.0, 1, 1e-6), epsilon(2.0, 1, 1e-6), epsilon(2.0, 2, 1e-6)]
-
-
-def test_a_private_report_tells_epsilon_and_nothing_without_noise(
-    table: Callable[..., Table],
-) -> None:
-    run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
-    run.step({**honest(4), "bad": random_update(4, 100.0)})
-    data = run.metrics()
-    data["final"] = metrics.final(run.store, run.settings, 0.0, [])
-    (told,) = data["rounds"]
-    assert (told["clipped"], told["refused"]) == (None, [])
-    assert {
-        c[k] for c in told["clients"] for k in ("accuracy", "train_loss", "train_accuracy")
-    } == {None}
-    assert data["final"]["privacy"] == {
-        "epsilon": epsilon(1.0, 1, 1e-5), "delta": 1e-5, "noise_multiplier": 1.0, "rounds": 1,
-    }  # fmt: skip
-    parsed = parse_metrics(data)
-    assert parsed.final is not None
-    assert privacy_note(parsed).startswith(
-        "Differential privacy of clients: epsilon 4.73 at delta 1e-05, noise multiplier 1, all"
-    )
-
-
-def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None:
-    run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
-    run.step(honest(5))
-    data = run.metrics()
-    data["final"] = metrics.final(run.store, run.settings, 0.0, [])
-    model = {"file": "model_int8.tflite", "kind": "int8", "bytes": 1, "accuracy": 0.5}
-    data["final"]["models"] = [model]
-    (run.store.folder / "metrics.json").write_text(json.dumps(data), "utf-8")
-    page = render(run.store.folder).read_text("utf-8")
-    assert "<h2>Privacy</h2>" in page
-    card = (run.store.folder / "model_card.md").read_text("utf-8")
-    assert "- Privacy: differential privacy of clients: epsilon 4.73 at delta 1e-05" in card
-    assert "epsilon 4.73 at delta 1e-05" in str(round_table(data).caption)
-
-
-def test_a_missing_accountant_is_said_at_the_start(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "featherfed.server.aggregation.accountant")
-    monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ServerError, match=r"dp_accounting is missing.*featherfed\[privacy\]"):
-        table(**PRIVATE, privacy={"noise_multiplier": 1.0})

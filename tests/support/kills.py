@@ -6,7 +6,6 @@ import random
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from light import Spec
-from processes import status
+from support.numpy_federation import Spec
+from support.processes import program, status
 
-LIGHT = Path(__file__).with_name("light.py")
 CLIENTS = 5
 
 
@@ -171,10 +169,9 @@ def light_storm(directory: Path, spec: Spec, clients: int = CLIENTS) -> Storm:
     """Return the processes of a light run in a new `directory`."""
     directory.mkdir(parents=True)
     spec.write(directory)
-    light = [sys.executable, str(LIGHT)]
-    commands = {"server": [*light, "server", str(directory)]}
+    commands = {"server": program("numpy_federation", "server", str(directory))}
     for number in range(clients):
-        commands[f"c{number}"] = [*light, "client", str(directory), f"c{number}"]
+        commands[f"c{number}"] = program("numpy_federation", "client", str(directory), f"c{number}")
     return Storm(directory, commands)
 
 

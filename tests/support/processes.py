@@ -14,6 +14,8 @@ from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 
+TESTS = Path(__file__).parent.parent
+
 
 class Processes:
     """Commands in `directory`, their output in NAME.log; all are ended at the end of the test."""
@@ -65,6 +67,14 @@ def run(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.Complete
         timeout=timeout,
         check=False,
     )
+
+
+def program(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs `main` of a module of this folder as a process."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.{module} import main; main()"
+    )
+    return [sys.executable, "-c", code, *arguments]
 
 
 def wait_until(what: Callable[[], Any], seconds: float = 90) -> Any:

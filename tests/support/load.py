@@ -13,7 +13,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from light import CLASSES, EXAMPLES, MODELS, SHAPE, Spec
+from support.models import CLASSES, EXAMPLES, MODELS, SHAPE
+from support.numpy_federation import Spec
+from support.processes import program
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -28,7 +30,6 @@ from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
-LIGHT = Path(__file__).with_name("light.py")
 BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
@@ -190,7 +191,7 @@ def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> d
     spec.write(directory)
     with (directory / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, str(LIGHT), "server", str(directory)], stdout=log, stderr=log
+            program("numpy_federation", "server", str(directory)), stdout=log, stderr=log
         )
     try:
         address = directory / "server.address"

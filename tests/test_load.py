@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crowd import load
-from storm import outcome
+from support.kills import outcome
+from support.load import load
 
 
 def test_a_crowd_is_served(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import wait_until
-from storm import Outcome, Storm, check_acks, light_spec, light_storm, newest_of, outcome
+from support.kills import Outcome, Storm, check_acks, light_spec, light_storm, newest_of, outcome
+from support.processes import wait_until
 
 CODECS = {"sketch": "balanced", "feedback": "topk(0.05) | quantize(4) | zstd"}
 

@@ -1,8 +1,7 @@
-"""Devices that only infer: deltas between files, releases, following over gRPC, SIGKILL."""
+"""Devices that only infer: they follow the releases over gRPC, through SIGKILL and full disks."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -12,242 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from conftest import MANIFEST, Federation, Pull
-from hypothesis import given
-from hypothesis import strategies as st
-from processes import Processes, wait_until
+from support.clients import Pull
+from support.federation import Federation
+from support.models import MANIFEST
+from support.processes import Processes, wait_until
+from support.releases import FIRST, SECOND, moved, sha
 
-from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.filedelta import decode_file, encode_file
-from featherfed.compression.stages.zstd import Zstd
+from featherfed.compression.filedelta import encode_file
 from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
 from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import total_facts
-from featherfed.report.schema import parse_metrics
-from featherfed.server.errors import Refused
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.transfers.framing import framed_size
-from featherfed.server.transfers.releases import KEPT, Offer, Releases
 
 Start = Callable[..., Federation]
-
-
-def sha(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def moved(file: bytes, seed: int) -> bytes:
-    """Return a file a few steps from another one."""
-    rng = np.random.default_rng(seed)
-    steps = (rng.random(len(file)) < 0.1) * rng.integers(1, 4, len(file))
-    return (np.frombuffer(file, np.uint8) + steps.astype(np.uint8)).tobytes()
-
-
-FIRST = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
-SECOND = moved(FIRST, 1)
-
-
-# ---- deltas ----
-
-
-@given(st.binary(max_size=300), st.binary(max_size=300))
-def test_a_file_comes_out_of_its_delta(new: bytes, old: bytes) -> None:
-    assert decode_file(encode_file(new, old), len(new), old) == new
-    assert decode_file(encode_file(new), len(new)) == new
-
-
-def test_a_delta_between_near_files_is_small() -> None:
-    assert len(encode_file(SECOND, FIRST)) < 0.3 * len(encode_file(SECOND))
-
-
-@given(st.binary(max_size=60), st.integers(0, 300), st.binary(max_size=300))
-def test_any_bytes_give_a_file_of_the_announced_size_or_a_wire_error(
-    payload: bytes, size: int, old: bytes
-) -> None:
-    with suppress(WireError):
-        assert len(decode_file(payload, size, old)) == size
-
-
-@given(st.data())
-def test_a_mutated_delta_gives_a_file_of_the_announced_size_or_a_wire_error(data: Any) -> None:
-    payload = bytearray(encode_file(SECOND[:200], FIRST[:200]))
-    at = data.draw(st.integers(0, len(payload) - 1))
-    payload[at] ^= data.draw(st.integers(1, 255))
-    with suppress(WireError):
-        assert len(decode_file(bytes(payload), 200, FIRST)) == 200
-
-
-@pytest.mark.parametrize("size", [0, 4999, 5001, 2**20])
-def test_another_size_than_announced_is_refused(size: int) -> None:
-    with pytest.raises(WireError):
-        decode_file(encode_file(FIRST), size)
-
-
-def test_a_bomb_is_refused_before_it_is_large() -> None:
-    bomb = Zstd(19).compress(bytes(2**26))
-    assert len(bomb) < 10_000
-    for size in (100, 2**25):
-        with pytest.raises(WireError):
-            decode_file(bomb, size)
-
-
-def test_a_delta_of_the_past_gives_what_it_always_did() -> None:
-    golden = bytes.fromhex("28b52ffd0000410000030001fe000000ff")
-    assert decode_file(golden, 8, b"\x10\xff\x02\x03") == b"\x13\xff\x03\x01\x00\x00\x00\xff"
-
-
-# ---- releases on the server ----
-
-
-class Maker:
-    """Exports what it is told to have trained."""
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.files: list[bytes] = [FIRST]
-        self.made: list[tuple[str, int]] = []
-        self.fails = False
-
-    def train(self) -> None:
-        self.version += 1
-        self.files.append(moved(self.files[-1], self.version))
-
-    def __call__(self, kind: str) -> tuple[int, bytes]:
-        self.made.append((kind, self.version))
-        if self.fails:
-            raise RuntimeError("cannot be converted")
-        return self.version, self.files[self.version]
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
-@pytest.fixture
-def releases(tmp_path: Path, maker: Maker) -> Iterator[Releases]:
-    made = Releases(tmp_path / "releases", ("int8", "float32"), lambda: maker.version, maker)
-    yield made
-    made.close()
-
-
-def file_of(offer: Offer | None, old: bytes = b"") -> bytes:
-    assert offer is not None
-    data = decode_file(offer.data, offer.release.size, old if offer.release.delta else b"")
-    assert sha(data) == offer.release.digest
-    assert len(offer.data) == offer.release.compressed
-    return data
-
-
-def test_version_0_is_not_released(releases: Releases, maker: Maker) -> None:
-    assert releases.offer("", b"").result() is None
-    assert maker.made == []
-
-
-def test_a_device_gets_a_delta_if_its_file_is_known_and_else_all(
-    releases: Releases, maker: Maker
-) -> None:
-    maker.train()
-    first = releases.offer("", b"").result()
-    assert file_of(first) == maker.files[1]
-    assert releases.offer("int8", sha(maker.files[1])).result() is None
-    maker.train()
-    delta = releases.offer("int8", sha(maker.files[1])).result()
-    assert file_of(delta, maker.files[1]) == maker.files[2]
-    assert delta
-    assert delta.release.delta
-    whole = releases.offer("int8", sha(b"edited by hand")).result()
-    assert file_of(whole) == maker.files[2]
-    assert whole
-    assert len(delta.data) < len(whole.data) / 3
-    assert maker.made == [("int8", 1), ("int8", 2)]
-
-
-def test_a_delta_that_is_no_smaller_is_not_sent(releases: Releases, maker: Maker) -> None:
-    maker.train()
-    releases.offer("", b"").result()
-    maker.version, maker.files = 2, [b"", maker.files[1], bytes(5000)]
-    offer = releases.offer("", sha(maker.files[1])).result()
-    assert file_of(offer) == bytes(5000)
-    assert offer
-    assert not offer.release.delta
-
-
-def test_many_that_ask_at_once_have_it_made_once(releases: Releases, maker: Maker) -> None:
-    maker.train()
-    asked = [releases.offer("int8", bytes([i]) * 32) for i in range(50)]
-    assert {file_of(one.result()) for one in asked} == {maker.files[1]}
-    assert maker.made == [("int8", 1)]
-
-
-def test_the_last_files_are_kept_and_found_again(
-    releases: Releases, maker: Maker, tmp_path: Path
-) -> None:
-    for _ in range(KEPT + 3):
-        maker.train()
-        releases.offer("int8", b"").result()
-    releases.offer("float32", b"").result()
-    folder = tmp_path / "releases"
-    assert len(list(folder.glob("int8-*"))) == KEPT
-    left = folder / ".new-int8-00009.tflite"
-    left.write_bytes(b"of a server that was killed")
-    (folder / "notes.tflite").write_bytes(b"somebody else's")
-    maker.made.clear()
-    again = Releases(folder, ("int8",), lambda: maker.version, maker)
-    assert not left.exists()
-    delta = again.offer("int8", sha(maker.files[4])).result()
-    assert file_of(delta, maker.files[4]) == maker.files[KEPT + 3]
-    assert delta
-    assert delta.release.delta
-    dropped = again.offer("int8", sha(maker.files[3])).result()
-    assert dropped
-    assert not dropped.release.delta
-    assert maker.made == [], "what is on disk is not made again"
-    again.close()
-
-
-def test_a_damaged_file_is_no_base_and_is_made_again_if_it_is_the_newest(
-    releases: Releases, maker: Maker, tmp_path: Path
-) -> None:
-    for _ in range(2):
-        maker.train()
-        releases.offer("int8", b"").result()
-    for path in (tmp_path / "releases").iterdir():
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
-    offer = releases.offer("int8", sha(maker.files[1])).result()
-    assert file_of(offer) == maker.files[2]
-    assert offer
-    assert not offer.release.delta
-    assert maker.made == [("int8", 1), ("int8", 2), ("int8", 2)]
-
-
-def test_a_version_that_cannot_be_released_is_tried_once(releases: Releases, maker: Maker) -> None:
-    maker.train()
-    maker.fails = True
-    for _ in range(3):
-        with pytest.raises(Refused, match="could not be released as int8; the server's log"):
-            releases.offer("int8", b"").result()
-    assert maker.made == [("int8", 1)]
-    maker.fails = False
-    maker.train()
-    assert file_of(releases.offer("int8", b"").result()) == maker.files[2]
-
-
-def test_odd_requests_are_refused(releases: Releases) -> None:
-    with pytest.raises(Refused, match="no files of the kind 'exe'; ask for one of int8, float32"):
-        releases.offer("exe", b"")
-    with pytest.raises(Refused, match="5 bytes are no SHA-256"):
-        releases.offer("int8", b"short")
 
 
 # ---- the device ----
@@ -369,7 +155,7 @@ def test_a_full_disk_leaves_the_old_file(file: ModelFile, monkeypatch: pytest.Mo
 
 
 def test_killed_in_mid_swap_50_times_the_file_is_always_a_released_one(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("killed_follower.py")
+    script = Path(__file__).parent / "support" / "killed_follower.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), "0", "50"],
         capture_output=True, text=True, timeout=120, check=False,

@@ -1,6 +1,7 @@
 """What a peer can do wrong, against a running round with four honest clients.
 
-`python tests/faults.py` faces all of them and prints the table; tests/test_faults.py tests each.
+`PYTHONPATH=tests python -m support.faults` tries all of them and prints the table;
+tests/test_faults.py tests each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from unittest import mock
 
 import grpc
 from backports import zstd
-from conftest import MANIFEST, SHAPE, Federation, Pull, settings
+from support.clients import Pull
+from support.federation import Federation, settings
+from support.models import MANIFEST, SHAPE
 
 from featherfed.compression.buffer import varint
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lossy import lossy, quiet
-from proxy import Link
+from support.lossy_link import lossy, quiet
+from support.proxy import Link
 
 LINK = Link(bytes_per_second=200_000, delay=(0.005, 0.02), loss=0.2)
 

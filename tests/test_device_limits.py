@@ -1,20 +1,16 @@
-"""A client's rests, the limit of its memory, and the choice of what it trains with."""
+"""A client rests when its device is hot or on battery, and keeps to its limit of memory."""
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import run
+from support.processes import run
 
 from featherfed.cli import runtime
-from featherfed.cli.runtime import choose_runtime
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.rest import COOL_DOWN, LOOK_EVERY, Rest, Sensors, device_sensors
@@ -132,79 +128,4 @@ def test_memory_that_runs_out_is_one_plain_message(tmp_path: Path) -> None:
     done = run("join", "127.0.0.1:1", "--data", "greedy:data", cwd=tmp_path)
     assert done.returncode == 1
     assert "not enough memory" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-# ---- runtimes ----
-
-
-@pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Make packages look as if they were not installed."""
-    find, load = importlib.util.find_spec, builtins.__import__
-
-    def hide(*names: str) -> None:
-        def absent(name: str) -> bool:
-            return name.split(".")[0] in names
-
-        def imported(name: str, *rest: Any, **more: Any) -> Any:
-            if absent(name):
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return load(name, *rest, **more)
-
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, *rest: None if absent(name) else find(name)
-        )
-        monkeypatch.setattr(builtins, "__import__", imported)
-
-    return hide
-
-
-def test_keras_is_chosen_where_it_is_installed() -> None:
-    assert choose_runtime("auto", 0).name == "keras"
-
-
-@pytest.mark.parametrize("absent", ["tensorflow", "tf_keras"])
-def test_litert_is_chosen_where_there_is_no_tensorflow(
-    without: Callable[..., None], absent: str
-) -> None:
-    without(absent)
-    chosen = choose_runtime("auto", 0)
-    assert chosen.name == "litert"
-    assert "cluster" not in chosen.methods
-
-
-def test_nothing_to_train_with_is_said(without: Callable[..., None]) -> None:
-    without("tensorflow", "ai_edge_litert")
-    with pytest.raises(ClientError, match=r"neither LiteRT nor TensorFlow.*featherfed\[edge\]"):
-        choose_runtime("auto", 0)
-
-
-BLOCK = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-def data():
-    from featherfed.datasets.sources import load_train_test
-    return load_train_test("digits")[1]
-"""
-
-
-@pytest.mark.parametrize(
-    ("chosen", "package", "extra"),
-    [("litert", "ai_edge_litert", "edge"), ("keras", "tensorflow", "tensorflow")],
-)
-def test_a_runtime_that_is_not_installed_is_named(
-    tmp_path: Path, chosen: str, package: str, extra: str
-) -> None:
-    (tmp_path / "blocked.py").write_text(BLOCK.format(names=[package]), "utf-8")
-    done = run(
-        "join", "127.0.0.1:1", "--data", "blocked:data", "--runtime", chosen, "--state-dir", "s",
-        "--name", "a", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert f"{package} is not installed; pip install 'featherfed[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr

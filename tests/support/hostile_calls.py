@@ -16,9 +16,10 @@ from typing import Any
 
 import grpc
 import numpy as np
-from crowd import memory_mb
-from light import CLASSES, EXAMPLES, SHAPE, Spec
-from storm import Storm, free_port, light_storm
+from support.kills import Storm, free_port, light_storm
+from support.load import memory_mb
+from support.models import CLASSES, EXAMPLES, SHAPE
+from support.numpy_federation import Spec
 
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.round import start_round

@@ -1,4 +1,4 @@
-"""Follows and is killed, again and again: started by test_follow.py as a process of its own.
+"""Follows and is killed, again and again: started by test_follower.py as a process of its own.
 
 `python killed_follower.py DIR SEED KILLS` forks a follower KILLS times. Each of them is killed with
 SIGKILL in mid-swap, half of them by themselves at one step of a swap after the other, half from

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hostile import siege
-from storm import outcome
+from support.hostile_calls import siege
+from support.kills import outcome
 
 CALLS = 5000
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Federation, profile
-from processes import Processes, run, wait_until
+from support.clients import profile
+from support.federation import Federation
+from support.processes import Processes, run, wait_until
 
 from featherfed.cli.device import device_name
 from featherfed.cli.listen import listening

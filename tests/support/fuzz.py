@@ -27,7 +27,7 @@ from unittest import mock
 import numpy as np
 from google.protobuf.message import DecodeError
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parent.parent / "corpus"
 WORKER = "FEATHERFED_FUZZ_WORKER"
 
 try:

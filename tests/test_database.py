@@ -1,33 +1,30 @@
-"""Full disks, damaged files, backups: nothing acknowledged is lost, and whoever reads is told."""
+"""The server's database: full disks, damage, older versions, backup and check."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, settings
-from processes import run
+from support.clients import Pull
+from support.disk import damage, fill
+from support.evaluator import Judge
+from support.federation import Federation, settings
+from support.models import CLASSES, MANIFEST, SHAPE
+from support.processes import run
 
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check
-from featherfed.compression.files import replacing, scratch_of, write_whole
-from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.partial import PARTIAL, WRITE_BYTES, Partial
-from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
+from featherfed.edge_client.state import ClientState, lock_state
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import loop as conduct
 from featherfed.server.coordinator.admission import DataShape
@@ -37,65 +34,6 @@ from featherfed.server.settings.plan import make_plan
 from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip("may not mount a tmpfs here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Leave so many bytes of room."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    with ballast.open("r+b") as file:
-        file.truncate(max(0, ballast.stat().st_size - leave))
-    return ballast
-
-
-# ---- files ----
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_whole(path, "old")
-
-    def fail_in_the_middle() -> None:
-        with replacing(path) as file:
-            file.write(b"ne")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_in_the_middle()
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_text("utf-8") == "old"
-    scratch_of(path).write_bytes(b"of a process that was killed, and longer than what comes")
-    write_whole(path, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"new"
-
-
-def test_a_full_disk_leaves_the_old_file(small_disk: Path) -> None:
-    path = small_disk / "metrics.json"
-    write_whole(path, "old")
-    fill(small_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, bytes(10**7))
-    assert path.read_text("utf-8") == "old"
-    assert not scratch_of(path).exists()
 
 
 # ---- the server ----
@@ -179,19 +117,12 @@ def test_metrics_and_exports_wait_for_room(
         more["on_finished"] = lambda: fail_first("finished", 3)
         return await original(*args, **more)
 
-    monkeypatch.setitem(federation.__globals__, "serve", serve)
+    monkeypatch.setattr("support.federation.serve", serve)
     server = federation(rounds=2, clients={"minimum": 1})
     server.run_clients(server.client("a"))
     server.join()
     assert server.finished
     assert calls == {"round": 2, "finished": 4}
-
-
-def damage(path: Path, *, at: float, length: int = 2000) -> None:
-    """Overwrite a part of a file, as a torn write does."""
-    with path.open("r+b") as file:
-        file.seek(int(path.stat().st_size * at))
-        file.write(random.Random(0).randbytes(length))
 
 
 def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
@@ -370,156 +301,3 @@ def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFi
     damage(directory / "run.db", at=0.5)
     assert not check(directory)
     assert "WRONG pages and indices" in capsys.readouterr().out
-
-
-# ---- the client ----
-
-
-def weights(value: float = 1.0) -> list[Any]:
-    return [np.full(spec.shape, value, np.float32) for spec in MANIFEST]
-
-
-def a_state(directory: Path) -> ClientState:
-    state = ClientState(directory, "run")
-    from featherfed.compression.exchange.manifest import weights_digest
-
-    state.save_held(Held(3, weights_digest(weights()), weights()))
-    state.save_residual(weights(2))
-    state.save_pending(Pending(4, 3, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
-    return state
-
-
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "small.npz"
-    statefile.save(path, {"run": "x"}, {"residual": [np.arange(3, dtype=np.float32)]})
-    good = path.read_bytes()
-    rng = random.Random(1)
-    for at in range(len(good)):
-        bad = bytearray(good)
-        bad[at] ^= 1 << rng.randrange(8)
-        path.write_bytes(bad)
-        with pytest.raises(statefile.Damaged):
-            statefile.load(path)
-    for length in range(0, len(good), 7):
-        path.write_bytes(good[:length])
-        with pytest.raises(statefile.Damaged):
-            statefile.load(path)
-    path.write_bytes(good)
-    assert statefile.load(path)[0] == {"run": "x"}
-
-
-@pytest.mark.parametrize("name", ["model", "residual", "pending"])
-def test_a_damaged_state_file_is_put_aside(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    a_state(tmp_path)
-    damage(tmp_path / f"{name}.npz", at=0.3, length=50)
-    state = ClientState(tmp_path, "run")
-    found = {"model": state.held(), "residual": state.residual(), "pending": state.pending()}
-    assert [key for key, value in found.items() if value is None] == [name]
-    assert f"{name}.npz is damaged" in caplog.text
-    assert (tmp_path / f"{name}.damaged").exists()
-    assert not (tmp_path / f"{name}.npz").exists()
-
-
-def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
-    codec = {"uplink": "topk(0.1) | quantize(4)", "downlink": "quantize(8) | zstd"}
-    server = federation(rounds=3, clients={"minimum": 1}, compression=codec)
-    folder = server.directory / "clients" / "a"
-
-    def spoil(task: pb.Train) -> None:
-        for path in folder.glob("*.npz"):
-            damage(path, at=0.3, length=50)
-
-    (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, spoil)))
-    assert held.digest == server.store.newest().digest
-    assert {path.name for path in folder.glob("*.damaged")} == {"model.damaged", "residual.damaged"}
-
-
-def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a_state(tmp_path)
-    assert check(tmp_path)
-    statefile.save(tmp_path / "residual.npz", {"run": "other"}, {"residual": weights()})
-    assert not check(tmp_path)
-    assert "files of several runs" in capsys.readouterr().out
-    statefile.save(tmp_path / "residual.npz", {"run": "run"}, {"residual": weights()[:2]})
-    assert not check(tmp_path)
-    assert "different shapes" in capsys.readouterr().out
-    a_state(tmp_path)
-    damage(tmp_path / "pending.npz", at=0.3, length=50)
-    assert not check(tmp_path)
-    assert "pending.npz: its checksum does not fit" in capsys.readouterr().out
-
-
-def test_a_state_directory_is_one_clients(tmp_path: Path) -> None:
-    code = f"""
-import sys, pathlib
-from featherfed.edge_client.state import lock_state
-lock_state(pathlib.Path({str(tmp_path)!r}))"""
-    with lock_state(tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1
-        assert "another client uses the state directory" in done.stderr
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_full_disk_at_the_client_costs_no_update(
-    federation: Start, small_disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    codec = {"uplink": "topk(0.1) | quantize(4)", "downlink": "quantize(8) | zstd"}
-    plain = federation("plain", rounds=4, clients={"minimum": 1}, compression=codec)
-    expected = plain.run_clients(plain.client("a"))[0].digest
-
-    server = federation(rounds=4, clients={"minimum": 1}, compression=codec)
-
-    def on_train(task: pb.Train) -> None:
-        if task.round == 2:
-            fill(small_disk)
-        if task.round == 4:
-            (small_disk / "ballast").unlink()
-
-    client = server.client("a", trainer=Pull(1.0, on_train))
-    client._make_state = lambda run: ClientState(small_disk, run)
-    (held,) = server.run_clients(client)
-    assert held.digest == expected, "while the process lives, nothing is lost"
-    assert "No space left" in caplog.text
-    assert "pending.npz" in caplog.text
-    assert (small_disk / "residual.npz").exists(), "written once there is room"
-    assert [update.client for n in range(1, 5) for update in server.store.updates(n)] == 4 * ["a"]
-
-
-def test_a_residual_is_never_used_twice(small_disk: Path) -> None:
-    """The process ends after an update was sent that could not be written down."""
-    a_state(small_disk).settle(weights(2))
-    state = ClientState(small_disk, "run")
-    fill(small_disk)
-    state.save_pending(Pending(5, 4, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
-    assert state.pending() is not None
-    assert state.residual() is not None
-    again = ClientState(small_disk, "run")
-    assert again.pending() is None
-    assert again.residual() is None, "it is in the update that was sent"
-
-
-def test_no_room_at_the_start_is_said_plainly(small_disk: Path) -> None:
-    fill(small_disk)
-    with pytest.raises(ClientError, match=r"No space left.*make room.*--state-dir"):
-        lock_state(small_disk)
-    assert not (small_disk / ".room").exists()
-
-
-def test_a_download_that_cannot_be_kept_goes_on_in_memory(
-    small_disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    fill(small_disk)
-    link = pb.Link(version=1, size=3 * WRITE_BYTES)
-    with Partial(small_disk / PARTIAL, pb.FetchModelRequest(version=1)) as partial:
-        assert partial.begin([link], 0)
-        for _ in range(3):
-            partial.add(bytes(WRITE_BYTES))
-        assert partial.finish() == ([link], bytes(3 * WRITE_BYTES))
-    assert caplog.text.count("The download goes on in memory") == 1
-    assert not (small_disk / PARTIAL).exists()

@@ -1,9 +1,9 @@
 """A federation's two sides without TensorFlow, as processes that a test may kill.
 
-`python light.py server DIR` and `python light.py client DIR NAME` read DIR/spec.json (Spec) and are
-the real thing (Store, Coordinator, conduct.serve; Session, GrpcTransport, ClientState), but for the
-model, whose weights move by what name and round give, and the judge, who is cheap. A client writes
-down every acknowledgement (fsync) before it goes on: DIR/acks-NAME.
+`python -m support.numpy_federation server DIR` and `... client DIR NAME` (tests/ in PYTHONPATH)
+read DIR/spec.json, see Spec. Server, store, session and gRPC are the real ones. A client's update
+follows from its name and the round alone, and the evaluation needs no data. A client writes every
+acknowledgement to DIR/acks-NAME (fsync) before it goes on.
 """
 
 from __future__ import annotations
@@ -22,42 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.models import EXAMPLES, MODELS
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
 from featherfed.proto import federation_pb2 as pb
-
-MODELS = {
-    "tiny": Manifest(
-        (
-            TensorSpec("kernel", (48, 64), initial=Uniform(0.1), prunable=True),
-            TensorSpec("bias", (64,)),
-            TensorSpec("variance", (64,), Role.NONNEGATIVE),
-        )
-    ),
-    "cnn": Manifest(  # 225,034 parameters, as the example's
-        (
-            TensorSpec("conv1/kernel", (3, 3, 1, 32), initial=Uniform(0.1)),
-            TensorSpec("conv1/bias", (32,)),
-            TensorSpec("conv2/kernel", (3, 3, 32, 64), initial=Uniform(0.1)),
-            TensorSpec("conv2/bias", (64,)),
-            TensorSpec("dense1/kernel", (1600, 128), initial=Uniform(0.1)),
-            TensorSpec("dense1/bias", (128,)),
-            TensorSpec("dense2/kernel", (128, 10), initial=Uniform(0.1)),
-            TensorSpec("dense2/bias", (10,)),
-        )
-    ),
-    "large": Manifest(  # 3.5 million parameters, 14 MB
-        (
-            TensorSpec("dense1/kernel", (1000, 3000), initial=Uniform(0.1)),
-            TensorSpec("dense2/kernel", (3000, 166), initial=Uniform(0.1)),
-            TensorSpec("dense2/bias", (166,)),
-        )
-    ),
-}
-SHAPE = (8, 8, 1)
-CLASSES = tuple("abcdefghij")
-EXAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -100,10 +68,10 @@ class Fault:
 
 def serve(directory: Path, spec: Spec) -> bool:
     """Run the server; return whether the run has finished."""
-    import light_server
+    from support import numpy_server
 
     fault = Fault(directory, spec.fault)
-    coordinator, store = light_server.build(directory, spec, MODELS[spec.model], fault)
+    coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], fault)
 
     def on_listening(address: str) -> None:
         scratch = directory / "server.address.tmp"
@@ -146,8 +114,10 @@ class Walk:
 
 def join(directory: Path, spec: Spec, name: str) -> None:
     """Run a client to the end of the run; writes the digest it ends with to DIR/held-NAME."""
+    from support.clients import profile
+
     from featherfed.edge_client.grpc_transport import GrpcTransport
-    from featherfed.edge_client.session import Profile, Session
+    from featherfed.edge_client.session import Session
     from featherfed.edge_client.state import ClientState
 
     fault = Fault(directory, spec.fault)
@@ -190,7 +160,6 @@ def join(directory: Path, spec: Spec, name: str) -> None:
             fault("client: torn write")
             super().save_pending(pending)
 
-    data = pb.DataSummary(num_examples=EXAMPLES, example_shape=SHAPE, num_classes=10)
     address = spec.address
     while not address:
         time.sleep(0.02)
@@ -198,7 +167,7 @@ def join(directory: Path, spec: Spec, name: str) -> None:
             address = (directory / "server.address").read_text("utf-8")
     transport = Transport(address, spec.give_up_after)
     held = Session(
-        Profile(name, data, "numpy", ("none", "prune"), "0"),
+        profile(name, EXAMPLES),
         transport,
         lambda plan, manifest, step: Walk(directory, spec, name),
         lambda run: State(directory / f"state-{name}", run),

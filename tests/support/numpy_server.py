@@ -1,14 +1,14 @@
-"""The server of light.py: the real one with a cheap judge, and places where it may kill itself."""
+"""The server of numpy_federation.py, which may kill itself at named places."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import light
-import numpy as np
+from support.evaluator import Judge
+from support.models import CLASSES, SHAPE
+from support.numpy_federation import Spec
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
@@ -23,8 +23,8 @@ from featherfed.server.storage.records import Entry, Update, Version
 from featherfed.server.storage.store import Store
 
 
-class Judge:
-    """An evaluator that says how far the weights are from one."""
+class FaultyJudge(Judge):
+    """The small evaluator, with a place where the server may die."""
 
     def __init__(self, fault: Callable[[str], None]) -> None:
         self._fault = fault
@@ -32,12 +32,11 @@ class Judge:
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return a figure that follows from the weights."""
         self._fault("server: in mid-aggregation")
-        loss = float(np.mean([np.mean((w - 1) ** 2) for w in weights]))
-        return Evaluation(loss, 1 / (1 + loss), json.dumps([0.5, 0.5]))
+        return super().evaluate(weights)
 
 
 def build(  # noqa: C901 - the places where it may die, one beside the other
-    directory: Path, spec: light.Spec, manifest: Manifest, fault: Callable[[str], None]
+    directory: Path, spec: Spec, manifest: Manifest, fault: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
     """Return the run's coordinator and store, begun or gone on with."""
 
@@ -84,8 +83,8 @@ def build(  # noqa: C901 - the places where it may die, one beside the other
     settings = Settings.model_validate({"output": str(directory), **spec.settings})
     store = FaultyStore(directory / "run.db")
     plan = make_plan(settings, "{}", manifest)
-    shape = DataShape(light.SHAPE, light.CLASSES)
+    shape = DataShape(SHAPE, CLASSES)
     coordinator = FaultyCoordinator(
-        settings, store, plan, manifest, shape, Judge(fault), SteadyClock(), secret=1
+        settings, store, plan, manifest, shape, FaultyJudge(fault), SteadyClock(), secret=1
     )
     return coordinator, store

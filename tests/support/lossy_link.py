@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from proxy import Link, Proxy
-from storm import check_acks, light_spec, light_storm, outcome
+from support.kills import check_acks, light_spec, light_storm, outcome
+from support.proxy import Link, Proxy
 
 CLIENTS = 4
 

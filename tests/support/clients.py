@@ -1,0 +1,39 @@
+"""Clients of a run whose training is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from support.models import SHAPE
+
+from featherfed.compression.arrays import Array
+from featherfed.edge_client.session import Profile, Session
+from featherfed.edge_client.trainer import Trained
+from featherfed.proto import federation_pb2 as pb
+
+
+class Pull:
+    """A trainer whose update is known: a step from the weights towards the client's own value."""
+
+    def __init__(self, value: float, on_train: Callable[[pb.Train], None] | None = None) -> None:
+        self.value = value
+        self.on_train = on_train
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        if self.on_train:
+            self.on_train(task)
+        moved = [w + np.float32(0.5) * (np.float32(self.value) - w) for w in weights]
+        if task.sparsity:
+            moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
+        return Trained(moved, 0.5, 0.75)
+
+
+def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:
+    data = pb.DataSummary(num_examples=num_examples, example_shape=shape, num_classes=10)
+    return Profile(name, data, "numpy", ("none", "prune"), "0")
+
+
+def join_request(name: str, num_examples: int = 100) -> pb.JoinRequest:
+    session = Session(profile(name, num_examples), None, None, None)  # type: ignore[arg-type]
+    return session._join_request()

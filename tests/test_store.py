@@ -1,0 +1,99 @@
+"""What the server writes to its database, and when."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+from support.clients import join_request
+from support.coordinator import THREE, Clock, Run, opened
+from support.federation import Federation
+from support.processes import wait_until
+
+from featherfed.server.rounds.transitions import Phase
+from featherfed.server.storage.records import Entry
+
+Start = Callable[..., Federation]
+CODEC = {"uplink": "float32", "downlink": "float32"}
+
+
+# ---- what it costs ----
+
+
+def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[..., Run]) -> None:
+    one = opened(run(Clock(), clients=THREE))
+    statements: list[str] = []
+    one.store._db.set_trace_callback(statements.append)
+    for _ in range(100):
+        one.poll("a")
+        one.store.count(
+            Entry(1, "a", "uplink", "control", 0, 16), Entry(1, "a", "downlink", "control", 0, 10)
+        )
+    assert statements == []
+    assert one.coordinator.status().uplink_bytes == 1600
+    one.store._db.set_trace_callback(None)
+    other = sqlite3.connect(one.path)
+    assert other.execute("SELECT COUNT(*) FROM ledger").fetchone()[0] == 0
+    one.submit("a")
+    assert other.execute("SELECT message_bytes FROM ledger WHERE kind = 'control'").fetchall() == [
+        (1600,), (1000,),
+    ]  # fmt: skip
+    other.close()
+    assert one.coordinator.status().downlink_bytes == 1000
+
+
+def test_a_failed_transaction_forgets_no_bytes(run: Callable[..., Run]) -> None:
+    one = run(Clock())
+    one.store.count(Entry(1, "a", "uplink", "control", 0, 7))
+    with pytest.raises(RuntimeError), one.store.transaction():
+        raise RuntimeError
+    one.store.count(Entry(1, "a", "uplink", "control", 0, 1))
+    assert [e.message_bytes for e in one.store.ledger()] == [8]
+
+
+def test_counted_bytes_are_written_within_a_second_or_so(federation: Start) -> None:
+    server = federation(rounds=1, clients={"minimum": 2})
+    server.transport().join(join_request("a"))
+    other = sqlite3.connect(server.directory / "run.db")
+    sql = "SELECT COUNT(*) FROM ledger"
+    wait_until(lambda: other.execute(sql).fetchone()[0] == 2, 10)
+    other.close()
+
+
+def test_an_update_does_not_rewrite_the_state(run: Callable[..., Run]) -> None:
+    """The journal knows who has reported: a round of n clients writes O(n), not O(n^2)."""
+    names = [f"c{i}" for i in range(30)]
+    clock = Clock()
+    one = run(clock, clients={"minimum": 30})
+    one.join(*names)
+    one.poll(*names)
+    one.tick()
+    written: list[str] = []
+    one.store._db.set_trace_callback(
+        lambda sql: written.append(sql) if sql.startswith("UPDATE run") else None
+    )
+    for name in names[:-1]:
+        one.submit(name)
+    assert written == []
+    one.store._db.set_trace_callback(None)
+    one.restart(clock)
+    assert one.coordinator._state.reported == set(names[:-1])
+    one.submit(names[-1])
+    assert one.tick().phase is Phase.AGGREGATING
+
+
+def test_a_state_of_before_over_selection_is_read(run: Callable[..., Run]) -> None:
+    clock = Clock()
+    one = opened(run(clock, clients=THREE))
+    one.submit("a")
+    old = (
+        '{"phase": "training", "round": 1, "since": 1e9, "cohort": ["a", "b", "c"], "slots": 3, '
+        '"reported": ["a"], "required": 2, "lost": []}'
+    )
+    one.store._run("UPDATE run SET state = ?", old)
+    one.restart(clock)
+    for name in "bc":
+        assert one.tick().phase is Phase.TRAINING
+        one.submit(name)
+    assert one.tick().phase is Phase.AGGREGATING
