@@ -20,23 +20,29 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tomli_w
 
 from featherfed.cli.artifacts import machine
+from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.filedelta import encode_file
+from featherfed.compression.exchange.manifest import Manifest, TensorSpec
 from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.models.tflite import TfliteModel
+from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.rpc.service import FederationService, create_server
+from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.rpc.server import create_server
+from featherfed.server.rpc.service import FederationService
+from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import Entry, Sent
+from featherfed.server.storage.store import Store
 from featherfed.server.transfers.releases import Releases
 
 RESULT = Path(__file__).parent / "results" / "follow.json"
@@ -122,29 +128,28 @@ def released(directory: Path, start: str) -> list[Path]:
     return sorted(directory.glob(f"out/releases/*/{start}*.tflite"))
 
 
-class Counting:
-    """What the service needs of a coordinator and its store to serve releases."""
+class NoEvaluator:
+    """Evaluates nothing: no round of this run is ever aggregated."""
 
-    ledger_round = 1
-    settings = Settings()
+    def evaluate(self, weights: Sequence[Array]) -> Evaluation:
+        """Raise AssertionError."""
+        raise AssertionError("no round is aggregated here")
 
-    @property
-    def store(self) -> Counting:
-        """Be the store as well."""
-        return self
 
-    def count(self, *entries: Entry) -> None:
-        """Nobody looks at this ledger."""
-
-    def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
-        """Nobody looks at this ledger."""
-
-    def sent(self, like: Sent) -> Sent:
-        """Return that nothing was sent before."""
-        return like
-
-    def record_refusal(self, *facts: object) -> None:
-        """Nobody looks at refusals."""
+@contextmanager
+def tiny_run() -> Iterator[Coordinator]:
+    """Yield the coordinator of a run that only serves releases."""
+    manifest = Manifest((TensorSpec("kernel", (4, 4)),))
+    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
+        settings = Settings.model_validate({"output": scratch, "server": {"port": 0}})
+        store = Store(Path(scratch) / "run.db")
+        try:
+            yield Coordinator(
+                settings, store, make_plan(settings, "{}", manifest), manifest,
+                DataShape((1, 1, 1), ("a", "b")), NoEvaluator(), time.time,
+            )  # fmt: skip
+        finally:
+            store.close()
 
 
 @contextmanager
@@ -161,11 +166,12 @@ def carousel(files: Sequence[Path]) -> Iterator[str]:
     stop = asyncio.Event()
 
     async def serve() -> None:
-        service = FederationService(cast(Coordinator, Counting()), releases)
-        server, port = await create_server(service, "127.0.0.1", 0)
-        ready.append(f"127.0.0.1:{port}")
-        await stop.wait()
-        await server.stop(0)
+        with tiny_run() as coordinator:
+            service = FederationService(coordinator, releases)
+            server, port = await create_server(service, coordinator.settings)
+            ready.append(f"127.0.0.1:{port}")
+            await stop.wait()
+            await server.stop(0)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()

@@ -25,7 +25,7 @@ from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
-from featherfed.server.coordinator.training_step import TrainingStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
 
@@ -66,7 +66,7 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
     return FederatedModel(_model_json(settings, test), optimization)
 
 
-def offered_step(model: FederatedModel, settings: Settings) -> TrainingStep:
+def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
     """Return the training step for clients without TensorFlow, or why there is none.
 
     A step is exported once: it is kept in the user's cache under all that it depends on.
@@ -78,17 +78,17 @@ def offered_step(model: FederatedModel, settings: Settings) -> TrainingStep:
     folder, key = _cache() / "steps", hashlib.sha256(facts.encode()).hexdigest()[:32]
     content = _cached(folder, key)
     if content is not None:
-        return TrainingStep(content)
+        return ExportedStep(content)
     try:
         content = export_training_step(model, options)
     except ExportError as error:
         log.warning("no LiteRT clients in this run: %s", error)
-        return TrainingStep(missing=str(error))
+        return ExportedStep(missing=str(error))
     try:
         _keep(folder, key, content)
     except OSError as error:
         log.warning("the training step is exported anew at every start: %s", error)
-    return TrainingStep(content)
+    return ExportedStep(content)
 
 
 def _cached(folder: Path, key: str) -> bytes | None:

@@ -18,7 +18,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluator
-from featherfed.server.coordinator.training_step import TrainingStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.observability.metrics_json import collect, final
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
@@ -42,7 +42,7 @@ def simulate(
     on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
     extra: dict[str, Any] | None = None,
     runtime: str = "keras",
-    step: TrainingStep | None = None,
+    step: ExportedStep | None = None,
 ) -> dict[str, Any]:
     """Run `settings` to the end; return the content of metrics.json (docs/metrics.md).
 

@@ -14,7 +14,7 @@ from support.models import MANIFEST
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,7 +41,7 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     def start(
         folder: str = "run",
         first_weights: Sequence[Array] | None = None,
-        step: OfferedStep | None = None,
+        step: ExportedStep | None = None,
         manifest: Manifest = MANIFEST,
         **changes: object,
     ) -> Federation:

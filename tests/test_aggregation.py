@@ -22,12 +22,12 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import WHOLE
+from featherfed.compression.exchange.average import FULL_SHARE
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
 )
-from featherfed.compression.exchange.round import Round
+from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
@@ -36,15 +36,16 @@ from featherfed.edge_client.state import Held
 from featherfed.edge_client.trainer import Trained
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation import robust
-from featherfed.server.aggregation.clipping import limit_of, measure, rule_on_norms, share
+from featherfed.server.aggregation.clipping import clip_to_quantile, limit_of, measure, share
 from featherfed.server.aggregation.robust import Rows, combine, krum_choice
+from featherfed.server.coordinator import state
 from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import transitions as rounds
 from featherfed.server.rounds.transitions import Phase
 from featherfed.server.settings.rule import Rule
 from featherfed.server.settings.settings import Settings, load_settings
-from featherfed.server.storage.records import Norms
+from featherfed.server.storage.records import UpdateNorms
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
@@ -100,8 +101,8 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
 def test_an_absurd_number_of_examples_is_refused_on_joining(table: Callable[..., Table]) -> None:
     run = table()
     with pytest.raises(Refused, match="BAD_EXAMPLE_COUNT: 100000001 examples are more than any"):
-        run.coordinator.join(join_request("greedy", MAX_EXAMPLES + 1))
-    run.coordinator.join(join_request("large", MAX_EXAMPLES))
+        run.coordinator.admission.join(join_request("greedy", MAX_EXAMPLES + 1))
+    run.coordinator.admission.join(join_request("large", MAX_EXAMPLES))
 
 
 def test_a_cap_bounds_what_a_client_weighs_and_is_what_travels(
@@ -111,7 +112,7 @@ def test_a_cap_bounds_what_a_client_weighs_and_is_what_travels(
     run = table(clients=3, rounds=1, **both)
     run.submit(honest(3), num_examples=10**6)
     run.coordinator.aggregate()
-    bundle = pb.Bundle.FromString(run.store.newest().payload)
+    bundle = pb.Bundle.FromString(run.store.versions.newest().payload)
     assert [part.num_examples for part in bundle.parts] == [30] * 3
     assert [c["num_examples"] for c in run.metrics()["rounds"][0]["clients"]] == [30] * 3
 
@@ -135,9 +136,9 @@ def test_the_limit_is_a_norm_of_the_round_times_the_clip() -> None:
 @given(norm=st.floats(0, 1e15), limit=st.floats(1e-12, 1e12))
 def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> None:
     taken = share(norm, limit)
-    assert 0 <= taken <= WHOLE
-    assert (taken == WHOLE) == (norm <= limit)
-    assert taken == WHOLE or norm * taken / WHOLE <= limit * (1 + 1e-12)
+    assert 0 <= taken <= FULL_SHARE
+    assert (taken == FULL_SHARE) == (norm <= limit)
+    assert taken == FULL_SHARE or norm * taken / FULL_SHARE <= limit * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "sketch(0.1)", "balanced"])
@@ -175,14 +176,14 @@ def test_an_outlier_is_recorded_once_though_the_server_died_over_it(
     run = table(compression=DENSE)
     run.submit({**honest(4), "bad": random_update(4, 10.0)})
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(state, "transition", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.coordinator.aggregate()
     run.store.close()
     again = table(compression=DENSE)
-    assert again.store.refusals() == []
+    assert again.store.refusals.all() == []
     again.coordinator.aggregate()
-    assert [row["reason"] for row in again.store.refusals()] == ["OUTLIER"]
+    assert [row.reason for row in again.store.refusals.all()] == ["OUTLIER"]
 
 
 def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[..., Table]) -> None:
@@ -193,7 +194,7 @@ def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[...,
     assert told["refused"][0]["detail"].endswith("left out")
     assert [c["client"] for c in told["clients"]] == ["c0", "c1", "c2", "c3"]
     assert (told["missing"], told["clipped"]) == ([], 0)
-    assert all(update.payload is None for update in run.store.updates(1))
+    assert all(update.payload is None for update in run.store.journal.updates(1))
 
 
 def test_state_that_nobody_trains_is_bounded_too(table: Callable[..., Table]) -> None:
@@ -213,7 +214,7 @@ def test_a_client_of_another_codec_is_measured_alike() -> None:
     update, zeros = random_update(3), constant(0)
     exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
     for text in ("sketch(0.02)", "sketch(0.1, 2)", "quantize(8)"):
-        codec, context = parse_codec(text), Round(Key.root(3), 5, [None] * 3, None).context(1)
+        codec, context = parse_codec(text), RoundContext(Key.root(3), 5, [None] * 3, None).update(1)
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
         norm = measure(codec, MANIFEST, decoded, zeros).trainable
         assert 0.5 < norm / exact < 2
@@ -229,10 +230,10 @@ def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> No
 
 
 def test_a_round_in_which_nothing_moved_is_whole() -> None:
-    norms = {name: Norms(0, 0, 0) for name in "abc"}
-    ruling = rule_on_norms(dict.fromkeys("abc", 10), norms, 10, 0.5)
-    assert set(ruling.shares.values()) == {WHOLE}
-    assert (ruling.total, ruling.outliers, ruling.facts.clip) == (30, (), None)
+    norms = {name: UpdateNorms(0, 0, 0) for name in "abc"}
+    weighting = clip_to_quantile(dict.fromkeys("abc", 10), norms, 10, 0.5)
+    assert set(weighting.shares.values()) == {FULL_SHARE}
+    assert (weighting.total, weighting.outliers, weighting.record.clip) == (30, (), None)
 
 
 @pytest.mark.parametrize("uplink", ["balanced", "sketch(0.3)", "float32"])
@@ -245,18 +246,16 @@ def test_everybody_averages_a_clipped_update_alike(federation: Start, uplink: st
     held = server.run_clients(*clients, server.client("bad", trainer=Scaled(0.5, -1000)))
     server.join()
     assert len({h.digest for h in held}) == 1
-    versions = server.store.versions(after=0)
+    versions = server.store.versions.after(0)
     if uplink != "float32":
         forwarded = next(v for v in versions if v.kind == "bundle")
         bundle = pb.Bundle.FromString(forwarded.payload)
         assert sorted(part.clip > 0 for part in bundle.parts) == [False] * 4 + [True]
-    last = server.store.ledger()
+    last = server.store.ledger.entries()
     assert not any(e.kind == "retry" and e.direction == "downlink" for e in last), "nobody drifted"
     for version in versions:
         assert ("bad", "OUTLIER") in [
-            (r["client"], r["reason"])
-            for r in server.store.refusals()
-            if r["round"] == version.version
+            (r.client, r.reason) for r in server.store.refusals.all() if r.round == version.version
         ]
 
 
@@ -265,7 +264,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     codec = parse_codec("float32")
     payload = encode_update(codec, MANIFEST, random_update(0)).payload
     bundle = pb.Bundle(slots=1, codec="float32")
-    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=WHOLE // 2)
+    bundle.parts.add(slot=0, num_examples=1, payload=payload, clip=FULL_SHARE // 2)
     half = [w + np.float32(0.5) * u for w, u in zip(start, random_update(0), strict=True)]
     half[2] = np.maximum(half[2], 0)
 
@@ -279,7 +278,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
     bundle.parts[0].clip = 0
     with pytest.raises(DigestMismatch):
         follow(MANIFEST, 0, held, *link_of(bundle))
-    bundle.parts[0].clip = WHOLE
+    bundle.parts[0].clip = FULL_SHARE
     with pytest.raises(WireError, match="more than a whole update"):
         follow(MANIFEST, 0, held, *link_of(bundle))
 
@@ -378,7 +377,7 @@ def test_sign_flippers_do_not_turn_a_robust_round(table: Callable[..., Table], n
     for one, close in ((run, True), (mean, False)):
         step = flat(one.step(updates)[:2])
         assert (np.linalg.norm(step - good) < 0.3 * np.linalg.norm(good)) == close
-    assert run.store.newest().kind == "delta", "a robust aggregate is never forwarded"
+    assert run.store.versions.newest().kind == "delta", "a robust aggregate is never forwarded"
     assert run.coordinator.newest_weights()[2].min() >= 0, "a variance never falls below zero"
 
 
@@ -406,13 +405,13 @@ def test_multi_krum_needs_more_updates_than_a_quorum(table: Callable[..., Table]
     everybody = frozenset("abcde")
     state = rounds.RunState(round=2)
     four = rounds.Tick(100, frozenset("abcd"), everybody)
-    assert rounds.step(state, four, policy).phase is Phase.GATHERING
-    state = rounds.step(state, rounds.Tick(100, everybody, everybody), policy)
+    assert rounds.transition(state, four, policy).phase is Phase.GATHERING
+    state = rounds.transition(state, rounds.Tick(100, everybody, everybody), policy)
     for name in "abcd":
-        state = rounds.step(state, rounds.Reported(101, name), policy)
+        state = rounds.transition(state, rounds.Reported(101, name), policy)
     overdue = rounds.Tick(1000, everybody, everybody)
-    assert rounds.step(state, overdue, policy).phase is Phase.TRAINING
-    state = rounds.step(state, rounds.Reported(1001, "e"), policy)
+    assert rounds.transition(state, overdue, policy).phase is Phase.TRAINING
+    state = rounds.transition(state, rounds.Reported(1001, "e"), policy)
     assert state.phase is Phase.AGGREGATING
 
 

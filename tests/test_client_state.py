@@ -86,7 +86,7 @@ def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
             damage(path, at=0.3, length=50)
 
     (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, spoil)))
-    assert held.digest == server.store.newest().digest
+    assert held.digest == server.store.versions.newest().digest
     assert {path.name for path in folder.glob("*.damaged")} == {"model.damaged", "residual.damaged"}
 
 
@@ -142,7 +142,9 @@ def test_a_full_disk_at_the_client_costs_no_update(
     assert "No space left" in caplog.text
     assert "pending.npz" in caplog.text
     assert (small_disk / "residual.npz").exists(), "written once there is room"
-    assert [update.client for n in range(1, 5) for update in server.store.updates(n)] == 4 * ["a"]
+    assert [
+        update.client for n in range(1, 5) for update in server.store.journal.updates(n)
+    ] == 4 * ["a"]
 
 
 def test_a_residual_is_never_used_twice(small_disk: Path) -> None:

@@ -78,7 +78,7 @@ def refusal(federation: Federation, proof: Credentials | None) -> str:
 
 
 def reasons(federation: Federation) -> list[tuple[str, str]]:
-    return [(row[1], row[2]) for row in federation.store.refusals()]
+    return [(row.client, row.reason) for row in federation.store.refusals.all()]
 
 
 def join_request(name: str) -> pb.JoinRequest:
@@ -108,7 +108,7 @@ def test_a_run_with_credentials_gives_the_same_model_and_bytes(
     sent = [
         {
             (e.client, e.direction): e.payload_bytes
-            for e in one.store.ledger()
+            for e in one.store.ledger.entries()
             if e.kind == "transfer"
         }
         for one in (served, plain)
@@ -416,12 +416,14 @@ def test_files_of_the_server_that_cannot_be_used(name: str, how: str, authority:
 
 
 def authority_gate(authority: Authority) -> object:
-    from featherfed.server.rpc.authentication import Gate
+    from featherfed.server.rpc.authentication import AuthenticationInterceptor
+    from featherfed.server.rpc.tls import ServerKeys
 
     async def refuse(context: object, refusal: object) -> None:
         raise AssertionError
 
-    return Gate(authority.folder, True, refuse)
+    interceptor = AuthenticationInterceptor(authority.folder, True, refuse)
+    return ServerKeys(authority.folder, True), interceptor
 
 
 # ---- changes while the server runs ----
@@ -660,7 +662,7 @@ def test_secrets_stay_out_of_logs_errors_and_the_database(
     authority.revoke(["attic"])
     said.append(refusal(served, credentials))
     said.append(caplog.text)
-    said.extend(str(row) for row in served.store.refusals())
+    said.extend(str(row) for row in served.store.refusals.all())
     stored = b"".join(path.read_bytes() for path in served.directory.glob("run.db*"))
     for secret in secrets_of(authority):
         assert not any(secret in text for text in said)

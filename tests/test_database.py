@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_full_disk_at_the_server_stops_nothing(
             clients.append(client)
         held = server.run_clients(*clients)
     assert {h.digest for h in held} == {expected[0].digest}
-    assert len(list(server.store.updates(2))) == 3
+    assert len(list(server.store.journal.updates(2))) == 3
     told = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert [r.__dict__["event"] for r in told] == ["storage_failing"], "once, not at every call"
     assert any(r.__dict__.get("event") == "storage_working" for r in caplog.records)
@@ -81,20 +82,22 @@ def test_a_full_disk_at_the_server_stops_nothing(
 
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     store = Store(tmp_path / "run.db")
-    pages = store._run("PRAGMA page_count")[0][0]
-    store._run(f"PRAGMA max_page_count = {pages}")
+    pages = store._database.run("PRAGMA page_count")[0][0]
+    store._database.run(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(CannotStore, match="database or disk is full"), store.transaction():
-        store._run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
-    assert not store._db.in_transaction
-    assert store.trouble.failing
-    assert store.add_refusal(1, "c", "LATE", "too late", 5.0), "waits in memory"
+        store._database.run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
+    assert not store._database._connection.in_transaction
+    assert store.failing
+    assert store.refusals.add(1, "c", "LATE", "too late", 5.0), "waits in memory"
     with pytest.raises(CannotStore), store.transaction():
-        store._run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
-    store._run("PRAGMA max_page_count = 100000")
+        store._database.run("INSERT INTO counts VALUES ('x', ?)", bytes(10**6))
+    store._database.run("PRAGMA max_page_count = 100000")
     with store.transaction():
-        store._run("INSERT INTO counts VALUES ('x', 1)")
-    assert not store.trouble.failing
-    assert [tuple(row)[1:4] for row in store.refusals()] == [("c", "LATE", 1)]
+        store._database.run("INSERT INTO counts VALUES ('x', 1)")
+    assert not store.failing
+    assert [(row.client, row.reason, row.count) for row in store.refusals.all()] == [
+        ("c", "LATE", 1)
+    ]
     store.close()
 
 
@@ -179,7 +182,7 @@ def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None
     with closing(sqlite3.connect(directory / "run.db")) as db:
         db.executescript(OLD_REFUSALS)
     server = federation(rounds=2)
-    rows = [tuple(row) for row in server.store.refusals()]
+    rows = [astuple(row) for row in server.store.refusals.all()]
     assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]
     server.close()
     assert check(directory)
@@ -210,9 +213,9 @@ def test_a_backup_made_under_writes_is_consistent(federation: Start, tmp_path: P
     (tmp_path / "again").mkdir()
     shutil.copy(copies[1], tmp_path / "again" / "run.db")
     restored = federation("again", rounds=12, clients={"minimum": 2}, compression=codec)
-    assert restored.store.newest().version == 4
+    assert restored.store.versions.newest().version == 4
     restored.run_clients(restored.client("a"), restored.client("b"))
-    assert restored.store.newest().digest == newest_digest(server.directory)
+    assert restored.store.versions.newest().digest == newest_digest(server.directory)
 
 
 def newest_digest(directory: Path) -> bytes:
@@ -282,7 +285,7 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
     thread.start()
     assert done.wait(20)
     deadline = time.monotonic() + 20
-    while not server.store.has_update(2, "c0") and time.monotonic() < deadline:
+    while not server.store.journal.has_update(2, "c0") and time.monotonic() < deadline:
         time.sleep(0.02)
     copy = back_up(server.directory, server.directory.parent / "copy").parent
     hold.set()

@@ -27,6 +27,7 @@ from featherfed.edge_client.heartbeat import Heart
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
 from featherfed.server.rounds.transitions import Phase
+from featherfed.server.rpc import server as rpc_server
 from featherfed.server.rpc import service
 from featherfed.server.settings.plan import make_plan
 
@@ -46,12 +47,12 @@ def test_silent_clients_are_lost_after_three_beats_and_every_call_is_a_voice(
     one = opened(run(clock, clients={**THREE, "heartbeat": 10}))
     clock.now += 28
     assert one.tick().lost == frozenset()
-    one.coordinator.client_of(one.sessions["a"])  # a heartbeat, a fetch, ...
-    one.coordinator.hear("b")  # a chunk of an upload
+    one.coordinator.members.client_of(one.sessions["a"])  # a heartbeat, a fetch, ...
+    one.coordinator.members.hear("b")  # a chunk of an upload
     clock.now += 1.5
     assert one.tick().lost == {"c"}
     assert {c.client: c.state for c in one.coordinator.status().clients}["c"] == "lost"
-    one.coordinator.hear("c")
+    one.coordinator.members.hear("c")
     assert one.tick().lost == frozenset(), "it is back"
     clock.now += 29.5
     assert one.tick().lost == set("abc")
@@ -91,12 +92,12 @@ def test_a_clock_that_is_set_changes_nothing(run: Callable[..., Run], jump: floa
         if at == 10:
             wall.now += jump
         ticks.now += 1
-        one.coordinator.hear("c")
+        one.coordinator.members.hear("c")
         assert one.tick().phase is Phase.TRAINING, at
-        assert one.coordinator._fresh() >= set("c")
+        assert one.coordinator.members.present() >= set("c")
     for _ in range(51):
         ticks.now += 1
-        one.coordinator.hear("c")
+        one.coordinator.members.hear("c")
         one.tick()
     assert one.coordinator.phase is Phase.AGGREGATING, "the deadline is the deadline"
 
@@ -162,8 +163,8 @@ def test_over_selection_takes_the_first_and_the_others_keep_their_work(
         *[server.client(f"c{i}", trainer=Pull(1.0, on_train)) for i in range(4)]
     )
     assert len({h.digest for h in held}) == 1
-    assert [len(list(server.store.updates(r))) for r in (1, 2)] == [2, 2]
-    reasons = Counter(row["reason"] for row in server.store.refusals())
+    assert [len(list(server.store.journal.updates(r))) for r in (1, 2)] == [2, 2]
+    reasons = Counter(row.reason for row in server.store.refusals.all())
     assert set(reasons) == {"LATE"}
     assert server.store.load_state().lost == frozenset()
 
@@ -234,7 +235,7 @@ def test_a_dead_peer_is_noticed_within_three_beats(federation: Start, how: str) 
         thread = threading.Thread(target=server.run_clients, args=honest)
         thread.start()
         assert client.stdout.readline() == "training\n"
-        wait_until(lambda: len(list(server.store.updates(1))) == 2)
+        wait_until(lambda: len(list(server.store.journal.updates(1))) == 2)
         time.sleep(4)
         assert server.coordinator.phase is Phase.TRAINING, "alive, it is waited for"
         began = time.monotonic()
@@ -246,7 +247,7 @@ def test_a_dead_peer_is_noticed_within_three_beats(federation: Start, how: str) 
         seconds = time.monotonic() - began
         print(f"{how}: noticed after {seconds:.2f} s, of beats of 1 s")
         assert 0.9 < seconds < 4, "three beats, and what a busy machine adds"
-        assert "vanishes" in server.coordinator._state.lost
+        assert "vanishes" in server.coordinator.run._state.lost
         thread.join(30)
         assert not thread.is_alive(), "the others go on and finish"
     finally:
@@ -277,13 +278,13 @@ def test_a_frozen_client_comes_back(federation: Start) -> None:
         thread.start()
         assert client.stdout.readline() == "training\n"
         client.send_signal(signal.SIGSTOP)
-        wait_until(lambda: server.coordinator._state.round == 2, 20)
+        wait_until(lambda: server.coordinator.run._state.round == 2, 20)
         client.send_signal(signal.SIGCONT)
-        wait_until(lambda: "vanishes" not in server.coordinator._state.lost, 20)
+        wait_until(lambda: "vanishes" not in server.coordinator.run._state.lost, 20)
         back.set()
         thread.join(30)
         assert client.wait(30) == 0
-        assert [row["reason"] for row in server.store.refusals()] == ["LATE"]
+        assert [row.reason for row in server.store.refusals.all()] == ["LATE"]
     finally:
         client.kill()
         client.wait()
@@ -303,7 +304,7 @@ SCALED = {
 def test_training_longer_than_all_timeouts_is_not_cut_off(
     federation: Start, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:
-    for module in (service, transport_module):
+    for module in (rpc_server, transport_module):
         scaled = [(key, value // SCALED.get(key, 1)) for key, value in module._OPTIONS]
         monkeypatch.setattr(module, "_OPTIONS", scaled)
     monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 3)
@@ -324,7 +325,7 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
     assert len({h.digest for h in held}) == 1
     assert not retries, "no connection was closed for too many pings, or for silence"
     assert (len(beats) >= 6) if heartbeat else not beats
-    assert list(server.store.refusals()) == []
+    assert list(server.store.refusals.all()) == []
 
 
 def test_a_heart_stops_with_its_block_and_with_its_thread() -> None:

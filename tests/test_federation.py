@@ -37,8 +37,10 @@ from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.observability import metrics_json as metrics
-from featherfed.server.rpc.service import STATUS_OF_REASON, framed_size
+from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage.store import Store
+from featherfed.server.transfers.deliveries import Deliveries
+from featherfed.server.transfers.framing import framed_size
 
 Start = Callable[..., Federation]
 
@@ -52,7 +54,7 @@ def test_all_sides_end_with_the_same_model(federation: Start, codec: str) -> Non
     held = server.run_clients(*[server.client(f"c{i}", value=float(i)) for i in range(3)])
     server.join()
     assert server.finished
-    final = server.store.versions()[-1]
+    final = server.store.versions.all()[-1]
     assert final.version == 3
     assert [h.digest for h in held] == [final.digest] * 3
 
@@ -88,7 +90,7 @@ def test_the_order_of_arrival_does_not_matter(federation: Start) -> None:
             server.client(n, trainer=Pull(values[n], wait_for_turn(n))) for n in sorted(order)
         ]
         digests.append(server.run_clients(*sessions)[0].digest)
-        rows = server.store._run("SELECT client FROM updates ORDER BY rowid")
+        rows = server.store._database.run("SELECT client FROM updates ORDER BY rowid")
         arrivals.append("".join(row[0] for row in rows))
     assert arrivals == ["abc", "cab"]
     assert digests[0] == digests[1]
@@ -100,7 +102,7 @@ def test_pruning_reaches_its_sparsity_in_the_global_model(federation: Start) -> 
     )
     held = server.run_clients(*[server.client(f"c{i}", value=float(i + 1)) for i in range(3)])
     assert sparsity_of(MANIFEST, held[0].weights) == 0.75
-    payloads = [len(v.payload) for v in server.store.versions()[1:]]
+    payloads = [len(v.payload) for v in server.store.versions.all()[1:]]
     assert payloads[-1] < payloads[0] / 2, "what the mask removes is not sent"
 
 
@@ -245,7 +247,7 @@ def test_a_damaged_model_is_noticed_and_fetched_whole(federation: Start) -> None
 
     (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, damage)))
     assert damaged == [0]
-    assert held.digest == server.store.newest().digest
+    assert held.digest == server.store.versions.newest().digest
 
 
 def test_a_step_that_does_not_lead_to_the_servers_digest_is_refused() -> None:
@@ -275,9 +277,9 @@ def test_a_round_that_closes_before_the_download_costs_the_client_nothing(
     def fetch_late(request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
         if request.version == 0:
             deadline = time.monotonic() + 20
-            while server.store.newest().version == 0 and time.monotonic() < deadline:
+            while server.store.versions.newest().version == 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
-            delayed.append(server.store.newest().version)
+            delayed.append(server.store.versions.newest().version)
         return fetch(request)
 
     transport.fetch_model = fetch_late  # type: ignore[method-assign]
@@ -314,7 +316,7 @@ def test_a_full_disk_refuses_and_loses_nothing(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = federation(rounds=1, clients={"minimum": 1})
-    save = server.store.save_state
+    save = server.store.runs.save_state
     failures = [sqlite3.OperationalError("database or disk is full")]
 
     def full_once(state: Any) -> None:
@@ -322,11 +324,11 @@ def test_a_full_disk_refuses_and_loses_nothing(
             raise failures.pop()
         save(state)
 
-    monkeypatch.setattr(server.store, "save_state", full_once)
+    monkeypatch.setattr(server.store.runs, "save_state", full_once)
     (held,) = server.run_clients(server.client("a"))
     assert not failures
     assert held.version == 1
-    assert len(list(server.store.updates(1))) == 1
+    assert len(list(server.store.journal.updates(1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -431,12 +433,12 @@ def test_the_ledger_is_what_went_over_the_wire(federation: Start) -> None:
     transport._stub = _Meter(transport._stub, seen)  # type: ignore[assignment]
     server.run_clients(server.client("only", transport=transport))
     server.join()
-    entries = server.store.ledger()
+    entries = server.store.ledger.entries()
     up = sum(e.message_bytes for e in entries if e.direction == "uplink")
     down = sum(e.message_bytes for e in entries if e.direction == "downlink")
     assert (up, down) == (seen["up"], seen["down"])
     first = _metrics(server)["rounds"][0]["clients"][0]
-    payload = server.store.versions()[1].payload
+    payload = server.store.versions.all()[1].payload
     assert first["downlink"]["payload_bytes"] == 0, "version 0 costs a seed"
     second = _metrics(server)["rounds"][1]["clients"][0]
     assert second["downlink"]["payload_bytes"] == len(payload)
@@ -475,7 +477,7 @@ def test_what_is_not_payload_is_a_tenth_of_868_bytes(federation: Start) -> None:
     """All messages that a client sends in a round, polls included."""
     server = federation(rounds=3, compression={"uplink": "sketch(0.9)"})
     server.run_clients(*(server.client(name) for name in "abc"))
-    sent = [e for e in server.store.ledger() if e.round == 2 and e.direction == "uplink"]
+    sent = [e for e in server.store.ledger.entries() if e.round == 2 and e.direction == "uplink"]
     payloads = [e.payload_bytes for e in sent if e.payload_bytes]
     assert len(payloads) == 3
     assert min(payloads) > 300, "small enough payloads have shorter lengths"
@@ -524,7 +526,7 @@ def test_what_http2_adds_to_the_ledger_is_known(federation: Start) -> None:
         watched = server.client("a", transport=transport)
         server.run_clients(watched, server.client("b"), server.client("c"))
         transport.close()
-        entries = [e for e in server.store.ledger() if e.client == "a"]
+        entries = [e for e in server.store.ledger.entries() if e.client == "a"]
         counted = [
             sum(e.message_bytes for e in entries if e.direction == way)
             for way in ("uplink", "downlink")
@@ -538,18 +540,17 @@ def test_what_http2_adds_to_the_ledger_is_known(federation: Start) -> None:
 def test_a_client_that_lost_its_model_gets_the_shortest_way_back(federation: Start) -> None:
     server = federation(rounds=3, clients={"minimum": 1})
     (held,) = server.run_clients(server.client("only"))
-    session = server.coordinator.join(_join_request("new")).session
+    session = server.coordinator.admission.join(_join_request("new")).session
     nothing = pb.FetchModelRequest(session=session, version=3)
-    route = server.coordinator.fetch("new", nothing).route
+    deliveries = Deliveries(server.coordinator)
+    route = deliveries.deliver("new", nothing).route
     assert [link.kind for link in route.links] == [pb.Link.SEED] + 3 * [pb.Link.DELTA]
     wrong = pb.FetchModelRequest(session=session, version=3, have_version=2, have_digest=b"?")
-    assert len(server.coordinator.fetch("new", wrong).route.links) == 4, (
-        "a digest mismatch starts over"
-    )
+    assert len(deliveries.deliver("new", wrong).route.links) == 4, "a digest mismatch starts over"
     right = pb.FetchModelRequest(
         session=session, version=3, have_version=3, have_digest=held.digest
     )
-    assert server.coordinator.fetch("new", right).route.links == []
+    assert deliveries.deliver("new", right).route.links == []
 
 
 def test_health_and_reflection_answer(federation: Start) -> None:
@@ -569,12 +570,15 @@ def test_health_and_reflection_answer(federation: Start) -> None:
 def test_a_taken_port_is_said_plainly(federation: Start) -> None:
     import asyncio
 
-    from featherfed.server.rpc.service import FederationService, create_server
+    from featherfed.server.rpc.server import create_server
+    from featherfed.server.rpc.service import FederationService
 
     first = federation()
     host, port = first.address.split(":")
+    server = first.settings.server.model_copy(update={"port": int(port)})
+    taken = first.settings.model_copy(update={"server": server})
     with pytest.raises(ServerError, match=f"cannot listen on {host}:{port}: it is in use"):
-        asyncio.run(create_server(FederationService(first.coordinator), host, int(port)))
+        asyncio.run(create_server(FederationService(first.coordinator), taken))
 
 
 def test_a_server_that_is_not_there_is_said_plainly() -> None:

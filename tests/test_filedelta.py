@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.releases import FIRST, SECOND
 
 from featherfed.compression.errors import WireError
-from featherfed.compression.filedelta import decode_file, encode_file
+from featherfed.compression.exchange.filedelta import decode_file, encode_file
 from featherfed.compression.stages.zstd import Zstd
 
 

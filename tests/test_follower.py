@@ -22,14 +22,14 @@ from support.models import MANIFEST
 from support.processes import Processes, wait_until
 from support.releases import FIRST, SECOND, moved, sha
 
-from featherfed.compression.filedelta import encode_file
+from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
 from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import total_facts
+from featherfed.report.schema import parse_metrics
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.transfers.framing import framed_size
 
@@ -238,7 +238,7 @@ def test_every_version_reaches_a_follower_and_the_ledger_counts_its_bytes(
     assert sha(following.file.path.read_bytes()) == sha(server.release("int8")[1])
     received = [swap.received for swap in following.swaps]
     assert all(size < received[0] for size in received[1:]), "deltas"
-    entries = [e for e in server.store.ledger() if e.client == "camera"]
+    entries = [e for e in server.store.ledger.entries() if e.client == "camera"]
     assert {e.kind for e in entries} == {"release"}
     up = [e for e in entries if e.direction == "uplink"]
     down = [e for e in entries if e.direction == "downlink"]
@@ -260,7 +260,7 @@ def _check_metrics(server: Federation, meter: Meter) -> None:
     assert {c["client"] for r in found["rounds"] for c in r["clients"]} == {"only"}
     found["final"] = metrics.final(server.store, server.settings, 0.0, [])
     assert [one["client"] for one in found["final"]["clients"]] == ["only"]
-    training = [e for e in server.store.ledger() if e.client == "only"]
+    training = [e for e in server.store.ledger.entries() if e.client == "only"]
     total = found["final"]["totals"]["downlink"]
     assert total["message_bytes"] + total["control_bytes"] == sum(
         e.message_bytes for e in training if e.direction == "downlink"
@@ -336,7 +336,7 @@ def test_refusals_reach_the_device(federation: Start) -> None:
     request = pb.FetchReleaseRequest(device="d", kind="exe")
     with pytest.raises(Rejected, match="no files of the kind 'exe'"):
         transport.fetch_release(request, 100)
-    assert server.store.ledger() == [], "calls that were refused are not counted"
+    assert server.store.ledger.entries() == [], "calls that were refused are not counted"
     request = pb.FetchReleaseRequest(device="d", wait_seconds=1)
     began = time.monotonic()
     assert transport.fetch_release(request, 100) is None, "there is no version 1 yet"

@@ -18,8 +18,8 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access.limits import Quotas, Rate, network
 from featherfed.server.errors import Busy, Refused
-from featherfed.server.rpc import service
-from featherfed.server.settings.settings import Limits
+from featherfed.server.rpc import calls
+from featherfed.server.settings.settings import LimitSettings
 
 Start = Callable[..., Federation]
 CODEC = {"uplink": "float32", "downlink": "float32"}
@@ -35,7 +35,7 @@ def test_a_run_has_room_for_so_many_names_and_known_ones_come_back(federation: S
         transport.join(join_request(name))
     with pytest.raises(Rejected, match="TOO_MANY_CLIENTS: the run has 2 clients"):
         transport.join(join_request("c"))
-    assert [row["reason"] for row in server.store.refusals()] == ["TOO_MANY_CLIENTS"]
+    assert [row.reason for row in server.store.refusals.all()] == ["TOO_MANY_CLIENTS"]
     assert transport.join(join_request("b")).session
 
 
@@ -72,7 +72,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"
     assert network("unix:") == "unix"
-    gate = Quotas(Limits(requests_per_second=1))
+    gate = Quotas(LimitSettings(requests_per_second=1))
     for _ in range(50):
         gate.stranger("a")
     with pytest.raises(Busy):
@@ -88,7 +88,7 @@ def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
 
 
 def test_polls_of_one_client_are_limited() -> None:
-    gate = Quotas(Limits())
+    gate = Quotas(LimitSettings())
     for _ in range(8):
         gate.begin_poll("a")
     with pytest.raises(Busy, match="8 polls of one client are open"):
@@ -111,10 +111,10 @@ def test_a_client_of_a_busy_server_waits_and_goes_on(federation: Start) -> None:
             [poll.result() for poll in polls]
         error = cast(Any, busy.value)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert 0 < float(dict(error.trailing_metadata())[service.RETRY_AFTER]) <= 5
+        assert 0 < float(dict(error.trailing_metadata())[calls.RETRY_AFTER]) <= 5
     (held,) = server.run_clients(server.client("a"))
     assert held.version == 2
-    assert {row["reason"] for row in server.store.refusals()} == {"BUSY"}
+    assert {row.reason for row in server.store.refusals.all()} == {"BUSY"}
 
 
 def test_a_client_that_joins_a_thousand_times_disturbs_nobody(
@@ -144,7 +144,7 @@ def test_a_client_that_joins_a_thousand_times_disturbs_nobody(
     server.run_clients(server.client("storm"))
     honest.join(30)
     assert not honest.is_alive()
-    assert len([e for e in server.store.ledger() if e.client == "storm"]) <= 12
+    assert len([e for e in server.store.ledger.entries() if e.client == "storm"]) <= 12
     assert len(caplog.records) < 100
 
 
@@ -166,6 +166,6 @@ def test_refusals_do_not_fill_the_disk(run: Callable[..., Run]) -> None:
     one.join("a")
     with one.store.transaction():
         for _ in range(1500):
-            one.coordinator.record_refusal("a", Refused(pb.MALFORMED, "junk"))
-    (row,) = one.store.refusals()
-    assert row["count"] == 1500
+            one.coordinator.refusals.record("a", Refused(pb.MALFORMED, "junk"))
+    (row,) = one.store.refusals.all()
+    assert row.count == 1500

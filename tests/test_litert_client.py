@@ -38,7 +38,7 @@ from featherfed.edge_client.trainer import Trained
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 
@@ -363,7 +363,7 @@ def test_damage_ends_in_an_error_and_not_in_a_crash(tmp_path: Path) -> None:
 
 
 def announced(content: bytes, **changes: Any) -> pb.Step:
-    step = OfferedStep(content).describe()
+    step = ExportedStep(content).describe()
     for name, value in changes.items():
         setattr(step, name, value)
     return step
@@ -371,7 +371,7 @@ def announced(content: bytes, **changes: Any) -> pb.Step:
 
 def test_what_travels_is_what_was_announced_or_refused() -> None:
     content = b"a training step" * 100
-    compressed = OfferedStep(content).compressed
+    compressed = ExportedStep(content).compressed
     assert unpack_step(announced(content), compressed) == content
     bomb = Zstd(1).compress(bytes(2**27))
     assert len(bomb) < 2**16
@@ -418,7 +418,7 @@ class Device:
     def control_bytes_down(self) -> int:
         return sum(
             e.message_bytes
-            for e in self.server.store.ledger()
+            for e in self.server.store.ledger.entries()
             if (e.client, e.direction, e.kind) == (self.name, "downlink", "control")
         )
 
@@ -428,18 +428,18 @@ ALONE = {"minimum": 1, "quorum": 1.0, "deadline": 30, "patience": 1}
 
 def test_a_step_is_downloaded_once_counted_and_kept(federation: Start) -> None:
     for folder, damage in (("first", False), ("second", True)):
-        server = federation(folder, step=OfferedStep(STEP), clients=ALONE, rounds=1)
+        server = federation(folder, step=ExportedStep(STEP), clients=ALONE, rounds=1)
         device = Device(server, "pi")
         server.run_clients(device.session())
         server.join()
         assert device.given == [STEP]
-        sent = len(OfferedStep(STEP).compressed)
+        sent = len(ExportedStep(STEP).compressed)
         assert sent < device.control_bytes_down() < sent + 2000
         kept = device.state / "step.tflite"
         assert kept.read_bytes() == STEP
         if damage:
             kept.write_bytes(STEP[:-1] + bytes([STEP[-1] ^ 1]))
-        again = federation(f"{folder}-again", step=OfferedStep(STEP), clients=ALONE, rounds=1)
+        again = federation(f"{folder}-again", step=ExportedStep(STEP), clients=ALONE, rounds=1)
         same = Device(again, "pi")
         same.state = device.state
         again.run_clients(same.session())
@@ -449,7 +449,7 @@ def test_a_step_is_downloaded_once_counted_and_kept(federation: Start) -> None:
 
 
 def test_a_keras_client_gets_no_step(federation: Start) -> None:
-    server = federation(step=OfferedStep(STEP), clients=ALONE, rounds=1)
+    server = federation(step=ExportedStep(STEP), clients=ALONE, rounds=1)
     device = Device(server, "laptop")
     server.run_clients(device.session("keras"))
     assert device.given == [None]
@@ -458,16 +458,16 @@ def test_a_keras_client_gets_no_step(federation: Start) -> None:
 
 def test_a_server_without_a_step_says_why(federation: Start) -> None:
     why = "layer 'warp': Warp has no training step for LiteRT; use Keras clients (--runtime keras)"
-    server = federation(step=OfferedStep(missing=why), clients=ALONE, rounds=1)
+    server = federation(step=ExportedStep(missing=why), clients=ALONE, rounds=1)
     with pytest.raises(Rejected, match=r"layer 'warp'.*--runtime keras"):
         Device(server, "pi").session().run()
-    (refusal,) = server.store.refusals()
-    assert refusal["client"] == "pi"
+    (refusal,) = server.store.refusals.all()
+    assert refusal.client == "pi"
     server.run_clients(Device(server, "laptop").session("keras"))
 
 
 def test_a_server_that_sends_more_than_it_announced_is_left(federation: Start) -> None:
-    class Liar(OfferedStep):
+    class Liar(ExportedStep):
         def describe(self) -> pb.Step:
             return announced(STEP, compressed=100)
 
@@ -500,7 +500,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedMod
     return exported
 
 
-def offer(**training: Any) -> OfferedStep:
+def offer(**training: Any) -> ExportedStep:
     settings = Settings.model_validate({"model": {"name": "mlp"}, "training": training})
     return offered_step(build_model(settings, digits()[1]), settings)
 

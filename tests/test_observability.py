@@ -22,7 +22,7 @@ from featherfed.edge_client.errors import Rejected, SessionLost
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.observability import metrics_json as metrics
-from featherfed.server.rpc.service import STATUS_OF_REASON
+from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage import refusals
 from featherfed.server.storage.store import Store
 
@@ -134,11 +134,11 @@ def test_the_rows_of_refusals_are_capped(tmp_path: Path, monkeypatch: pytest.Mon
     for again in range(2):
         store = Store(tmp_path / "run.db")
         for number in range(20):
-            first = store.add_refusal(1, f"c{number}", "LATE", "x", float(number))
+            first = store.refusals.add(1, f"c{number}", "LATE", "x", float(number))
             assert first == (number <= 5 and not again)
         store.close()
     store = Store(tmp_path / "run.db")
-    counts = {row["client"]: row["count"] for row in store.refusals()}
+    counts = {row.client: row.count for row in store.refusals.all()}
     assert counts == {**{f"c{n}": 2 for n in range(5)}, "(others)": 30}
     store.close()
 
@@ -205,7 +205,9 @@ def test_prometheus_sees_the_run(federation: Start, caplog: pytest.LogCaptureFix
     assert after["featherfed_aggregation_seconds_count{}"] == 2
     assert after["featherfed_storage_failing{}"] == 0
     assert 0 < after["featherfed_accuracy_ratio{}"] < 1
-    entries = [e for e in server.store.ledger() if (e.direction, e.kind) == ("uplink", "transfer")]
+    entries = [
+        e for e in server.store.ledger.entries() if (e.direction, e.kind) == ("uplink", "transfer")
+    ]
     name = "{direction=uplink,kind=transfer}"
     assert after["featherfed_message_bytes_total" + name] == sum(e.message_bytes for e in entries)
     assert after["featherfed_payload_bytes_total" + name] == sum(e.payload_bytes for e in entries)

@@ -24,11 +24,11 @@ from featherfed.compression.exchange.manifest import (
     Role,
     TensorSpec,
 )
-from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.key import Key
-from featherfed.report.metrics import parse_metrics
 from featherfed.report.page import privacy_note
 from featherfed.report.render import render
+from featherfed.report.schema import parse_metrics
 from featherfed.report.table import round_table
 from featherfed.server.aggregation.accountant import epsilon
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
@@ -53,7 +53,7 @@ def mechanism(noise: float = 1.0, clip: float = 2.0, n: int = 10, key: int = 0) 
 
 
 def noisy_mean(mechanism: Mechanism) -> list[Array]:
-    round_ = Round(round_key(0, 1), 1, [None, None], None)
+    round_ = RoundContext(round_key(0, 1), 1, [None, None], None)
     return PrivateMean(mechanism, Average(LARGE, round_, 1), [None, None]).mean()
 
 
@@ -76,7 +76,7 @@ def test_noise_differs_between_rounds_and_tensors_but_not_between_draws() -> Non
 def test_pruned_values_stay_zero_under_noise() -> None:
     mask = np.zeros((300, 300), bool)
     mask[:100] = True
-    round_ = Round(round_key(0, 1), 1, [mask, None], None)
+    round_ = RoundContext(round_key(0, 1), 1, [mask, None], None)
     mean = PrivateMean(mechanism(), Average(LARGE, round_, 1), [mask, None]).mean()
     assert not mean[0][100:].any()
     assert mean[0][:100].all()
@@ -147,14 +147,14 @@ def test_a_private_round_clips_weighs_alike_and_adds_the_noise(
     wanted = np.mean(clipped, axis=0)
     wanted[-64:] = np.maximum(wanted[-64:] + start[2], 0) - start[2]
     np.testing.assert_allclose(flat(step), wanted, atol=1e-4)
-    assert run.store.newest().kind == "delta"
+    assert run.store.versions.newest().kind == "delta"
 
 
 def test_examples_do_not_weigh_in_a_private_round(table: Callable[..., Table]) -> None:
     privacy = {"noise_multiplier": 1e-9, "clip": 1e3, "adaptive": False}
     run = table(clients=2, **PRIVATE, privacy=privacy)
-    join = run.coordinator.join
-    run.coordinator.join = lambda asked: join(  # type: ignore[method-assign]
+    join = run.coordinator.admission.join
+    run.coordinator.admission.join = lambda asked: join(  # type: ignore[method-assign]
         join_request(asked.client, 100 if asked.client == "a" else 10**6)
     )
     step = run.step({"a": constant(0.1), "b": constant(0.3)})
@@ -174,7 +174,7 @@ def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
         def die(*args: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(killed.store, "add_facts", die)
+        patch.setattr(killed.store.journal, "add_aggregation", die)
         with pytest.raises(KeyboardInterrupt):
             killed.coordinator.aggregate()
     killed.store.close()
@@ -182,16 +182,20 @@ def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
     assert again.coordinator.phase is Phase.AGGREGATING
     for run in (whole, again):
         run.coordinator.aggregate()
-    assert whole.store.newest().digest == again.store.newest().digest
-    assert whole.store.facts(2) == again.store.facts(2)
-    assert whole.store.facts(2).clip == whole.store.facts(1).next_clip != 0.5
+    assert whole.store.versions.newest().digest == again.store.versions.newest().digest
+    assert whole.store.journal.aggregation(2) == again.store.journal.aggregation(2)
+    assert (
+        whole.store.journal.aggregation(2).clip
+        == whole.store.journal.aggregation(1).next_clip
+        != 0.5
+    )
 
 
 def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[..., Table]) -> None:
     privacy = {"noise_multiplier": 2.0, "delta": 1e-6}
     run = table(clients=1, **PRIVATE, privacy=privacy, rounds=3)
     for names in ("a", "b", "a"):
-        run.coordinator._last_seen.clear()
+        run.coordinator.members._last_seen.clear()
         run.step({name: random_update(1) for name in names})
     spent = [entry["epsilon"] for entry in run.metrics()["rounds"]]
     assert spent == [epsilon(2.0, 1, 1e-6), epsilon(2.0, 1, 1e-6), epsilon(2.0, 2, 1e-6)]

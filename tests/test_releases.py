@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.releases import FIRST, moved, sha
 
-from featherfed.compression.filedelta import decode_file
+from featherfed.compression.exchange.filedelta import decode_file
 from featherfed.server.errors import Refused
 from featherfed.server.transfers.releases import KEPT, Offer, Releases
 

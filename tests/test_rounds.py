@@ -17,7 +17,7 @@ from featherfed.server.rounds.transitions import (
     Tick,
     diagram,
     sample,
-    step,
+    transition,
 )
 
 POLICY = Policy(rounds=2, minimum=3, quorum=0.6, deadline=100, patience=10)
@@ -31,7 +31,7 @@ def tick(now: float, present: str = "abc", known: str = "abc") -> Tick:
 def run(*events: Event, state: RunState | None = None, policy: Policy = POLICY) -> RunState:
     state = state or RunState()
     for event in events:
-        state = step(state, event, policy)
+        state = transition(state, event, policy)
     return state
 
 
@@ -166,7 +166,7 @@ def test_a_run_ends_after_its_last_round() -> None:
 @pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.AGGREGATING, Phase.FINISHED])
 def test_moves_that_are_not_in_the_table_are_bugs(phase: Phase) -> None:
     with pytest.raises(KeyError):
-        step(RunState(phase=phase), Reported(0, "a"), POLICY)
+        transition(RunState(phase=phase), Reported(0, "a"), POLICY)
 
 
 def test_every_phase_lets_time_pass_and_hears_clients() -> None:

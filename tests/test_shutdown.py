@@ -68,7 +68,7 @@ def test_a_server_that_goes_down_says_so_and_sees_uploads_through(federation: St
         assert upload.result().outcome == pb.ACCEPTED
     server.join()
     assert time.monotonic() - began < 10
-    assert len(list(server.store.updates(1))) == 1
+    assert len(list(server.store.journal.updates(1))) == 1
 
 
 def test_a_client_waits_for_a_server_that_forgot_nothing(
@@ -86,7 +86,7 @@ def test_a_client_waits_for_a_server_that_forgot_nothing(
     early = first.client("early", transport=GrpcTransport(first.address, give_up_after=30))
     thread = threading.Thread(target=first.run_clients, args=(early,))
     thread.start()
-    wait_until(lambda: "early" in first.coordinator._fresh())
+    wait_until(lambda: "early" in first.coordinator.members.present())
     port = int(first.address.rpartition(":")[2])
     first.close()
     again = federation(rounds=2, clients={"minimum": 2}, server={"port": port, "linger": 5})
@@ -94,7 +94,7 @@ def test_a_client_waits_for_a_server_that_forgot_nothing(
     thread.join(30)
     assert not thread.is_alive()
     assert joins == ["early", "other"]
-    assert again.store.newest().version == 2
+    assert again.store.versions.newest().version == 2
 
 
 def test_another_run_at_the_same_address_is_joined_cleanly(federation: Start) -> None:
@@ -103,14 +103,14 @@ def test_another_run_at_the_same_address_is_joined_cleanly(federation: Start) ->
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(first.run_clients(client)))
     thread.start()
-    wait_until(lambda: "early" in first.coordinator._fresh())
+    wait_until(lambda: "early" in first.coordinator.members.present())
     port = int(first.address.rpartition(":")[2])
     first.close()
     second = federation(
         "second", rounds=1, clients={"minimum": 1}, server={"port": port, "linger": 5}
     )
     thread.join(30)
-    assert [held.digest for held in results] == [second.store.newest().digest]
+    assert [held.digest for held in results] == [second.store.versions.newest().digest]
 
 
 def attempt(number: int, error: Exception) -> Any:

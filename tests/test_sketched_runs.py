@@ -35,7 +35,7 @@ def run_all(server: Federation, values: dict[str, float] = VALUES) -> list[Any]:
 
 
 def kinds(server: Federation) -> list[str]:
-    return [version.kind for version in server.store.versions(after=0)]
+    return [version.kind for version in server.store.versions.after(0)]
 
 
 # ---- budgets ----
@@ -113,8 +113,8 @@ def test_updates_are_forwarded_when_that_is_smallest(federation: Start) -> None:
     server = federation(compression=SKETCHED)
     held = run_all(server)
     assert kinds(server) == ["bundle"] * 3
-    assert {h.digest for h in held} == {server.store.newest().digest}
-    newest = server.store.newest()
+    assert {h.digest for h in held} == {server.store.versions.newest().digest}
+    newest = server.store.versions.newest()
     assert newest.allocation is not None
     assert all(h.allocation == newest.allocation for h in held)
     bundle = pb.Bundle.FromString(newest.payload)
@@ -127,10 +127,10 @@ def test_a_run_can_forbid_forwarding(federation: Start) -> None:
     server = federation(compression={**SKETCHED, "downlink": "float32", "broadcast": "aggregate"})
     held = run_all(server)
     assert kinds(server) == ["delta"] * 3
-    assert all(h.allocation == server.store.newest().allocation for h in held)
+    assert all(h.allocation == server.store.versions.newest().allocation for h in held)
     forwarded = federation("forwarded", compression=SKETCHED)
     run_all(forwarded)
-    assert server.store.newest().digest == forwarded.store.newest().digest
+    assert server.store.versions.newest().digest == forwarded.store.versions.newest().digest
 
 
 def test_a_late_client_learns_importance_with_its_first_model(federation: Start) -> None:
@@ -152,8 +152,8 @@ def test_a_late_client_learns_importance_with_its_first_model(federation: Start)
     thread.start()
     held = server.run_clients(server.client("a", trainer=early), server.client("b"))
     thread.join(60)
-    assert {h.digest for h in [*held, *results]} == {server.store.newest().digest}
-    assert results[0].allocation == server.store.newest().allocation
+    assert {h.digest for h in [*held, *results]} == {server.store.versions.newest().digest}
+    assert results[0].allocation == server.store.versions.newest().allocation
 
 
 class _Old:
@@ -191,7 +191,7 @@ def test_a_client_that_knows_no_sketch_takes_part_in_another_codec(federation: S
     held = server.run_clients(
         server.client("a", 0.1), server.client("b", 0.7), server.client("c", transport=old)
     )
-    assert {h.digest for h in held} == {server.store.newest().digest}
+    assert {h.digest for h in held} == {server.store.versions.newest().digest}
     assert old.codecs == ["quantize(8) | zstd"] * 3
     assert pb.Link.BUNDLE not in old.kinds
 
@@ -207,7 +207,7 @@ def test_a_client_that_knows_nothing_useful_is_told(federation: Start) -> None:
 def test_variances_stay_valid_whatever_clients_send(federation: Start) -> None:
     server = federation(compression={"uplink": "sketch(0.01)"})
     run_all(server, {"a": -5.0, "b": -1.0, "c": 0.0})
-    weights, _ = server.store.model(MANIFEST)
+    weights, _ = server.store.versions.model(MANIFEST)
     assert (weights[2] >= 0).all()
 
 
@@ -232,7 +232,7 @@ def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
         make_trainer=lambda name, plan, manifest, step: Pull(VALUES[name]),
         evaluator=Judge(),
     )
-    real = [version.digest.hex() for version in server.store.versions(after=0)]
+    real = [version.digest.hex() for version in server.store.versions.after(0)]
     assert [r["digest"] for r in metrics["rounds"]] == real
     payloads = [
         [(c["client"], c["uplink"]["payload_bytes"]) for c in r["clients"]]
@@ -240,7 +240,7 @@ def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
     ]
     entries = {
         (e.round, e.client): e.payload_bytes
-        for e in server.store.ledger()
+        for e in server.store.ledger.entries()
         if (e.direction, e.kind) == ("uplink", "transfer")
     }
     for round_, of_round in enumerate(payloads, 1):
@@ -277,6 +277,6 @@ def test_the_last_steps_are_short_where_few_coordinates_are_sent(federation: Sta
 def test_clients_take_the_same_short_steps(federation: Start) -> None:
     server = federation(compression={"uplink": "0.2kB/round"}, rounds=5)
     held = run_all(server)
-    assert {h.digest for h in held} == {server.store.newest().digest}
-    rates = [pb.Bundle.FromString(v.payload).server_rate for v in server.store.versions(after=0)]
+    assert {h.digest for h in held} == {server.store.versions.newest().digest}
+    rates = [pb.Bundle.FromString(v.payload).server_rate for v in server.store.versions.after(0)]
     assert rates == [0, 0, 0, 192, 128]

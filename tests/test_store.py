@@ -12,7 +12,7 @@ from support.federation import Federation
 from support.processes import wait_until
 
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.storage.records import Entry
+from featherfed.server.storage.records import LedgerEntry
 
 Start = Callable[..., Federation]
 CODEC = {"uplink": "float32", "downlink": "float32"}
@@ -24,15 +24,16 @@ CODEC = {"uplink": "float32", "downlink": "float32"}
 def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[..., Run]) -> None:
     one = opened(run(Clock(), clients=THREE))
     statements: list[str] = []
-    one.store._db.set_trace_callback(statements.append)
+    one.store._database._connection.set_trace_callback(statements.append)
     for _ in range(100):
         one.poll("a")
-        one.store.count(
-            Entry(1, "a", "uplink", "control", 0, 16), Entry(1, "a", "downlink", "control", 0, 10)
+        one.store.ledger.count(
+            LedgerEntry(1, "a", "uplink", "control", 0, 16),
+            LedgerEntry(1, "a", "downlink", "control", 0, 10),
         )
     assert statements == []
     assert one.coordinator.status().uplink_bytes == 1600
-    one.store._db.set_trace_callback(None)
+    one.store._database._connection.set_trace_callback(None)
     other = sqlite3.connect(one.path)
     assert other.execute("SELECT COUNT(*) FROM ledger").fetchone()[0] == 0
     one.submit("a")
@@ -45,11 +46,11 @@ def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[.
 
 def test_a_failed_transaction_forgets_no_bytes(run: Callable[..., Run]) -> None:
     one = run(Clock())
-    one.store.count(Entry(1, "a", "uplink", "control", 0, 7))
+    one.store.ledger.count(LedgerEntry(1, "a", "uplink", "control", 0, 7))
     with pytest.raises(RuntimeError), one.store.transaction():
         raise RuntimeError
-    one.store.count(Entry(1, "a", "uplink", "control", 0, 1))
-    assert [e.message_bytes for e in one.store.ledger()] == [8]
+    one.store.ledger.count(LedgerEntry(1, "a", "uplink", "control", 0, 1))
+    assert [e.message_bytes for e in one.store.ledger.entries()] == [8]
 
 
 def test_counted_bytes_are_written_within_a_second_or_so(federation: Start) -> None:
@@ -70,15 +71,15 @@ def test_an_update_does_not_rewrite_the_state(run: Callable[..., Run]) -> None:
     one.poll(*names)
     one.tick()
     written: list[str] = []
-    one.store._db.set_trace_callback(
+    one.store._database._connection.set_trace_callback(
         lambda sql: written.append(sql) if sql.startswith("UPDATE run") else None
     )
     for name in names[:-1]:
         one.submit(name)
     assert written == []
-    one.store._db.set_trace_callback(None)
+    one.store._database._connection.set_trace_callback(None)
     one.restart(clock)
-    assert one.coordinator._state.reported == set(names[:-1])
+    assert one.coordinator.run._state.reported == set(names[:-1])
     one.submit(names[-1])
     assert one.tick().phase is Phase.AGGREGATING
 
@@ -91,7 +92,7 @@ def test_a_state_of_before_over_selection_is_read(run: Callable[..., Run]) -> No
         '{"phase": "training", "round": 1, "since": 1e9, "cohort": ["a", "b", "c"], "slots": 3, '
         '"reported": ["a"], "required": 2, "lost": []}'
     )
-    one.store._run("UPDATE run SET state = ?", old)
+    one.store._database.run("UPDATE run SET state = ?", old)
     one.restart(clock)
     for name in "bc":
         assert one.tick().phase is Phase.TRAINING

@@ -33,11 +33,11 @@ from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.errors import Refused
 from featherfed.server.observability.prometheus import Telemetry
-from featherfed.server.rpc import service
-from featherfed.server.storage.records import Entry
+from featherfed.server.rpc import streams
+from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers import uploads
 
 Start = Callable[..., Federation]
@@ -128,15 +128,15 @@ def large(federation: Start, folder: str = "run", **changes: Any) -> Federation:
     return federation(folder, **{**usual, **changes})
 
 
-def ledger(server: Federation, direction: str) -> dict[str, Entry]:
+def ledger(server: Federation, direction: str) -> dict[str, LedgerEntry]:
     """One client's entries by kind, over all rounds."""
-    found: dict[str, Entry] = {}
-    for e in server.store.ledger():
+    found: dict[str, LedgerEntry] = {}
+    for e in server.store.ledger.entries():
         if e.direction == direction:
-            old = found.get(e.kind, Entry(0, "", direction, e.kind, 0, 0))
+            old = found.get(e.kind, LedgerEntry(0, "", direction, e.kind, 0, 0))
             payload = old.payload_bytes + e.payload_bytes
             message = old.message_bytes + e.message_bytes
-            found[e.kind] = Entry(0, "", direction, e.kind, payload, message)
+            found[e.kind] = LedgerEntry(0, "", direction, e.kind, payload, message)
             assert e.payload_bytes >= 0
             assert e.message_bytes >= 0
     return found
@@ -163,7 +163,7 @@ def test_an_upload_cut_at_every_chunk_is_sent_about_once(
     (held,) = server.run_clients(server.client("a", transport=transport))
     server.join()
     assert not relay.cuts["up"]
-    assert held.digest == undisturbed.store.newest().digest
+    assert held.digest == undisturbed.store.versions.newest().digest
     up, plain = ledger(server, "uplink"), ledger(undisturbed, "uplink")
     payload = plain["transfer"].payload_bytes
     print(f"up {relay.bytes['up']} bytes for {payload}: {relay.bytes['up'] / payload:.3f}, {up}")
@@ -182,14 +182,14 @@ def test_a_download_cut_at_every_chunk_is_sent_about_once(
     (held,) = server.run_clients(server.client("a", transport=transport))
     server.join()
     assert not relay.cuts["down"]
-    assert held.digest == undisturbed.store.newest().digest
+    assert held.digest == undisturbed.store.versions.newest().digest
     down, plain = ledger(server, "downlink"), ledger(undisturbed, "downlink")
     payload = plain["transfer"].payload_bytes
     print(f"down {relay.bytes['down']} bytes for {payload}: {relay.bytes['down'] / payload:.3f}")
     assert relay.bytes["down"] < 1.15 * payload
     assert down["transfer"].payload_bytes == payload
     assert down["transfer"].message_bytes < 1.001 * payload
-    assert server.store.has_transfer(1, "a")
+    assert server.store.ledger.has_model(1, "a")
 
 
 class Dies(BaseException):
@@ -317,12 +317,12 @@ def test_what_is_kept_is_used_for_the_same_update_only(federation: Start) -> Non
     up = ledger(server, "uplink")
     assert up["retry"].payload_bytes == CHUNK_BYTES, "the lie's"
     assert up["transfer"].payload_bytes == len(peer.payload)
-    assert next(server.store.updates(1)).num_examples == 100
+    assert next(server.store.journal.updates(1)).num_examples == 100
     assert peer.offset(peer.header()) == len(peer.payload)
     end = peer.header(offset=len(peer.payload))
     assert peer.submit(end).outcome == pb.DUPLICATE
     assert peer.submit(peer.header()).outcome in (pb.DUPLICATE, pb.REFUSED)
-    assert len(server.store._run("SELECT * FROM uploads")) == 0
+    assert len(server.store._database.run("SELECT * FROM uploads")) == 0
 
 
 def test_two_halves_of_different_updates_are_refused(federation: Start) -> None:
@@ -358,7 +358,7 @@ def test_a_newer_upload_of_a_client_takes_the_place_of_the_older(federation: Sta
     assert peer.submit(peer.header(offset=offset)).outcome == pb.ACCEPTED
     hold.set()
     assert "has begun anew" in str(older.exception(timeout=5))
-    assert len(list(server.store.updates(1))) == 1
+    assert len(list(server.store.journal.updates(1))) == 1
 
 
 def test_a_closed_round_takes_no_rest_and_the_work_is_not_lost(federation: Start) -> None:
@@ -383,9 +383,9 @@ def test_a_closed_round_takes_no_rest_and_the_work_is_not_lost(federation: Start
     quick.start()
     with pytest.raises(Dies):
         server.run_clients(server.client("late", transport=transport))
-    assert len(server.store._run("SELECT * FROM uploads")) == 1
+    assert len(server.store._database.run("SELECT * FROM uploads")) == 1
     assert closed.wait(20)
-    assert server.store._run("SELECT * FROM uploads") == []
+    assert server.store._database.run("SELECT * FROM uploads") == []
     residuals = []
     settle = ClientState.settle
 
@@ -406,9 +406,13 @@ def test_a_closed_round_takes_no_rest_and_the_work_is_not_lost(federation: Start
         server.run_clients(server.client("late", transport=second))
     quick.join(20)
     assert any(r is not None and abs(r[0]).max() > 0.3 for r in residuals), "it went back whole"
-    late = [r["reason"] for r in server.store.refusals() if r["client"] == "late"]
+    late = [r.reason for r in server.store.refusals.all() if r.client == "late"]
     assert late == ["LATE"]
-    sent = [e for e in server.store.ledger() if (e.client, e.round, e.kind) == ("late", 1, "retry")]
+    sent = [
+        e
+        for e in server.store.ledger.entries()
+        if (e.client, e.round, e.kind) == ("late", 1, "retry")
+    ]
     assert [e.payload_bytes for e in sent] == [CHUNK_BYTES], "the rest was not sent"
 
 
@@ -422,7 +426,7 @@ def test_a_client_killed_in_an_upload_goes_on_in_a_new_process(
         server.run_clients(server.client("a", transport=transport))
     (held,) = server.run_clients(server.client("a"))
     server.join()
-    assert held.digest == undisturbed.store.newest().digest
+    assert held.digest == undisturbed.store.versions.newest().digest
     up = ledger(server, "uplink")
     assert up["retry"].payload_bytes == 0
     assert up["transfer"].payload_bytes == ledger(undisturbed, "uplink")["transfer"].payload_bytes
@@ -431,19 +435,19 @@ def test_a_client_killed_in_an_upload_goes_on_in_a_new_process(
 def test_a_server_killed_in_an_upload_goes_on_with_what_it_had(
     federation: Start, relayed: Any, undisturbed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "PIECE_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(uploads, "STORED_CHUNK_BYTES", CHUNK_BYTES)
     server = large(federation, "before", first_weights=FIRST)
     relay, transport = relayed(server)
     relay.cuts["up"] = [4 * CHUNK_BYTES]
-    keep, killed = server.store.add_piece, threading.Event()
+    keep, killed = server.store.transfers.add_chunk, threading.Event()
     after = server.directory.parent / "after"
 
-    def add_and_die(piece: Any) -> None:
-        keep(piece)
-        if piece.at == 2 * CHUNK_BYTES:
+    def add_and_die(chunk: Any) -> None:
+        keep(chunk)
+        if chunk.at == 2 * CHUNK_BYTES:
             killed.set()
 
-    monkeypatch.setattr(server.store, "add_piece", add_and_die)
+    monkeypatch.setattr(server.store.transfers, "add_chunk", add_and_die)
     result: list[Any] = []
     client = server.client("a", transport=transport)
     thread = threading.Thread(target=lambda: result.extend(server.run_clients(client)))
@@ -458,7 +462,7 @@ def test_a_server_killed_in_an_upload_goes_on_with_what_it_had(
     relay.cut_all()
     thread.join(30)
     second.join()
-    assert result[0].digest == undisturbed.store.newest().digest
+    assert result[0].digest == undisturbed.store.versions.newest().digest
     payload = ledger(undisturbed, "uplink")["transfer"].payload_bytes
     print(f"up {relay.bytes['up']} bytes for {payload} with a server killed")
     assert relay.bytes["up"] < 1.4 * payload
@@ -510,9 +514,9 @@ def test_slow_and_odd_uploads_end_with_a_reason(
     large_ = peer.header(size=2**31)
     reply = peer.stub.SubmitUpdate(peer.chunks(large_, 1), timeout=10)
     assert reply.reason == pb.TOO_LARGE
-    assert server.store._run("SELECT * FROM uploads") == []
+    assert server.store._database.run("SELECT * FROM uploads") == []
     assert peer.submit(peer.header()).outcome == pb.ACCEPTED
-    counts = {(r["client"], r["reason"]): r["count"] for r in server.store.refusals()}
+    counts = {(r.client, r.reason): r.count for r in server.store.refusals.all()}
     assert counts == {
         ("(stranger)", "TOO_SLOW"): 1,
         ("peer", "TOO_SLOW"): 2,
@@ -547,13 +551,13 @@ def test_a_full_queue_asks_to_come_again(federation: Start) -> None:
     threading.Timer(1.5, call.cancel).start()
     assert second.submit(second.header()).outcome == pb.ACCEPTED, "it backed off and came again"
     hold.set()
-    assert {row["reason"] for row in server.store.refusals()} == {"BUSY"}
+    assert {row.reason for row in server.store.refusals.all()} == {"BUSY"}
 
 
 def test_a_reader_that_reads_nothing_is_let_go(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "SLOWEST", 1e9)
+    monkeypatch.setattr(streams, "SLOWEST", 1e9)
     server = large(federation, limits=QUICK, first_weights=FIRST)
     options = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
     peer = Peer(server)
@@ -568,7 +572,7 @@ def test_a_reader_that_reads_nothing_is_let_go(
             list(stream)
     links, data = peer.transport.fetch_model(request)
     assert sum(link.size for link in links) == len(data)
-    assert server.store.has_transfer(1, "peer")
+    assert server.store.ledger.has_model(1, "peer")
 
 
 def test_a_lie_about_a_download_marks_nothing_as_sent(federation: Start) -> None:
@@ -593,7 +597,7 @@ def test_a_lie_about_a_download_marks_nothing_as_sent(federation: Start) -> None
 def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any) -> None:
     noise = np.random.default_rng(1).bytes(3 * CHUNK_BYTES)
     stay = {"port": 0, "linger": 1, "stay": True}
-    server = large(federation, step=OfferedStep(noise), server=stay)
+    server = large(federation, step=ExportedStep(noise), server=stay)
     relay, transport = relayed(server)
     join = _join("lite")
     join.capabilities.runtime = "litert"
@@ -602,7 +606,7 @@ def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any)
     data = transport.fetch_step(reply.session, reply.step)
     assert unpack_step(reply.step, data) == noise
     assert not relay.cuts["down"]
-    server.releases._make = lambda kind: (1, noise)
+    server.releases._export = lambda kind: (1, noise)
     server.run_clients(server.client("lite"))
     relay, transport = relayed(server)
     relay.cuts["down"] = [CHUNK_BYTES + 4000] * 2

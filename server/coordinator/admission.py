@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from featherfed.compression.registry import STAGES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access.names import check_name, is_plain
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.state import LiveRun
-from featherfed.server.coordinator.training_step import TrainingStep
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
@@ -43,7 +43,7 @@ class Admission:
         members: Members,
         codecs: UpdateCodecs,
         data_shape: DataShape,
-        step: TrainingStep,
+        step: ExportedStep,
     ) -> None:
         self._run = run
         self._members = members

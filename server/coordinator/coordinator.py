@@ -14,13 +14,13 @@ from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.coordinator.admission import Admission, DataShape
 from featherfed.server.coordinator.closing import RoundClosing
 from featherfed.server.coordinator.evaluation import Evaluator
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
 from featherfed.server.coordinator.refusal_log import RefusalLog
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.tasks import Tasks
-from featherfed.server.coordinator.training_step import TrainingStep
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.coordinator.updates import Updates
 from featherfed.server.observability import events
@@ -44,7 +44,7 @@ class Coordinator:
         clock: Callable[[], float],
         first_weights: Sequence[Array] | None = None,
         secret: int | None = None,
-        step: TrainingStep | None = None,
+        step: ExportedStep | None = None,
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
@@ -58,7 +58,7 @@ class Coordinator:
         self.store = store
         self.plan = plan
         self.manifest = manifest
-        self.training_step = step or TrainingStep()
+        self.training_step = step or ExportedStep()
         self.run = LiveRun(settings, manifest, plan, store, clock)
         self.members = Members(self.run)
         codecs = UpdateCodecs(settings, manifest)

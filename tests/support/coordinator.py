@@ -14,7 +14,7 @@ from support.models import CLASSES, MANIFEST, SHAPE
 from support.updates import update
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.round import Round, round_key
+from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
@@ -48,8 +48,7 @@ class Run:
 
     def restart(self, clock: Callable[[], float]) -> None:
         if self.sessions:
-            self.store._alone.close()  # what a dead process leaves: nothing is written any more
-            self.store._db.close()
+            self.store._database.close()  # what a dead process leaves: nothing is written any more
         self.store = Store(self.path)
         plan = make_plan(self.settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, tuple("abcdefghij"))
@@ -59,10 +58,10 @@ class Run:
 
     def join(self, *names: str) -> None:
         for name in names:
-            self.sessions[name] = self.coordinator.join(join_request(name)).session
+            self.sessions[name] = self.coordinator.admission.join(join_request(name)).session
 
     def poll(self, *names: str) -> list[pb.NextTaskReply]:
-        return [self.coordinator.next_task(name) for name in names]
+        return [self.coordinator.tasks.next_task(name) for name in names]
 
     def submit(self, name: str, round_: int = 1) -> None:
         payload = update()
@@ -73,7 +72,7 @@ class Run:
             num_examples=1,
             size=len(payload),
         )
-        assert self.coordinator.submit(name, header, payload, len(payload)) == pb.ACCEPTED
+        assert self.coordinator.updates.submit(name, header, payload, len(payload)) == pb.ACCEPTED
 
     def tick(self) -> RunState:
         return self.coordinator.tick()
@@ -108,22 +107,24 @@ class Table:
     def submit(self, updates: Mapping[str, Sequence[Array]], num_examples: int = 100) -> None:
         """Play a round up to its close."""
         run = self.coordinator
-        joins = {name: run.join(join_request(name, num_examples)) for name in updates}
+        joins = {name: run.admission.join(join_request(name, num_examples)) for name in updates}
         for name in updates:
-            run.next_task(name)
+            run.tasks.next_task(name)
         run.tick()
         for name, tensors in updates.items():
-            task = run.next_task(name).train
+            task = run.tasks.next_task(name).train
             assert task.round, "every client has a task"
-            round_ = Round(round_key(0, task.round), task.slots, [None] * len(MANIFEST), None)
+            round_ = RoundContext(
+                round_key(0, task.round), task.slots, [None] * len(MANIFEST), None
+            )
             payload = encode_update(
-                parse_codec(task.codec), MANIFEST, list(tensors), context=round_.context(task.slot)
+                parse_codec(task.codec), MANIFEST, list(tensors), context=round_.update(task.slot)
             ).payload
             header = pb.UpdateHeader(
                 session=joins[name].session, round=task.round, version=task.version,
                 num_examples=num_examples, size=len(payload), train_loss=0.25,
             )  # fmt: skip
-            assert run.submit(name, header, payload, len(payload)) == pb.ACCEPTED
+            assert run.updates.submit(name, header, payload, len(payload)) == pb.ACCEPTED
         assert run.phase is Phase.AGGREGATING
 
     def step(self, updates: Mapping[str, Sequence[Array]]) -> list[Array]:

@@ -289,9 +289,9 @@ def fills_the_disk(mallory: Mallory) -> str:
     mallory.join()
     mallory.wait_for_task()
     store = mallory.server.store
-    store._run(f"PRAGMA max_page_count = {store._run('PRAGMA page_count')[0][0]}")
+    store._database.run(f"PRAGMA max_page_count = {store._database.run('PRAGMA page_count')[0][0]}")
     time.sleep(DEADLINE)
-    store._run("PRAGMA max_page_count = 1000000")
+    store._database.run("PRAGMA max_page_count = 1000000")
     return "survived"
 
 

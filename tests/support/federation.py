@@ -21,7 +21,7 @@ from featherfed.edge_client.state import ClientState, Held
 from featherfed.edge_client.transport import Transport
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.coordinator.training_step import OfferedStep
+from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
@@ -49,7 +49,7 @@ class Federation:
         directory: Path,
         settings: Settings,
         first_weights: Sequence[Array] | None = None,
-        step: OfferedStep | None = None,
+        step: ExportedStep | None = None,
         manifest: Manifest = MANIFEST,
     ) -> None:
         self.directory = directory

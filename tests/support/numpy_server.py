@@ -12,14 +12,12 @@ from support.numpy_federation import Spec
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
-from featherfed.server.coordinator.coordinator import Coordinator, Delivery
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import Entry, Update, Version
 from featherfed.server.storage.store import Store
 
 
@@ -35,56 +33,61 @@ class FaultyJudge(Judge):
         return super().evaluate(weights)
 
 
-def build(  # noqa: C901 - the places where it may die, one beside the other
+def build(
     directory: Path, spec: Spec, manifest: Manifest, fault: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
-    """Return the run's coordinator and store, begun or gone on with."""
-
-    class FaultyStore(Store):
-        def add_update(self, update: Update) -> None:
-            super().add_update(update)
-            fault("server: in the journal's transaction")
-
-        def add_version(self, version: Version, *rest: Any) -> None:
-            super().add_version(version, *rest)
-            if version.version:
-                fault("server: in the version's transaction")
-
-        def open_round(self, *args: Any) -> None:
-            super().open_round(*args)
-            fault("server: in the opening's transaction")
-
-        def count(self, *entries: Entry) -> None:
-            super().count(*entries)
-            if any(e.direction == "downlink" and e.kind == "transfer" for e in entries):
-                fault("server: the model is sent")
-
-    class FaultyCoordinator(Coordinator):
-        def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-            reply = super().join(request)
-            fault("server: joined, before the answer")
-            return reply
-
-        def fetch(self, client: str, request: pb.FetchModelRequest) -> Delivery:
-            found = super().fetch(client, request)
-            fault("server: before the model is sent")
-            return found
-
-        def submit(self, *args: Any) -> pb.Outcome:
-            fault("server: received, before the journal")
-            outcome = super().submit(*args)
-            fault("server: journaled, before the acknowledgement")
-            return outcome
-
-        def aggregate(self) -> None:
-            super().aggregate()
-            fault("server: aggregated, before anyone hears of it")
-
+    """Return a run's coordinator and store, created or taken up, with places where it may die."""
     settings = Settings.model_validate({"output": str(directory), **spec.settings})
-    store = FaultyStore(directory / "run.db")
+    store = Store(directory / "run.db")
+    die_after(store.journal, "add_update", fault, "server: in the journal's transaction")
+    die_after(store.journal, "open_round", fault, "server: in the opening's transaction")
+    die_after(
+        store.versions, "add", fault, "server: in the version's transaction",
+        lambda version, *rest: bool(version.version),
+    )  # fmt: skip
+    die_after(
+        store.ledger, "count", fault, "server: the model is sent",
+        lambda *entries: any((e.direction, e.kind) == ("downlink", "transfer") for e in entries),
+    )  # fmt: skip
     plan = make_plan(settings, "{}", manifest)
-    shape = DataShape(SHAPE, CLASSES)
-    coordinator = FaultyCoordinator(
-        settings, store, plan, manifest, shape, FaultyJudge(fault), SteadyClock(), secret=1
+    coordinator = Coordinator(
+        settings, store, plan, manifest, DataShape(SHAPE, CLASSES), FaultyJudge(fault),
+        SteadyClock(), secret=1,
+    )  # fmt: skip
+    die_after(coordinator.admission, "join", fault, "server: joined, before the answer")
+    die_before(coordinator.updates, "submit", fault, "server: received, before the journal")
+    die_after(coordinator.updates, "submit", fault, "server: journaled, before the acknowledgement")
+    die_after(
+        coordinator.closing, "aggregate", fault, "server: aggregated, before anyone hears of it"
     )
     return coordinator, store
+
+
+def die_after(
+    part: object,
+    method: str,
+    fault: Callable[[str], None],
+    place: str,
+    applies: Callable[..., bool] = lambda *args: True,
+) -> None:
+    """Reach `place` after each call of a part's method whose arguments apply."""
+    original = getattr(part, method)
+
+    def wrapper(*args: Any) -> Any:
+        result = original(*args)
+        if applies(*args):
+            fault(place)
+        return result
+
+    setattr(part, method, wrapper)
+
+
+def die_before(part: object, method: str, fault: Callable[[str], None], place: str) -> None:
+    """Reach `place` before each call of a part's method."""
+    original = getattr(part, method)
+
+    def wrapper(*args: Any) -> Any:
+        fault(place)
+        return original(*args)
+
+    setattr(part, method, wrapper)

@@ -14,7 +14,7 @@ _LEVEL = 19  # compressed once, sent to every client
 
 
 @dataclass(frozen=True)
-class TrainingStep:
+class ExportedStep:
     """A .tflite that makes one step of the plan's training, or the reason why there is none."""
 
     content: bytes = b""
