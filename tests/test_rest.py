@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import run
 
-from featherfed.cli import runtime
+from featherfed.cli import memory
 from featherfed.cli.runtime import choose_runtime
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError
@@ -122,9 +122,9 @@ def test_too_little_memory_is_one_plain_message(tmp_path: Path) -> None:
 
 
 def test_memory_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "peak_memory", lambda: None)
+    monkeypatch.setattr(memory, "peak_memory", lambda: None)
     with pytest.raises(ClientError, match=r"--memory: .* has no /proc"):
-        runtime.limit_memory(100)
+        memory.limit_memory(100)
 
 
 def test_memory_that_runs_out_is_one_plain_message(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from conftest import CLASSES, MANIFEST, SHAPE, Federation, Judge, Pull, settings
 from processes import run
 
 from featherfed.cli.backup import back_up
-from featherfed.cli.check import check
+from featherfed.cli.check import check_directory
 from featherfed.compression.files import replacing, scratch_of, write_whole
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.partial import PARTIAL, WRITE_BYTES, Partial
+from featherfed.edge_client.partial_download import FILE_NAME, WRITE_BYTES, PartialDownload
 from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import loop as conduct
@@ -138,7 +138,7 @@ def test_a_full_disk_at_the_server_stops_nothing(
     assert [r.__dict__["event"] for r in told] == ["storage_failing"], "once, not at every call"
     assert any(r.__dict__.get("event") == "storage_working" for r in caplog.records)
     assert any("STORAGE: the server cannot write now" in r.getMessage() for r in caplog.records)
-    assert check(server.directory)
+    assert check_directory(server.directory)
 
 
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None
     rows = [tuple(row) for row in server.store.refusals()]
     assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]
     server.close()
-    assert check(directory)
+    assert check_directory(directory)
 
 
 # ---- backup and check ----
@@ -271,11 +271,11 @@ def test_a_backup_made_under_writes_is_consistent(federation: Start, tmp_path: P
 
     server.run_clients(server.client("a", trainer=Pull(1.0, on_train)), server.client("b"))
     server.join()
-    assert check(server.directory)
+    assert check_directory(server.directory)
     server.close()
     assert len(copies) == 3
     for copy in copies:
-        assert check(copy.parent)
+        assert check_directory(copy.parent)
     (tmp_path / "again").mkdir()
     shutil.copy(copies[1], tmp_path / "again" / "run.db")
     restored = federation("again", rounds=12, clients={"minimum": 2}, compression=codec)
@@ -328,11 +328,11 @@ def test_check_notices_damage(
     federation: Start, capsys: pytest.CaptureFixture[str], sql: str, says: str
 ) -> None:
     directory = finished(federation, compression={"uplink": "sketch(0.1)"})
-    assert check(directory)
+    assert check_directory(directory)
     with closing(sqlite3.connect(directory / "run.db")) as db, db:
         assert db.execute(sql).rowcount
     capsys.readouterr()
-    assert not check(directory)
+    assert not check_directory(directory)
     assert says in capsys.readouterr().out
 
 
@@ -356,19 +356,19 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
     copy = back_up(server.directory, server.directory.parent / "copy").parent
     hold.set()
     thread.join()
-    assert check(copy)
+    assert check_directory(copy)
     with closing(sqlite3.connect(copy / "run.db")) as db, db:
         db.execute("UPDATE updates SET payload = NULL WHERE round = 2")
-    assert not check(copy)
+    assert not check_directory(copy)
     with closing(sqlite3.connect(copy / "run.db")) as db, db:
         db.execute("DELETE FROM updates WHERE round = 2")
-    assert not check(copy), "the ledger knows of it"
+    assert not check_directory(copy), "the ledger knows of it"
 
 
 def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFixture[str]) -> None:
     directory = finished(federation)
     damage(directory / "run.db", at=0.5)
-    assert not check(directory)
+    assert not check_directory(directory)
     assert "WRONG pages and indices" in capsys.readouterr().out
 
 
@@ -438,16 +438,16 @@ def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
 
 def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_state(tmp_path)
-    assert check(tmp_path)
+    assert check_directory(tmp_path)
     statefile.save(tmp_path / "residual.npz", {"run": "other"}, {"residual": weights()})
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "files of several runs" in capsys.readouterr().out
     statefile.save(tmp_path / "residual.npz", {"run": "run"}, {"residual": weights()[:2]})
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "different shapes" in capsys.readouterr().out
     a_state(tmp_path)
     damage(tmp_path / "pending.npz", at=0.3, length=50)
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "pending.npz: its checksum does not fit" in capsys.readouterr().out
 
 
@@ -516,10 +516,10 @@ def test_a_download_that_cannot_be_kept_goes_on_in_memory(
 ) -> None:
     fill(small_disk)
     link = pb.Link(version=1, size=3 * WRITE_BYTES)
-    with Partial(small_disk / PARTIAL, pb.FetchModelRequest(version=1)) as partial:
+    with PartialDownload(small_disk / FILE_NAME, pb.FetchModelRequest(version=1)) as partial:
         assert partial.begin([link], 0)
         for _ in range(3):
             partial.add(bytes(WRITE_BYTES))
         assert partial.finish() == ([link], bytes(3 * WRITE_BYTES))
     assert caplog.text.count("The download goes on in memory") == 1
-    assert not (small_disk / PARTIAL).exists()
+    assert not (small_disk / FILE_NAME).exists()

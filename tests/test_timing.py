@@ -27,8 +27,9 @@ from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client import grpc_transport as transport_module
 from featherfed.edge_client.errors import Rejected, Unreachable
-from featherfed.edge_client.grpc_transport import GrpcTransport, wait_before_retry
-from featherfed.edge_client.heartbeat import Heart
+from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.heartbeat import Heartbeat
+from featherfed.edge_client.retry import Retry, wait_before_retry
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
@@ -405,7 +406,7 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
         monkeypatch.setattr(module, "_OPTIONS", scaled)
     monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 3)
     retries = []
-    monkeypatch.setattr(GrpcTransport, "_say_waiting", lambda self, state: retries.append(state))
+    monkeypatch.setattr(Retry, "_log_first_failure", lambda self, state: retries.append(state))
     clients = {"minimum": 2, "quorum": 1.0, "deadline": 60, "patience": 1, "heartbeat": heartbeat}
     server = federation(rounds=2, clients=clients)
     beats = []
@@ -426,12 +427,12 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
 
 def test_a_heart_stops_with_its_block_and_with_its_thread() -> None:
     beats: list[float] = []
-    with Heart(beats.append, 0.05):
+    with Heartbeat(beats.append, 0.05):
         wait_until(lambda: len(beats) > 3)
     count = len(beats)
     time.sleep(0.2)
     assert len(beats) <= count + 1
-    dead = threading.Thread(target=lambda: Heart(beats.append, 0.05).__enter__())  # dies in it
+    dead = threading.Thread(target=lambda: Heartbeat(beats.append, 0.05).__enter__())  # dies in it
     dead.start()
     dead.join()
     count = len(beats)
@@ -446,7 +447,7 @@ def test_a_failing_heartbeat_disturbs_nobody() -> None:
         tries.append(timeout)
         raise Unreachable("gone")
 
-    with Heart(fail, 0.02):
+    with Heartbeat(fail, 0.02):
         wait_until(lambda: len(tries) > 3)
 
 
@@ -456,7 +457,7 @@ def test_without_heartbeats_the_plan_has_not_one_byte_more(tmp_path: Path) -> No
     assert asked.heartbeat_seconds == 10
     assert plain.ByteSize() == asked.ByteSize() - 2
     before = threading.active_count()
-    with Heart(lambda timeout: None, 0):
+    with Heartbeat(lambda timeout: None, 0):
         assert threading.active_count() == before
 
 
@@ -838,9 +839,9 @@ def test_a_state_of_before_over_selection_is_read(run: Callable[..., Run]) -> No
 
 SAYS = """
 import hashlib, logging
-from featherfed.cli.signals import say_on_sigterm
+from featherfed.cli.signals import end_on_sigterm
 logging.basicConfig()
-say_on_sigterm("nothing is lost")
+end_on_sigterm("nothing is lost")
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"a step of training", b"", 10**9)
 """
