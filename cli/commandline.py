@@ -36,13 +36,13 @@ class Group(click.Group):
 def logging_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --verbose and --log-format to a command, and set up logging before it runs."""
 
-    @click.option("--verbose", "-v", is_flag=True, help="Say more.")
+    @click.option("--verbose", "-v", is_flag=True, help="Log debug messages too.")
     @click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         envvar="FEATHERFED_LOG_FORMAT",
-        help="Lines for people, or JSON lines.",
+        help="Readable lines, or JSON lines.",
     )
     @functools.wraps(command)
     def wrapper(*args: Any, verbose: bool, log_format: str, **kwargs: Any) -> None:

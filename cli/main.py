@@ -118,7 +118,7 @@ def serve(
 @click.option(
     "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
 )
-@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--name", help="Default: this machine's name and a random suffix.")
 @click.option("--state-dir", type=PATH, help="Default: ~/.local/state/featherfed/NAME.")
 @click.option("--threads", type=AT_LEAST_0, default=0, help="For training; 0: all cores.")
 @click.option(
@@ -157,7 +157,7 @@ def join(address: str | None, **options: Any) -> None:
 @click.argument("address", metavar="[HOST:PORT]", required=False)
 @click.option("--model-dir", type=PATH, required=True, help="Where the file is kept.")
 @click.option("--kind", default="int8", help="int8, dynamic, float16 or float32.")
-@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--name", help="Default: this machine's name and a random suffix.")
 @click.option("--once", is_flag=True, help="End once the file is the newest.")
 @click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
 @credentials_option
@@ -190,7 +190,7 @@ def follow(
 
 @app.group(cls=Group, no_args_is_help=True)
 def certs() -> None:
-    """Make the certificates and tokens that a server's clients prove themselves with."""
+    """Make the certificates and tokens by which a server knows its clients."""
 
 
 folder_argument = click.argument("folder", type=PATH, metavar="DIR")
@@ -221,7 +221,9 @@ def certs_init(folder: Path, hosts: tuple[str, ...], days: int, ca_days: int) ->
 @folder_argument
 @names_argument
 @days_option
-@click.option("--renew", is_flag=True, help="Replace what a name has; that ends at once.")
+@click.option(
+    "--renew", is_flag=True, help="Replace a name's credentials; the old ones end at once."
+)
 @print_errors
 def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -> None:
     """Enrol devices: one folder each, DIR/clients/NAME, to copy to the device."""
@@ -264,7 +266,7 @@ def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
 @folder_argument
 @print_errors
 def certs_list(folder: Path) -> None:
-    """Show who is enrolled, and when what expires."""
+    """List the enrolled devices, and when each certificate expires."""
     from featherfed.cli.certs import show
 
     show(folder)

@@ -45,6 +45,5 @@ def stop_on_signal(stop: asyncio.Event) -> None:
 
     for signal_ in _STOP_SIGNALS:
         loop.add_signal_handler(signal_, on_first_signal)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, _STOP_SIGNALS
-    )  # the parent process may have blocked them
+    # The parent process may have blocked them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -150,7 +150,7 @@ class GrpcTransport:
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
-        """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
+        """Return a release and its data, at most `limit` bytes; None if nothing is newer."""
         got = _PartialRelease()
         self._call(lambda: self._fetch_release(request, limit, got), lambda: len(got.data))
         return None if got.release is None else (got.release, bytes(got.data))
@@ -184,7 +184,7 @@ class GrpcTransport:
         self._channel.close()
 
     def _call(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Return the result of `call`, retried; `progress` is as for `Retry.run`."""
+        """Return the result of `call`; retried, and with errors translated."""
         return self._retry.run(lambda: self._translate(call), progress)
 
     def _translate(self, call: Callable[[], T]) -> T:

@@ -41,7 +41,7 @@ class Fault:
 
 
 class HandshakeCheck:
-    """Tells, of calls that fail, those that fail for bad credentials from those of a bad link."""
+    """Distinguishes bad credentials from a bad link, when calls fail."""
 
     def __init__(self, address: str, credentials: Credentials | None) -> None:
         self._address = address
@@ -70,7 +70,7 @@ class HandshakeCheck:
 
 
 def diagnose(address: str, credentials: Credentials | None) -> Fault | None:
-    """Return why the handshake with `address` (host:port) fails; None if it does not."""
+    """Return why the handshake with `address` (host:port) fails; None for any other cause."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:

@@ -19,6 +19,8 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.files import replacing
 
+log = logging.getLogger(__name__)
+
 Groups = dict[str, Sequence[Array]]
 """Group name (e.g. "weights") -> tensors."""
 
@@ -26,8 +28,6 @@ Content = tuple[dict[str, Any], dict[str, list[Array]]]
 """The file's fields that JSON can hold, and the tensors of each group."""
 
 _DIGEST_BYTES = 32
-
-log = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
