@@ -62,7 +62,7 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
 
 
 def offered_step(model: FederatedModel, settings: Settings) -> OfferedStep:
-    """Return the training step for clients without TensorFlow, or the reason why there is none.
+    """Return the training step for clients without TensorFlow, or why there is none.
 
     An exported step is kept in the user's cache, under a hash of everything it depends on.
     """

@@ -18,7 +18,7 @@ from featherfed.models.training import LOSSES, OPTIMIZERS
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = tuple(method.value for method in Method)
-"""The optimisation methods that this trainer supports."""
+"""The optimisation methods this trainer can do."""
 
 
 class KerasTrainer:

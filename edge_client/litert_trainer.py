@@ -22,7 +22,7 @@ from featherfed.edge_client.trainer import OnStep, Trained
 from featherfed.proto import federation_pb2 as pb
 
 METHODS = ("none", "prune", "qat", "prune+qat")
-"""The optimisation methods that this trainer supports."""
+"""The optimisation methods this trainer can do."""
 
 
 class LitertTrainer:
