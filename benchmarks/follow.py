@@ -91,7 +91,7 @@ def follow(address: str, directory: Path) -> list[Swap]:
     file = ModelFile(directory, "int8")
     follower = Follower("camera", "int8", transport, file, swaps.append)
     while not swaps or swaps[-1].version < ROUNDS:
-        follower.step(20)
+        follower.refresh(20)
     transport.close()
     file.close()
     return swaps

@@ -1,4 +1,4 @@
-"""Telling the local network by multicast DNS where a run's server listens."""
+"""Announce a run's server in the local network by multicast DNS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LABEL = 63
-"""Bytes of one part of a domain name."""
+"""Most bytes of one part of a domain name."""
 
 
 def is_loopback(host: str) -> bool:
@@ -35,7 +35,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Announcement:
-    """Announces one server from `start` until `close`; works in a thread and never fails a run."""
+    """Announces one server, in a thread, from `start` until `close`; errors are only logged."""
 
     def __init__(self, run: str, host: str, port: int) -> None:
         self._run = run
@@ -45,11 +45,11 @@ class Announcement:
         self._thread = threading.Thread(target=self._work, name="announce", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start announcing; does not block."""
         self._thread.start()
 
     def close(self) -> None:
-        """Take the announcement back."""
+        """Withdraw the announcement."""
         self._stop.set()
         self._thread.join()
 
@@ -88,19 +88,19 @@ class Announcement:
 
 
 def label(run: str, machine: str, port: int) -> str:
-    """Return a name for one server among all in a network; the run's name is cut if need be."""
+    """Return a name that is unique in the network; a long run name is cut to fit."""
     tail = f"-{machine.split('.')[0][:20] or 'server'}-{port}"
     return run[: MAX_LABEL - len(tail.encode())] + tail
 
 
 def reachable(host: str) -> list[IPAddress]:
-    """Return the addresses at which others reach a server that listens on `host`."""
+    """Return the addresses at which other machines reach a server that listens on `host`."""
     resolved = _resolve(host)
     if not any(address.is_unspecified for address in resolved):
         return resolved
     version = 6 if any(address.version == 6 for address in resolved) else 4
     own = [a for a in own_addresses() if a.version <= version]  # "::" takes IPv4 as well
-    # A link-local address means nothing without the other machine's name for the interface.
+    # A link-local address is useless to a machine that does not know the interface.
     return [a for a in own if not a.is_loopback and not a.is_link_local]
 
 
@@ -108,5 +108,5 @@ def _resolve(host: str) -> list[IPAddress]:
     try:
         found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     except OSError:
-        return []  # whoever listens there says what is wrong with it
+        return []  # the server itself reports it when it listens
     return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0])) for entry in found))

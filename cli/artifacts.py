@@ -1,4 +1,4 @@
-"""What a run leaves in its output directory; docs/metrics.md describes metrics.json."""
+"""Write the files of a run's output directory; docs/metrics.md describes metrics.json."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ CALIBRATION_EXAMPLES = 200
 
 
 class Artifacts:
-    """Writes the files of one run; each is replaced whole.
+    """Writes the files of one run, each atomically.
 
-    `test` judges the models; `calibration`, which is no part of it, tells int8 its ranges.
+    The models are evaluated on `test`; int8 takes its ranges from `calibration`, which shares no
+    example with it.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Artifacts:
         self._calibration = calibration
 
     def write_address(self, address: str) -> None:
-        """Tell people and programs where the server listens."""
+        """Write and log the address that the server listens on."""
         write_whole(self._directory / "server.address", address)
         log.info("run %s: listening on %s", self._coordinator.plan.run, address)
 
     def write_metrics(self, final: dict[str, Any] | None = None) -> None:
-        """Write metrics.json as of now, and say how the newest round went."""
+        """Write metrics.json; log the newest round, unless `final` results are given."""
         facts = {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": len(self._test),
@@ -105,7 +106,7 @@ class Artifacts:
         try:
             return render(self._directory)
         except ReportError as error:
-            if isinstance(error.__cause__, OSError):  # a full disk: tried again, as the rest is
+            if isinstance(error.__cause__, OSError):  # a full disk: the caller tries again
                 raise error.__cause__ from None
             raise
 
@@ -130,9 +131,9 @@ class Artifacts:
 
 
 def calibration_set(train: Dataset) -> Dataset:
-    """Return examples spread over a training split, from which int8 takes its ranges.
+    """Return at most 200 examples spread over a training split, for int8's ranges.
 
-    Of the test set they would be seen before the test.
+    They must not come from the test set, which would then not be unseen.
     """
     count = min(CALIBRATION_EXAMPLES, len(train))
     return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
@@ -160,7 +161,7 @@ def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]
 
 
 def machine() -> dict[str, str]:
-    """Return where a measurement was made: architecture, cores, Python and commit if known."""
+    """Return what a measurement was made on: architecture, cores, Python, and commit if known."""
     facts = {
         "architecture": platform.machine(),
         "cores": str(os.cpu_count()),

@@ -12,13 +12,13 @@ from featherfed.server.storage.failures import damaged
 
 DATABASE = "run.db"
 KEPT = ("run.toml", "metrics.json")
-"""What is copied as well, where there is one; all else is made anew from the database."""
+"""Other files that are copied if they exist; the rest can be made from the database."""
 
 
 def back_up(directory: Path, destination: Path) -> Path:
     """Copy the run in `directory` to the folder `destination`, made if need be; return the copy.
 
-    A backup that is there already is replaced whole. Raises ServerError.
+    An earlier backup in it is replaced atomically. Raises ServerError.
     """
     if not (directory / DATABASE).is_file():
         raise ServerError(
@@ -43,15 +43,17 @@ def back_up(directory: Path, destination: Path) -> Path:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy a database of any state, in use or not, as of one moment; raise ServerError."""
+    """Copy a consistent snapshot of a database, in use or not; raise ServerError if damaged."""
     try:
         with (
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
             closing(sqlite3.connect(target)) as new,
         ):
-            old.backup(new)  # in one step, so that a writer neither waits nor is seen half
+            old.backup(
+                new
+            )  # in one step: a writer does not wait, and no half of a transaction is copied
             found = [row[0] for row in new.execute("PRAGMA integrity_check(5)")]
-            # One file, with no -wal that could be left behind.
+            # One file, without a -wal beside it that could get lost.
             new.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.DatabaseError as error:
         target.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The concrete parts that `serve` and `sweep` build from a run's settings."""
+"""Build a run's model, evaluator and training step from its settings."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class KerasEvaluator:
-    """Judges weights on the test set; the example picture is its first.
+    """Evaluates weights on the test set; the example image is its first.
 
-    `lock` is for whoever uses `model` in another thread: it has one set of weights, and CPython
-    3.11 fails when two threads build syntax trees, as TensorFlow does when it traces.
+    `lock` must be held by every other user of `model`, which has one set of weights; besides,
+    CPython 3.11 fails when two threads build syntax trees, as TensorFlow does when it traces.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
 def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
     """Return the training step for clients without TensorFlow, or why there is none.
 
-    A step is exported once: it is kept in the user's cache under all that it depends on.
+    An exported step is kept in the user's cache, under a hash of everything it depends on.
     """
     options = TrainingStepOptions(
         settings.training.batch_size, settings.training.optimizer, settings.training.loss
@@ -92,7 +92,10 @@ def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
 
 
 def _cached(folder: Path, key: str) -> bytes | None:
-    """Return what was kept under `key`; its name ends in its digest, so damage shows."""
+    """Return the undamaged content cached under `key`, None if there is none.
+
+    A file's name ends in its content's digest.
+    """
     for path in folder.glob(f"{key}-*.tflite"):
         content = path.read_bytes()
         if path.stem == f"{key}-{_digest(content)}":

@@ -1,4 +1,4 @@
-"""`featherfed certs`: certificates and tokens, so that nobody is in who does not belong."""
+"""`featherfed certs`: make, renew and revoke the certificates and tokens of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from featherfed.server.access.authority import Authority
 from featherfed.server.access.enrolment import load
 
 
-def make(folder: Path, hosts: Sequence[str], ca_days: int, days: int) -> None:
-    """Make authority and server certificate."""
+def init(folder: Path, hosts: Sequence[str], ca_days: int, days: int) -> None:
+    """Make an authority and the server's certificate in `folder`."""
     Authority(folder).create(hosts, ca_days, days)
     click.echo(f"made an authority and the server's certificate in {folder}")
     click.echo(f"next: featherfed certs client {folder} NAME")
@@ -21,7 +21,7 @@ def make(folder: Path, hosts: Sequence[str], ca_days: int, days: int) -> None:
 
 
 def enrol(folder: Path, names: Sequence[str], days: int, renew: bool) -> None:
-    """Make the folders of clients."""
+    """Make a folder of credentials for each client."""
     for made in Authority(folder).enrol(names, days, renew):
         click.echo(f"{made}: copy it to the device, give its path as --credentials, and delete it")
 
@@ -29,7 +29,10 @@ def enrol(folder: Path, names: Sequence[str], days: int, renew: bool) -> None:
 def rotate(
     folder: Path, hosts: Sequence[str], days: int, new_ca: bool, ca_days: int, drop_old: bool
 ) -> None:
-    """Renew the server's certificate, or the authority."""
+    """Renew the server's certificate, and the authority too with `new_ca`.
+
+    With `drop_old`, only end the trust in all authorities but the newest.
+    """
     authority = Authority(folder)
     if drop_old:
         lost = authority.drop_old(days)
@@ -49,13 +52,13 @@ def rotate(
 
 
 def revoke(folder: Path, names: Sequence[str]) -> None:
-    """End the access of clients."""
+    """Revoke the credentials of clients."""
     Authority(folder).revoke(names)
     click.echo(f"revoked: {', '.join(names)}; a server that runs refuses their next call")
 
 
 def show(folder: Path) -> None:
-    """List authorities, the server's certificate and clients, and when they expire."""
+    """Print authorities, the server's certificate and clients, with their dates of expiry."""
     authority = Authority(folder)
     rows = [(name, "authority", _date(expires)) for name, expires in authority.authorities()]
     newest = rows[0][0]

@@ -8,19 +8,20 @@ from functools import partial
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import weights_digest
-from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import Held
+from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.transitions import Phase
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.routes import seed_link, version_link
 
 Find = Callable[[], Iterator[str]]
+"""Yields a text for everything that is wrong."""
 
 
 def checks_of_run(store: Store) -> list[tuple[str, Find]]:
-    """Return the checks of a database that can be read, cheapest first."""
+    """Return the checks of a database that can be read, cheapest first, each with its name."""
     finds: list[tuple[str, Callable[[Store], Iterator[str]]]] = [
         ("versions without a gap, one for every round", _versions),
         ("the newest model's digest", _newest),
@@ -65,7 +66,7 @@ def _chain(store: Store) -> Iterator[str]:
         allocation = held.allocation if held else None
         link = version_link(version, allocation) if held else seed_link(version)
         try:
-            held = follow(manifest, plan.seed, held, [link], version.payload)
+            held = apply_links(manifest, plan.seed, held, [link], version.payload)
         except (DigestMismatch, WireError) as error:
             yield f"version {version.version} does not follow from the one before: {error}"
             return

@@ -1,4 +1,4 @@
-"""What every command shares: its place in the list, its options of logging, errors for people."""
+"""What all commands share: order in the help text, logging options, error messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from featherfed.cli import log
 from featherfed.compression.errors import CodecError
 from featherfed.edge_client.errors import Rejected, Unreachable
 
-INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C has ended
+INTERRUPTED = 130  # a shell's exit status of a process that Ctrl-C ended
 
 
 class Command(click.Command):
-    """A command that the list of commands shows with its whole first paragraph."""
+    """A command that is listed with the whole first paragraph of its help text."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return the first paragraph of the help text."""
@@ -24,7 +24,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Commands in the order of their use, not of the alphabet."""
+    """A group that lists its commands in order of definition instead of alphabetically."""
 
     command_class = Command
 
@@ -33,16 +33,16 @@ class Group(click.Group):
         return list(self.commands)
 
 
-def logs(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of logging, and set it up before the command runs."""
+def logging_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --verbose and --log-format to a command, and set up logging before it runs."""
 
-    @click.option("--verbose", "-v", is_flag=True, help="Say more.")
+    @click.option("--verbose", "-v", is_flag=True, help="Log debug messages too.")
     @click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         envvar="FEATHERFED_LOG_FORMAT",
-        help="Lines for people, or JSON lines.",
+        help="Readable lines, or JSON lines.",
     )
     @functools.wraps(command)
     def wrapper(*args: Any, verbose: bool, log_format: str, **kwargs: Any) -> None:
@@ -52,8 +52,8 @@ def logs(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
-    """Print what a user can mend as one message; anything else is a bug and keeps its traceback."""
+def print_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print errors that a user can fix as one message; bugs keep their traceback."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -78,6 +78,7 @@ def errors_for_people(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _extra_for(module: str) -> str:
+    """Return the pip command that installs a missing module."""
     extras = {
         "tensorflow": "tensorflow",
         "tf_keras": "tensorflow",
@@ -100,7 +101,7 @@ def _extra_for(module: str) -> str:
 
 
 def _fail(message: str) -> None:
-    # A peer's words may be in it, and must not steer the terminal.
+    # It may contain text from a peer, whose control characters must not reach the terminal.
     lines = [log.plain(line) for line in message.split("\n")]
     click.echo("featherfed: " + "\n".join(lines), err=True)
     raise click.exceptions.Exit(1)

@@ -1,7 +1,6 @@
 """`featherfed demo`: a server and its clients as processes of this machine, over real gRPC.
 
-They are started with `featherfed serve` and `featherfed join`, nothing else: what the demo shows
-is what a person gets who starts them by hand.
+The processes are `featherfed serve` and `featherfed join`, as a user would start them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from featherfed.server.settings.settings import load_settings
 
 DIGITS_LEARNING_RATE = 0.1  # 287 examples a client need larger steps than 12,000
 LEARNING_RATE = 0.01
-MARK = ".featherfed-demo"  # a directory without it is somebody's work and is left alone
+MARK = ".featherfed-demo"  # a directory without this file is never deleted
 LOG_TAIL = 15
 START_SECONDS = 120.0
 
@@ -59,14 +58,14 @@ class DemoOptions:
 
     @property
     def rate(self) -> float:
-        """The learning rate, by data set if none was given."""
+        """The learning rate; its default depends on the data set."""
         if self.learning_rate is not None:
             return self.learning_rate
         return DIGITS_LEARNING_RATE if self.dataset == "digits" else LEARNING_RATE
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Run a whole federation, show how it goes, and print what came out."""
+    """Run a whole federation, show its progress and print its results."""
     train, _ = load_train_test(options.dataset)
     shards = partition(train.labels, options.clients, options.partition, options.seed)
     run_file = _prepare(options)
@@ -97,7 +96,7 @@ def run_demo(options: DemoOptions) -> None:
 
 
 def _prepare(options: DemoOptions) -> Path:
-    """Empty the output directory of an earlier run, write the run file and check it."""
+    """Delete an earlier demo's output, write the run file and check it; return its path."""
     output = options.output
     if output.exists() and any(output.iterdir()):
         if not (output / MARK).is_file():
@@ -130,7 +129,7 @@ def _prepare(options: DemoOptions) -> Path:
 
 
 class _Processes:
-    """The demo's child processes; none outlives it."""
+    """The demo's child processes, all ended at the end of the `with` block."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -151,7 +150,7 @@ class _Processes:
                 process.wait()
 
     def start(self, name: str, *arguments: str) -> None:
-        """Start `featherfed ARGUMENTS`, its output going to NAME.log."""
+        """Start `featherfed ARGUMENTS`, with its output in NAME.log."""
         with self.log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "featherfed.cli.main", *arguments],
@@ -160,7 +159,7 @@ class _Processes:
             )
 
     def log(self, name: str) -> Path:
-        """Return where a process writes."""
+        """Return the log file of a process."""
         return self._output / f"{name}.log"
 
     def check(self) -> None:
@@ -172,11 +171,11 @@ class _Processes:
                 raise ClientError(f"{name} ended with code {process.returncode}:\n  {lines}")
 
     def server_is_running(self) -> bool:
-        """Whether the server process is still there."""
+        """Return whether the server process is still running."""
         return self._running["server"].poll() is None
 
     def wait_for_address(self) -> str:
-        """Return the address that the server writes down once it listens."""
+        """Return the address that the server writes to a file once it listens."""
         path = self._output / "server.address"
         until = time.monotonic() + START_SECONDS
         while not path.is_file():
@@ -187,7 +186,7 @@ class _Processes:
         return path.read_text("utf-8")
 
     def wait_for_end(self) -> None:
-        """Wait until every process has ended well."""
+        """Wait until all processes have ended; raise ClientError if one has failed."""
         for process in self._running.values():
             process.wait()
         self.check()
@@ -198,7 +197,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _watch(processes: _Processes, address: str, rounds: int) -> None:
-    """Show the run until the server has ended; raise ClientError if any process fails."""
+    """Show the progress until the server has ended; raise ClientError if a process fails."""
     with _progress() as progress, _status(address) as status:
         bar = progress.add_task("starting", total=rounds, note="")
         while processes.server_is_running():
@@ -230,7 +229,7 @@ def _status(address: str) -> Iterator[Any]:
         try:
             return transport.status()
         except Unreachable:
-            return None  # it has just ended, or is busy; the loop looks at the process itself
+            return None  # it has just ended, or is busy; the loop checks the process itself
 
     try:
         yield ask

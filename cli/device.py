@@ -1,4 +1,4 @@
-"""What this machine is called in a run, and where its state is kept."""
+"""This device's identity in a run: its name, and the folder of its state."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from featherfed.edge_client.errors import ClientError
 
 
 def device_name(given: str | None, credentials: Credentials | None) -> str:
-    """Return the name to take part with: the credentials' own, if there are some.
+    """Return the client's name: the credentials', the given one, or this machine's default.
 
-    Raises ClientError if another one is given.
+    Raises ClientError if the given name is not that of the credentials.
     """
-    proven = None if credentials is None else credentials.name
-    if given and proven and given != proven:
+    certified = None if credentials is None else credentials.name
+    if given and certified and given != certified:
         raise ClientError(
-            f"the credentials belong to {proven!r}, not {given!r}; leave out --name, or use the "
+            f"the credentials belong to {certified!r}, not {given!r}; leave out --name, or use the "
             "credentials of that device"
         )
-    return given or proven or default_name(state_home())
+    return given or certified or default_name(state_home())
 
 
 def default_name(home: Path) -> str:
-    """Return this machine's name and a mark of its own: every fresh Pi is called raspberrypi."""
+    """Return the host name with a random suffix, kept in `home`: every new Pi is raspberrypi."""
     path = home / "name"
     if not path.is_file():
         machine = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:48] or "client"
@@ -38,6 +38,6 @@ def default_name(home: Path) -> str:
 
 
 def state_home() -> Path:
-    """Return the folder of all state of this user's clients."""
+    """Return the folder with the state of all clients of this user."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "featherfed"

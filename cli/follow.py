@@ -1,4 +1,4 @@
-"""`featherfed follow`: keep the newest .tflite of a run on a device that only infers."""
+"""`featherfed follow`: build a follower from real parts and run it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def follow_run(
     name = device_name(name, credentials)
     file = ModelFile(directory, kind)
 
-    def say(swap: Swap) -> None:
+    def log_swap(swap: Swap) -> None:
         log.info(
             "version %d is in %s: %s bytes, received %s",
             swap.version, file.path, f"{swap.size:,}", f"{swap.received:,}",
@@ -39,7 +39,7 @@ def follow_run(
     patience = math.inf if give_up_after is None else give_up_after
     transport = GrpcTransport(address, patience, credentials)
     try:
-        Follower(name, kind, transport, file, on_swap=say).run(once)
+        Follower(name, kind, transport, file, on_swap=log_swap).run(once)
     except KeyboardInterrupt:
         log.info("stopped; the file in %s stays as it is", directory)
     finally:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from featherfed.cli.device import device_name, state_home
-from featherfed.cli.runtime import choose_runtime, limit_memory, peak_memory
+from featherfed.cli.memory import limit_memory, peak_memory
+from featherfed.cli.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.credentials import Credentials, choose
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.partial import PARTIAL
+from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, lock_state
@@ -47,7 +48,7 @@ class JoinOptions:
 
 
 def join_run(options: JoinOptions) -> None:
-    """Take part in the run at an address until it is finished."""
+    """Take part in the run at the options' address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
     credentials = choose(options.address, options.credentials, options.insecure)
@@ -79,12 +80,12 @@ def _take_part(
     with _progress() as bar, logging_redirect_tqdm():
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
-            shown = 0
+            shown_round = 0
 
             def on_step(round_: int, done: int, total: int) -> None:
-                nonlocal shown
-                if round_ != shown or done < bar.n:
-                    shown = round_
+                nonlocal shown_round
+                if round_ != shown_round or done < bar.n:
+                    shown_round = round_
                     bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
@@ -94,7 +95,7 @@ def _take_part(
             return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
         transport = GrpcTransport(
-            options.address, options.give_up_after, credentials, directory / PARTIAL
+            options.address, options.give_up_after, credentials, directory / FILE_NAME
         )
         try:
             session = Session(
@@ -115,5 +116,5 @@ def _rest(options: JoinOptions) -> Rest | None:
 
 
 def _progress() -> tqdm[NoReturn]:
-    """Return a bar on standard error, gone at the end, and never there in a log file."""
+    """Return a progress bar on standard error, erased at the end; none where that is a file."""
     return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)

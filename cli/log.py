@@ -9,7 +9,7 @@ import sys
 
 def set_up(verbose: bool, format_: str = "text") -> None:
     """Log to standard error, one line an event, as `format_`: text or json."""
-    # Before TensorFlow is imported: its start-up chatter would bury what matters.
+    # Before TensorFlow is imported: silences its start-up messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json() if format_ == "json" else TextFormatter())
@@ -19,7 +19,7 @@ def set_up(verbose: bool, format_: str = "text") -> None:
 
 
 def plain(text: str) -> str:
-    """Return `text` with whatever could end a line or steer a terminal spelled out."""
+    """Return `text` with line ends and control characters escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
@@ -27,7 +27,7 @@ def plain(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """One line an event, whatever a peer's text in it holds; a traceback follows, indented."""
+    """One line an event, even if it contains text from a peer; tracebacks are indented."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -38,7 +38,7 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:
-        """Return the traceback; none of its lines can be taken for an event."""
+        """Return the traceback, indented so that none of its lines looks like an event."""
         lines = super().formatException(ei).split("\n")  # type: ignore[arg-type]
         return "\n".join(f"    {plain(line)}" for line in lines)
 

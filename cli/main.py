@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from featherfed.cli import log
-from featherfed.cli.commandline import Group, errors_for_people, logs
-from featherfed.cli.signals import say_on_sigterm
+from featherfed.cli.commandline import Group, logging_options, print_errors
+from featherfed.cli.signals import end_on_sigterm
 from featherfed.edge_client.platform import check_platform
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
-A_PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 @click.group(
@@ -27,14 +27,14 @@ def app() -> None:
     """Federated learning for small devices on thin links."""
 
 
-credentials = click.option(
+credentials_option = click.option(
     "--credentials",
-    type=A_PATH,
+    type=PATH,
     metavar="FOLDER",
     envvar="FEATHERFED_CREDENTIALS",
     help="What `featherfed certs client` made for this device.",
 )
-insecure = click.option(
+insecure_option = click.option(
     "--insecure", is_flag=True, help="Without encryption also to another machine."
 )
 
@@ -77,9 +77,9 @@ insecure = click.option(
     help="What clients train with; mixed: every other one with LiteRT.",
 )
 @click.option("--seed", type=AT_LEAST_0, default=0)
-@click.option("--output", type=A_PATH, default="runs/demo", help="Replaced if it holds a demo.")
-@logs
-@errors_for_people
+@click.option("--output", type=PATH, default="runs/demo", help="Replaced if it holds a demo.")
+@logging_options
+@print_errors
 def demo(**options: Any) -> None:
     """Train over real gRPC on this machine: a server and CLIENTS processes of their own."""
     from featherfed.cli.demo import DemoOptions, run_demo
@@ -88,15 +88,13 @@ def demo(**options: Any) -> None:
 
 
 @app.command()
-@click.argument("run_file", type=A_PATH, metavar="RUN.toml")
+@click.argument("run_file", type=PATH, metavar="RUN.toml")
 @click.option("--host", help="Instead of the run file's.")
 @click.option("--port", type=int, help="Instead of the run file's; 0: any.")
-@click.option(
-    "--credentials", type=A_PATH, metavar="DIR", help="What `featherfed certs init` made."
-)
+@click.option("--credentials", type=PATH, metavar="DIR", help="What `featherfed certs init` made.")
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
-@logs
-@errors_for_people
+@logging_options
+@print_errors
 def serve(
     run_file: Path, host: str | None, port: int | None, credentials: Path | None, insecure: bool
 ) -> None:
@@ -105,11 +103,11 @@ def serve(
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 3 before it, 1 after an error, 130 or 143 after a second signal.
     """
-    from featherfed.cli.listen import listening
+    from featherfed.cli.serve_settings import serve_settings
     from featherfed.server.settings.settings import load_settings
 
-    # First, since what the rest imports takes seconds.
-    settings = listening(load_settings(run_file), host, port, credentials, insecure)
+    # Before the imports below, which take seconds.
+    settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
     from featherfed.cli.serve import serve_run
 
     sys.exit(0 if serve_run(settings) else 3)
@@ -120,8 +118,8 @@ def serve(
 @click.option(
     "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
 )
-@click.option("--name", help="Default: this machine's name and a mark.")
-@click.option("--state-dir", type=A_PATH, help="Default: ~/.local/state/featherfed/NAME.")
+@click.option("--name", help="Default: this machine's name and a random suffix.")
+@click.option("--state-dir", type=PATH, help="Default: ~/.local/state/featherfed/NAME.")
 @click.option("--threads", type=AT_LEAST_0, default=0, help="For training; 0: all cores.")
 @click.option(
     "--runtime",
@@ -135,10 +133,10 @@ def serve(
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
-@credentials
-@insecure
-@logs
-@errors_for_people
+@credentials_option
+@insecure_option
+@logging_options
+@print_errors
 def join(address: str | None, **options: Any) -> None:
     """Train on this machine's data for the run at HOST:PORT until it is finished.
 
@@ -147,7 +145,7 @@ def join(address: str | None, **options: Any) -> None:
     It may be ended at any moment and started again. Exit status: 0 after the run's end, 1 after an
     error, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    say_on_sigterm("ended by SIGTERM; nothing is lost: the same command goes on with the run")
+    end_on_sigterm("ended by SIGTERM; nothing is lost: the same command goes on with the run")
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find
@@ -157,15 +155,15 @@ def join(address: str | None, **options: Any) -> None:
 
 @app.command()
 @click.argument("address", metavar="[HOST:PORT]", required=False)
-@click.option("--model-dir", type=A_PATH, required=True, help="Where the file is kept.")
+@click.option("--model-dir", type=PATH, required=True, help="Where the file is kept.")
 @click.option("--kind", default="int8", help="int8, dynamic, float16 or float32.")
-@click.option("--name", help="Default: this machine's name and a mark.")
+@click.option("--name", help="Default: this machine's name and a random suffix.")
 @click.option("--once", is_flag=True, help="End once the file is the newest.")
 @click.option("--give-up-after", type=float, help="Seconds without a server; default: never.")
-@credentials
-@insecure
-@logs
-@errors_for_people
+@credentials_option
+@insecure_option
+@logging_options
+@print_errors
 def follow(
     address: str | None,
     model_dir: Path,
@@ -180,51 +178,53 @@ def follow(
 
     Without HOST:PORT, the server is looked for in the local network.
     """
-    say_on_sigterm(f"stopped; the file in {model_dir} stays as it is", status=0)
+    end_on_sigterm(f"stopped; the file in {model_dir} stays as it is", status=0)
     from featherfed.cli.follow import follow_run
     from featherfed.edge_client.credentials import choose
     from featherfed.edge_client.discovery import find
 
     address = address or find()
-    proof = choose(address, credentials, insecure)
-    follow_run(address, model_dir, kind, name, once, give_up_after, proof)
+    chosen = choose(address, credentials, insecure)
+    follow_run(address, model_dir, kind, name, once, give_up_after, chosen)
 
 
 @app.group(cls=Group, no_args_is_help=True)
 def certs() -> None:
-    """Make the certificates and tokens that a server's clients prove themselves with."""
+    """Make the certificates and tokens by which a server knows its clients."""
 
 
-a_folder = click.argument("folder", type=A_PATH, metavar="DIR")
-names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
-hosts = click.option(
+folder_argument = click.argument("folder", type=PATH, metavar="DIR")
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+hosts_option = click.option(
     "--host", "hosts", multiple=True, help="A name or IP address of the server; can be repeated."
 )
-days = click.option("--days", type=AT_LEAST_1, default=730, help="How long it is valid.")
-ca_days = click.option(
+days_option = click.option("--days", type=AT_LEAST_1, default=730, help="How long it is valid.")
+ca_days_option = click.option(
     "--ca-days", type=AT_LEAST_1, default=3650, help="How long an authority is valid."
 )
 
 
 @certs.command("init")
-@a_folder
-@hosts
-@days
-@ca_days
-@errors_for_people
+@folder_argument
+@hosts_option
+@days_option
+@ca_days_option
+@print_errors
 def certs_init(folder: Path, hosts: tuple[str, ...], days: int, ca_days: int) -> None:
     """Make an authority and the server's certificate in DIR."""
-    from featherfed.cli.certs import make
+    from featherfed.cli.certs import init
 
-    make(folder, hosts, ca_days, days)
+    init(folder, hosts, ca_days, days)
 
 
 @certs.command("client")
-@a_folder
-@names
-@days
-@click.option("--renew", is_flag=True, help="Replace what a name has; that ends at once.")
-@errors_for_people
+@folder_argument
+@names_argument
+@days_option
+@click.option(
+    "--renew", is_flag=True, help="Replace a name's credentials; the old ones end at once."
+)
+@print_errors
 def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -> None:
     """Enrol devices: one folder each, DIR/clients/NAME, to copy to the device."""
     from featherfed.cli.certs import enrol
@@ -233,13 +233,13 @@ def certs_client(folder: Path, names: tuple[str, ...], days: int, renew: bool) -
 
 
 @certs.command("rotate")
-@a_folder
-@hosts
-@days
+@folder_argument
+@hosts_option
+@days_option
 @click.option("--ca", "new_ca", is_flag=True, help="Make a new authority too; trust both.")
-@ca_days
+@ca_days_option
 @click.option("--drop-old", is_flag=True, help="End the trust in all authorities but the newest.")
-@errors_for_people
+@print_errors
 def certs_rotate(
     folder: Path, hosts: tuple[str, ...], days: int, new_ca: bool, ca_days: int, drop_old: bool
 ) -> None:
@@ -252,9 +252,9 @@ def certs_rotate(
 
 
 @certs.command("revoke")
-@a_folder
-@names
-@errors_for_people
+@folder_argument
+@names_argument
+@print_errors
 def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
     """End the access of devices, also to a server that runs."""
     from featherfed.cli.certs import revoke
@@ -263,21 +263,21 @@ def certs_revoke(folder: Path, names: tuple[str, ...]) -> None:
 
 
 @certs.command("list")
-@a_folder
-@errors_for_people
+@folder_argument
+@print_errors
 def certs_list(folder: Path) -> None:
-    """Show who is enrolled, and when what expires."""
+    """List the enrolled devices, and when each certificate expires."""
     from featherfed.cli.certs import show
 
     show(folder)
 
 
 @app.command()
-@click.argument("sweep_file", type=A_PATH, metavar="SWEEP.toml")
+@click.argument("sweep_file", type=PATH, metavar="SWEEP.toml")
 @click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
-@click.option("--output", type=A_PATH, help="Instead of the sweep file's.")
-@logs
-@errors_for_people
+@click.option("--output", type=PATH, help="Instead of the sweep file's.")
+@logging_options
+@print_errors
 def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
     """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
     from featherfed.cli.sweep import run_sweep
@@ -286,8 +286,8 @@ def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
 
 
 @app.command()
-@click.argument("directory", type=A_PATH, metavar="DIR")
-@errors_for_people
+@click.argument("directory", type=PATH, metavar="DIR")
+@print_errors
 def report(directory: Path) -> None:
     """Make report.html and the plots from metrics.json, and print the tables.
 
@@ -303,9 +303,9 @@ def report(directory: Path) -> None:
 
 
 @app.command()
-@click.argument("model", type=A_PATH, metavar="MODEL.tflite")
-@click.argument("images", type=A_PATH, nargs=-1, metavar="[IMAGES]...")
-@errors_for_people
+@click.argument("model", type=PATH, metavar="MODEL.tflite")
+@click.argument("images", type=PATH, nargs=-1, metavar="[IMAGES]...")
+@print_errors
 def predict(model: Path, images: tuple[Path, ...]) -> None:
     """Classify images with an exported model; without any, the run's own sample images.
 
@@ -318,9 +318,9 @@ def predict(model: Path, images: tuple[Path, ...]) -> None:
 
 
 @app.command()
-@click.argument("directory", type=A_PATH, metavar="DIR")
-@click.argument("destination", type=A_PATH, metavar="DEST")
-@errors_for_people
+@click.argument("directory", type=PATH, metavar="DIR")
+@click.argument("destination", type=PATH, metavar="DEST")
+@print_errors
 def backup(directory: Path, destination: Path) -> None:
     """Copy a run's database to the folder DEST, while its server goes on.
 
@@ -334,8 +334,8 @@ def backup(directory: Path, destination: Path) -> None:
 
 
 @app.command()
-@click.argument("directory", type=A_PATH, metavar="DIR")
-@errors_for_people
+@click.argument("directory", type=PATH, metavar="DIR")
+@print_errors
 def check(directory: Path) -> None:
     """Check what a run or a client left on disk: digests, journal, ledger.
 
@@ -343,9 +343,9 @@ def check(directory: Path) -> None:
     with 1 if anything is wrong.
     """
     log.set_up(False)
-    from featherfed.cli import check as checking
+    from featherfed.cli.check import check_directory
 
-    sys.exit(0 if checking.check(directory) else 1)
+    sys.exit(0 if check_directory(directory) else 1)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`featherfed predict`: what an exported model sees in pictures, arrays and camera frames."""
+"""`featherfed predict`: classify pictures, arrays and camera frames by an exported model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featherfed.models.tflite import Classifier
 
 
 def predict_images(model: Path, images: list[Path]) -> None:
-    """Print the likeliest class of every image and its probability."""
+    """Print the most probable class of every image; without images, of the run's samples."""
     classifier = Classifier(model)
     sources = [(str(path), path) for path in images] if images else _samples(model)
     rows = [("image", "prediction", "probability")]
@@ -27,7 +27,7 @@ def predict_images(model: Path, images: list[Path]) -> None:
 
 
 def _samples(model: Path) -> Iterator[tuple[str, Source]]:
-    """Yield an image of every class that the run left beside its models."""
+    """Yield a label and an image for every class, from pictures.npz beside the model."""
     path = model.parent / "pictures.npz"
     if not path.is_file():
         raise ClientError(f"no pictures.npz beside {model}; name the images to classify")

@@ -1,4 +1,4 @@
-"""Exports the newest model for devices that only infer; transfers/releases.py delivers it."""
+"""Export the newest model as releases for devices that only infer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build_releases(
     calibration: Dataset,
     lock: threading.Lock,
 ) -> Releases:
-    """Return the releases of the coordinator's run, in a folder of their own under `output`.
+    """Return the releases of the coordinator's run, stored in a folder of its own in `output`.
 
     `lock` is held while `model`, which the evaluator uses too, is exported.
     """

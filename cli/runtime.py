@@ -1,38 +1,41 @@
-"""What a client trains with: Keras, or LiteRT where there is no TensorFlow."""
+"""Choose what a client trains with: Keras, or LiteRT where there is no TensorFlow."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from tqdm import tqdm
+from typing import Protocol
 
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.trainer import Trainer
-from featherfed.models.memory import process_memory
+from featherfed.edge_client.trainer import OnStep, Trainer
 from featherfed.proto import federation_pb2 as pb
 
-LOOK_EVERY = 0.1
-"""Seconds between two looks at a limited memory, each of some microseconds."""
 
-OnStep = Callable[[int, int, int], None]
-"""Gets round, steps done and steps in all."""
+class TrainerFactory(Protocol):
+    """Builds the trainer of one client in one run."""
+
+    def __call__(
+        self,
+        plan: pb.Plan,
+        manifest: Manifest,
+        step: bytes | None,
+        data: Dataset,
+        client: str,
+        on_step: OnStep,
+    ) -> Trainer:
+        """Return a trainer on `data`; `step` is the exported training step, if there is one."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime by name, what it can do, and how to build its trainer."""
+    """What a client trains with: its name, its optimisation methods and its trainers."""
 
     name: str
     methods: tuple[str, ...]
-    make_trainer: Callable[[pb.Plan, Manifest, bytes | None, Dataset, str, OnStep], Trainer]
+    make_trainer: TrainerFactory
 
 
 def choose_runtime(name: str, threads: int) -> Runtime:
@@ -65,66 +68,39 @@ def _keras(threads: int) -> Runtime:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
 
-    def make(
+    def make_trainer(
         plan: pb.Plan,
         manifest: Manifest,
         step: bytes | None,
         data: Dataset,
-        name: str,
-        told: OnStep,
+        client: str,
+        on_step: OnStep,
     ) -> Trainer:
-        return KerasTrainer(plan, manifest, data.images, data.labels, client=name, on_step=told)
+        return KerasTrainer(
+            plan, manifest, data.images, data.labels, client=client, on_step=on_step
+        )
 
-    return Runtime("keras", METHODS, make)
+    return Runtime("keras", METHODS, make_trainer)
 
 
 def _litert(threads: int) -> Runtime:
-    import ai_edge_litert.interpreter  # noqa: F401  # says at once if it is not installed
+    import ai_edge_litert.interpreter  # noqa: F401  # fails now if it is not installed
 
     from featherfed.edge_client.litert_trainer import METHODS, LitertTrainer
 
-    def make(
+    def make_trainer(
         plan: pb.Plan,
         manifest: Manifest,
         step: bytes | None,
         data: Dataset,
-        name: str,
-        told: OnStep,
+        client: str,
+        on_step: OnStep,
     ) -> Trainer:
         if step is None:
             raise ClientError("the server offers no training step for LiteRT; update featherfed")
         return LitertTrainer(
             plan, manifest, step, data.images, data.labels,
-            client=name, threads=threads, on_step=told,
+            client=client, threads=threads, on_step=on_step,
         )  # fmt: skip
 
-    return Runtime("litert", METHODS, make)
-
-
-def limit_memory(megabytes: int) -> None:
-    """End this process, with a message, as soon as it has had more than `megabytes` in memory.
-
-    That loses nothing: a client can be killed at any moment. The system's own limits for a process
-    are no use here: they count memory that was never touched (stacks of threads, some 100 MB), and
-    gRPC aborts at them. Raises ClientError where memory cannot be measured.
-    """
-    if peak_memory() is None:
-        raise ClientError(f"--memory: {sys.platform} has no /proc to read it from; leave it out")
-    threading.Thread(target=_end_above, args=(megabytes,), daemon=True).start()
-
-
-def _end_above(megabytes: int) -> None:
-    while (peak := peak_memory() or 0) <= megabytes:
-        time.sleep(LOOK_EVERY)
-    tqdm.write(
-        f"featherfed: {peak} MB of memory were in use, more than --memory {megabytes}; nothing is "
-        "lost: start again with more, or with less data",
-        file=sys.stderr,
-    )
-    os._exit(1)
-
-
-def peak_memory() -> int | None:
-    """Return the most MB that this process has had in memory, None where there is no /proc."""
-    peak = process_memory("VmHWM")
-    return None if peak is None else peak // 2**20
+    return Runtime("litert", METHODS, make_trainer)

@@ -40,11 +40,11 @@ def serve_run(settings: Settings) -> bool:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    store = Store(output / "run.db")  # first, since what cannot be written or read shows here
+    store = Store(output / "run.db")  # first: fails early if the directory cannot be used
     try:
         train, test = load_train_test(settings.evaluation.dataset)
         calibration = calibration_set(train)
-        del train  # only the clients train
+        del train  # frees its memory: only the clients train
         model = build_model(settings, test)
         lock = threading.Lock()
         coordinator = _coordinator(settings, store, model, test, lock)
@@ -59,7 +59,7 @@ def serve_run(settings: Settings) -> bool:
 
 
 def _allow_many_files() -> None:
-    """Every client's connection is a file; the usual limit of 1024 is for programs with select."""
+    """Raise the limit of open files, as each client's connection is one; often it is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do to a command."""
+"""How commands end on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import threading
 
 log = logging.getLogger(__name__)
 
-_ENDS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def say_on_sigterm(message: str, status: int | None = None) -> None:
-    """Log `message` when SIGTERM comes, and end with `status`.
+def end_on_sigterm(message: str, status: int | None = None) -> None:
+    """End this process on SIGTERM, at once, after logging `message`.
 
-    Without one, die of the signal, so that shells and systemd see what it was.
-    At once, whatever the main thread is in the middle of. To be called before threads are started:
-    they inherit that the signal is not for them.
+    The exit status is `status`; without one the signal itself ends the process, so that shells and
+    systemd see it. Call this before any thread is started: threads inherit the signal mask.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def wait() -> None:
+    def wait_for_sigterm() -> None:
         signal.sigwait({signal.SIGTERM})
         log.warning(message)
         if status is not None:
@@ -30,20 +29,21 @@ def say_on_sigterm(message: str, status: int | None = None) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, name="sigterm", daemon=True).start()
+    threading.Thread(target=wait_for_sigterm, name="sigterm", daemon=True).start()
 
 
 def stop_on_signal(stop: asyncio.Event) -> None:
     """Set `stop` on the first SIGTERM or SIGINT; the second one ends the process at once."""
     loop = asyncio.get_running_loop()
 
-    def first() -> None:
-        for signal_ in _ENDS:
+    def on_first_signal() -> None:
+        for signal_ in _STOP_SIGNALS:
             loop.remove_signal_handler(signal_)
             signal.signal(signal_, signal.SIG_DFL)
         log.warning("going down; a second signal ends at once, which loses nothing either")
         stop.set()
 
-    for signal_ in _ENDS:
-        loop.add_signal_handler(signal_, first)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)  # whoever started this may have blocked them
+    for signal_ in _STOP_SIGNALS:
+        loop.add_signal_handler(signal_, on_first_signal)
+    # The parent process may have blocked them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

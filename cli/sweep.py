@@ -1,6 +1,6 @@
 """`featherfed sweep`: run a grid of federations, one process per core, and report on all of them.
 
-Each run is a file of its own as soon as it is finished: after a kill, the same command goes on.
+Each finished run is saved in a file of its own, so the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from featherfed.sweep.simulate import simulate
 
 log = logging.getLogger(__name__)
 
-_rounds: Queue[int] | None = None  # in a worker: where it says that a round is done
+_rounds: Queue[int] | None = None  # set in a worker, which puts the number of each finished round
 
 
 def run_sweep(path: Path, workers: int, output: Path | None) -> None:
-    """Make the runs of a sweep file that have no result yet, then the tables and the page."""
+    """Run the cases of a sweep file that have no result yet, then write tables and page."""
     sweep = load_sweep(path)
     cases = list(sweep.cases())
     for case in cases:
@@ -83,8 +83,8 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
         ProcessPoolExecutor(workers, context, _start_worker, (rounds,)) as pool,
     ):
         bar = progress.add_task("rounds", total=sum(case.settings.rounds for case in cases))
-        follower = threading.Thread(target=_follow, args=(rounds, progress, bar))
-        follower.start()
+        counter = threading.Thread(target=_count_rounds, args=(rounds, progress, bar))
+        counter.start()
         open_: dict[Future[float], Case] = {
             pool.submit(run_case, case, output): case for case in cases
         }
@@ -103,10 +103,11 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             rounds.put(0)
-            follower.join()
+            counter.join()
 
 
-def _follow(rounds: Queue[int], progress: Progress, bar: object) -> None:
+def _count_rounds(rounds: Queue[int], progress: Progress, bar: object) -> None:
+    """Advance the progress bar by every finished round, until a 0 ends it."""
     while rounds.get():
         progress.advance(bar)  # type: ignore[arg-type]
 
@@ -118,7 +119,7 @@ def _progress() -> Progress:
 
 
 def _start_worker(rounds: Queue[int]) -> None:
-    """Give each worker one thread: runs in parallel use the cores better, and repeat exactly."""
+    """Limit a worker to one thread: parallel runs use the cores better then, and repeat exactly."""
     global _rounds
     _rounds = rounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -129,7 +130,7 @@ def _start_worker(rounds: Queue[int]) -> None:
 
 
 def _end_with_parent() -> None:
-    # A worker whose parent was killed would wait for its next run forever.
+    """End this worker when its parent has died; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -137,7 +138,7 @@ def _end_with_parent() -> None:
 
 
 def run_case(case: Case, output: Path) -> float:
-    """Run a case in this process, keep its metrics, and return the final accuracy."""
+    """Run a case in this process, save its metrics, and return the final accuracy."""
     settings = case.settings
     train, test = load_train_test(case.dataset)
     shards = partition(train.labels, case.clients, case.partition, case.seed)

@@ -1,4 +1,4 @@
-"""A run's tables on the terminal."""
+"""Print tables of runs and sweeps on the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def show_tables(directory: Path) -> None:
 
 
 def show_sweep(tables: list[tuple[str, list[dict[str, str]]]]) -> None:
-    """Print the codecs of each place of a sweep, and what they cost."""
+    """Print one table per group of a sweep's results: codecs, bytes and accuracy."""
     for title, rows in tables:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("codec", overflow="fold", min_width=16)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs featherfed on a Raspberry Pi (64-bit OS) or any 64-bit Debian: see docs/raspberry-pi.md.
 set -eu
-umask 022 # the service's user reads what root installs
+umask 022 # the service's user must be able to read what root installs
 
 usage() {
     cat <<'TEXT'
@@ -85,12 +85,12 @@ if [ -n "$credentials" ]; then
     done
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-stage=${DESTDIR:-} # for packagers and tests: settings and services go under it, nothing is started
+stage=${DESTDIR:-} # for packagers and tests: installs settings and services under it, starts nothing
 etc=$stage/etc/featherfed
 units=$stage/etc/systemd/system
 mark=$prefix/.featherfed
 
-live() { [ -z "$stage" ] && [ -d /run/systemd/system ]; }
+systemd_runs() { [ -z "$stage" ] && [ -d /run/systemd/system ]; }
 
 check_machine() {
     userland=$(dpkg --print-architecture 2>/dev/null || true)
@@ -109,14 +109,14 @@ check_machine() {
     esac
 }
 
-fits() { # a Python that featherfed runs on, of 64 bits
+is_supported_python() { # 64-bit, of a version that featherfed runs on
     command -v "$1" >/dev/null 2>&1 &&
         "$1" -c 'import struct, sys; sys.exit(not ((3, 11) <= sys.version_info[:2] < (3, 14) and struct.calcsize("P") == 8))'
 }
 
 find_python() {
     for python in python3 python3.13 python3.12 python3.11; do
-        if fits "$python"; then return; fi
+        if is_supported_python "$python"; then return; fi
     done
     die "needs a 64-bit Python 3.11 to 3.13; Raspberry Pi OS has one since bookworm (2023)"
 }
@@ -143,7 +143,7 @@ install_program() {
         [ -e "$from" ] || die "--from $from: there is no such file or folder"
         from=$(cd "$(dirname "$from")" && pwd)/$(basename "$from")
     fi
-    if [ -d "$from" ]; then # built in a copy: a build leaves files, and would take old ones in
+    if [ -d "$from" ]; then # built in a copy: a build leaves files behind, and would pick up old ones
         copy=$(mktemp -d)
         trap 'rm -rf "$copy"' EXIT
         tar -C "$from" --exclude='./.*' --exclude=./build --exclude=./runs -cf - . |
@@ -152,7 +152,7 @@ install_program() {
     fi
     say "installing featherfed[$extras] with $($python --version) into $prefix (some minutes)"
     "$python" -m venv "$prefix"
-    # The wheel of a changed checkout may bear the version that is there already.
+    # Forced: the wheel of a changed checkout may have the version that is installed already.
     if [ -n "$from" ]; then
         "$prefix/bin/pip" install --quiet --no-deps --force-reinstall "$from"
     fi
@@ -160,7 +160,7 @@ install_program() {
     "$prefix/bin/featherfed" version
 }
 
-write_settings() { # FILE: the text on standard input, unless there is one
+write_settings() { # FILE: writes standard input to FILE, unless it exists
     if [ -e "$1" ]; then
         cat >/dev/null
         say "kept $1"
@@ -170,7 +170,7 @@ write_settings() { # FILE: the text on standard input, unless there is one
     fi
 }
 
-install_credentials() { # the service's user alone reads them
+install_credentials() { # ENV_FILE: only the service's user can read them
     rm -rf "$etc/credentials"
     mkdir -m 0700 "$etc/credentials"
     for file in ca.pem token client.pem client-key.pem; do
@@ -179,7 +179,7 @@ install_credentials() { # the service's user alone reads them
         fi
     done
     if [ -z "$stage" ]; then chown -R featherfed: "$etc/credentials"; fi
-    # Appended: what comes last in the file counts, and the rest is kept.
+    # Appended: the last value in the file counts, and the rest is kept.
     set_last "$1" FEATHERFED_CREDENTIALS /etc/featherfed/credentials
     if [ "$role" = client ]; then
         set_last "$1" JOIN_NAME "$(sed 's/[.][^.]*$//' "$credentials/token")"
@@ -187,7 +187,7 @@ install_credentials() { # the service's user alone reads them
     say "installed the credentials of $credentials; delete that copy"
 }
 
-set_last() { # FILE NAME VALUE
+set_last() { # FILE NAME VALUE: appends NAME=VALUE, unless it is the last one already
     if [ "$(sed -n "s/^$2=//p" "$1" | tail -n 1)" != "$3" ]; then printf '%s=%s\n' "$2" "$3" >>"$1"; fi
 }
 
@@ -197,7 +197,7 @@ install_service() {
     fi
     mkdir -p "$etc" "$units" "$stage/srv/featherfed"
     if [ -n "${SUDO_USER:-}" ] && [ -z "$stage" ]; then
-        chown "$SUDO_USER" /srv/featherfed # whoever installs copies data there without root
+        chown "$SUDO_USER" /srv/featherfed # the user can then copy data there without root
     fi
     case $role in
         client)
@@ -241,16 +241,16 @@ TEXT
             ;;
     esac
     if [ -n "$credentials" ]; then install_credentials "$etc/$role.env"; fi
-    if [ "$role" = server ] && [ ! -e "$etc/certs" ]; then # the server reads it, its user fills it
+    if [ "$role" = server ] && [ ! -e "$etc/certs" ]; then # the server's user owns it, and makes certificates in it
         mkdir -m 0700 "$etc/certs"
         if [ -z "$stage" ]; then chown featherfed: "$etc/certs"; fi
     fi
     sed "s|/opt/featherfed|$prefix|g" "$here/featherfed-$role.service" \
         >"$units/featherfed-$role.service"
-    if live; then
+    if systemd_runs; then
         systemctl daemon-reload
         systemctl enable "featherfed-$role"
-        systemctl try-restart "featherfed-$role" # what runs already gets the new program
+        systemctl try-restart "featherfed-$role" # restarts a running service with the new program
     fi
     case $role in
         client) say "now put data into /srv/featherfed/data, then: sudo systemctl start featherfed-client" ;;
@@ -265,10 +265,10 @@ uninstall() {
     if [ "$service" = yes ]; then
         for role in client follow server; do
             [ -e "$units/featherfed-$role.service" ] || continue
-            if live; then systemctl disable --now "featherfed-$role"; fi
+            if systemd_runs; then systemctl disable --now "featherfed-$role"; fi
             rm "$units/featherfed-$role.service"
         done
-        if live; then systemctl daemon-reload; fi
+        if systemd_runs; then systemctl daemon-reload; fi
     fi
     rm -rf "$prefix"
     say "removed $prefix"

@@ -1,6 +1,6 @@
-"""What a device proves itself with: the folder that `featherfed certs client` made for it.
+"""A device's credentials: the folder that `featherfed certs client` made for it.
 
-ca.pem                      whose server certificates to trust
+ca.pem                      the authorities whose server certificates are trusted
 token                       NAME.SECRET
 client.pem, client-key.pem  both, or neither where the server asks for tokens alone
 """
@@ -17,18 +17,18 @@ from pathlib import Path
 from featherfed.edge_client.errors import ClientError
 
 SERVER_NAME = "featherfed.internal"
-"""In every certificate that `featherfed certs` makes for a server. Devices check it, and not the
-address: that may be found by multicast DNS, or change."""
+"""The name in every server certificate that `featherfed certs` makes. Devices check it instead of
+the address, which may change or come from multicast DNS."""
 
 EXPIRED, NOT_YET_VALID = 10, 9
-"""OpenSSL's codes of verification (X509_V_ERR_...)."""
+"""OpenSSL's verification codes (X509_V_ERR_...)."""
 
-_MAKE = "`featherfed certs client DIR NAME` on the server makes the folder; copy it as a whole"
+_HINT = "`featherfed certs client DIR NAME` on the server makes the folder; copy it as a whole"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """How to speak TLS with a server. Without a folder: the system's authorities, and no proof."""
+    """What TLS with a server needs; without a folder, only the system's trusted authorities."""
 
     folder: Path | None = None
     authorities: bytes | None = field(default=None, repr=False)
@@ -38,11 +38,11 @@ class Credentials:
 
     @property
     def name(self) -> str | None:
-        """The name that they prove."""
+        """The client name that they prove; None without a token."""
         return self.token.rpartition(".")[0] if self.token else None
 
-    def context(self) -> ssl.SSLContext:
-        """Return the same for the standard library's ssl."""
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return a client's context for the standard library's ssl."""
         context = ssl.create_default_context()
         if self.folder is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -53,7 +53,7 @@ class Credentials:
 
 
 def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | None:
-    """Return how to speak with the server at `address` (host:port), None for plaintext.
+    """Return the credentials for the server at `address` (host:port), None for plaintext.
 
     Raises ClientError if the folder cannot be used.
     """
@@ -67,7 +67,7 @@ def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | N
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether `address` (host:port) is surely on this machine; no name but one is."""
+    """Return whether `address` (host:port) is a loopback IP address or localhost."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -83,25 +83,25 @@ def load(folder: Path) -> Credentials:
         certificate, key = _read(folder, "client.pem"), _read(folder, "client-key.pem")
     text = token.decode("ascii", "replace").strip()
     if not text.isprintable() or not text.rpartition(".")[0]:
-        raise ClientError(f"{folder / 'token'} is damaged; {_MAKE}")
+        raise ClientError(f"{folder / 'token'} is damaged; {_HINT}")
     credentials = Credentials(folder, authorities, certificate, key, text)
     try:
-        credentials.context()
+        credentials.ssl_context()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ClientError(
             f"the certificates in {folder} are damaged, or client-key.pem is not the key of "
-            f"client.pem ({_reason(error)}); {_MAKE}"
+            f"client.pem ({_reason(error)}); {_HINT}"
         ) from error
-    fault = own_fault(credentials)
+    fault = own_certificate_error(credentials)
     if fault is not None and fault.verify_code != NOT_YET_VALID:  # the clock may be set any moment
-        raise ClientError(explain_own(credentials, fault))
+        raise ClientError(describe_certificate_error(credentials, fault))
     return credentials
 
 
-def own_fault(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
-    """Return what a server of the same authorities will find wrong with the client's certificate.
+def own_certificate_error(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
+    """Return the error that a server will find in the client's certificate, None if it finds none.
 
-    gRPC servers hang up without a word; the same check is made here in memory.
+    A gRPC server hangs up without saying why, so its check is made here, in memory.
     """
     if credentials.folder is None or credentials.certificate is None:
         return None
@@ -110,7 +110,7 @@ def own_fault(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
     server.load_cert_chain(folder / "client.pem", folder / "client-key.pem", "-")
     server.load_verify_locations(folder / "ca.pem")
     server.verify_mode = ssl.CERT_REQUIRED
-    client = credentials.context()
+    client = credentials.ssl_context()
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server)
@@ -125,24 +125,27 @@ def own_fault(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
     return None
 
 
-def explain_own(credentials: Credentials, fault: ssl.SSLCertVerificationError) -> str:
-    """Return what to do about a fault of the client's certificate."""
+def describe_certificate_error(
+    credentials: Credentials, error: ssl.SSLCertVerificationError
+) -> str:
+    """Return a message for the user: what is wrong with the certificate, and what to do."""
     path = f"{credentials.folder}/client.pem"
-    if fault.verify_code == EXPIRED:
+    if error.verify_code == EXPIRED:
         return (
-            f"the client certificate {path} has expired ({clock()}); on the server: featherfed "
-            f"certs client --renew DIR {credentials.name}, and copy the folder here again"
+            f"the client certificate {path} has expired ({clock_text()}); on the server: "
+            f"featherfed certs client --renew DIR {credentials.name}, and copy the folder here "
+            "again"
         )
-    if fault.verify_code == NOT_YET_VALID:
-        return f"the client certificate {path} is not valid yet: {clock()}; set the clock"
+    if error.verify_code == NOT_YET_VALID:
+        return f"the client certificate {path} is not valid yet: {clock_text()}; set the clock"
     return (
         f"the client certificate {path} was not issued by an authority in ca.pem beside it "
-        f"({fault.verify_message}); {_MAKE}"
+        f"({error.verify_message}); {_HINT}"
     )
 
 
-def clock() -> str:
-    """Return what this device takes for the time: some have no clock that runs without power."""
+def clock_text() -> str:
+    """Return the device's time, for messages: without a battery its clock may be wrong."""
     return f"this device's clock says {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
 
 
@@ -151,7 +154,7 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except OSError as error:
         raise ClientError(
-            f"cannot read credentials {folder / name}: {error.strerror}; {_MAKE}, readable for the "
+            f"cannot read credentials {folder / name}: {error.strerror}; {_HINT}, readable for the "
             "user that featherfed runs as"
         ) from error
 
@@ -161,7 +164,7 @@ def _reason(error: Exception) -> str:
 
 
 def _system_authorities() -> bytes | None:
-    """Return the system's authorities; None for gRPC's own where the system has no such file."""
+    """Return the system's trusted authorities (PEM); None if it has no such file: gRPC's then."""
     paths = ssl.get_default_verify_paths()
     for path in (paths.cafile, os.path.join(paths.capath or "", "ca-certificates.crt")):
         if path and os.path.isfile(path):

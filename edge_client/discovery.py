@@ -1,4 +1,4 @@
-"""Finding a run's server on the local network by multicast DNS, when no address was given."""
+"""Find a run's server on the local network by multicast DNS, if no address was given."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ log = logging.getLogger(__name__)
 
 SERVICE_TYPE = "_featherfed._tcp.local."
 RUN_KEY = "run"
-"""The key of the TXT record that holds the run's name."""
+"""Key of the run's name in the TXT record."""
 
 FIND_SECONDS = 10.0
-_SETTLE_SECONDS = 2.0  # after the first server was heard: a second one makes the choice unclear
+_SETTLE_SECONDS = 2.0  # to wait for a second server after the first, as the user must choose then
 _RESOLVE_MILLISECONDS = 3000
 _CONNECT_SECONDS = 2.0
-_GIVE_IT = "give the server's address (HOST:PORT)"
+_HINT = "give the server's address (HOST:PORT)"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A server that announces itself: its run, and where it listens (HOST:PORT, best first)."""
+    """A server that announces itself: its run and its addresses (HOST:PORT, best first)."""
 
     run: str
     addresses: tuple[str, ...]
 
 
-def find(timeout: float = FIND_SECONDS, only_here: bool = False) -> str:
-    """Return the address of the one server on the local network, heard within `timeout` seconds.
+def find(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> str:
+    """Return the address of the only server that announces itself within `timeout` seconds.
 
-    Raises ClientError if there is none, more than one, or if it cannot be reached.
+    Raises ClientError if there are none or several, or if it cannot be reached.
     """
-    return choose(browse(timeout, only_here), timeout, answers)
+    return choose(browse(timeout, loopback_only), timeout, answers)
 
 
 def choose(offers: Sequence[Offer], waited: float, answers: Callable[[str], bool]) -> str:
-    """Return the first address that answers of the only offer; raise ClientError otherwise."""
+    """Return the only offer's first address that answers; raise ClientError if there is none."""
     if not offers:
         raise ClientError(
             f"no server announced itself on this network within {waited:.0f} s; is it running, "
             'with [server] host = "0.0.0.0" in its run file, in the same network (a guest Wi-Fi '
-            f"often keeps its devices apart)? Or {_GIVE_IT}"
+            f"often keeps its devices apart)? Or {_HINT}"
         )
     if len(offers) > 1:
         lines = [f"  {offer.run} at {' or '.join(offer.addresses)}" for offer in offers]
-        raise ClientError("\n".join([f"several servers announce themselves; {_GIVE_IT}", *lines]))
+        raise ClientError("\n".join([f"several servers announce themselves; {_HINT}", *lines]))
     (offer,) = offers
     for address in offer.addresses:
         if answers(address):
@@ -66,12 +66,12 @@ def choose(offers: Sequence[Offer], waited: float, answers: Callable[[str], bool
             return address
     raise ClientError(
         f"run {offer.run} announces itself at {' and '.join(offer.addresses)}, but nothing answers "
-        f"there; let TCP through the server's firewall, or {_GIVE_IT}"
+        f"there; let TCP through the server's firewall, or {_HINT}"
     )
 
 
 def answers(address: str) -> bool:
-    """Return whether something accepts connections at `address`."""
+    """Return whether `address` accepts TCP connections."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -80,12 +80,12 @@ def answers(address: str) -> bool:
     return True
 
 
-def browse(timeout: float, only_here: bool = False) -> list[Offer]:
-    """Return what announces itself, sorted by run; listen in all networks or only here."""
+def browse(timeout: float, loopback_only: bool = False) -> list[Offer]:
+    """Return the servers that announce themselves within `timeout` seconds, sorted by run."""
     try:
-        opened = open_zeroconf(only_here)
+        opened = open_zeroconf(loopback_only)
     except ClientError as error:
-        raise ClientError(f"{error}; or {_GIVE_IT}") from error
+        raise ClientError(f"{error}; or {_HINT}") from error
     with contextlib.closing(opened) as zeroconf:
         names = _listen(zeroconf, timeout)
         infos = [
@@ -95,19 +95,19 @@ def browse(timeout: float, only_here: bool = False) -> list[Offer]:
     return sorted((o for o in offers if o.addresses), key=lambda o: (o.run, o.addresses))
 
 
-def open_zeroconf(only_here: bool = False) -> Zeroconf:
-    """Return multicast DNS on all of this machine's networks, or on its loopback interface alone.
+def open_zeroconf(loopback_only: bool = False) -> Zeroconf:
+    """Open multicast DNS on all interfaces of this machine, or on the loopback interface only.
 
-    Raises ClientError where the library or the network is missing.
+    Raises ClientError if the library is not installed or the network cannot be used.
     """
     try:
         from zeroconf import Zeroconf
     except ModuleNotFoundError as error:
         raise ClientError("to use the local network's names, pip install zeroconf") from error
-    loopback = ["127.0.0.1"]  # ::1 takes no multicast
-    own = [str(address) for address in own_addresses() if not address.is_loopback]
+    loopback = ["127.0.0.1"]  # ::1 does not support multicast
+    others = [str(address) for address in own_addresses() if not address.is_loopback]
     try:
-        return Zeroconf(loopback if only_here else loopback + own)
+        return Zeroconf(loopback if loopback_only else loopback + others)
     except OSError as error:
         raise ClientError(f"this machine cannot send to the local network: {error}") from error
 
@@ -125,7 +125,7 @@ def own_addresses() -> list[IPAddress]:
 
 
 def _listen(zeroconf: Zeroconf, timeout: float) -> list[str]:
-    """Return the names of the services that are there, a little after the first was heard."""
+    """Return the names of the services heard until shortly after the first one."""
     from zeroconf import ServiceBrowser, ServiceStateChange
 
     names: set[str] = set()

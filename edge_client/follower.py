@@ -1,7 +1,7 @@
-"""A device that only infers keeps the newest .tflite of a run: fetch, check, swap.
+"""Keep the newest .tflite of a run on a device that only infers: fetch, check, replace.
 
-Knows neither gRPC nor what is in the files. However the process dies, the file is one that the
-server has released, whole.
+Knows neither gRPC nor the content of the files. A process that is killed at any moment leaves a
+complete file that the server has released.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from featherfed.proto import federation_pb2 as pb
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 256 * 2**20
-"""No server makes a device allocate more than this, for what it sends or for what comes of it."""
+"""Most bytes of a release, compressed or not; protects the device's memory."""
 
 POLL_SECONDS = 20
-_SHORT_POLL = 1.0  # an answer of nothing that comes sooner is followed by a pause
+_SHORT_POLL = 1.0  # seconds; after a poll that finds nothing and was shorter, the device pauses
 
 _KIND = re.compile(r"[a-z0-9]{1,16}")
 
 
-class Source(Protocol):
-    """Where releases come from; raises Rejected and Unreachable."""
+class ReleaseSource(Protocol):
+    """Delivers releases; raises Rejected and Unreachable."""
 
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
-        """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
+        """Return a release and its data, at most `limit` bytes; None if nothing is newer."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A new file in place: `received` bytes of data made one of `size` bytes."""
+    """A replaced file: its version, SHA-256, bytes received for it and its size in bytes."""
 
     version: int
     digest: bytes
@@ -54,10 +54,10 @@ class Swap:
 
 
 class ModelFile:
-    """DIR/model_KIND.tflite, which is replaced whole or not at all, by one process at a time."""
+    """DIR/model_KIND.tflite, replaced atomically, by one process at a time."""
 
     def __init__(self, directory: Path, kind: str) -> None:
-        """Lock `directory`, making it if need be; raise ClientError if that cannot be."""
+        """Lock `directory`, made if need be; raise ClientError if it cannot be used."""
         if not _KIND.fullmatch(kind):
             raise ClientError(f"{kind!r} is no kind of file; use int8, dynamic, float16 or float32")
         self.path = directory / f"model_{kind}.tflite"
@@ -65,16 +65,16 @@ class ModelFile:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(directory)
-            scratch_of(self.path).unlink(missing_ok=True)  # of a process that was killed
+            scratch_of(self.path).unlink(missing_ok=True)  # left by a process that was killed
         except OSError as error:
             raise self._unusable(error) from error
 
     def close(self) -> None:
-        """Let another process follow."""
+        """Release the lock."""
         self._lock.close()
 
     def read(self) -> bytes:
-        """Return the file as it is now; b"" if there is none, or it is too large to be one."""
+        """Return the file's content; b"" if there is none, or it is too large for a release."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
@@ -85,7 +85,7 @@ class ModelFile:
         return data if len(data) <= MAX_FILE_BYTES else b""
 
     def replace(self, data: bytes) -> None:
-        """Put `data` in the file's place; it is on disk when this returns."""
+        """Replace the file by `data`; it is synced to disk on return."""
         try:
             write_whole(self.path, data)
         except OSError as error:
@@ -108,13 +108,13 @@ def _lock(directory: Path) -> IO[bytes]:
 
 
 class Follower:
-    """Keeps one file at the newest release of what `source` serves."""
+    """Keeps one file at the newest release of a source."""
 
     def __init__(
         self,
         device: str,
         kind: str,
-        source: Source,
+        source: ReleaseSource,
         file: ModelFile,
         on_swap: Callable[[Swap], None] = lambda swap: None,
         pause: Callable[[float], None] = time.sleep,
@@ -127,37 +127,37 @@ class Follower:
         self._pause = pause
 
     def run(self, once: bool = False) -> None:
-        """Follow for ever, or with `once` until the file is the newest; for that it must exist.
+        """Follow for ever, or with `once` until there is a file and it is the newest.
 
-        Raises BadRelease if the server sends something else than it announces, ClientError if the
-        file cannot be written, and what the source raises.
+        Raises BadRelease if the server sends another file than it announces, ClientError if the
+        file cannot be written, and the source's errors.
         """
         while True:
             began = time.monotonic()
-            swap = self.step(0 if once else POLL_SECONDS)
+            swap = self.refresh(0 if once else POLL_SECONDS)
             if once and (swap or self._file.read()):
                 return
             if not swap and time.monotonic() - began < _SHORT_POLL:
                 self._pause(random.uniform(1, 2) * _SHORT_POLL)
 
-    def step(self, wait_seconds: int = 0) -> Swap | None:
-        """Ask once, wait for something newer for so long, and put it in place.
+    def refresh(self, wait_seconds: int = 0) -> Swap | None:
+        """Replace the file if there is a newer release; wait `wait_seconds` for one.
 
-        The old file is read anew each time, so one that was damaged or edited is replaced whole.
+        The old file is read each time, so one that was damaged or edited is replaced too.
         """
         old = self._file.read()
         have = hashlib.sha256(old).digest() if old else b""
         try:
-            return self._take(old, have, wait_seconds)
+            return self._fetch(old, have, wait_seconds)
         except WireError as error:
             if not old:
                 raise BadRelease(f"the server's file is not what it announced: {error}") from error
-            log.warning("what came is not what was announced (%s); fetching the whole file", error)
+            log.warning("the delta does not give the announced file (%s); fetching it whole", error)
         with suppress(WireError):
-            return self._take(b"", b"", 0)
+            return self._fetch(b"", b"", 0)
         raise BadRelease("the server's file is not what it announced, not even whole")
 
-    def _take(self, old: bytes, have: bytes, wait_seconds: int) -> Swap | None:
+    def _fetch(self, old: bytes, have: bytes, wait_seconds: int) -> Swap | None:
         request = pb.FetchReleaseRequest(
             device=self._device, kind=self._kind, have_digest=have, wait_seconds=wait_seconds
         )
@@ -167,15 +167,18 @@ class Follower:
         release, payload = found
         if release.digest == have:
             return None
-        data = file_of(release, payload, old)
+        data = decode_release(release, payload, old)
         self._file.replace(data)
         swap = Swap(release.version, release.digest, len(payload), len(data))
         self._on_swap(swap)
         return swap
 
 
-def file_of(release: pb.Release, payload: bytes, old: bytes) -> bytes:
-    """Return the announced file; raise WireError if it does not come out of `payload`."""
+def decode_release(release: pb.Release, payload: bytes, old: bytes) -> bytes:
+    """Return the announced file, decoded from `payload`; raise WireError if it is another.
+
+    If the payload is a delta, it is one against the file `old`.
+    """
     if not 0 < release.size <= MAX_FILE_BYTES:
         raise WireError(f"{release.size} bytes announced; 1 to {MAX_FILE_BYTES} are possible")
     data = decode_file(payload, release.size, old if release.delta else b"")

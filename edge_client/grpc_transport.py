@@ -1,38 +1,34 @@
-"""The seam to the server: one protocol, and its gRPC adapter. Only this module knows gRPC."""
+"""The client's calls to a server over gRPC; no other module of the client imports grpc."""
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
-import tenacity
 
 from featherfed.edge_client.credentials import SERVER_NAME, Credentials
 from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
-from featherfed.edge_client.handshake import diagnose
-from featherfed.edge_client.partial import Partial
-from featherfed.edge_client.plan import check_step
+from featherfed.edge_client.handshake import HandshakeCheck
+from featherfed.edge_client.partial_download import PartialDownload
+from featherfed.edge_client.retry import Retry
+from featherfed.edge_client.training_step import check_step
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
-log = logging.getLogger(__name__)
-
 RETRY_CHUNK_BYTES = 16 * 1024
-"""After an upload broke off: a link that is too thin for the larger chunks makes headway too."""
+"""Bytes of a message after an upload broke off: smaller ones also pass over a very thin link."""
 POLL_SECONDS = 20
+"""How long the server may hold a request for the next task."""
 CALL_TIMEOUT = 60.0
 TRANSFER_TIMEOUT = 3600.0
-"""A model over a thin link may take its time; a dead link is noticed by keepalive."""
+"""Seconds: long enough for a model over a thin link; keepalive detects a dead one sooner."""
 
 _OPTIONS = [
-    # 64 KiB of a download are under way; else it may be some MiB, which a cut link loses.
+    # Keeps the receive window at 64 KiB: with more, some MiB would be lost when a link is cut.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -40,7 +36,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 15_000),
 ]
 
-# What a server says about the call itself; anything else is the link's fault and worth a retry.
+# The server refuses the call itself; any other code may come from the link and is retried.
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -49,18 +45,15 @@ _FINAL = {
 }
 
 RETRY_AFTER = "retry-after"
-"""Trailing metadata of a busy server: seconds to wait."""
-LONGEST_WAIT = 15.0
+"""Key of the trailing metadata in which a busy server asks to wait, in seconds."""
 LONGEST_HINT = 300.0
-"""No server makes a client wait longer than that before it asks again."""
-_SOON = 0.5
-"""Seconds at most until a transfer that broke off goes on: not all clients at once."""
+"""Most seconds that a client waits on a server's request."""
 
 T = TypeVar("T")
 
 
 class GrpcTransport:
-    """gRPC over HTTP/2; retries with exponential backoff and full jitter."""
+    """Implements `Transport` and `ReleaseSource` by gRPC; retries all calls but heartbeats."""
 
     def __init__(
         self,
@@ -69,42 +62,40 @@ class GrpcTransport:
         credentials: Credentials | None = None,
         partial: Path | None = None,
     ) -> None:
-        """Talk to `address` (host:port); give up when it is silent for `give_up_after` seconds.
+        """Connect to `address` (host:port); give up when it is silent for `give_up_after` seconds.
 
-        Without `credentials`, in plaintext. `partial`: a file for what came of a model when this
-        process dies, for the next one.
+        `credentials`: None for plaintext. `partial`: the file that keeps an unfinished model
+        download, for this process or the next one to resume; None for memory only.
         """
         self._address = address
-        self._give_up_after = give_up_after
-        self._credentials = credentials
         self._partial = partial
-        self._answered = False
-        self._faults = 0
+        self._retry = Retry(give_up_after)
+        self._handshake = HandshakeCheck(address, credentials)
         self._channel = _channel(address, credentials)
         self._stub = pb_grpc.FederationStub(self._channel)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:  # noqa: D102
-        return self._retry(lambda: self._stub.Join(request, timeout=CALL_TIMEOUT))
+        return self._call(lambda: self._stub.Join(request, timeout=CALL_TIMEOUT))
 
     def next_task(self, session: int) -> pb.NextTaskReply:  # noqa: D102
         request = pb.NextTaskRequest(session=session, wait_seconds=POLL_SECONDS)
-        return self._retry(lambda: self._stub.NextTask(request, timeout=CALL_TIMEOUT))
+        return self._call(lambda: self._stub.NextTask(request, timeout=CALL_TIMEOUT))
 
     def fetch_model(  # noqa: D102
         self, request: pb.FetchModelRequest
     ) -> tuple[list[pb.Link], bytes]:
-        with Partial(self._partial, request) as partial:
-            self._retry(lambda: self._fetch(request, partial), lambda: partial.size)
+        with PartialDownload(self._partial, request) as partial:
+            self._call(lambda: self._fetch(request, partial), lambda: partial.size)
             return partial.finish()
 
-    def _fetch(self, request: pb.FetchModelRequest, partial: Partial) -> None:
+    def _fetch(self, request: pb.FetchModelRequest, partial: PartialDownload) -> None:
         ask = pb.FetchModelRequest()
         ask.CopyFrom(request)
         ask.offset = partial.size
         first = True
         for chunk in self._stub.FetchModel(ask, timeout=TRANSFER_TIMEOUT):
             if first and not partial.begin(chunk.links, chunk.offset):
-                raise Rejected(f"{self._address}: the server goes on with what it never began")
+                raise Rejected(f"{self._address}: the server resumes a transfer that never began")
             first = False
             partial.add(chunk.data)
             if partial.size > partial.announced:
@@ -113,7 +104,7 @@ class GrpcTransport:
     def fetch_step(self, session: int, step: pb.Step) -> bytes:  # noqa: D102
         check_step(step)
         data = bytearray()
-        self._retry(lambda: self._fetch_step(session, step, data), lambda: len(data))
+        self._call(lambda: self._fetch_step(session, step, data), lambda: len(data))
         return bytes(data)
 
     def _fetch_step(self, session: int, step: pb.Step, data: bytearray) -> None:
@@ -138,10 +129,10 @@ class GrpcTransport:
             again = True
             return self._stub.SubmitUpdate(chunks, timeout=TRANSFER_TIMEOUT)
 
-        return self._retry(call, lambda: head.offset)
+        return self._call(call, lambda: head.offset)
 
     def resume_update(self, header: pb.UpdateHeader) -> int:  # noqa: D102
-        return self._retry(lambda: self._ask_offset(header))
+        return self._call(lambda: self._ask_offset(header))
 
     def _ask_offset(self, header: pb.UpdateHeader) -> int:
         reply = self._stub.ResumeUpload(pb.ResumeUploadRequest(header=header), timeout=CALL_TIMEOUT)
@@ -153,18 +144,20 @@ class GrpcTransport:
         request = pb.HeartbeatRequest(session=session)
         try:
             self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
-        except ValueError as error:  # gRPC's word for a channel that was closed meanwhile
+        except ValueError as error:  # raised by gRPC for a channel that is closed
             raise Unreachable(f"{self._address}: {error}") from error
 
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
-        """Return a release and its data, at most `limit` bytes, or None if there is nothing new."""
-        got = _Release()
-        self._retry(lambda: self._fetch_release(request, limit, got), lambda: len(got.data))
+        """Return a release and its data, at most `limit` bytes; None if nothing is newer."""
+        got = _PartialRelease()
+        self._call(lambda: self._fetch_release(request, limit, got), lambda: len(got.data))
         return None if got.release is None else (got.release, bytes(got.data))
 
-    def _fetch_release(self, request: pb.FetchReleaseRequest, limit: int, got: _Release) -> None:
+    def _fetch_release(
+        self, request: pb.FetchReleaseRequest, limit: int, got: _PartialRelease
+    ) -> None:
         ask = pb.FetchReleaseRequest()
         ask.CopyFrom(request)
         if got.release is not None:
@@ -174,7 +167,9 @@ class GrpcTransport:
             if release is None:
                 release = chunk.release
                 if chunk.offset > (len(got.data) if release == got.release else 0):
-                    raise Rejected(f"{self._address}: the server goes on with what it never began")
+                    raise Rejected(
+                        f"{self._address}: the server resumes a transfer that never began"
+                    )
                 got.release = release
                 del got.data[chunk.offset :]
             got.data += chunk.data
@@ -182,110 +177,44 @@ class GrpcTransport:
                 raise Rejected(f"{self._address}: the server sends more than it announced")
 
     def status(self) -> pb.StatusReply:
-        """Return where the run is; needs no session."""
-        return self._retry(lambda: self._stub.GetStatus(pb.StatusRequest(), timeout=5))
+        """Return the run's progress; needs no session."""
+        return self._call(lambda: self._stub.GetStatus(pb.StatusRequest(), timeout=5))
 
     def close(self) -> None:  # noqa: D102
         self._channel.close()
 
-    def _retry(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Return what `call` returns once it does; `progress` is in bytes that need no retry.
-
-        A call that got on is followed by another one soon, and however often.
-        """
-        while True:
-            before = progress()
-            try:
-                return self._attempts(call, progress)
-            except Unreachable as error:
-                if progress() <= before:
-                    raise
-                log.warning("broke off, going on after %d bytes: %s", progress(), error)
-                time.sleep(random.uniform(0, _SOON))
-
-    def _attempts(self, call: Callable[[], T], progress: Callable[[], int]) -> T:
-        """Try until it is done, got on, or the server has been silent for too long."""
-        silence, before = _Silence(self._give_up_after), progress()
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unreachable),
-            wait=wait_before_retry,
-            stop=lambda state: silence.too_long(state) or progress() > before,
-            before_sleep=self._say_waiting,
-            reraise=True,
-        )
-        result: T = retrying(self._translate, call)
-        return result
+    def _call(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Return the result of `call`; retried, and with errors translated."""
+        return self._retry.run(lambda: self._translate(call), progress)
 
     def _translate(self, call: Callable[[], T]) -> T:
+        """Return the result of `call`, with gRPC's errors turned into those of errors.py."""
         try:
             result = call()
-            self._answered, self._faults = True, 0
-            return result
         except grpc.RpcError as error:
-            text = f"{self._address}: {error.details()}"
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise SessionLost(text) from error
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise StaleTask(text) from error
-            if error.code() in _FINAL:
-                raise Rejected(text) from error
-            self._check_handshake(error)
-            unreachable = Unreachable(f"{text} ({error.code().name})")
-            unreachable.retry_after = _retry_after(error)
-            unreachable.busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            raise unreachable from error
+            raise self._translated(error) from error
+        self._handshake.answered()
+        return result
 
-    def _check_handshake(self, error: grpc.RpcError) -> None:
-        """Raise what is wrong with the credentials, if that is why there is no answer."""
-        if self._answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
-            self._answered = False  # once is the link's fault; from the second time on it is asked
-            return
-        fault = diagnose(self._address, self._credentials)
-        if fault is None:
-            return
-        self._faults += 1
-        if self._faults >= fault.tries:
-            raise Rejected(f"{self._address}: {fault.message}") from error
-        raise Unreachable(f"{self._address}: {fault.message}") from error
-
-    def _say_waiting(self, state: tenacity.RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            log.warning("no answer, trying again: %s", state.outcome.exception())
-
-
-class _Silence:
-    """When to give up: `seconds` after the first failure; a long poll before it was no silence."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._first: float | None = None
-
-    def too_long(self, state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Unreachable) and error.busy:  # it is there, and asks to wait
-            self._first = None
-            return False
-        if self._first is None:
-            self._first = time.monotonic()
-        return time.monotonic() - self._first >= self._seconds
-
-
-_backoff = tenacity.wait_random_exponential(multiplier=1, max=LONGEST_WAIT)
-
-
-def wait_before_retry(state: tenacity.RetryCallState) -> float:
-    """Return seconds: exponential backoff with full jitter, from the first retry on.
-
-    (AWS Architecture Blog, Exponential Backoff and Jitter, 2015.) It comes on top of what a busy
-    server asks for, so that its clients do not come back together.
-    """
-    error = state.outcome.exception() if state.outcome else None
-    hint = error.retry_after if isinstance(error, Unreachable) else 0.0
-    return hint + float(_backoff(state))
+    def _translated(self, error: grpc.RpcError) -> Exception:
+        text = f"{self._address}: {error.details()}"
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return SessionLost(text)
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return StaleTask(text)
+        if error.code() in _FINAL:
+            return Rejected(text)
+        fault = self._handshake.failed(error.code() is grpc.StatusCode.UNAVAILABLE)
+        if fault is not None:
+            return fault
+        unreachable = Unreachable(f"{text} ({error.code().name})")
+        unreachable.retry_after = _retry_after(error)
+        unreachable.busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        return unreachable
 
 
 def _retry_after(error: grpc.RpcError) -> float:
-    """Return the seconds that a server asks to wait, 0 if it asks for nothing sensible."""
+    """Return the seconds that a server asks to wait; 0 if it asks for none, or not for a number."""
     for item in error.trailing_metadata() or ():
         if item.key == RETRY_AFTER:
             with suppress(ValueError):
@@ -301,7 +230,7 @@ def _channel(address: str, credentials: Credentials | None) -> grpc.Channel:
         credentials.authorities, credentials.key, credentials.certificate
     )
     options: list[tuple[str, int | str]] = list(_OPTIONS)
-    if credentials.token is not None:  # gRPC never sends it over a connection in plaintext
+    if credentials.token is not None:  # gRPC never sends it unencrypted
         token = grpc.access_token_call_credentials(credentials.token)
         secure = grpc.composite_channel_credentials(secure, token)
     if credentials.folder is not None:
@@ -309,8 +238,8 @@ def _channel(address: str, credentials: Credentials | None) -> grpc.Channel:
     return grpc.secure_channel(address, secure, options=options)
 
 
-class _Release:
-    """What came of a release so far."""
+class _PartialRelease:
+    """The part of a release that was received so far."""
 
     def __init__(self) -> None:
         self.release: pb.Release | None = None
@@ -318,7 +247,7 @@ class _Release:
 
 
 def _chunks(header: pb.UpdateHeader, payload: bytes, size: int) -> Iterator[pb.UpdateChunk]:
-    """Yield a payload from the header's offset on, in chunks of so many bytes."""
+    """Yield a payload from the header's offset on, in chunks of `size` bytes."""
     first = header.offset + size
     yield pb.UpdateChunk(header=header, data=payload[header.offset : first])
     for at in range(first, len(payload), size):

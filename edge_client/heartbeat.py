@@ -1,4 +1,4 @@
-"""Signs of life while a client is busy with a round."""
+"""Tell the server regularly that a client works on its round."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unre
 log = logging.getLogger(__name__)
 
 
-class Heart:
-    """Calls `beat` every `seconds` from a thread of its own, for as long as the caller's lives.
+class Heartbeat:
+    """Calls `beat` every `seconds` from a background thread, inside a `with` block.
 
-    `beat` gets the seconds that it may take. What it raises of the link and the server is only
-    logged: the round's own calls will meet it. With 0 seconds it does nothing.
+    It stops at the end of the block, or when the thread that entered it ends. `beat` gets its
+    timeout in seconds. Errors of link and server are only logged, since the round's own calls raise
+    them too. With 0 seconds nothing is called.
     """
 
     def __init__(self, beat: Callable[[float], None], seconds: float) -> None:
@@ -25,11 +26,11 @@ class Heart:
         self._seconds = seconds
         self._stop = threading.Event()
 
-    def __enter__(self) -> Heart:
-        """Begin, for the calling thread."""
+    def __enter__(self) -> Heartbeat:
+        """Start the background thread."""
         if self._seconds:
             owner = threading.current_thread()
-            threading.Thread(target=self._run, args=(owner,), name="heart", daemon=True).start()
+            threading.Thread(target=self._run, args=(owner,), name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(
@@ -38,11 +39,11 @@ class Heart:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop; a call under way may still end by itself."""
+        """Start no further call, without waiting for one under way."""
         self._stop.set()
 
     def _run(self, owner: threading.Thread) -> None:
-        # The clients of a round start at the same moment: their beats shall not stay together.
+        # The clients of a round start at the same moment: the first wait spreads their calls.
         wait = random.uniform(0, self._seconds)
         while not self._stop.wait(wait) and owner.is_alive():
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import OnStep, Trained
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
@@ -32,12 +32,13 @@ class KerasTrainer:
         labels: npt.NDArray[np.int64],
         *,
         client: str,
-        on_step: Callable[[int, int, int], None] | None = None,
+        on_step: OnStep | None = None,
         model: FederatedModel | None = None,
     ) -> None:
-        """Build the model, or share one; `on_step` gets round, steps done and steps in all.
+        """Build the plan's model, unless `model` is given to be shared.
 
-        Raises ClientError if the plan asks for a model that this client builds differently.
+        Raises ClientError if this client builds another model from the plan than the server, or
+        does not support its method, optimizer or loss.
         """
         try:
             method = Method(plan.optimization.method)
@@ -64,9 +65,9 @@ class KerasTrainer:
         self._on_step = on_step
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
-        """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
+        """Train for the plan's epochs from `weights`; the order of examples is seeded."""
         self._model.set_weights(weights)
-        report = self._on_step
+        on_step = self._on_step
         loss, accuracy = self._model.fit(
             self._images,
             self._labels,
@@ -77,6 +78,8 @@ class KerasTrainer:
             loss=self._loss,
             sparsity=task.sparsity,
             seed=round_seed(self._seed, task.round, self._client),
-            on_step=None if report is None else lambda done, total: report(task.round, done, total),
+            on_step=None
+            if on_step is None
+            else lambda done, total: on_step(task.round, done, total),
         )
         return Trained(self._model.get_weights(), loss, accuracy)

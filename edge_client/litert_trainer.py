@@ -1,4 +1,4 @@
-"""Training with LiteRT and numpy alone: runs the training step that the server exported.
+"""Training with LiteRT and numpy alone, by the training step that the server exported.
 
 docs/training-step.md describes the step's inputs and outputs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import OnStep, Trained
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method
 
@@ -39,9 +39,9 @@ class LitertTrainer:
         *,
         client: str,
         threads: int = 1,
-        on_step: Callable[[int, int, int], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        """Load `step`, a .tflite; `on_step` gets round, steps done and steps in all.
+        """Load `step`, a .tflite.
 
         Raises ClientError if the step is damaged or does not fit the plan and the data.
         """
@@ -56,33 +56,33 @@ class LitertTrainer:
         self._on_step = on_step
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
-        """Return what the plan's epochs make of `weights`; the order of examples is seeded."""
+        """Train for the plan's epochs from `weights`; the order of examples is seeded."""
         step = self._step
         masks = magnitude_masks(self._manifest, weights, task.sparsity)
         step.begin(weights, masks, self._training.learning_rate)
         seed = round_seed(self._seed, task.round, self._client)
-        # The orders of the epochs are drawn from [seed, 0], [seed, 1], ...: this is the next.
+        # Seeds [seed, 0] to [seed, epochs - 1] draw the order of examples of each epoch.
         noise = np.random.default_rng([seed, self._training.epochs])
         count, batch = len(self._images), step.batch_size
         total = self._training.epochs * -(-count // batch)
         done = 0
         for epoch in range(self._training.epochs):
             order = epoch_order(count, epoch, seed)
-            loss = right = 0.0
+            loss = num_correct = 0.0
             for start in range(0, count, batch):
                 chosen = order[start : start + batch]
                 mean, correct = step.run(self._images[chosen], self._labels[chosen], noise)
                 loss += mean * len(chosen)
-                right += correct
+                num_correct += correct
                 done += 1
                 if self._on_step is not None:
                     self._on_step(task.round, done, total)
-        # Once more, since masking a negative value has left -0.0.
-        return Trained(mask_weights(step.weights(), masks), loss / count, right / count)
+        # Masked again, as the step leaves -0.0 where it masked a negative value.
+        return Trained(mask_weights(step.weights(), masks), loss / count, num_correct / count)
 
 
 class TrainingStep:
-    """An exported step in LiteRT's Interpreter, and the weights it works on."""
+    """An exported training step and its current weights, in LiteRT's Interpreter."""
 
     def __init__(
         self, content: bytes, manifest: Manifest, example_shape: Sequence[int], threads: int
@@ -105,7 +105,7 @@ class TrainingStep:
         self._shapes = [spec.shape for spec in manifest]
         self.batch_size = int(self._inputs["images"]["shape"][0])
         self.masked = {k for k in range(len(manifest)) if f"mask_{k}" in self._inputs}
-        """The numbers of the tensors that it masks."""
+        """Indices in the manifest of the tensors that the step masks."""
         self._state = [
             (self._inputs[name]["index"], self._outputs[f"new_{name}"]["index"])
             for name in self._inputs
@@ -136,13 +136,13 @@ class TrainingStep:
     def run(
         self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], noise: Any
     ) -> tuple[float, float]:
-        """Make one step with at most `batch_size` examples; return mean loss and number right."""
+        """Run one step on at most `batch_size` examples; return mean loss and number correct."""
         count = len(images)
         if self._steps:
             for before, after in self._state:
                 self._view(before)[...] = self._view(after)
         self._steps += 1
-        # A short batch is filled up with its first example, which then counts nothing.
+        # A short batch is filled up with its first example, at importance 0.
         rows = np.r_[np.arange(count), np.zeros(self.batch_size - count, np.int64)]
         self._set("images", images[rows])
         self._set("labels", labels[rows])
@@ -167,7 +167,7 @@ class TrainingStep:
         self._interpreter.set_tensor(detail["index"], values.reshape(detail["shape"]))
 
     def _view(self, index: int) -> npt.NDArray[Any]:
-        # Not kept: the interpreter does not run while a view of its memory is alive.
+        # Never stored: the interpreter does not run while a view of its memory exists.
         view: npt.NDArray[Any] = self._interpreter.tensor(index)()
         return view
 
@@ -176,7 +176,7 @@ class TrainingStep:
 
 
 def _details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    # The runner must be gone before the interpreter allocates: it counts who refers to it.
+    # The runner must be deleted first: the interpreter refuses to allocate while one refers to it.
     runner = interpreter.get_signature_runner("train")
     return runner.get_input_details(), runner.get_output_details()
 

@@ -1,23 +1,17 @@
-"""The server's plan, checked and turned into the client's own types."""
+"""Read the manifest out of the server's plan, refusing a plan that cannot be trained."""
 
 from __future__ import annotations
 
-import hashlib
-
-from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Fill, Manifest, Role, TensorSpec, Uniform
-from featherfed.compression.stages.zstd import Zstd
 from featherfed.edge_client.errors import ClientError
 from featherfed.proto import federation_pb2 as pb
 
-MAX_STEP_BYTES = 64 * 2**20
-"""A training step is a graph without weights: some hundred kilobytes."""
 MAX_VALUES = 2**31
-"""A plan with more parameters is a mistake, or an attack on the client's memory."""
+"""Most parameters of a plan: more are a mistake, or an attack on the client's memory."""
 
 
 def manifest_of(plan: pb.Plan) -> Manifest:
-    """Return the plan's manifest; raise ClientError if it makes no sense."""
+    """Return the plan's manifest; raise ClientError if it or a training setting is invalid."""
     try:
         manifest = Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
     except ValueError as error:
@@ -30,24 +24,6 @@ def manifest_of(plan: pb.Plan) -> Manifest:
     if not 0 < manifest.num_values <= MAX_VALUES:
         raise ClientError(f"the server's plan has {manifest.num_values} parameters; refused")
     return manifest
-
-
-def check_step(step: pb.Step) -> None:
-    """Raise ClientError unless an announced training step has a size worth downloading."""
-    if not 0 < step.size <= MAX_STEP_BYTES or not 0 < step.compressed <= MAX_STEP_BYTES:
-        raise ClientError(f"the server's training step has {step.size} bytes; refused")
-
-
-def unpack_step(step: pb.Step, compressed: bytes) -> bytes:
-    """Return the .tflite that `step` announced; raise ClientError if it is another."""
-    check_step(step)
-    try:
-        content = Zstd().decompress(compressed, step.size)
-    except WireError as error:
-        raise ClientError(f"the server's training step is damaged: {error}") from error
-    if hashlib.sha256(content).digest() != step.digest:
-        raise ClientError("the server sent another training step than it announced; refused")
-    return content
 
 
 def _spec(tensor: pb.Tensor) -> TensorSpec:

@@ -1,4 +1,4 @@
-"""What a client's machine must be, asked before anything that may not be installed is needed."""
+"""Check that a client can run on this machine, without importing anything else."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _POINTER_BITS = struct.calcsize("P") * 8
 
 
 def check_platform() -> None:
-    """Raise ClientError on 32-bit ARM, for which nobody builds what a client needs to train.
+    """Raise ClientError on 32-bit ARM, for which there is no build of LiteRT.
 
-    A 64-bit kernel says aarch64 above a 32-bit system too, so Python itself is asked.
+    A 64-bit kernel under a 32-bit system reports aarch64, so Python's pointer size counts too.
     """
     machine = platform.machine()
     if machine.startswith("armv") or (machine in ("aarch64", "arm64") and _POINTER_BITS == 32):

@@ -1,4 +1,4 @@
-"""A client's rests: while the device is hot, or runs on its battery, training waits."""
+"""Pause training while the device is too hot or runs on its battery."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from featherfed.edge_client.errors import ClientError
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks at the sensors; they are files that take milliseconds to read."""
+"""Seconds between two readings of the sensors."""
 COOL_DOWN = 5.0
-"""Degrees Celsius below the limit at which training goes on."""
+"""Training goes on this many degrees Celsius below the limit."""
 
 
 @dataclass(frozen=True)
 class Sensors:
-    """What a device says of itself."""
+    """Functions that read a device's sensors."""
 
     temperature: Callable[[], float | None]
     """Degrees Celsius of the hottest part, None if there is no sensor."""
     on_battery: Callable[[], bool | None]
-    """None if there is no battery."""
+    """Whether there is no mains power; None if the device has no battery."""
 
 
 def device_sensors() -> Sensors:
-    """Return this machine's sensors, by psutil; raises ImportError if that is not installed."""
+    """Return this machine's sensors, read by psutil; raise ImportError without psutil."""
     import psutil
 
     def temperature() -> float | None:
-        # psutil has no such function where the system has no sensors at all
+        # psutil lacks the function on systems without sensors
         groups: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
         readings = [reading.current for group in groups.values() for reading in group]
         return max(readings, default=None)
@@ -46,7 +46,7 @@ def device_sensors() -> Sensors:
 
 
 class Rest:
-    """Waits in `between_steps` for as long as the device should not work."""
+    """Blocks between two training steps while the device should not work."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class Rest:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Rest above `pause_above` degrees Celsius, and on battery if asked to.
+        """Rest above `pause_above` degrees Celsius, and with `pause_on_battery` on battery.
 
-        Raises ClientError if the device does not tell what the wish depends on.
+        Raises ClientError if the device has no sensor for it.
         """
         if pause_above is not None and sensors.temperature() is None:
             raise ClientError("--pause-above: this device shows no temperature; leave it out")
@@ -70,11 +70,11 @@ class Rest:
         self._pause_on_battery = pause_on_battery
         self._clock = clock
         self._sleep = sleep
-        self._looked = float("-inf")
+        self._read_at = float("-inf")
 
     def between_steps(self) -> None:
-        """Return at once, or when the device may work again."""
-        if self._clock() - self._looked < LOOK_EVERY:
+        """Return at once if the device may work, else as soon as it may."""
+        if self._clock() - self._read_at < LOOK_EVERY:
             return
         reason, margin = self._reason(0.0), COOL_DOWN
         if reason:
@@ -84,9 +84,10 @@ class Rest:
             reason = self._reason(margin)
             if not reason:
                 log.info("training goes on")
-        self._looked = self._clock()
+        self._read_at = self._clock()
 
     def _reason(self, margin: float) -> str | None:
+        """Return why to rest; `margin` is subtracted from the limit. None: the device may work."""
         if self._pause_on_battery and self._sensors.on_battery():
             return "on battery"
         degrees = None if self._pause_above is None else self._sensors.temperature()

@@ -1,13 +1,13 @@
-"""What a client must not forget, as files that are replaced whole or not at all.
+"""A client's state on disk, in files that are replaced atomically.
 
-model.npz     the newest model version it holds
+model.npz     the newest model version that the client holds
 residual.npz  what the codec lost of acknowledged updates
-pending.npz   an update that was made but not yet acknowledged
+pending.npz   an update that is not acknowledged yet
 step.tflite   the exported training step, for LiteRT
-model.part    what came of a model whose download broke off; see partial.py
+model.part    a model download that broke off; see partial_download.py
 
-None of them stops a device that nobody looks at: what is damaged is put aside, what cannot be
-written is kept in memory, and the log says what that costs.
+No problem with a file stops the client, since nobody may be there to help: a damaged file is put
+aside, a file that cannot be written is kept in memory, and a warning in the log names the loss.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from featherfed.compression.files import lock_file, write_whole
 from featherfed.compression.importance import Allocation
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.statefile import Content, Damaged, Groups
+from featherfed.edge_client.statefile import Content, Damaged, Groups, warn_unwritable
 
 log = logging.getLogger(__name__)
 
-_LOSS = {
+_LOSS = {  # what it costs to lose a file
     "model": "the model is downloaded again",
     "residual": "what the codec lost of earlier updates is lost",
     "pending": "the update is lost, and made again if its round is still open",
@@ -39,18 +39,21 @@ _LOSS = {
 
 @dataclass(frozen=True)
 class Held:
-    """A model version the client holds, in manifest order."""
+    """A model version that the client holds; weights in manifest order."""
 
     version: int
     digest: bytes
     weights: list[Array]
     allocation: Allocation | None = None
-    """What is known of the importance of coordinates at this version."""
+    """The importance of coordinates that belongs to this version, None before the first."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """An update under way: acknowledged, `residual` is kept; refused or late, `target` is."""
+    """An update that is not acknowledged yet.
+
+    Once it is accepted, `residual` becomes the client's residual; if it comes too late, `target`.
+    """
 
     round: int
     version: int
@@ -63,10 +66,10 @@ class Pending:
 
 
 class ClientState:
-    """The state directory of one client in one run; another run's or model's files are ignored."""
+    """The state directory of one client in one run; files of other runs or models are ignored."""
 
     def __init__(self, directory: Path, run: str) -> None:
-        """Use `directory` for what belongs to `run`, a text that also stands for its model."""
+        """Use `directory`, made if need be; `run` identifies a run and its model."""
         self._directory = directory
         self._run = run
         self._unsaved: dict[str, Content] = {}
@@ -76,7 +79,7 @@ class ClientState:
             raise _unusable(directory, error) from error
 
     def held(self) -> Held | None:
-        """Return the newest model version, if there is one and it is undamaged."""
+        """Return the held model version, None if there is no undamaged one."""
         found = self._load("model")
         if found is None:
             return None
@@ -91,7 +94,7 @@ class ClientState:
         return held if weights_digest(held.weights) == held.digest else None
 
     def save_held(self, held: Held) -> None:
-        """Replace the held model."""
+        """Replace the held model version."""
         known = held.allocation
         facts = {
             "version": held.version,
@@ -101,19 +104,19 @@ class ClientState:
         self._save("model", facts, {"weights": held.weights})
 
     def residual(self) -> list[Array] | None:
-        """Return the residual, if any."""
+        """Return the residual, None if there is none."""
         found = self._load("residual")
         return found[1]["residual"] if found else None
 
     def save_residual(self, residual: Sequence[Array] | None) -> None:
-        """Replace the residual, or drop it."""
+        """Replace the residual; None deletes it."""
         if residual is None:
             self._drop("residual")
         else:
             self._save("residual", {}, {"residual": residual})
 
     def pending(self) -> Pending | None:
-        """Return the update that was not yet acknowledged, if any."""
+        """Return the update that is not acknowledged yet, None if there is none."""
         found = self._load("pending")
         if found is None:
             return None
@@ -124,10 +127,11 @@ class ClientState:
         )
 
     def save_pending(self, pending: Pending) -> None:
-        """Remember an update before it is sent.
+        """Save an update before it is sent.
 
-        If it cannot be written, it is sent all the same: an hour of training is worth more than
-        what the codec lost. The residual on disk is in it and must not go into a second one.
+        If it cannot be written, it is sent nevertheless: losing the residual is better than losing
+        the training. The residual on disk is then deleted, as it is part of this update and must
+        not be added to a second one.
         """
         facts = {
             name: getattr(pending, name)
@@ -143,14 +147,14 @@ class ClientState:
             self._unsaved["residual"] = {"run": self._run}, {"residual": residual}
 
     def settle(self, residual: Sequence[Array] | None) -> None:
-        """Forget the pending update and keep `residual`; safe to repeat after a crash."""
+        """Delete the pending update and save `residual`; may be repeated after a crash."""
         self.save_residual(residual)
         self._drop("pending")
-        if "residual" in self._unsaved:  # a full disk has the pending update's room now
+        if "residual" in self._unsaved:  # deleting the pending update may have made room
             self.save_residual(residual)
 
     def training_step(self, digest: bytes) -> bytes | None:
-        """Return the exported training step of this SHA-256, if it is here and undamaged."""
+        """Return the exported training step of this SHA-256, None if it is missing or damaged."""
         try:
             content = (self._directory / "step.tflite").read_bytes()
         except OSError:
@@ -158,7 +162,7 @@ class ClientState:
         return content if hashlib.sha256(content).digest() == digest else None
 
     def save_training_step(self, content: bytes) -> None:
-        """Keep a training step for the next start; it belongs to a plan, not to a run."""
+        """Save a training step for the next start; it belongs to a plan, not to a run."""
         try:
             write_whole(self._directory / "step.tflite", content)
         except OSError as error:
@@ -167,8 +171,8 @@ class ClientState:
     def _save(self, name: str, facts: dict[str, Any], groups: Groups) -> None:
         """Replace a file; what cannot be written is kept in memory until it can be.
 
-        A file older than what was to replace it would be worse than none: it would go into a second
-        update, or be sent again.
+        The old file is deleted then: a client that restarts from it would add its residual to a
+        second update, or send its update twice.
         """
         content = {**facts, "run": self._run}, {g: list(tensors) for g, tensors in groups.items()}
         path = self._path(name)
@@ -219,18 +223,13 @@ class ClientState:
         return self._directory / f"{name}.npz"
 
     def _warn(self, name: str, error: OSError) -> None:
-        log.warning(
-            "cannot write %s: %s; make room or allow writing there. The work goes on in memory; "
-            "should this process end before that, %s",
-            self._path(name), error.strerror, _LOSS[name],
-            extra={"event": "state_unsaved", "file": f"{name}.npz"},
-        )  # fmt: skip
+        warn_unwritable(self._path(name), error, "The work", _LOSS[name])
 
 
 def lock_state(directory: Path) -> IO[bytes]:
-    """Make sure that a state directory can be written, and that no other client uses it.
+    """Lock a state directory, so that no other client uses it, and check that it can be written.
 
-    The lock is held until the returned file is closed, or the process ends. Raises ClientError.
+    The lock is held until the returned file is closed or the process ends. Raises ClientError.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
-"""One file of a client's state: an .npz, and after it the SHA-256 of all of it.
+"""Save and load one file of a client's state: an .npz followed by its SHA-256.
 
-numpy reads such a file as any other. zip's own checksums cover less: not the names, not the ends.
+numpy reads such a file like any other .npz. The digest is needed because zip's own checksums cover
+neither names nor the end of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,21 +19,23 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.files import replacing
 
+log = logging.getLogger(__name__)
+
 Groups = dict[str, Sequence[Array]]
-"""Tensors by what they are, e.g. "weights"."""
+"""Group name (e.g. "weights") -> tensors."""
 
 Content = tuple[dict[str, Any], dict[str, list[Array]]]
-"""Facts, and the tensors of each group."""
+"""The file's fields that JSON can hold, and the tensors of each group."""
 
 _DIGEST_BYTES = 32
 
 
 class Damaged(Exception):
-    """A file that is not what was written; nothing of it can be trusted."""
+    """The file's digest or format is wrong; none of its content is used."""
 
 
 def save(path: Path, facts: dict[str, Any], groups: Groups) -> None:
-    """Replace a file, whole or not at all; raises OSError."""
+    """Replace the file atomically; raises OSError."""
     arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}
     with replacing(path) as file:
         np.savez(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
@@ -39,7 +43,7 @@ def save(path: Path, facts: dict[str, Any], groups: Groups) -> None:
 
 
 def load(path: Path) -> Content:
-    """Return what was saved. Raises FileNotFoundError, PermissionError, or Damaged."""
+    """Return fields and tensors. Raises FileNotFoundError, PermissionError or Damaged."""
     try:
         with path.open("rb") as file:
             size = max(0, path.stat().st_size - _DIGEST_BYTES)
@@ -56,8 +60,17 @@ def load(path: Path) -> Content:
         raise Damaged(str(error)) from error
 
 
+def warn_unwritable(path: Path, error: OSError, kept: str, loss: str) -> None:
+    """Log that `path` cannot be written: `kept` goes on in memory; `loss` is what a crash costs."""
+    log.warning(
+        "cannot write %s: %s; make room or allow writing there. %s goes on in memory; should this "
+        "process end before that, %s",
+        path, error.strerror, kept, loss, extra={"event": "state_unsaved", "file": path.name},
+    )  # fmt: skip
+
+
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes, and leave the file at their end."""
+    """Return the SHA-256 of the first `size` bytes; the file's position is their end then."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (piece := file.read(min(size, 2**20))):

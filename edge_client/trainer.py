@@ -1,4 +1,4 @@
-"""What trains a client's model: the protocol that Keras and LiteRT implement."""
+"""The protocol of local training, which the Keras and LiteRT trainers implement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featherfed.proto import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training gave: weights in manifest order, loss and accuracy of the last epoch."""
+    """Result of local training: weights in manifest order, loss and accuracy of the last epoch."""
 
     weights: list[Array]
     loss: float
@@ -21,11 +21,14 @@ class Trained:
 
 
 class Trainer(Protocol):
-    """Trains the plan's model on the client's data, which it alone sees."""
+    """Trains the plan's model on the client's data."""
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
-        """Return what training gives from `weights`, already masked to the task's sparsity."""
+        """Train from `weights`, which are already masked to the task's sparsity."""
 
 
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
 """Plan, manifest and, for LiteRT, the exported training step -> a trainer."""
+
+OnStep = Callable[[int, int, int], None]
+"""Called after each training step with round, steps done and steps in all."""

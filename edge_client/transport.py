@@ -1,4 +1,4 @@
-"""What a session needs of a connection to the server; grpc_transport.py implements it."""
+"""The calls that a session makes to a server; grpc_transport.py implements them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Protocol
 from featherfed.proto import federation_pb2 as pb
 
 CHUNK_BYTES = 64 * 1024
+"""Most bytes of an update in one message."""
+DIGEST_PREFIX_BYTES = 8
+"""Bytes of a SHA-256 by which a client names a version or an update to the server."""
 
 
 class Transport(Protocol):
-    """What a session needs of a server; its methods raise Rejected, SessionLost, Unreachable."""
+    """A connection to a server; its methods raise Rejected, SessionLost, StaleTask, Unreachable."""
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """Present the client, get session and plan."""
+        """Join the run; return the session and the plan."""
 
     def next_task(self, session: int) -> pb.NextTaskReply:
-        """Wait for something to do, half a minute at most."""
+        """Return the next task; wait for one at most half a minute."""
 
     def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
         """Return the links to a version and their payloads, one after the other."""
@@ -25,13 +28,13 @@ class Transport(Protocol):
         """Return the announced training step, compressed."""
 
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
-        """Send an update from `header.offset` on."""
+        """Send an update from byte `header.offset` on."""
 
     def resume_update(self, header: pb.UpdateHeader) -> int:
-        """Return how much of an update the server has, if its sending may have broken off."""
+        """Return how many bytes of an update the server already has."""
 
     def heartbeat(self, session: int, timeout: float) -> None:
-        """Say that the client is alive, once: whoever beats on does not try again."""
+        """Tell the server that the client is alive; never retried."""
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""

@@ -1,4 +1,4 @@
-"""What a model sees in pictures: `python examples/classify.py MODEL.tflite PICTURE...`"""
+"""Classify pictures: `python examples/classify.py MODEL.tflite PICTURE...`"""
 
 import sys
 

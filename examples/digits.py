@@ -1,4 +1,4 @@
-"""Two clients' data for examples/run.toml: scikit-learn's digits, shared out between them.
+"""Data of two clients for examples/run.toml: each has half of scikit-learn's digits.
 
 On a real device, write a function like these that returns (images, labels): images as uint8
 [N, height, width, channels] or floats from 0 to 1, labels as integers.
@@ -20,12 +20,12 @@ def _load() -> Examples:
 
 
 def even() -> Examples:
-    """Every second digit."""
+    """Return the examples of even index."""
     images, labels = _load()
     return images[::2], labels[::2]
 
 
 def odd() -> Examples:
-    """The others."""
+    """Return the examples of odd index."""
     images, labels = _load()
     return images[1::2], labels[1::2]

@@ -31,9 +31,9 @@ from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
-from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.state import Held
 from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation import robust
 from featherfed.server.aggregation.clipping import clip_to_quantile, limit_of, measure, share
@@ -274,13 +274,13 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
         return [link], data
 
     held = Held(0, weights_digest(start), start)
-    assert follow(MANIFEST, 0, held, *link_of(bundle)).digest == weights_digest(half)
+    assert apply_links(MANIFEST, 0, held, *link_of(bundle)).digest == weights_digest(half)
     bundle.parts[0].clip = 0
     with pytest.raises(DigestMismatch):
-        follow(MANIFEST, 0, held, *link_of(bundle))
+        apply_links(MANIFEST, 0, held, *link_of(bundle))
     bundle.parts[0].clip = FULL_SHARE
     with pytest.raises(WireError, match="more than a whole update"):
-        follow(MANIFEST, 0, held, *link_of(bundle))
+        apply_links(MANIFEST, 0, held, *link_of(bundle))
 
 
 # ---- robust rules ----

@@ -16,10 +16,10 @@ from support.disk import damage, fill
 from support.federation import Federation
 from support.models import MANIFEST
 
-from featherfed.cli.check import check
+from featherfed.cli.check import check_directory
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.partial import PARTIAL, WRITE_BYTES, Partial
+from featherfed.edge_client.partial_download import FILE_NAME, WRITE_BYTES, PartialDownload
 from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
 from featherfed.proto import federation_pb2 as pb
 
@@ -92,16 +92,16 @@ def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
 
 def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_state(tmp_path)
-    assert check(tmp_path)
+    assert check_directory(tmp_path)
     statefile.save(tmp_path / "residual.npz", {"run": "other"}, {"residual": weights()})
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "files of several runs" in capsys.readouterr().out
     statefile.save(tmp_path / "residual.npz", {"run": "run"}, {"residual": weights()[:2]})
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "different shapes" in capsys.readouterr().out
     a_state(tmp_path)
     damage(tmp_path / "pending.npz", at=0.3, length=50)
-    assert not check(tmp_path)
+    assert not check_directory(tmp_path)
     assert "pending.npz: its checksum does not fit" in capsys.readouterr().out
 
 
@@ -172,10 +172,10 @@ def test_a_download_that_cannot_be_kept_goes_on_in_memory(
 ) -> None:
     fill(small_disk)
     link = pb.Link(version=1, size=3 * WRITE_BYTES)
-    with Partial(small_disk / PARTIAL, pb.FetchModelRequest(version=1)) as partial:
+    with PartialDownload(small_disk / FILE_NAME, pb.FetchModelRequest(version=1)) as partial:
         assert partial.begin([link], 0)
         for _ in range(3):
             partial.add(bytes(WRITE_BYTES))
         assert partial.finish() == ([link], bytes(3 * WRITE_BYTES))
     assert caplog.text.count("The download goes on in memory") == 1
-    assert not (small_disk / PARTIAL).exists()
+    assert not (small_disk / FILE_NAME).exists()

@@ -20,7 +20,7 @@ from support.federation import Federation
 from support.processes import Processes, run, wait_until
 
 from featherfed.cli.device import device_name
-from featherfed.cli.listen import listening
+from featherfed.cli.serve_settings import serve_settings
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
 from featherfed.edge_client.credentials import Credentials, choose, load
@@ -485,7 +485,7 @@ def test_a_running_server_takes_a_new_certificate(served: Federation, authority:
 def presented(federation: Federation, credentials: Credentials) -> bytes | None:
     """Return the certificate that the server shows."""
     host, port = federation.address.split(":")
-    context = credentials.context()
+    context = credentials.ssl_context()
     with (
         socket.create_connection((host, int(port))) as plain,
         context.wrap_socket(plain, server_hostname=device.SERVER_NAME) as secure,
@@ -600,20 +600,20 @@ def test_a_server_that_others_reach_needs_credentials(authority: Authority) -> N
     folder = authority.folder
     open_ = Settings.model_validate({"server": {"host": "0.0.0.0"}})
     with pytest.raises(ServerError, match="featherfed certs init certs"):
-        listening(open_, None, None, None, False)
+        serve_settings(open_, None, None, None, False)
     with pytest.raises(ServerError, match="featherfed certs init certs"):
-        listening(Settings(), "0.0.0.0", None, None, False)
+        serve_settings(Settings(), "0.0.0.0", None, None, False)
     with pytest.raises(ServerError, match="contradict"):
-        listening(open_, None, None, folder, True)
-    assert listening(open_, None, None, None, True).security.insecure
-    assert listening(open_, None, None, folder, False).security.credentials == str(folder)
+        serve_settings(open_, None, None, folder, True)
+    assert serve_settings(open_, None, None, None, True).security.insecure
+    assert serve_settings(open_, None, None, folder, False).security.credentials == str(folder)
     with pytest.raises(ServerError, match="featherfed certs init"):
-        listening(open_, None, None, Path("nowhere"), False)
-    assert listening(Settings(), None, None, None, False) == Settings()
+        serve_settings(open_, None, None, Path("nowhere"), False)
+    assert serve_settings(Settings(), None, None, None, False) == Settings()
     asked = {"server": {"host": "0.0.0.0"}, "security": {"insecure": True}}
     insecure = Settings.model_validate(asked)
-    assert listening(insecure, None, 1, None, False).security.insecure
-    assert not listening(insecure, None, None, folder, False).security.insecure
+    assert serve_settings(insecure, None, 1, None, False).security.insecure
+    assert not serve_settings(insecure, None, None, folder, False).security.insecure
     with pytest.raises(ValueError, match="contradict"):
         SecuritySettings(credentials="certs", insecure=True)
 

@@ -23,7 +23,7 @@ from support.models import CLASSES, MANIFEST, SHAPE
 from support.processes import run
 
 from featherfed.cli.backup import back_up
-from featherfed.cli.check import check
+from featherfed.cli.check import check_directory
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.state import ClientState, lock_state
 from featherfed.proto import federation_pb2 as pb
@@ -77,7 +77,7 @@ def test_a_full_disk_at_the_server_stops_nothing(
     assert [r.__dict__["event"] for r in told] == ["storage_failing"], "once, not at every call"
     assert any(r.__dict__.get("event") == "storage_working" for r in caplog.records)
     assert any("STORAGE: the server cannot write now" in r.getMessage() for r in caplog.records)
-    assert check(server.directory)
+    assert check_directory(server.directory)
 
 
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None
     rows = [astuple(row) for row in server.store.refusals.all()]
     assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]
     server.close()
-    assert check(directory)
+    assert check_directory(directory)
 
 
 # ---- backup and check ----
@@ -205,11 +205,11 @@ def test_a_backup_made_under_writes_is_consistent(federation: Start, tmp_path: P
 
     server.run_clients(server.client("a", trainer=Pull(1.0, on_train)), server.client("b"))
     server.join()
-    assert check(server.directory)
+    assert check_directory(server.directory)
     server.close()
     assert len(copies) == 3
     for copy in copies:
-        assert check(copy.parent)
+        assert check_directory(copy.parent)
     (tmp_path / "again").mkdir()
     shutil.copy(copies[1], tmp_path / "again" / "run.db")
     restored = federation("again", rounds=12, clients={"minimum": 2}, compression=codec)
@@ -262,11 +262,11 @@ def test_check_notices_damage(
     federation: Start, capsys: pytest.CaptureFixture[str], sql: str, says: str
 ) -> None:
     directory = finished(federation, compression={"uplink": "sketch(0.1)"})
-    assert check(directory)
+    assert check_directory(directory)
     with closing(sqlite3.connect(directory / "run.db")) as db, db:
         assert db.execute(sql).rowcount
     capsys.readouterr()
-    assert not check(directory)
+    assert not check_directory(directory)
     assert says in capsys.readouterr().out
 
 
@@ -290,17 +290,17 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
     copy = back_up(server.directory, server.directory.parent / "copy").parent
     hold.set()
     thread.join()
-    assert check(copy)
+    assert check_directory(copy)
     with closing(sqlite3.connect(copy / "run.db")) as db, db:
         db.execute("UPDATE updates SET payload = NULL WHERE round = 2")
-    assert not check(copy)
+    assert not check_directory(copy)
     with closing(sqlite3.connect(copy / "run.db")) as db, db:
         db.execute("DELETE FROM updates WHERE round = 2")
-    assert not check(copy), "the ledger knows of it"
+    assert not check_directory(copy), "the ledger knows of it"
 
 
 def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFixture[str]) -> None:
     directory = finished(federation)
     damage(directory / "run.db", at=0.5)
-    assert not check(directory)
+    assert not check_directory(directory)
     assert "WRONG pages and indices" in capsys.readouterr().out

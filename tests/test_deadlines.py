@@ -23,7 +23,7 @@ from support.processes import wait_until
 from featherfed.edge_client import grpc_transport as transport_module
 from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.heartbeat import Heart
+from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
 from featherfed.server.rounds.transitions import Phase
@@ -330,12 +330,12 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
 
 def test_a_heart_stops_with_its_block_and_with_its_thread() -> None:
     beats: list[float] = []
-    with Heart(beats.append, 0.05):
+    with Heartbeat(beats.append, 0.05):
         wait_until(lambda: len(beats) > 3)
     count = len(beats)
     time.sleep(0.2)
     assert len(beats) <= count + 1
-    dead = threading.Thread(target=lambda: Heart(beats.append, 0.05).__enter__())  # dies in it
+    dead = threading.Thread(target=lambda: Heartbeat(beats.append, 0.05).__enter__())  # dies in it
     dead.start()
     dead.join()
     count = len(beats)
@@ -350,7 +350,7 @@ def test_a_failing_heartbeat_disturbs_nobody() -> None:
         tries.append(timeout)
         raise Unreachable("gone")
 
-    with Heart(fail, 0.02):
+    with Heartbeat(fail, 0.02):
         wait_until(lambda: len(tries) > 3)
 
 
@@ -360,5 +360,5 @@ def test_without_heartbeats_the_plan_has_not_one_byte_more(tmp_path: Path) -> No
     assert asked.heartbeat_seconds == 10
     assert plain.ByteSize() == asked.ByteSize() - 2
     before = threading.active_count()
-    with Heart(lambda timeout: None, 0):
+    with Heartbeat(lambda timeout: None, 0):
         assert threading.active_count() == before

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.processes import run
 
-from featherfed.cli import runtime
+from featherfed.cli import memory
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.rest import COOL_DOWN, LOOK_EVERY, Rest, Sensors, device_sensors
@@ -118,9 +118,9 @@ def test_too_little_memory_is_one_plain_message(tmp_path: Path) -> None:
 
 
 def test_memory_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "peak_memory", lambda: None)
+    monkeypatch.setattr(memory, "peak_memory", lambda: None)
     with pytest.raises(ClientError, match=r"--memory: .* has no /proc"):
-        runtime.limit_memory(100)
+        memory.limit_memory(100)
 
 
 def test_memory_that_runs_out_is_one_plain_message(tmp_path: Path) -> None:

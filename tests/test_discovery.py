@@ -131,8 +131,8 @@ def test_a_client_finds_the_server_that_announces_itself() -> None:
     with listening() as port:
         offer = Offer("digits", (f"127.0.0.1:{port}",))
         with announced("digits", port):
-            assert discovery.find(10, only_here=True) == offer.addresses[0]
-        assert offer not in browse(1, only_here=True), "taken back"
+            assert discovery.find(10, loopback_only=True) == offer.addresses[0]
+        assert offer not in browse(1, loopback_only=True), "taken back"
 
 
 @pytest.mark.usefixtures("multicast")
@@ -144,10 +144,10 @@ def test_two_servers_are_two_offers() -> None:
         announced("photos", two),
     ):
         until = time.monotonic() + 20
-        while len(browse(5, only_here=True)) < 2:  # the second may be heard a little later
+        while len(browse(5, loopback_only=True)) < 2:  # the second may be heard a little later
             assert time.monotonic() < until
         with pytest.raises(ClientError, match="several servers") as raised:
-            discovery.find(10, only_here=True)
+            discovery.find(10, loopback_only=True)
     assert f"digits at 127.0.0.1:{one}" in str(raised.value)
     assert f"photos at 127.0.0.1:{two}" in str(raised.value)
 

@@ -29,9 +29,9 @@ from featherfed.compression.registry import parse_codec
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.model import DigestMismatch, follow
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -257,13 +257,13 @@ def test_a_step_that_does_not_lead_to_the_servers_digest_is_refused() -> None:
     link = pb.Link(kind=pb.Link.DELTA, version=1, codec="float32", size=len(payload))
     held = Held(0, weights_digest(start), start)
     with pytest.raises(DigestMismatch, match="version 1 differs from the server's"):
-        follow(MANIFEST, 0, held, [link], payload)
+        apply_links(MANIFEST, 0, held, [link], payload)
     link.digest = weights_digest([w + (w + 1) for w in start])
-    assert follow(MANIFEST, 0, held, [link], payload).digest == link.digest
+    assert apply_links(MANIFEST, 0, held, [link], payload).digest == link.digest
     with pytest.raises(WireError, match="no version before the delta"):
-        follow(MANIFEST, 0, None, [link], payload)
+        apply_links(MANIFEST, 0, None, [link], payload)
     with pytest.raises(WireError, match="do not belong together"):
-        follow(MANIFEST, 0, held, [link], payload + b"?")
+        apply_links(MANIFEST, 0, held, [link], payload + b"?")
 
 
 def test_a_round_that_closes_before_the_download_costs_the_client_nothing(

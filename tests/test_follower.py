@@ -75,11 +75,11 @@ def test_whole_then_delta(file: ModelFile) -> None:
     swaps: list[Swap] = []
     script = Script(answer(FIRST), answer(SECOND, FIRST, version=2), None)
     follower = Follower("d", "int8", script, file, swaps.append)
-    assert follower.step()
+    assert follower.refresh()
     assert file.path.read_bytes() == FIRST
-    follower.step()
+    follower.refresh()
     assert file.path.read_bytes() == SECOND
-    assert follower.step(7) is None
+    assert follower.refresh(7) is None
     assert [request.have_digest for request in script.requests] == [b"", sha(FIRST), sha(SECOND)]
     assert script.requests[2].wait_seconds == 7
     assert [(s.version, s.size) for s in swaps] == [(1, 5000), (2, 5000)]
@@ -90,9 +90,9 @@ def test_whole_then_delta(file: ModelFile) -> None:
 def test_an_edited_file_is_not_taken_for_what_it_was(file: ModelFile) -> None:
     script = Script(answer(FIRST), answer(FIRST))
     follower = Follower("d", "int8", script, file)
-    follower.step()
+    follower.refresh()
     file.path.write_bytes(b"edited")
-    follower.step()
+    follower.refresh()
     assert script.requests[1].have_digest == sha(b"edited")
     assert file.path.read_bytes() == FIRST
 
@@ -100,7 +100,7 @@ def test_an_edited_file_is_not_taken_for_what_it_was(file: ModelFile) -> None:
 def test_a_delta_that_does_not_fit_is_followed_by_the_whole_file(file: ModelFile) -> None:
     file.replace(FIRST)
     script = Script(answer(SECOND, moved(FIRST, 9)), answer(SECOND))
-    assert Follower("d", "int8", script, file).step()
+    assert Follower("d", "int8", script, file).refresh()
     assert [request.have_digest for request in script.requests] == [sha(FIRST), b""]
     assert file.path.read_bytes() == SECOND
 
@@ -115,7 +115,7 @@ def test_a_whole_file_that_does_not_fit_is_an_error_and_the_old_one_stays(
     file.replace(FIRST)
     script = Script(answer(SECOND, **changes), answer(SECOND, **changes))
     with pytest.raises(BadRelease, match="not what it announced"):
-        Follower("d", "int8", script, file).step()
+        Follower("d", "int8", script, file).refresh()
     assert file.path.read_bytes() == FIRST
     assert not script.answers, "asked for the whole file once"
 
@@ -209,7 +209,7 @@ class Following:
 
     def _run(self) -> None:
         while not self._stop:
-            self._follower.step(1)
+            self._follower.refresh(1)
 
     def close(self) -> None:
         self._stop = True

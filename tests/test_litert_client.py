@@ -31,10 +31,10 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer, TrainingStep
-from featherfed.edge_client.plan import MAX_STEP_BYTES, check_step, unpack_step
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.training_step import MAX_STEP_BYTES, check_step, unpack_step
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.proto import federation_pb2 as pb

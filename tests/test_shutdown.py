@@ -21,7 +21,8 @@ from support.processes import wait_until
 from support.updates import update
 
 from featherfed.edge_client.errors import Unreachable
-from featherfed.edge_client.grpc_transport import GrpcTransport, wait_before_retry
+from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.retry import Retry, wait_before_retry
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
@@ -180,9 +181,9 @@ def test_patience_with_a_server_begins_when_it_falls_silent(
 
 SAYS = """
 import hashlib, logging
-from featherfed.cli.signals import say_on_sigterm
+from featherfed.cli.signals import end_on_sigterm
 logging.basicConfig()
-say_on_sigterm("nothing is lost")
+end_on_sigterm("nothing is lost")
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"a step of training", b"", 10**9)
 """

@@ -24,12 +24,12 @@ from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
-from featherfed.edge_client import partial
-from featherfed.edge_client.follower import file_of
+from featherfed.edge_client import partial_download
+from featherfed.edge_client.follower import decode_release
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.plan import unpack_step
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.training_step import unpack_step
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
@@ -200,20 +200,20 @@ def test_a_client_killed_in_a_download_goes_on_in_a_new_process(
     federation: Start, relayed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = large(federation, first_weights=FIRST)
-    kept = server.directory / "clients" / "a" / partial.PARTIAL
+    kept = server.directory / "clients" / "a" / partial_download.FILE_NAME
     _, first = relayed(server, kept)
     relay, second = relayed(server, kept)
-    monkeypatch.setattr(partial, "WRITE_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(partial_download, "WRITE_BYTES", CHUNK_BYTES)
     with monkeypatch.context() as patch:
-        add, count = partial.Partial.add, iter(range(9))
+        add, count = partial_download.PartialDownload.add, iter(range(9))
 
-        def die(self: partial.Partial, data: bytes) -> None:
+        def die(self: partial_download.PartialDownload, data: bytes) -> None:
             add(self, data)
             if next(count) == 3:
                 raise Dies
 
-        patch.setattr(partial.Partial, "add", die)
-        patch.setattr(partial.Partial, "__exit__", lambda *_: None)
+        patch.setattr(partial_download.PartialDownload, "add", die)
+        patch.setattr(partial_download.PartialDownload, "__exit__", lambda *_: None)
         with pytest.raises(Dies):
             server.run_clients(server.client("a", transport=first))
     assert kept.stat().st_size > 4 * CHUNK_BYTES
@@ -612,7 +612,7 @@ def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any)
     relay.cuts["down"] = [CHUNK_BYTES + 4000] * 2
     found = transport.fetch_release(pb.FetchReleaseRequest(device="d"), 10**6)
     assert found
-    assert file_of(*found, b"") == noise
+    assert decode_release(*found, b"") == noise
     assert not relay.cuts["down"]
     assert relay.bytes["down"] < 1.1 * len(noise)
     down = ledger(server, "downlink")

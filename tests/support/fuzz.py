@@ -34,7 +34,7 @@ try:
     import atheris
 
     with atheris.instrument_imports(include=["featherfed.compression", "featherfed.edge_client"]):
-        importlib.import_module("featherfed.edge_client.model")
+        importlib.import_module("featherfed.edge_client.versions")
         importlib.import_module("featherfed.edge_client.follower")
 except ImportError:  # no wheel for this platform: the corpus is replayed all the same
     atheris = None
@@ -54,9 +54,9 @@ from featherfed.compression.importance import measure_importance
 from featherfed.compression.key import Key
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
-from featherfed.edge_client.follower import file_of
-from featherfed.edge_client.model import DigestMismatch, follow
+from featherfed.edge_client.follower import decode_release
 from featherfed.edge_client.state import Held
+from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 
 MODEL = Manifest(
@@ -114,12 +114,12 @@ def envelope(data: bytes) -> None:
 def bundle(data: bytes) -> None:
     held = Held(0, b"", WEIGHTS, KNOWN)
     link = pb.Link(kind=pb.Link.BUNDLE, version=1, size=len(data))
-    follow(MODEL, 1, held, [link], data)
+    apply_links(MODEL, 1, held, [link], data)
 
 
 def links(data: bytes) -> None:
     chunk = pb.ModelChunk.FromString(data)
-    follow(MODEL, 1, Held(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
+    apply_links(MODEL, 1, Held(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
 
 
 def codec_text(data: bytes) -> None:
@@ -130,7 +130,7 @@ def codec_text(data: bytes) -> None:
 def release(data: bytes) -> None:
     chunk = pb.ReleaseChunk.FromString(data)
     with mock.patch("featherfed.edge_client.follower.MAX_FILE_BYTES", 2**20):
-        file_of(chunk.release, chunk.data, RELEASED)
+        decode_release(chunk.release, chunk.data, RELEASED)
 
 
 TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS), release]

@@ -115,7 +115,7 @@ def follow(directory: Path, source: Carousel, disturb: Callable[[], None]) -> No
     disturb()  # after the start, which unlinks what was left
     follower = Follower("device", "int8", source, file)
     while True:
-        follower.step()
+        follower.refresh()
 
 
 def main(directory: Path, seed: int, kills: int) -> None:
@@ -147,7 +147,7 @@ def main(directory: Path, seed: int, kills: int) -> None:
         seen["left over"] += (directory / ".new-model_int8.tflite").exists()
     last = ModelFile(directory, "int8")
     assert {entry.name for entry in directory.iterdir()} == {".lock", path.name}
-    Follower("device", "int8", source, last).step()
+    Follower("device", "int8", source, last).refresh()
     seen["goes on"] = int(hashlib.sha256(path.read_bytes()).digest() in source.digests)
     print(json.dumps(seen))
 

@@ -23,10 +23,10 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.edge_client.model import follow
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import Held
 from featherfed.edge_client.transport import CHUNK_BYTES
+from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
@@ -88,7 +88,7 @@ class Crowd:
         plan, links, data = self._final
         manifest, start = self._prepared(plan)
         route = [pb.Link.FromString(link) for link in links]
-        follow(manifest, plan.seed, Held(0, b"", start), route, data)
+        apply_links(manifest, plan.seed, Held(0, b"", start), route, data)
 
     async def _call(self, what: str, call: Any) -> Any:
         begin = time.perf_counter()

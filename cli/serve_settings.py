@@ -1,4 +1,4 @@
-"""Where `featherfed serve` listens, and that nobody listens in by accident."""
+"""The settings of `featherfed serve`: the run file's, with the command line's options."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings
 
 
-def listening(
+def serve_settings(
     settings: Settings,
     host: str | None,
     port: int | None,
     credentials: Path | None,
     insecure: bool,
 ) -> Settings:
-    """Return the settings with what the command line says instead.
+    """Return the settings with those options that are given; they replace the run file's.
 
-    Raises ServerError for credentials that are not there, and for a server that others can reach
-    without TLS unless that is asked for.
+    Raises ServerError if credentials cannot be loaded, and for a server that other machines can
+    reach without TLS unless `insecure` is set.
     """
-    listen = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-    server = settings.server.model_copy(update=listen)
+    address = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    server = settings.server.model_copy(update=address)
     security = settings.security
     if credentials is not None or insecure:
         folder = None if credentials is None else str(credentials)
@@ -38,7 +38,7 @@ def listening(
             "everybody in the network may read and send everything, --insecure"
         )
     if security.credentials is not None:
-        load(Path(security.credentials))  # now: the rest of the start takes long
+        load(Path(security.credentials))  # checked before the rest of the start, which takes long
     return settings.model_copy(update={"server": server, "security": security})
 
 

@@ -1,4 +1,4 @@
-"""Keeping up with the server's model: seed, deltas and snapshots, each checked by its digest."""
+"""Compute a model version from the one held, by the links that the server sends."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from featherfed.proto import federation_pb2 as pb
 
 
 class DigestMismatch(Exception):
-    """What was computed is not what the server holds: start over from a snapshot."""
+    """The computed weights have another digest than the server's; only a snapshot helps."""
 
 
-def follow(
+def apply_links(
     manifest: Manifest, seed: int, held: Held | None, links: Sequence[pb.Link], data: bytes
 ) -> Held:
-    """Return the version that `links` lead to from `held`; `data` holds their payloads in order.
+    """Return the version that results from applying `links` to `held`, one after the other.
 
-    Raises DigestMismatch if any step does not give the weights the server says it gives, WireError
-    if a payload does not decode or a link does not fit the version before it.
+    `data` holds the links' payloads in the same order. Raises DigestMismatch if a link gives other
+    weights than the server says, WireError if a payload does not decode or a link does not fit the
+    version before it.
     """
     at = 0
     for link in links:
         payload = data[at : at + link.size]
         at += link.size
-        weights, allocation = _step(manifest, seed, held, link, payload)
+        weights, allocation = _apply_link(manifest, seed, held, link, payload)
         held = Held(link.version, weights_digest(weights), weights, allocation)
         if held.digest != link.digest:
             raise DigestMismatch(f"version {link.version} differs from the server's")
@@ -45,7 +46,7 @@ def follow(
     return held
 
 
-def _step(
+def _apply_link(
     manifest: Manifest, seed: int, held: Held | None, link: pb.Link, payload: bytes
 ) -> tuple[list[Array], Allocation | None]:
     if link.kind == pb.Link.SEED:
@@ -107,7 +108,7 @@ def _codec(text: str) -> Codec:
 
 
 def allocation_of(link: pb.Link, manifest: Manifest) -> Allocation | None:
-    """Return the importance that a link tells, checked, or None if it tells nothing."""
+    """Return the importance that a link carries, checked; None if it carries none."""
     if not link.HasField("allocation"):
         return None
     allocation = Allocation(link.allocation.levels, link.allocation.profile)

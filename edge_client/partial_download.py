@@ -1,15 +1,13 @@
-"""What came of a model's download that broke off, for the next try or the next process.
+"""Keep an unfinished model download in a file, so that the next try or process can resume it.
 
-The file is a head, a line of JSON that says what was asked for and which links came, and then the
-data. It is written when a download breaks off and after every MiB. It need not be synced: what
-comes of it is checked by digest, like any download, and else fetched anew. Where it cannot be
-written, the download goes on in memory.
+The file holds a line of JSON, with the request and the links that were received, and then the data.
+It is written when a download breaks off and after every MiB. It is not synced, since the finished
+download is checked by digest. Where it cannot be written, the download goes on in memory.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,30 +15,30 @@ from types import TracebackType
 
 from google.protobuf.message import DecodeError
 
+from featherfed.edge_client.statefile import warn_unwritable
 from featherfed.proto import federation_pb2 as pb
 
-log = logging.getLogger(__name__)
-
-PARTIAL = "model.part"
-"""Its name in the state directory."""
+FILE_NAME = "model.part"
+"""The file's name in the state directory."""
 
 WRITE_BYTES = 2**20
+"""Bytes of new data after which the file is written."""
 
 
-class Partial:
-    """The links and the data of one download as far as they came; use it as a context manager."""
+class PartialDownload:
+    """The links and data of one download, as far as received; used in a `with` block."""
 
     def __init__(self, path: Path | None, request: pb.FetchModelRequest) -> None:
-        """Go on with what is in `path`, if that came for the same request; None: only in memory."""
+        """Start from the file at `path` if it is of the same request; None: memory only."""
         self._path = path
-        self._asked = _key(request)
+        self._request = _key(request)
         self._links: list[pb.Link] = []
         self._data = bytearray()
-        self._written = 0  # bytes of data in the file, if it has these links
+        self._written = 0  # bytes of data in the file that belong to these links
         if path is not None:
             self._read(path)
 
-    def __enter__(self) -> Partial:
+    def __enter__(self) -> PartialDownload:
         return self
 
     def __exit__(
@@ -51,16 +49,16 @@ class Partial:
 
     @property
     def size(self) -> int:
-        """Bytes of data so far."""
+        """Bytes of data received so far."""
         return len(self._data)
 
     @property
     def announced(self) -> int:
-        """Bytes of data in all."""
+        """Bytes of data of the whole download."""
         return sum(link.size for link in self._links)
 
     def begin(self, links: Iterable[pb.Link], offset: int) -> bool:
-        """Go on at `offset`; return False if that is not in what came before of these links."""
+        """Resume at byte `offset`; return False if more than was received of these links."""
         known = list(links)
         if offset > (self.size if known == self._links else 0):
             return False
@@ -70,25 +68,25 @@ class Partial:
         return True
 
     def add(self, data: bytes) -> None:
-        """Take what came."""
+        """Append received data."""
         self._data += data
         if self.size - self._written >= WRITE_BYTES:
             self._write()
 
     def finish(self) -> tuple[list[pb.Link], bytes]:
-        """Return links and data, and forget them."""
+        """Return links and data, and delete the file."""
         if self._path is not None:
-            with suppress(OSError):  # on a disk that has become read-only it is of no use either
+            with suppress(OSError):  # on a read-only disk the file may stay, which does no harm
                 self._path.unlink(missing_ok=True)
         return self._links, bytes(self._data)
 
     def _read(self, path: Path) -> None:
-        # A file that cannot be read or used is as good as none.
+        # A file that cannot be read is ignored: the download starts from the beginning.
         with suppress(OSError, ValueError, KeyError, DecodeError):
             head, _, data = path.read_bytes().partition(b"\n")
-            facts = json.loads(head)
-            if facts["asked"] == self._asked:
-                chunk = pb.ModelChunk.FromString(bytes.fromhex(facts["links"]))
+            fields = json.loads(head)
+            if fields["asked"] == self._request:
+                chunk = pb.ModelChunk.FromString(bytes.fromhex(fields["links"]))
                 self._links = list(chunk.links)
                 self._data += data[: self.announced]
                 self._written = self.size
@@ -97,7 +95,7 @@ class Partial:
         if self._path is None:
             return
         links = pb.ModelChunk(links=self._links).SerializeToString()
-        head = json.dumps({"asked": self._asked, "links": links.hex()}).encode() + b"\n"
+        head = json.dumps({"asked": self._request, "links": links.hex()}).encode() + b"\n"
         try:
             with self._path.open("ab") as file:
                 if not self._written:
@@ -106,11 +104,7 @@ class Partial:
                 file.truncate(len(head) + self._written)
                 file.write(self._data[self._written :])
         except OSError as error:
-            log.warning(
-                "cannot write %s: %s; make room or allow writing there. The download goes on in "
-                "memory; should this process end before that, it begins anew",
-                self._path, error.strerror, extra={"event": "state_unsaved", "file": PARTIAL},
-            )  # fmt: skip
+            warn_unwritable(self._path, error, "The download", "it begins anew")
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
             self._path = None
@@ -119,7 +113,7 @@ class Partial:
 
 
 def _key(request: pb.FetchModelRequest) -> str:
-    """Return the request as text, but for the session, which changes."""
+    """Return the request as text, without session and offset, which change between tries."""
     asked = pb.FetchModelRequest()
     asked.CopyFrom(request)
     asked.ClearField("session")

@@ -1,0 +1,54 @@
+"""Send an update and act on the server's answer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from featherfed.edge_client.errors import Rejected
+from featherfed.edge_client.state import ClientState, Pending
+from featherfed.edge_client.transport import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Transport
+from featherfed.proto import federation_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_KEPT_FOR_LATER = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
+"""Refusals that find no fault with the update: all of it goes into the residual."""
+
+
+class UpdateSender:
+    """Sends updates; the server's answer decides what becomes the residual."""
+
+    def __init__(self, transport: Transport, session: int, state: ClientState) -> None:
+        self._transport = transport
+        self._session = session
+        self._state = state
+
+    def send(self, pending: Pending, again: bool = False) -> None:
+        """Send an update; `again` if the server may already have some or all of it.
+
+        Raises Rejected if the server refuses the update itself.
+        """
+        header = pb.UpdateHeader(
+            session=self._session,
+            round=pending.round,
+            version=pending.version,
+            num_examples=pending.num_examples,
+            size=len(pending.payload),
+            train_loss=pending.loss,
+            train_accuracy=pending.accuracy,
+        )
+        if len(pending.payload) > CHUNK_BYTES:
+            header.digest = hashlib.sha256(pending.payload).digest()[:DIGEST_PREFIX_BYTES]
+            if again:
+                header.offset = self._transport.resume_update(header)
+        reply = self._transport.submit_update(header, pending.payload)
+        if reply.outcome in (pb.ACCEPTED, pb.DUPLICATE):
+            log.info("round %d: sent %d bytes", pending.round, len(pending.payload))
+            self._state.settle(pending.residual)
+        elif reply.reason in _KEPT_FOR_LATER:
+            log.warning("round %d: not counted: %s", pending.round, reply.detail)
+            self._state.settle(None if pending.residual is None else pending.target)
+        else:
+            self._state.settle(self._state.residual())
+            raise Rejected(f"round {pending.round}: update refused: {reply.detail}")
