@@ -1,7 +1,7 @@
-"""Pruning masks as a function of the shared weights: the same everywhere, and no byte is sent.
+"""Pruning masks, derived from the shared weights by both sides, so that none is ever sent.
 
-The rule is TFMOT's (Zhu and Gupta 2017): per tensor the round(size * (1 - sparsity)) values
-largest in magnitude stay.
+The rule is TFMOT's (Zhu and Gupta 2017): per tensor, the round(size * (1 - sparsity)) values
+largest in magnitude are kept.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from featherfed.compression.exchange.manifest import Manifest
 
 Mask = npt.NDArray[np.bool_]
 Masks = Sequence[Mask | None]
-"""One mask a tensor, True where a value is kept; None where all are."""
+"""One mask per tensor, True where a value is kept; None where all are."""
 
 
 def magnitude_mask(tensor: Array, sparsity: float) -> Mask:
-    """Return the bool mask of `tensor`'s shape; ties at the threshold are kept."""
+    """Return a mask of `tensor`'s shape; ties at the threshold are kept."""
     if not tensor.size:
         return np.ones(tensor.shape, np.bool_)
     magnitude = np.abs(tensor)
@@ -39,7 +39,7 @@ def magnitude_masks(manifest: Manifest, weights: Sequence[Array], sparsity: floa
 
 
 def mask_weights(weights: Sequence[Array], masks: Masks) -> list[Array]:
-    """Return the weights with every masked value set to zero; these start a round."""
+    """Return the weights with every value that is not kept set to zero."""
     return [
         w if m is None else np.where(m, w, np.float32(0))
         for w, m in zip(weights, masks, strict=True)
