@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.stage import Shape
 
 Mask = npt.NDArray[np.bool_]
 Masks = Sequence[Mask | None]
@@ -44,6 +45,35 @@ def mask_weights(weights: Sequence[Array], masks: Masks) -> list[Array]:
         w if m is None else np.where(m, w, np.float32(0))
         for w, m in zip(weights, masks, strict=True)
     ]
+
+
+def no_masks(manifest: Manifest) -> Masks:
+    """Return masks that keep all values of all tensors."""
+    return [None] * len(manifest)
+
+
+def kept_shapes(manifest: Manifest, masks: Masks) -> list[Shape]:
+    """Return the shapes of `kept_values`."""
+    return [
+        spec.shape if mask is None else (int(mask.sum()),)
+        for spec, mask in zip(manifest, masks, strict=True)
+    ]
+
+
+def kept_values(tensors: Sequence[Array], masks: Masks) -> list[Array]:
+    """Return of each tensor with a mask the kept values as a vector, other tensors whole."""
+    return [t if m is None else t[m] for t, m in zip(tensors, masks, strict=True)]
+
+
+def expand_kept(values: Sequence[Array], masks: Masks) -> list[Array]:
+    """Return tensors from their `kept_values`, with zeros elsewhere."""
+    return [v if m is None else _expand(v, m) for v, m in zip(values, masks, strict=True)]
+
+
+def _expand(values: Array, mask: Mask) -> Array:
+    tensor = np.zeros(mask.shape, np.float32)
+    tensor[mask] = values
+    return tensor
 
 
 def sparsity_of(manifest: Manifest, weights: Sequence[Array]) -> float:
