@@ -1,4 +1,4 @@
-"""The one dtype that is exchanged."""
+"""The array type that codecs take and models are exchanged in."""
 
 from __future__ import annotations
 

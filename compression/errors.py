@@ -1,10 +1,10 @@
-"""Whose fault it is, said by the type.
+"""Errors of this package; their type says whose fault it was.
 
 ValueError
 ├── CodecError          the caller's: codec text or tensors that cannot be encoded
-└── WireError           the peer's: bytes that are not what they should be
+└── WireError           the peer's: bytes that do not decode
     ├── NonFiniteError  well-formed bytes that hold NaN or infinity
-    └── OutOfRangeError well-formed bytes that make weights no training gives
+    └── OutOfRangeError well-formed bytes with weights beyond any that training gives
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random rotation: signs and Hadamard transforms over blocks whose sizes are powers of two.
 
-After it every value of a block carries a little of all others, roughly normally distributed: one
-bit each then says most of what there is (Vargaftik et al. 2021, DRIVE).
+After it every value of a block is a sum of all others with random signs, hence roughly normally
+distributed, and one bit per value keeps most of the information (DRIVE, Vargaftik et al. 2021).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def padded(count: int) -> int:
 
 
 def rotate(x: Array, key: Key) -> Array:
-    """Return float32 [padded(n)] whose squares sum up to those of float32 [n] `x`."""
+    """Return float32 [n] `x` rotated, float32 [padded(n)] of the same Euclidean norm."""
     flat = np.zeros(padded(x.size), np.float32)
     flat[: x.size] = x.ravel()
     flat *= key.signs(flat.size)
@@ -35,7 +35,7 @@ def rotate_back(z: Array, key: Key) -> Array:
     """Return float32 [padded(n)], sqrt(block size) times the inverse of `rotate`.
 
     Where `z` holds whole numbers (signs, levels) below 2**11 every sum is exact, hence the same on
-    every platform; `roots` is what is left to divide by.
+    every platform. Multiply by `roots` for the inverse itself.
     """
     return _transform(np.ascontiguousarray(z, np.float32), orthonormal=False) * key.signs(z.size)
 

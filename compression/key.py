@@ -1,4 +1,4 @@
-"""Randomness that both sides share without sending it: integers only, bit-exact everywhere.
+"""Shared randomness: streams that both sides derive from one seed, bit-exact on every platform.
 
 A `Key` names a stream of the counter-based generator Philox 4x64-10 (Salmon et al. 2011), whose raw
 output numpy keeps stable. Keys are derived by SHA-256, so equal paths give equal streams and
@@ -16,17 +16,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Key:
-    """128 bits that name a stream."""
+    """128 bits that identify a stream of random words."""
 
     bits: bytes
 
     @classmethod
     def root(cls, seed: int) -> Key:
-        """Return the key of a run's seed, 0 to 2**64 - 1."""
+        """Return the key of a run with `seed`, 0 to 2**64 - 1."""
         return cls(hashlib.sha256(b"featherfed" + seed.to_bytes(8, "little")).digest()[:16])
 
     def child(self, *path: int | str) -> Key:
-        """Return the key that `path` leads to from this one."""
+        """Return the key at `path` below this one; different paths give unrelated streams."""
         sha = hashlib.sha256(self.bits)
         for part in path:
             text = str(part).encode()
@@ -47,4 +47,4 @@ class Key:
 
 
 NO_KEY = Key.root(0)
-"""For whoever needs no shared randomness."""
+"""For stages that need no shared randomness."""

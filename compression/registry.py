@@ -1,4 +1,4 @@
-"""Codec text: `topk(0.01) | quantize(8) | zstd`. One dict, one function, one error."""
+"""Codec text such as `topk(0.01) | quantize(8) | zstd`: all stages by name, and the parser."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ _NUMBER = re.compile(r"\s*(?P<it>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.])")
 def parse_codec(text: str) -> Codec:
     """Return the codec that `text` describes; raise CodecError that says what is wrong with it.
 
-    `str` of a codec is its canonical text, and gives an equal codec here.
-    The text is stages joined by `|`, each a name or a call with numbers and words. (Python's own
-    parser would do, but CPython 3.11.7 fails when two threads use it: python/cpython#106905.)
+    `str` of a codec is its canonical text, which parses to an equal codec. The text is stages
+    joined by `|`, each a name or a call with numbers and words. (Python's own parser would do, but
+    CPython 3.11.7 fails when two threads use it: python/cpython#106905.)
     """
     if len(text) > MAX_TEXT:
         raise CodecError(f"codec text is longer than {MAX_TEXT} characters")
     try:
-        codec = _join(_Text(text).whole())
+        codec = _join(_Parser(text).parse())
     except CodecError as error:
         raise CodecError(f"codec {text!r}: {error}") from None
     if len(str(codec)) > MAX_TEXT:
@@ -77,6 +77,7 @@ def parse_codec(text: str) -> Codec:
 
 
 def _join(stages: list[Stage | Sketch]) -> Codec:
+    """Return the codec of all stages together; a sketch is a whole codec by itself."""
     match stages:
         case [Sketch() as sketch]:
             return sketch
@@ -86,15 +87,15 @@ def _join(stages: list[Stage | Sketch]) -> Codec:
             return chain(*stages)  # type: ignore[arg-type]
 
 
-class _Text:
-    """Codec text, read from left to right."""
+class _Parser:
+    """Reads codec text from left to right; raises CodecError for anything else."""
 
     def __init__(self, text: str) -> None:
         self._text = text.rstrip()
         self._at = 0
 
-    def whole(self) -> list[Stage | Sketch]:
-        """Return all stages of a text that holds nothing else."""
+    def parse(self) -> list[Stage | Sketch]:
+        """Return the stages of the whole text."""
         stages = self._stages()
         self._expect(self._at == len(self._text))
         return stages

@@ -248,7 +248,7 @@ class _Sampler:
         self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
 
     def draw(self, count: int, context: Context) -> Iterator[_Sample]:
-        """Yield the samples of all tensors with any, `count` coordinates together."""
+        """Yield which `count` coordinates are sent, one sample per tensor that has any of them."""
         if not count:
             return
         points, widths = self._points(count, context.key.child("points"), context)

@@ -19,13 +19,13 @@ _CHECKSUM = struct.Struct("<I")
 
 
 def seal(body: bytes, context: bytes) -> bytes:
-    """Return the envelope around `body`."""
+    """Return `body` in an envelope whose checksum also covers `context`."""
     head = MAGIC + bytes([VERSION]) + varint(len(body)) + body
     return head + _CHECKSUM.pack(zlib.crc32(head, zlib.crc32(context)))
 
 
 def unseal(payload: bytes, context: bytes) -> bytes:
-    """Return the body of an envelope; raise WireError if any part of it is not as it must be."""
+    """Return the body of an envelope; raise WireError if it is damaged or for another `context`."""
     reader = Reader(payload)
     if reader.take(len(MAGIC)) != MAGIC:
         raise WireError("not a featherfed payload: wrong magic")

@@ -22,6 +22,7 @@ from featherfed.compression.codec import MAX_MAGNITUDE
 from featherfed.compression.context import Context
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.layout import SMALL
 from featherfed.compression.exchange.manifest import (
     Fill,
     Manifest,
@@ -32,7 +33,6 @@ from featherfed.compression.exchange.manifest import (
 )
 from featherfed.compression.exchange.masks import magnitude_mask
 from featherfed.compression.exchange.update import (
-    SMALL,
     Encoded,
     apply_update,
     decode_update,

@@ -1,10 +1,10 @@
 """FedAvg (McMahan et al. 2017): the mean of the clients' updates weighted by their examples.
 
-The server and, where updates are forwarded, every client average with this code alone, in order of
-slots: the order fixes the last bit of the result.
+The server and, where updates are forwarded, every client average with this code, in order of slots:
+the order decides the last bits of the result.
 
-An update whose norm is far from the others' is scaled down first (Sun et al. 2019, "Can You Really
-Backdoor Federated Learning?"); by how much the server decides, and tells with what it forwards.
+The server may scale down an update that is much larger than the others (norm clipping, Sun et al.
+2019, "Can You Really Backdoor Federated Learning?"); the factor is forwarded with the update.
 """
 
 from __future__ import annotations
@@ -46,20 +46,22 @@ class WeightedUpdate:
 
 
 class Average:
-    """A mean under way: float32 totals of one model, whatever the number of clients."""
+    """A running weighted mean of updates; holds one model in float32, however many are added."""
 
     def __init__(self, manifest: Manifest, round_: RoundContext, num_examples: int) -> None:
-        """Begin with nothing; `num_examples` are those of all updates that will be added."""
+        """Start empty; `num_examples` is the sum over all updates that will be added."""
         self._manifest = manifest
         self._round = round_
         self._num_examples = num_examples
         self._totals = [np.zeros(spec.shape, np.float32) for spec in manifest]
-        self._shares: list[Array | None] = [None] * len(manifest)
+        self._sent: list[Array | None] = [None] * len(
+            manifest
+        )  # weight of updates by value; None: all
         self._weight = np.float32(0)
         self._reports: list[Report] = []
 
     def add(self, part: WeightedUpdate) -> list[Array]:
-        """Add an update and return it decoded; raise WireError or CodecError if that fails."""
+        """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
         codec = parse_codec(part.codec)
         manifest, masks, context = self._manifest, self._round.masks, self._round.update(part.slot)
         update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
@@ -67,28 +69,32 @@ class Average:
         if report is not None:
             self._reports.append(report)
         weight = np.float32(part.num_examples / self._num_examples)
-        taken = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
+        clipped = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
         covered = coverage(codec, manifest, context)
         for i, (total, tensor) in enumerate(zip(self._totals, update, strict=True)):
-            total += taken * tensor
-            self._share(i, covered[i], weight)
+            total += clipped * tensor
+            self._add_coverage(i, covered[i], weight)
         self._weight += weight
         return update
 
-    def _share(self, number: int, covered: Mask | None, weight: np.float32) -> None:
-        share = self._shares[number]
-        if covered is not None and share is None:
-            share = self._shares[number] = np.full(covered.shape, self._weight, np.float32)
-        if share is not None:
-            share += weight if covered is None else weight * covered
+    def _add_coverage(self, number: int, covered: Mask | None, weight: np.float32) -> None:
+        """Record the weight of an update's values of tensor `number`, where it sent any."""
+        sent = self._sent[number]
+        if covered is not None and sent is None:
+            sent = self._sent[number] = np.full(covered.shape, self._weight, np.float32)
+        if sent is not None:
+            sent += weight if covered is None else weight * covered
 
     def mean(self) -> list[Array]:
-        """Return the mean at the server's rate: of a tensor sent in parts, over those who sent."""
+        """Return the mean, of trainable tensors times the server's learning rate.
+
+        Values that only some clients sent are averaged over those; values that none sent are zero.
+        """
         mean = [
             total
-            if share is None
-            else np.divide(total, np.where(share > 0, share, 1), dtype=np.float32)
-            for total, share in zip(self._totals, self._shares, strict=True)
+            if sent is None
+            else np.divide(total, np.where(sent > 0, sent, 1), dtype=np.float32)
+            for total, sent in zip(self._totals, self._sent, strict=True)
         ]
         if self._round.server_rate == FULL_RATE:
             return mean
@@ -99,13 +105,13 @@ class Average:
         ]
 
     def allocation(self) -> Allocation | None:
-        """Return what is known of importance after this round."""
+        """Return the importance for the next round, merged from the reports in the updates."""
         return merge_reports(self._round.allocation, self._reports, sketched_shapes(self._manifest))
 
 
 def average(manifest: Manifest, round_: RoundContext, parts: Sequence[WeightedUpdate]) -> Average:
     """Return the average of `parts`, which must be in order of their slots."""
-    under_way = Average(manifest, round_, sum(part.num_examples for part in parts))
+    result = Average(manifest, round_, sum(part.num_examples for part in parts))
     for part in parts:
-        under_way.add(part)
-    return under_way
+        result.add(part)
+    return result

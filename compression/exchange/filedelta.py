@@ -1,7 +1,7 @@
-"""A file as what differs from another file; docs/wire-format.md says how, in two lines.
+"""A file encoded as its byte-wise difference from another file (docs/wire-format.md).
 
-Between two versions of an int8 model most bytes are equal and the others a few steps apart, so
-their differences compress better than zstd does with the old file as its dictionary.
+Between two versions of an int8 model most bytes are equal and the others differ by a few steps, so
+the differences compress better than the new file does with the old one as zstd's dictionary.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ LEVEL = 19
 
 
 def encode_file(new: bytes, old: bytes = b"") -> bytes:
-    """Return what makes `new` of `old` in `decode_file`; without `old`, of nothing."""
+    """Return a payload from which `decode_file` restores `new`, given the same `old`."""
     target = np.frombuffer(new, np.uint8)
     return Zstd(LEVEL).compress((target - _reference(old, len(new))).tobytes())
 
 
 def decode_file(payload: bytes, size: int, old: bytes = b"") -> bytes:
-    """Return the file of `size` bytes; whether it is the right one, its digest must tell.
+    """Return the file of `size` bytes; the caller must check its digest.
 
-    Allocates little more than `size` whatever the payload says. Raises WireError if the payload is
+    Allocates little more than `size` whatever the payload holds. Raises WireError if the payload is
     not one zstd frame with `size` bytes in it.
     """
     content = Zstd().decompress(payload, size)
@@ -36,7 +36,7 @@ def decode_file(payload: bytes, size: int, old: bytes = b"") -> bytes:
 
 
 def _reference(old: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 [size]: the old file, cut or filled up with zeros."""
+    """Return uint8 [size]: the old file, truncated or padded with zeros."""
     reference = np.zeros(size, np.uint8)
     known = np.frombuffer(old, np.uint8)[:size]
     reference[: len(known)] = known

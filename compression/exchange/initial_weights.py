@@ -1,4 +1,4 @@
-"""Model version 0 from a seed: bit-exact on every platform, so that nobody has to download it.
+"""Model version 0, drawn from a seed bit-exactly on every platform, so it is never downloaded.
 
 Only integers, exact conversions and one float32 product are used. Philox is a counter-based
 generator (Salmon et al. 2011) whose raw output numpy keeps stable.

@@ -1,7 +1,6 @@
-"""What is exchanged: one named, shaped float32 tensor after another, each with its rule.
+"""The manifest: name, shape, role and initial value of every float32 tensor that is exchanged.
 
-The manifest is the server's word on the model. Every size that a decoder allocates comes from
-here, never from a peer's message.
+The server defines it. Every size that a decoder allocates comes from it, never from a message.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from featherfed.compression.arrays import Array
 
 
 class Role(enum.StrEnum):
-    """What may be done to a tensor; integers, counters and seeds are not in a manifest at all."""
+    """How a tensor is treated; integers, counters and seeds are not exchanged at all."""
 
     TRAINABLE = "trainable"
-    """Takes the update codec."""
+    """Trained, and encoded by the update codec."""
     STATISTIC = "statistic"
-    """Averaged, near-lossless: moving means, quantization ranges."""
+    """Not trained, but averaged, such as moving means and quantization ranges."""
     NONNEGATIVE = "nonnegative"
-    """A statistic that must not fall below zero: moving variances."""
+    """A statistic that must not fall below zero, such as moving variances."""
 
 
 @dataclass(frozen=True)
 class Fill:
-    """A tensor that starts with one value everywhere."""
+    """Initially `value` everywhere."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """A tensor that starts uniform in [-limit, limit)."""
+    """Initially random, uniform in [-limit, limit)."""
 
     limit: float
 
@@ -49,7 +48,7 @@ Initial = Fill | Uniform
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One exchanged float32 tensor: `shape` is its full shape, `prunable` whether masks apply."""
+    """One exchanged float32 tensor; pruning masks apply to it if it is `prunable`."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,7 +64,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The exchanged tensors in order; two sides whose `digest` is equal mean the same tensors."""
+    """The exchanged tensors in order; peers with equal `digest` exchange the same tensors."""
 
     specs: tuple[TensorSpec, ...]
 
@@ -82,7 +81,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of names, shapes and rules."""
+        """SHA-256 (32 bytes) of all fields of all tensors."""
         text = json.dumps([asdict(spec) for spec in self.specs], sort_keys=True)
         return hashlib.sha256(text.encode()).digest()
 

@@ -1,7 +1,7 @@
-"""Pruning masks as a function of the shared weights: the same everywhere, and no byte is sent.
+"""Pruning masks, derived from the shared weights by both sides, so that none is ever sent.
 
-The rule is TFMOT's (Zhu and Gupta 2017): per tensor the round(size * (1 - sparsity)) values
-largest in magnitude stay.
+The rule is TFMOT's (Zhu and Gupta 2017): per tensor, the round(size * (1 - sparsity)) values
+largest in magnitude are kept.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.stage import Shape
 
 Mask = npt.NDArray[np.bool_]
 Masks = Sequence[Mask | None]
-"""One mask a tensor, True where a value is kept; None where all are."""
+"""One mask per tensor, True where a value is kept; None where all are."""
 
 
 def magnitude_mask(tensor: Array, sparsity: float) -> Mask:
-    """Return the bool mask of `tensor`'s shape; ties at the threshold are kept."""
+    """Return a mask of `tensor`'s shape; ties at the threshold are kept."""
     if not tensor.size:
         return np.ones(tensor.shape, np.bool_)
     magnitude = np.abs(tensor)
@@ -39,11 +40,40 @@ def magnitude_masks(manifest: Manifest, weights: Sequence[Array], sparsity: floa
 
 
 def mask_weights(weights: Sequence[Array], masks: Masks) -> list[Array]:
-    """Return the weights with every masked value set to zero; these start a round."""
+    """Return the weights with every value that is not kept set to zero."""
     return [
         w if m is None else np.where(m, w, np.float32(0))
         for w, m in zip(weights, masks, strict=True)
     ]
+
+
+def no_masks(manifest: Manifest) -> Masks:
+    """Return masks that keep all values of all tensors."""
+    return [None] * len(manifest)
+
+
+def kept_shapes(manifest: Manifest, masks: Masks) -> list[Shape]:
+    """Return the shapes of `kept_values`."""
+    return [
+        spec.shape if mask is None else (int(mask.sum()),)
+        for spec, mask in zip(manifest, masks, strict=True)
+    ]
+
+
+def kept_values(tensors: Sequence[Array], masks: Masks) -> list[Array]:
+    """Return of each tensor with a mask the kept values as a vector, other tensors whole."""
+    return [t if m is None else t[m] for t, m in zip(tensors, masks, strict=True)]
+
+
+def expand_kept(values: Sequence[Array], masks: Masks) -> list[Array]:
+    """Return tensors from their `kept_values`, with zeros elsewhere."""
+    return [v if m is None else _expand(v, m) for v, m in zip(values, masks, strict=True)]
+
+
+def _expand(values: Array, mask: Mask) -> Array:
+    tensor = np.zeros(mask.shape, np.float32)
+    tensor[mask] = values
+    return tensor
 
 
 def sparsity_of(manifest: Manifest, weights: Sequence[Array]) -> float:

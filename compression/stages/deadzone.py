@@ -23,8 +23,8 @@ _SIDE_BYTES = 4
 class DeadZone:
     """Round towards zero in steps of `step` times the tensor's root mean square.
 
-    A code is a byte, so that an entropy stage can count it; what is beyond 127 steps is cut off and
-    comes with the next update (error feedback).
+    A code is a byte, so that an entropy stage can count it. Values beyond 127 steps are clipped,
+    and what is missing goes into the next update (error feedback).
     """
 
     step: float
@@ -40,11 +40,11 @@ class DeadZone:
 
     @property
     def output(self) -> Form:
-        """Symbols of a byte."""
+        """Symbols of 8 bits."""
         return symbols(8)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the codes; the side is the float32 step."""
+        """Return the codes; the side information is the float32 step."""
         flat = x.ravel().astype(np.float64)
         rms = math.sqrt(float(np.mean(np.square(flat)))) if flat.size else 0.0
         step = np.float32(self.step * rms)

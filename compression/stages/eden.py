@@ -20,7 +20,7 @@ _SIDE_BYTES = 4
 
 @dataclass(frozen=True)
 class Eden:
-    """Signs after a random rotation that both sides know; at one bit EDEN is DRIVE.
+    """Send signs after a random rotation that both sides know; at one bit EDEN is DRIVE.
 
     The scale ||x||^2 / ||rotated x||_1 makes the mean over rotations the tensor itself.
     """
@@ -34,7 +34,7 @@ class Eden:
         return symbols(1)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the signs, padded to a multiple of 64; the side is the float32 scale."""
+        """Return the signs, padded to a multiple of 64; the side information is the scale."""
         z = rotate(x, key).astype(np.float64)
         total = float(np.abs(z).sum())
         scale = float(np.square(x.astype(np.float64)).sum()) / total if total else 0.0

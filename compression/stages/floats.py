@@ -22,7 +22,7 @@ _TOP = 15  # the largest value becomes 2**14 to 2**15: far from overflow, small 
 
 @dataclass(frozen=True)
 class Float32:
-    """Every value as it is, 4 bytes."""
+    """Send every value as it is, 4 bytes."""
 
     name: ClassVar[str] = "float32"
     traits: ClassVar[Traits] = Traits(lossless=True, dense=True)
@@ -102,17 +102,17 @@ class Float8:
 
     @property
     def output(self) -> Form:
-        """Bytes."""
+        """Symbols of 8 bits."""
         return symbols(8)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the upper bytes of the halves, and the exponent."""
+        """Return the upper bytes of the float16 values, and the exponent."""
         values, side = Float16().encode(x)
         # The largest is below 2**15: rounding up never reaches infinity.
         return ((values.view("<u2").astype(np.uint32) + 0x80) >> 8).astype(np.uint8), side
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
-        """Return the values, the bits rounded off as zero."""
+        """Return the values; the bits that were rounded off are zero."""
         halves = (values.astype("<u2") << 8).view("<f2")
         return Float16().decode(halves, side, shape)
 

@@ -1,6 +1,7 @@
 """`kmeans(bits)`: every value becomes the nearest of 2**bits centroids (Han et al. 2016).
 
-The codec twin of TFMOT's clustering: the centroids are chosen for each tensor of each update.
+It does to updates what TFMOT's clustering does to weights, with new centroids for every tensor of
+every update.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from featherfed.compression.traits import Traits
 Centroids = npt.NDArray[np.float64]
 
 _ITERATIONS = 20
-_DRAWN = 65536  # values that the centroids are found from
+_DRAWN = 65536  # values that the centroids are computed from
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class KMeans:
 
     @property
     def output(self) -> Form:
-        """Symbols."""
+        """Symbols of `bits` bits."""
         return symbols(self.bits)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the number of each value's centroid; the side is the rising centroids."""
+        """Return each value's centroid number; the side information is the rising centroids."""
         flat = x.ravel()
         centroids = _centroids(flat, 2**self.bits).astype("<f4")
         borders = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
@@ -51,7 +52,7 @@ class KMeans:
         return codes, centroids.tobytes()
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
-        """Return the centroids."""
+        """Return the centroid of every code."""
         if len(side) != self.side_limit(shape):
             raise WireError(f"kmeans needs {self.side_limit(shape)} side bytes, got {len(side)}")
         centroids = np.frombuffer(side, "<f4")
@@ -70,7 +71,7 @@ class KMeans:
 
 
 def _centroids(flat: Array, number: int) -> Centroids:
-    """Return `number` centroids, not falling; zeros if there are no values."""
+    """Return `number` centroids in rising order; zeros if there are no values."""
     if not flat.size:
         return np.zeros(number)
     # Between equally filled cells and equally wide ones lies the best start.

@@ -20,9 +20,9 @@ _START = Key.root(0).child("lowrank")
 
 @dataclass(frozen=True)
 class LowRank:
-    """The best product of [rows, rank] and [rank, columns], columns being the last axis.
+    """Approximate a tensor by a product of [rows, rank] and [rank, columns], its last axis.
 
-    A tensor that would not become smaller is handed on as it is.
+    A tensor that would not become smaller is passed on unchanged.
     """
 
     rank: int
@@ -40,7 +40,7 @@ class LowRank:
         return FLOATS
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return both factors, rank by rank, with columns of equal norm; the side is empty."""
+        """Return both factors, rank by rank, with columns of equal norm; no side information."""
         rows, columns = _matrix(x.shape)
         if not self._shrinks(x.shape):
             return x.ravel(), b""
@@ -78,7 +78,7 @@ class LowRank:
         return self.rank * (rows + columns) if self._shrinks(shape) else math.prod(shape)
 
     def side_limit(self, shape: Shape) -> int:
-        """Return nothing."""
+        """Return 0."""
         return 0
 
     def _shrinks(self, shape: Shape) -> bool:

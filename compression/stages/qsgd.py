@@ -37,11 +37,11 @@ class Qsgd:
 
     @property
     def output(self) -> Form:
-        """Symbols of a byte."""
+        """Symbols of 8 bits."""
         return symbols(8)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the codes; the side is the float32 norm of every 512 values."""
+        """Return the codes; the side information is a float32 norm for every 512 values."""
         flat = x.ravel().astype(np.float64)
         starts = np.arange(0, flat.size, _BUCKET)
         norms = np.sqrt(np.add.reduceat(np.square(flat), starts)) if flat.size else starts

@@ -23,7 +23,7 @@ class Quantize:
     """Round to 2**bits equal steps between smallest and largest; zero stays exactly zero.
 
     `axis` says what shares a step and zero point: the whole `tensor`, or each `channel` (the last
-    axis). A vector counts as one channel, and so does what a pruning mask leaves of a tensor.
+    axis). A vector is one channel, and so are the values that a pruning mask keeps of a tensor.
     """
 
     bits: int
@@ -47,7 +47,7 @@ class Quantize:
         return max(1, shape[-1]) if self.axis == "channel" and len(shape) > 1 else 1
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the codes; the side is every channel's float32 step, then its uint16 zero."""
+        """Return the codes; side information: a float32 step, then a uint16 zero by channel."""
         rows = x.reshape(-1, self._channels(x.shape))
         top = 2**self.bits - 1
         low = np.minimum(rows.min(axis=0, initial=0), 0).astype(np.float64)

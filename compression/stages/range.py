@@ -1,7 +1,7 @@
-"""Byte stage `range`: an adaptive range coder (package `constriction`, where it has a wheel).
+"""Byte stage `range`: an adaptive range coder (package `constriction`).
 
-There is none for Linux on ARM, so no peer must have it: where it is absent the stage is unknown,
-and a client without it is given the fallback codec.
+The package has no wheel for Linux on ARM, so it is optional: without it the stage is unknown, and a
+client that lacks it gets the fallback codec.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ except ImportError:
     constriction = None
 
 AVAILABLE = constriction is not None
-"""Whether this machine has the coder."""
+"""Whether the package is installed."""
 
-_FIRST, _LARGEST = 16, 256  # bytes coded with the same counts
-_SEEN = 32  # what a byte that was seen counts, when one that was not counts 1
+_FIRST, _LARGEST = 16, 256  # sizes of blocks: their bytes are coded with the same counts
+_SEEN = 32  # weight of one occurrence; every byte has a weight of 1 besides
 
 
 @dataclass(frozen=True)
 class Range:
-    """Every byte costs what the bytes before it make it cost; the last thousands count most."""
+    """Code each byte by its frequency among those before it; recent bytes count most."""
 
     name: ClassVar[str] = "range"
 
@@ -91,7 +91,7 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
 
 
 class _Counts:
-    """How often each byte came, in whole numbers: the older, the less it counts."""
+    """How often each byte occurred, as integers; older occurrences count less."""
 
     def __init__(self) -> None:
         self._seen: npt.NDArray[np.int64] = np.zeros(256, np.int64)

@@ -19,7 +19,7 @@ _SIDE_BYTES = 4
 
 @dataclass(frozen=True)
 class Sign:
-    """Signs, scaled by the mean magnitude of the tensor.
+    """Send signs, scaled by the mean magnitude of the tensor.
 
     After `topk` this is sparse ternary compression (STC, Sattler et al. 2019).
     """
@@ -33,7 +33,7 @@ class Sign:
         return symbols(1)
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return 1 for every value that is not negative; the side is the float32 magnitude."""
+        """Return 1 for each value that is not negative; the side information is the magnitude."""
         flat = x.ravel()
         mean = float(np.mean(np.abs(flat), dtype=np.float64)) if flat.size else 0.0
         return (flat >= 0).astype(np.uint8), np.array(mean, "<f4").tobytes()

@@ -39,7 +39,7 @@ class TopK:
         return FLOATS
 
     def encode(self, x: Array, key: Key = NO_KEY) -> tuple[Values, bytes]:
-        """Return the kept values in order of position; the side holds the gaps between them."""
+        """Return the kept values in order of position; the side information is their gaps."""
         flat = x.ravel()
         k = self.count(x.shape)
         if k == 0:
@@ -48,7 +48,7 @@ class TopK:
         return flat[kept], _encode_gaps(kept)
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:
-        """Return zeros with `values` at the positions told by `side`."""
+        """Return zeros with `values` at the positions encoded in `side`."""
         size = math.prod(shape)
         out = np.zeros(size, np.float32)
         out[_decode_gaps(side, len(values), size)] = values
@@ -59,7 +59,7 @@ class TopK:
         return math.ceil(self.fraction * math.prod(shape))
 
     def side_limit(self, shape: Shape) -> int:
-        """Return the longest list of gaps."""
+        """Return the size of the longest list of gaps."""
         return MAX_VARINT_BYTES * self.count(shape)
 
 

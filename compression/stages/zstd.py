@@ -1,4 +1,4 @@
-"""Byte stages: `zstd` and `zstd(level)` (RFC 8878, package `backports.zstd`: Python 3.14's own)."""
+"""Byte stage `zstd`, `zstd(level)` (RFC 8878), by the package `backports.zstd`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Zstd:
     def decompress(self, data: bytes, limit: int) -> bytes:
         """Return the content of one whole frame and nothing after it, at most `limit` bytes.
 
-        Stops one byte after the limit, whatever the frame says of itself.
+        Stops one byte after the limit, whatever size the frame declares.
         """
         declared, window = _header(data)
         largest = min(max(2 * limit, _MIN_WINDOW), _MAX_WINDOW)
@@ -66,7 +66,7 @@ class Zstd:
 
 
 def _header(data: bytes) -> tuple[int | None, int]:
-    """Return the content size, if told, and the window of a frame (RFC 8878, section 3.1.1.1)."""
+    """Return a frame's declared content size, if any, and its window (RFC 8878, 3.1.1.1)."""
     if not _MAGIC.startswith(data[:4]):
         raise WireError("zstd: not a frame")
     try:
