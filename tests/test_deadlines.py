@@ -24,6 +24,7 @@ from featherfed.edge_client import grpc_transport as transport_module
 from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.heartbeat import Heartbeat
+from featherfed.edge_client.retry import Retry
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
 from featherfed.server.rounds.transitions import Phase
@@ -309,7 +310,7 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
         monkeypatch.setattr(module, "_OPTIONS", scaled)
     monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 3)
     retries = []
-    monkeypatch.setattr(GrpcTransport, "_say_waiting", lambda self, state: retries.append(state))
+    monkeypatch.setattr(Retry, "_log_first_failure", lambda self, state: retries.append(state))
     clients = {"minimum": 2, "quorum": 1.0, "deadline": 60, "patience": 1, "heartbeat": heartbeat}
     server = federation(rounds=2, clients=clients)
     beats = []

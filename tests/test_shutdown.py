@@ -22,7 +22,7 @@ from support.updates import update
 
 from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.retry import Retry, wait_before_retry
+from featherfed.edge_client.retry import wait_before_retry
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 
