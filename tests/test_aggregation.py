@@ -104,7 +104,7 @@ def test_an_absurd_number_of_examples_is_refused_on_joining(table: Callable[...,
     run.coordinator.join(join_request("large", MAX_EXAMPLES))
 
 
-def test_a_cap_bounds_what_a_client_weighs_and_is_what_travels(
+def test_max_examples_caps_the_weight_that_is_counted_and_sent(
     table: Callable[..., Table],
 ) -> None:
     both = {"compression": {"uplink": "sketch(0.3)"}, "aggregation": {"max_examples": 30}}
@@ -158,7 +158,7 @@ def test_one_scaled_up_update_among_five_does_not_take_the_model_over(
     assert norms[2] > 100 * norms[0], "without clipping it does"
 
 
-def test_an_outlier_is_told_with_both_norms_and_counted(table: Callable[..., Table]) -> None:
+def test_an_outlier_is_recorded_with_both_norms_and_counted(table: Callable[..., Table]) -> None:
     run = table(compression=DENSE)
     run.step({**honest(4), "bad": random_update(4, 10.0)})
     (told,) = run.metrics()["rounds"]
@@ -196,7 +196,7 @@ def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[...,
     assert all(update.payload is None for update in run.store.updates(1))
 
 
-def test_state_that_nobody_trains_is_bounded_too(table: Callable[..., Table]) -> None:
+def test_untrained_tensors_are_clipped_too(table: Callable[..., Table]) -> None:
     run = table(compression=DENSE)
     updates = honest(5)
     for update in updates.values():
@@ -208,7 +208,7 @@ def test_state_that_nobody_trains_is_bounded_too(table: Callable[..., Table]) ->
     assert refusal["detail"].startswith("norm of its state 8e+09, at most 40")
 
 
-def test_a_client_of_another_codec_is_measured_alike() -> None:
+def test_norms_are_comparable_between_codecs() -> None:
     """Else a client could choose the codec that nobody else uses, and be compared with none."""
     update, zeros = random_update(3), constant(0)
     exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
@@ -228,7 +228,7 @@ def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> No
             np.testing.assert_allclose(flat(step), 50.05, rtol=1e-6)
 
 
-def test_a_round_in_which_nothing_moved_is_whole() -> None:
+def test_updates_of_zero_are_not_clipped() -> None:
     norms = {name: Norms(0, 0, 0) for name in "abc"}
     ruling = rule_on_norms(dict.fromkeys("abc", 10), norms, 10, 0.5)
     assert set(ruling.shares.values()) == {WHOLE}
@@ -316,7 +316,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @hypothesis.settings(deadline=None)
 @given(matrix=MATRICES)
-def test_trimmed_mean_and_median_are_numpys(scratch: Path, matrix: Array) -> None:
+def test_trimmed_mean_and_median_equal_numpys(scratch: Path, matrix: Array) -> None:
     wanted = np.median(matrix.astype(np.float64), axis=0)
     got = combined(scratch, Rule("median", 1), matrix)
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-37)
@@ -328,7 +328,7 @@ def test_trimmed_mean_and_median_are_numpys(scratch: Path, matrix: Array) -> Non
 
 @hypothesis.settings(deadline=None)
 @given(matrix=WHOLE_NUMBERS)
-def test_multi_krum_is_the_papers(scratch: Path, matrix: Array) -> None:
+def test_multi_krum_equals_the_papers_definition(scratch: Path, matrix: Array) -> None:
     wide, count = matrix.astype(np.float64), len(matrix)
     scores = [
         sum(sorted(np.square(wide[i] - wide[j]).sum() for j in range(count) if j != i)[: count - 3])
@@ -383,7 +383,9 @@ def test_sign_flippers_do_not_turn_a_robust_round(table: Callable[..., Table], n
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_robust_run_keeps_its_masks_and_everybody_its_model(federation: Start, name: str) -> None:
+def test_a_robust_run_keeps_masks_and_all_clients_end_with_one_model(
+    federation: Start, name: str
+) -> None:
     server = federation(
         rounds=4, clients={"minimum": 5, "quorum": 0.5, "deadline": 30},
         compression={"uplink": "quantize(8) | zstd", "downlink": "quantize(8) | zstd"},
@@ -468,12 +470,14 @@ def test_a_robust_rule_takes_dense_codecs(tmp_path: Path, uplink: str, name: str
         ("[privacy]\nnoise_multiplier = inf", r"privacy\.noise_multiplier: .*finite"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_said_at_load(tmp_path: Path, text: str, message: str) -> None:
+def test_contradictory_settings_are_refused_at_load(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(ServerError, match=f"(?s){message}"):
         load(tmp_path, text)
 
 
-def test_settings_that_say_nothing_new_keep_the_fingerprint(tmp_path: Path) -> None:
+def test_a_default_that_is_written_out_keeps_the_fingerprint(tmp_path: Path) -> None:
     plain = load(tmp_path, "")
     assert load(tmp_path, "[aggregation]\nclip = 10").fingerprint == plain.fingerprint
     assert load(tmp_path, "[aggregation]\nclip = 5").fingerprint != plain.fingerprint

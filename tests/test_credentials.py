@@ -570,7 +570,7 @@ def test_the_server_keeps_only_hashes_of_tokens(authority: Authority) -> None:
         assert secret not in text
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_certs_commands(tmp_path: Path) -> None:
     def certs(*arguments: str) -> str:
         done = run("certs", *arguments, cwd=tmp_path)
         return done.stdout if done.returncode == 0 else done.stderr

@@ -79,7 +79,7 @@ def test_a_full_disk_at_the_server_stops_nothing(
     assert check(server.directory)
 
 
-def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
     store = Store(tmp_path / "run.db")
     pages = store._run("PRAGMA page_count")[0][0]
     store._run(f"PRAGMA max_page_count = {pages}")
@@ -134,7 +134,7 @@ def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
     return server.directory
 
 
-def test_a_damaged_database_is_refused_with_the_way_back(federation: Start) -> None:
+def test_a_damaged_database_is_refused_and_the_remedy_named(federation: Start) -> None:
     directory = finished(federation)
     damage(directory / "run.db", at=0.5)
     with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
@@ -144,7 +144,7 @@ def test_a_damaged_database_is_refused_with_the_way_back(federation: Start) -> N
         Store(directory / "run.db")
 
 
-def test_a_model_that_rotted_is_refused(federation: Start) -> None:
+def test_a_model_with_a_flipped_bit_is_refused(federation: Start) -> None:
     directory = finished(federation)
     with closing(sqlite3.connect(directory / "run.db")) as db, db:
         blob = bytearray(db.execute("SELECT weights FROM model").fetchone()[0])

@@ -108,7 +108,9 @@ def test_an_adaptive_clip_finds_the_quantile(quantile: float, start: float) -> N
 
 
 @pytest.mark.parametrize(("noise", "rounds_"), [(0.5, 1), (1.0, 7), (4.0, 7), (1.1, 100)])
-def test_epsilon_is_the_accountants_and_above_the_exact_one(noise: float, rounds_: int) -> None:
+def test_epsilon_equals_the_accountants_and_is_above_the_exact_one(
+    noise: float, rounds_: int
+) -> None:
     told = epsilon(noise, rounds_, 1e-5)
     accountant = RdpAccountant()
     accountant.compose(GaussianDpEvent(noise), rounds_)
@@ -187,7 +189,7 @@ def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
     assert whole.store.facts(2).clip == whole.store.facts(1).next_clip != 0.5
 
 
-def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[..., Table]) -> None:
+def test_epsilon_is_of_the_client_with_the_most_rounds(table: Callable[..., Table]) -> None:
     privacy = {"noise_multiplier": 2.0, "delta": 1e-6}
     run = table(clients=1, **PRIVATE, privacy=privacy, rounds=3)
     for names in ("a", "b", "a"):
@@ -197,7 +199,7 @@ def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[...,
     assert spent == [epsilon(2.0, 1, 1e-6), epsilon(2.0, 1, 1e-6), epsilon(2.0, 2, 1e-6)]
 
 
-def test_a_private_report_tells_epsilon_and_nothing_without_noise(
+def test_a_private_report_has_epsilon_and_no_figure_without_noise(
     table: Callable[..., Table],
 ) -> None:
     run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
@@ -219,7 +221,7 @@ def test_a_private_report_tells_epsilon_and_nothing_without_noise(
     )
 
 
-def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None:
+def test_report_card_and_table_show_epsilon(table: Callable[..., Table]) -> None:
     run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
     run.step(honest(5))
     data = run.metrics()
