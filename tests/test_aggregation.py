@@ -228,7 +228,7 @@ def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> No
             np.testing.assert_allclose(flat(step), 50.05, rtol=1e-6)
 
 
-def test_updates_of_zero_are_not_clipped() -> None:
+def test_a_round_in_which_nothing_moved_is_whole() -> None:
     norms = {name: Norms(0, 0, 0) for name in "abc"}
     ruling = rule_on_norms(dict.fromkeys("abc", 10), norms, 10, 0.5)
     assert set(ruling.shares.values()) == {WHOLE}
