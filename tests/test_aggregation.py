@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.clients import Pull, join_request, profile
-from support.coordinator import Table
-from support.evaluator import Judge
+from support.coordinator import DirectRun
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import CLASSES, MANIFEST, SHAPE
 from support.updates import constant, flat, honest, random_update
@@ -52,7 +52,7 @@ DENSE = {"uplink": "float32", "fallback": "float32", "downlink": "float32"}
 
 
 class Scaled(Pull):
-    """A client whose update is so many times what it should be."""
+    """A client that sends `factor` times the honest update."""
 
     def __init__(self, value: float, factor: float) -> None:
         super().__init__(value)
@@ -87,7 +87,7 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
     data = {f"c{i}": profile(f"c{i}", 100 * (i + 1)).data for i in range(clients)}
     told = simulate(
         run, model_json="{}", manifest=MANIFEST, data_shape=DataShape(SHAPE, CLASSES),
-        clients=data, evaluator=Judge(),
+        clients=data, evaluator=DistanceEvaluator(),
         make_trainer=lambda name, plan, manifest, step: Pull(float(name[1:]) / 3),
     )  # fmt: skip
     assert told["final"]["digest"] == digest
@@ -97,18 +97,20 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
 # ---- counts ----
 
 
-def test_an_absurd_number_of_examples_is_refused_on_joining(table: Callable[..., Table]) -> None:
-    run = table()
+def test_an_absurd_number_of_examples_is_refused_on_joining(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run = direct_run()
     with pytest.raises(Refused, match="BAD_EXAMPLE_COUNT: 100000001 examples are more than any"):
         run.coordinator.join(join_request("greedy", MAX_EXAMPLES + 1))
     run.coordinator.join(join_request("large", MAX_EXAMPLES))
 
 
 def test_max_examples_caps_the_weight_that_is_counted_and_sent(
-    table: Callable[..., Table],
+    direct_run: Callable[..., DirectRun],
 ) -> None:
     both = {"compression": {"uplink": "sketch(0.3)"}, "aggregation": {"max_examples": 30}}
-    run = table(clients=3, rounds=1, **both)
+    run = direct_run(clients=3, rounds=1, **both)
     run.submit(honest(3), num_examples=10**6)
     run.coordinator.aggregate()
     bundle = pb.Bundle.FromString(run.store.newest().payload)
@@ -142,12 +144,12 @@ def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> 
 
 @pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "sketch(0.1)", "balanced"])
 def test_one_scaled_up_update_among_five_does_not_take_the_model_over(
-    table: Callable[..., Table], codec: str
+    direct_run: Callable[..., DirectRun], codec: str
 ) -> None:
     updates = honest(5)
     steps = []
     for folder, factor, clip in (("honest", 1, 10), ("clipped", 1000, 10), ("never", 1000, 0)):
-        run = table(folder, compression={"uplink": codec}, aggregation={"clip": clip})
+        run = direct_run(folder, compression={"uplink": codec}, aggregation={"clip": clip})
         attack = [np.float32(factor) * t for t in updates["c4"]]
         steps.append(flat(run.step({**updates, "c4": attack})))
         refused = run.metrics()["rounds"][0]["refused"]
@@ -158,8 +160,10 @@ def test_one_scaled_up_update_among_five_does_not_take_the_model_over(
     assert norms[2] > 100 * norms[0], "without clipping it does"
 
 
-def test_an_outlier_is_recorded_with_both_norms_and_counted(table: Callable[..., Table]) -> None:
-    run = table(compression=DENSE)
+def test_an_outlier_is_recorded_with_both_norms_and_counted(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run = direct_run(compression=DENSE)
     run.step({**honest(4), "bad": random_update(4, 10.0)})
     (told,) = run.metrics()["rounds"]
     (refusal,) = told["refused"]
@@ -170,23 +174,25 @@ def test_an_outlier_is_recorded_with_both_norms_and_counted(table: Callable[...,
 
 
 def test_an_outlier_is_recorded_once_though_the_server_died_over_it(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = table(compression=DENSE)
+    run = direct_run(compression=DENSE)
     run.submit({**honest(4), "bad": random_update(4, 10.0)})
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.coordinator.aggregate()
     run.store.close()
-    again = table(compression=DENSE)
+    again = direct_run(compression=DENSE)
     assert again.store.refusals() == []
     again.coordinator.aggregate()
     assert [row["reason"] for row in again.store.refusals()] == ["OUTLIER"]
 
 
-def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[..., Table]) -> None:
-    run, without = table(compression=DENSE), table("without", 4, compression=DENSE)
+def test_an_update_that_clipping_cannot_express_is_left_out(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run, without = direct_run(compression=DENSE), direct_run("without", 4, compression=DENSE)
     step = run.step({**honest(4), "bad": random_update(4, 1e6)})
     np.testing.assert_allclose(flat(step), flat(without.step(honest(4))), atol=1e-7)
     told = run.metrics()["rounds"][0]
@@ -196,8 +202,8 @@ def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[...,
     assert all(update.payload is None for update in run.store.updates(1))
 
 
-def test_untrained_tensors_are_clipped_too(table: Callable[..., Table]) -> None:
-    run = table(compression=DENSE)
+def test_untrained_tensors_are_clipped_too(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(compression=DENSE)
     updates = honest(5)
     for update in updates.values():
         update[2] = np.full(64, np.float32(0.5))
@@ -219,9 +225,9 @@ def test_norms_are_comparable_between_codecs() -> None:
         assert 0.5 < norm / exact < 2
 
 
-def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> None:
+def test_rounds_of_one_or_two_are_not_clipped(direct_run: Callable[..., DirectRun]) -> None:
     for clients in (1, 2):
-        run = table(str(clients), clients, compression=DENSE)
+        run = direct_run(str(clients), clients, compression=DENSE)
         step = run.step({"a": constant(0.1), "b": constant(100)} if clients == 2 else honest(1))
         assert run.metrics()["rounds"][0]["refused"] == []
         if clients == 2:
@@ -367,13 +373,15 @@ def test_no_hostile_client_moves_a_value_beyond_the_honest_ones(
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_sign_flippers_do_not_turn_a_robust_round(table: Callable[..., Table], name: str) -> None:
+def test_sign_flippers_do_not_turn_a_robust_round(
+    direct_run: Callable[..., DirectRun], name: str
+) -> None:
     updates = {f"c{i}": [u + np.float32(0.05) for u in random_update(i)] for i in range(7)}
     for bad in ("c5", "c6"):
         updates[bad] = [np.float32(-20) * u for u in updates[bad]]
     aggregation = {"rule": name, "byzantine": 2}
-    run = table("robust", 7, compression=DENSE, aggregation=aggregation, rounds=1)
-    mean = table("mean", 7, compression=DENSE, aggregation={"clip": 0}, rounds=1)
+    run = direct_run("robust", 7, compression=DENSE, aggregation=aggregation, rounds=1)
+    mean = direct_run("mean", 7, compression=DENSE, aggregation={"clip": 0}, rounds=1)
     good = np.mean([flat(updates[f"c{i}"][:2]) for i in range(5)], axis=0)
     for one, close in ((run, True), (mean, False)):
         step = flat(one.step(updates)[:2])
@@ -400,7 +408,7 @@ def test_a_robust_run_keeps_masks_and_all_clients_end_with_one_model(
     assert not list(server.directory.glob("tmp*")), "the scratch file is gone"
 
 
-def test_multi_krum_needs_more_updates_than_a_quorum(table: Callable[..., Table]) -> None:
+def test_multi_krum_needs_more_updates_than_a_quorum(direct_run: Callable[..., DirectRun]) -> None:
     policy = settings(
         Path("x"), compression=DENSE, aggregation={"rule": "multi_krum"},
         clients={"minimum": 5, "quorum": 0.2, "deadline": 10, "patience": 1},
@@ -483,14 +491,14 @@ def test_a_default_that_is_written_out_keeps_the_fingerprint(tmp_path: Path) -> 
     assert load(tmp_path, "[aggregation]\nclip = 5").fingerprint != plain.fingerprint
 
 
-def test_a_database_of_the_version_before_is_opened(table: Callable[..., Table]) -> None:
-    run = table(clients=3)
+def test_a_database_of_the_version_before_is_opened(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(clients=3)
     run.submit(honest(3))
     run.store.close()
     with sqlite3.connect(run.store.folder / "run.db") as db:
         db.execute("DROP TABLE norms")
         db.execute("DROP TABLE aggregations")
     db.close()
-    again = table(clients=3)
+    again = direct_run(clients=3)
     again.coordinator.aggregate()
     assert len(again.metrics()["rounds"][0]["clients"]) == 3, "what was journaled then counts whole"

@@ -1,4 +1,4 @@
-"""Certificates and tokens: who gets in, who does not, and what everybody is told."""
+"""Certificates and tokens: who is let in, who is refused, and the errors that both sides show."""
 
 from __future__ import annotations
 

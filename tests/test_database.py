@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.clients import Pull
 from support.disk import damage, fill
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import CLASSES, MANIFEST, SHAPE
 from support.processes import run
@@ -154,7 +154,7 @@ def test_a_model_with_a_flipped_bit_is_refused(federation: Start) -> None:
         changed = settings(directory, rounds=2)
         plan, shape = make_plan(changed, "{}", MANIFEST), DataShape(SHAPE, CLASSES)
         with pytest.raises(ServerError, match="the model is not version 2 by its digest"):
-            Coordinator(changed, store, plan, MANIFEST, shape, Judge(), time.time)
+            Coordinator(changed, store, plan, MANIFEST, shape, DistanceEvaluator(), time.time)
 
 
 def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) -> None:

@@ -193,7 +193,7 @@ Session(
 
 
 class Link:
-    """A TCP relay that can be cut so that nobody is told."""
+    """A TCP relay that, once cut, drops all bytes and keeps the connections open."""
 
     def __init__(self, address: str) -> None:
         host, port = address.rsplit(":", 1)
