@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support.coordinator import Run, Table
+from support.coordinator import DirectRun, Run
 from support.federation import Federation, settings
 from support.models import MANIFEST
 
@@ -58,12 +58,12 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[Callable[..., Table]]:
-    made: list[Table] = []
+def direct_run(tmp_path: Path) -> Iterator[Callable[..., DirectRun]]:
+    made: list[DirectRun] = []
 
-    def make(folder: str = "run", clients: int = 5, **changes: object) -> Table:
+    def make(folder: str = "run", clients: int = 5, **changes: object) -> DirectRun:
         both = {"clients": {"minimum": clients, "quorum": 1.0, "patience": 0}, **changes}
-        made.append(Table(tmp_path / folder, **both))
+        made.append(DirectRun(tmp_path / folder, **both))
         return made[-1]
 
     yield make

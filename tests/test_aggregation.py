@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.clients import Pull, join_request, profile
-from support.coordinator import Table
-from support.evaluator import Judge
+from support.coordinator import DirectRun
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import CLASSES, MANIFEST, SHAPE
 from support.updates import constant, flat, honest, random_update
@@ -53,7 +53,7 @@ DENSE = {"uplink": "float32", "fallback": "float32", "downlink": "float32"}
 
 
 class Scaled(Pull):
-    """A client whose update is so many times what it should be."""
+    """A client that sends `factor` times the honest update."""
 
     def __init__(self, value: float, factor: float) -> None:
         super().__init__(value)
@@ -88,7 +88,7 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
     data = {f"c{i}": profile(f"c{i}", 100 * (i + 1)).data for i in range(clients)}
     told = simulate(
         run, model_json="{}", manifest=MANIFEST, data_shape=DataShape(SHAPE, CLASSES),
-        clients=data, evaluator=Judge(),
+        clients=data, evaluator=DistanceEvaluator(),
         make_trainer=lambda name, plan, manifest, step: Pull(float(name[1:]) / 3),
     )  # fmt: skip
     assert told["final"]["digest"] == digest
@@ -98,18 +98,20 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
 # ---- counts ----
 
 
-def test_an_absurd_number_of_examples_is_refused_on_joining(table: Callable[..., Table]) -> None:
-    run = table()
+def test_an_absurd_number_of_examples_is_refused_on_joining(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run = direct_run()
     with pytest.raises(Refused, match="BAD_EXAMPLE_COUNT: 100000001 examples are more than any"):
         run.coordinator.admission.join(join_request("greedy", MAX_EXAMPLES + 1))
     run.coordinator.admission.join(join_request("large", MAX_EXAMPLES))
 
 
-def test_a_cap_bounds_what_a_client_weighs_and_is_what_travels(
-    table: Callable[..., Table],
+def test_max_examples_caps_the_weight_that_is_counted_and_sent(
+    direct_run: Callable[..., DirectRun],
 ) -> None:
     both = {"compression": {"uplink": "sketch(0.3)"}, "aggregation": {"max_examples": 30}}
-    run = table(clients=3, rounds=1, **both)
+    run = direct_run(clients=3, rounds=1, **both)
     run.submit(honest(3), num_examples=10**6)
     run.coordinator.aggregate()
     bundle = pb.Bundle.FromString(run.store.versions.newest().payload)
@@ -143,12 +145,12 @@ def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> 
 
 @pytest.mark.parametrize("codec", ["float32", "quantize(8) | zstd", "sketch(0.1)", "balanced"])
 def test_one_scaled_up_update_among_five_does_not_take_the_model_over(
-    table: Callable[..., Table], codec: str
+    direct_run: Callable[..., DirectRun], codec: str
 ) -> None:
     updates = honest(5)
     steps = []
     for folder, factor, clip in (("honest", 1, 10), ("clipped", 1000, 10), ("never", 1000, 0)):
-        run = table(folder, compression={"uplink": codec}, aggregation={"clip": clip})
+        run = direct_run(folder, compression={"uplink": codec}, aggregation={"clip": clip})
         attack = [np.float32(factor) * t for t in updates["c4"]]
         steps.append(flat(run.step({**updates, "c4": attack})))
         refused = run.metrics()["rounds"][0]["refused"]
@@ -159,8 +161,10 @@ def test_one_scaled_up_update_among_five_does_not_take_the_model_over(
     assert norms[2] > 100 * norms[0], "without clipping it does"
 
 
-def test_an_outlier_is_told_with_both_norms_and_counted(table: Callable[..., Table]) -> None:
-    run = table(compression=DENSE)
+def test_an_outlier_is_recorded_with_both_norms_and_counted(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run = direct_run(compression=DENSE)
     run.step({**honest(4), "bad": random_update(4, 10.0)})
     (told,) = run.metrics()["rounds"]
     (refusal,) = told["refused"]
@@ -171,23 +175,25 @@ def test_an_outlier_is_told_with_both_norms_and_counted(table: Callable[..., Tab
 
 
 def test_an_outlier_is_recorded_once_though_the_server_died_over_it(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = table(compression=DENSE)
+    run = direct_run(compression=DENSE)
     run.submit({**honest(4), "bad": random_update(4, 10.0)})
     with monkeypatch.context() as patch:
         patch.setattr(state, "transition", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.coordinator.aggregate()
     run.store.close()
-    again = table(compression=DENSE)
+    again = direct_run(compression=DENSE)
     assert again.store.refusals.all() == []
     again.coordinator.aggregate()
     assert [row.reason for row in again.store.refusals.all()] == ["OUTLIER"]
 
 
-def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[..., Table]) -> None:
-    run, without = table(compression=DENSE), table("without", 4, compression=DENSE)
+def test_an_update_that_clipping_cannot_express_is_left_out(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run, without = direct_run(compression=DENSE), direct_run("without", 4, compression=DENSE)
     step = run.step({**honest(4), "bad": random_update(4, 1e6)})
     np.testing.assert_allclose(flat(step), flat(without.step(honest(4))), atol=1e-7)
     told = run.metrics()["rounds"][0]
@@ -197,8 +203,8 @@ def test_an_update_that_clipping_cannot_express_is_left_out(table: Callable[...,
     assert all(update.payload is None for update in run.store.journal.updates(1))
 
 
-def test_state_that_nobody_trains_is_bounded_too(table: Callable[..., Table]) -> None:
-    run = table(compression=DENSE)
+def test_untrained_tensors_are_clipped_too(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(compression=DENSE)
     updates = honest(5)
     for update in updates.values():
         update[2] = np.full(64, np.float32(0.5))
@@ -209,7 +215,7 @@ def test_state_that_nobody_trains_is_bounded_too(table: Callable[..., Table]) ->
     assert refusal["detail"].startswith("norm of its state 8e+09, at most 40")
 
 
-def test_a_client_of_another_codec_is_measured_alike() -> None:
+def test_norms_are_comparable_between_codecs() -> None:
     """Else a client could choose the codec that nobody else uses, and be compared with none."""
     update, zeros = random_update(3), constant(0)
     exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
@@ -220,9 +226,9 @@ def test_a_client_of_another_codec_is_measured_alike() -> None:
         assert 0.5 < norm / exact < 2
 
 
-def test_rounds_of_one_or_two_are_not_clipped(table: Callable[..., Table]) -> None:
+def test_rounds_of_one_or_two_are_not_clipped(direct_run: Callable[..., DirectRun]) -> None:
     for clients in (1, 2):
-        run = table(str(clients), clients, compression=DENSE)
+        run = direct_run(str(clients), clients, compression=DENSE)
         step = run.step({"a": constant(0.1), "b": constant(100)} if clients == 2 else honest(1))
         assert run.metrics()["rounds"][0]["refused"] == []
         if clients == 2:
@@ -315,7 +321,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @hypothesis.settings(deadline=None)
 @given(matrix=MATRICES)
-def test_trimmed_mean_and_median_are_numpys(scratch: Path, matrix: Array) -> None:
+def test_trimmed_mean_and_median_equal_numpys(scratch: Path, matrix: Array) -> None:
     wanted = np.median(matrix.astype(np.float64), axis=0)
     got = combined(scratch, Rule("median", 1), matrix)
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-37)
@@ -327,7 +333,7 @@ def test_trimmed_mean_and_median_are_numpys(scratch: Path, matrix: Array) -> Non
 
 @hypothesis.settings(deadline=None)
 @given(matrix=WHOLE_NUMBERS)
-def test_multi_krum_is_the_papers(scratch: Path, matrix: Array) -> None:
+def test_multi_krum_equals_the_papers_definition(scratch: Path, matrix: Array) -> None:
     wide, count = matrix.astype(np.float64), len(matrix)
     scores = [
         sum(sorted(np.square(wide[i] - wide[j]).sum() for j in range(count) if j != i)[: count - 3])
@@ -366,13 +372,15 @@ def test_no_hostile_client_moves_a_value_beyond_the_honest_ones(
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_sign_flippers_do_not_turn_a_robust_round(table: Callable[..., Table], name: str) -> None:
+def test_sign_flippers_do_not_turn_a_robust_round(
+    direct_run: Callable[..., DirectRun], name: str
+) -> None:
     updates = {f"c{i}": [u + np.float32(0.05) for u in random_update(i)] for i in range(7)}
     for bad in ("c5", "c6"):
         updates[bad] = [np.float32(-20) * u for u in updates[bad]]
     aggregation = {"rule": name, "byzantine": 2}
-    run = table("robust", 7, compression=DENSE, aggregation=aggregation, rounds=1)
-    mean = table("mean", 7, compression=DENSE, aggregation={"clip": 0}, rounds=1)
+    run = direct_run("robust", 7, compression=DENSE, aggregation=aggregation, rounds=1)
+    mean = direct_run("mean", 7, compression=DENSE, aggregation={"clip": 0}, rounds=1)
     good = np.mean([flat(updates[f"c{i}"][:2]) for i in range(5)], axis=0)
     for one, close in ((run, True), (mean, False)):
         step = flat(one.step(updates)[:2])
@@ -382,7 +390,9 @@ def test_sign_flippers_do_not_turn_a_robust_round(table: Callable[..., Table], n
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_robust_run_keeps_its_masks_and_everybody_its_model(federation: Start, name: str) -> None:
+def test_a_robust_run_keeps_masks_and_all_clients_end_with_one_model(
+    federation: Start, name: str
+) -> None:
     server = federation(
         rounds=4, clients={"minimum": 5, "quorum": 0.5, "deadline": 30},
         compression={"uplink": "quantize(8) | zstd", "downlink": "quantize(8) | zstd"},
@@ -397,7 +407,7 @@ def test_a_robust_run_keeps_its_masks_and_everybody_its_model(federation: Start,
     assert not list(server.directory.glob("tmp*")), "the scratch file is gone"
 
 
-def test_multi_krum_needs_more_updates_than_a_quorum(table: Callable[..., Table]) -> None:
+def test_multi_krum_needs_more_updates_than_a_quorum(direct_run: Callable[..., DirectRun]) -> None:
     policy = settings(
         Path("x"), compression=DENSE, aggregation={"rule": "multi_krum"},
         clients={"minimum": 5, "quorum": 0.2, "deadline": 10, "patience": 1},
@@ -467,25 +477,27 @@ def test_a_robust_rule_takes_dense_codecs(tmp_path: Path, uplink: str, name: str
         ("[privacy]\nnoise_multiplier = inf", r"privacy\.noise_multiplier: .*finite"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_said_at_load(tmp_path: Path, text: str, message: str) -> None:
+def test_contradictory_settings_are_refused_at_load(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(ServerError, match=f"(?s){message}"):
         load(tmp_path, text)
 
 
-def test_settings_that_say_nothing_new_keep_the_fingerprint(tmp_path: Path) -> None:
+def test_a_default_that_is_written_out_keeps_the_fingerprint(tmp_path: Path) -> None:
     plain = load(tmp_path, "")
     assert load(tmp_path, "[aggregation]\nclip = 10").fingerprint == plain.fingerprint
     assert load(tmp_path, "[aggregation]\nclip = 5").fingerprint != plain.fingerprint
 
 
-def test_a_database_of_the_version_before_is_opened(table: Callable[..., Table]) -> None:
-    run = table(clients=3)
+def test_a_database_of_the_version_before_is_opened(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(clients=3)
     run.submit(honest(3))
     run.store.close()
     with sqlite3.connect(run.store.folder / "run.db") as db:
         db.execute("DROP TABLE norms")
         db.execute("DROP TABLE aggregations")
     db.close()
-    again = table(clients=3)
+    again = direct_run(clients=3)
     again.coordinator.aggregate()
     assert len(again.metrics()["rounds"][0]["clients"]) == 3, "what was journaled then counts whole"

@@ -105,7 +105,7 @@ def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFi
     assert "pending.npz: its checksum does not fit" in capsys.readouterr().out
 
 
-def test_a_state_directory_is_one_clients(tmp_path: Path) -> None:
+def test_a_state_directory_serves_one_client_at_a_time(tmp_path: Path) -> None:
     code = f"""
 import sys, pathlib
 from featherfed.edge_client.state import lock_state

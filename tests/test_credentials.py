@@ -1,4 +1,4 @@
-"""Certificates and tokens: who gets in, who does not, and what everybody is told."""
+"""Certificates and tokens: who is let in, who is refused, and the errors that both sides show."""
 
 from __future__ import annotations
 
@@ -572,7 +572,7 @@ def test_the_server_keeps_only_hashes_of_tokens(authority: Authority) -> None:
         assert secret not in text
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_certs_commands(tmp_path: Path) -> None:
     def certs(*arguments: str) -> str:
         done = run("certs", *arguments, cwd=tmp_path)
         return done.stdout if done.returncode == 0 else done.stderr

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.clients import Pull
 from support.disk import damage, fill
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import CLASSES, MANIFEST, SHAPE
 from support.processes import run
@@ -80,7 +80,7 @@ def test_a_full_disk_at_the_server_stops_nothing(
     assert check_directory(server.directory)
 
 
-def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
     store = Store(tmp_path / "run.db")
     pages = store._database.run("PRAGMA page_count")[0][0]
     store._database.run(f"PRAGMA max_page_count = {pages}")
@@ -137,7 +137,7 @@ def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
     return server.directory
 
 
-def test_a_damaged_database_is_refused_with_the_way_back(federation: Start) -> None:
+def test_a_damaged_database_is_refused_and_the_remedy_named(federation: Start) -> None:
     directory = finished(federation)
     damage(directory / "run.db", at=0.5)
     with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
@@ -147,7 +147,7 @@ def test_a_damaged_database_is_refused_with_the_way_back(federation: Start) -> N
         Store(directory / "run.db")
 
 
-def test_a_model_that_rotted_is_refused(federation: Start) -> None:
+def test_a_model_with_a_flipped_bit_is_refused(federation: Start) -> None:
     directory = finished(federation)
     with closing(sqlite3.connect(directory / "run.db")) as db, db:
         blob = bytearray(db.execute("SELECT weights FROM model").fetchone()[0])
@@ -157,7 +157,7 @@ def test_a_model_that_rotted_is_refused(federation: Start) -> None:
         changed = settings(directory, rounds=2)
         plan, shape = make_plan(changed, "{}", MANIFEST), DataShape(SHAPE, CLASSES)
         with pytest.raises(ServerError, match="the model is not version 2 by its digest"):
-            Coordinator(changed, store, plan, MANIFEST, shape, Judge(), time.time)
+            Coordinator(changed, store, plan, MANIFEST, shape, DistanceEvaluator(), time.time)
 
 
 def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) -> None:

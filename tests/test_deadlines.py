@@ -41,7 +41,7 @@ CODEC = {"uplink": "float32", "downlink": "float32"}
 # ---- the coordinator alone, with a clock in the test's hand ----
 
 
-def test_silent_clients_are_lost_after_three_beats_and_every_call_is_a_voice(
+def test_a_client_is_lost_after_three_heartbeats_without_any_call(
     run: Callable[..., Run],
 ) -> None:
     clock = Clock()
@@ -71,7 +71,7 @@ def test_without_heartbeats_nobody_is_cut_off_before_the_deadline(run: Callable[
     assert one.tick().phase is Phase.AGGREGATING
 
 
-def test_after_a_restart_nobody_is_dead_before_three_beats(run: Callable[..., Run]) -> None:
+def test_after_a_restart_no_client_is_lost_before_three_heartbeats(run: Callable[..., Run]) -> None:
     clock = Clock()
     one = opened(run(clock, clients={**THREE, "heartbeat": 10}))
     clock.now += 40
@@ -84,7 +84,7 @@ def test_after_a_restart_nobody_is_dead_before_three_beats(run: Callable[..., Ru
 
 
 @pytest.mark.parametrize("jump", [DAY, -HOUR])
-def test_a_clock_that_is_set_changes_nothing(run: Callable[..., Run], jump: float) -> None:
+def test_setting_the_clock_moves_no_deadline(run: Callable[..., Run], jump: float) -> None:
     wall, ticks = Clock(), Clock()
     one = opened(run(SteadyClock(wall, ticks), clients={**THREE, "heartbeat": 10}))
     one.submit("a")
@@ -103,7 +103,7 @@ def test_a_clock_that_is_set_changes_nothing(run: Callable[..., Run], jump: floa
     assert one.coordinator.phase is Phase.AGGREGATING, "the deadline is the deadline"
 
 
-def test_time_in_which_the_server_was_frozen_kills_nobody(run: Callable[..., Run]) -> None:
+def test_no_client_is_lost_for_time_in_which_the_server_was_frozen(run: Callable[..., Run]) -> None:
     ticks = Clock()
     one = opened(run(SteadyClock(time.time, ticks), clients={**THREE, "heartbeat": 10}))
     ticks.now += DAY
@@ -135,7 +135,7 @@ def test_a_phase_goes_on_after_a_restart() -> None:
     assert resume(0, 50, limit=5, grace=10) == 50
 
 
-def test_a_steady_clock_leaves_out_what_it_could_not_see() -> None:
+def test_a_steady_clock_moves_by_the_longest_step_at_most() -> None:
     wall, ticks = Clock(), Clock()
     clock = SteadyClock(wall, ticks)
     assert clock() == wall.now
@@ -195,7 +195,7 @@ Session(
 
 
 class Link:
-    """A TCP relay that can be cut so that nobody is told."""
+    """A TCP relay that, once cut, drops all bytes and keeps the connections open."""
 
     def __init__(self, address: str) -> None:
         host, port = address.rsplit(":", 1)
@@ -221,7 +221,7 @@ class Link:
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen", "cut"])
-def test_a_dead_peer_is_noticed_within_three_beats(federation: Start, how: str) -> None:
+def test_a_dead_peer_is_noticed_within_three_heartbeats(federation: Start, how: str) -> None:
     clients = {"minimum": 3, "quorum": 0.6, "deadline": 120, "patience": 1, "heartbeat": 1}
     server = federation(rounds=2, clients=clients)
     link = Link(server.address)
@@ -329,7 +329,7 @@ def test_training_longer_than_all_timeouts_is_not_cut_off(
     assert list(server.store.refusals.all()) == []
 
 
-def test_a_heart_stops_with_its_block_and_with_its_thread() -> None:
+def test_heartbeats_stop_with_their_block_and_with_the_thread_that_trains() -> None:
     beats: list[float] = []
     with Heartbeat(beats.append, 0.05):
         wait_until(lambda: len(beats) > 3)

@@ -53,25 +53,25 @@ def test_a_hot_device_rests_until_it_is_well_below_the_limit(
     assert device.slept == 3
 
 
-def test_a_device_at_its_limit_works(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_at_its_limit_does_not_rest(caplog: pytest.LogCaptureFixture) -> None:
     device = Device([70], [None])
     device.rest(pause_above=70).between_steps()
     assert (device.slept, caplog.text) == (0, "")
 
 
-def test_it_waits_for_mains_power() -> None:
+def test_a_device_on_battery_waits_for_mains_power() -> None:
     device = Device([None], [False, True, True, False])
     device.rest(pause_on_battery=True).between_steps()
     assert device.slept == 2
 
 
-def test_both_wishes_hold() -> None:
+def test_a_device_rests_while_it_is_hot_or_on_battery() -> None:
     device = Device([20, 90, 90, 20], [False, True, False])
     device.rest(pause_above=70, pause_on_battery=True).between_steps()
     assert device.slept == 3
 
 
-def test_sensors_are_looked_at_now_and_then() -> None:
+def test_sensors_are_read_every_few_seconds_only() -> None:
     device = Device([20], [None])
     rest = device.rest(pause_above=70)
     for _ in range(1000):

@@ -9,7 +9,7 @@ from support.faults import DEADLINE, FAULTS, Fault, face
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_a_fault_changes_nothing_for_the_honest(fault: Fault, tmp_path: Path) -> None:
+def test_a_fault_changes_nothing_for_honest_clients(fault: Fault, tmp_path: Path) -> None:
     result = face(fault, tmp_path)
     assert fault.expected in result.told
     assert result.unchanged, "the honest clients' model differs from the undisturbed run's"

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.clients import Pull, profile
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation
 from support.models import CLASSES, MANIFEST, SHAPE
 
@@ -593,7 +593,13 @@ def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     shape = DataShape(SHAPE, CLASSES)
     with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
         Coordinator(
-            changed, server.store, server.coordinator.plan, MANIFEST, shape, Judge(), time.time
+            changed,
+            server.store,
+            server.coordinator.plan,
+            MANIFEST,
+            shape,
+            DistanceEvaluator(),
+            time.time,
         )
 
 

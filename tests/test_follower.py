@@ -71,7 +71,7 @@ def file(tmp_path: Path) -> Iterator[ModelFile]:
     made.close()
 
 
-def test_whole_then_delta(file: ModelFile) -> None:
+def test_a_follower_gets_the_whole_file_first_and_then_deltas(file: ModelFile) -> None:
     swaps: list[Swap] = []
     script = Script(answer(FIRST), answer(SECOND, FIRST, version=2), None)
     follower = Follower("d", "int8", script, file, swaps.append)

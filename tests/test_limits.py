@@ -28,7 +28,7 @@ CODEC = {"uplink": "float32", "downlink": "float32"}
 # ---- limits ----
 
 
-def test_a_run_has_room_for_so_many_names_and_known_ones_come_back(federation: Start) -> None:
+def test_a_full_run_refuses_new_names_and_takes_known_ones(federation: Start) -> None:
     server = federation(rounds=1, clients={"minimum": 3}, limits={"clients": 2})
     transport = server.transport()
     for name in ("a", "b", "a"):
@@ -67,7 +67,7 @@ def test_a_rates_memory_is_bounded() -> None:
     assert len(rate._paid) == 100
 
 
-def test_who_has_no_session_is_limited_by_its_network_and_in_all() -> None:
+def test_callers_without_a_session_are_limited_per_network_and_in_total() -> None:
     assert network("ipv4:10.0.0.7:5000") == "10.0.0.7"
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.clients import profile
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import settings
 from support.models import CLASSES, MANIFEST, SHAPE
 
@@ -82,7 +82,7 @@ def digests(directory: Path, changes: dict[str, Any]) -> list[str]:
         data_shape=DataShape(SHAPE, CLASSES),
         clients={name: profile(name, 50 + 10 * i).data for i, name in enumerate(names)},
         make_trainer=lambda name, plan, manifest, step: Walk(name),
-        evaluator=Judge(),
+        evaluator=DistanceEvaluator(),
     )
     return [round_["digest"] for round_ in metrics["rounds"]]
 

@@ -13,7 +13,7 @@ import pytest
 from dp_accounting import GaussianDpEvent
 from dp_accounting.rdp import RdpAccountant
 from support.clients import join_request
-from support.coordinator import Table
+from support.coordinator import DirectRun
 from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
@@ -108,7 +108,9 @@ def test_an_adaptive_clip_finds_the_quantile(quantile: float, start: float) -> N
 
 
 @pytest.mark.parametrize(("noise", "rounds_"), [(0.5, 1), (1.0, 7), (4.0, 7), (1.1, 100)])
-def test_epsilon_is_the_accountants_and_above_the_exact_one(noise: float, rounds_: int) -> None:
+def test_epsilon_equals_the_accountants_and_is_above_the_exact_one(
+    noise: float, rounds_: int
+) -> None:
     told = epsilon(noise, rounds_, 1e-5)
     accountant = RdpAccountant()
     accountant.compose(GaussianDpEvent(noise), rounds_)
@@ -134,10 +136,10 @@ def test_epsilon_keeps_to_published_values() -> None:
 
 
 def test_a_private_round_clips_weighs_alike_and_adds_the_noise(
-    table: Callable[..., Table],
+    direct_run: Callable[..., DirectRun],
 ) -> None:
     privacy = {"noise_multiplier": 1e-9, "clip": 1.0, "adaptive": False}
-    run = table(**PRIVATE, privacy=privacy)
+    run = direct_run(**PRIVATE, privacy=privacy)
     updates = honest(5)
     updates["c1"] = random_update(1, 10.0)
     start = run.coordinator.newest_weights()
@@ -150,9 +152,9 @@ def test_a_private_round_clips_weighs_alike_and_adds_the_noise(
     assert run.store.versions.newest().kind == "delta"
 
 
-def test_examples_do_not_weigh_in_a_private_round(table: Callable[..., Table]) -> None:
+def test_examples_do_not_weigh_in_a_private_round(direct_run: Callable[..., DirectRun]) -> None:
     privacy = {"noise_multiplier": 1e-9, "clip": 1e3, "adaptive": False}
-    run = table(clients=2, **PRIVATE, privacy=privacy)
+    run = direct_run(clients=2, **PRIVATE, privacy=privacy)
     join = run.coordinator.admission.join
     run.coordinator.admission.join = lambda asked: join(  # type: ignore[method-assign]
         join_request(asked.client, 100 if asked.client == "a" else 10**6)
@@ -162,10 +164,10 @@ def test_examples_do_not_weigh_in_a_private_round(table: Callable[..., Table]) -
 
 
 def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     privacy = {"noise_multiplier": 0.5, "clip": 0.5}
-    whole, killed = (table(name, **PRIVATE, privacy=privacy) for name in ("whole", "killed"))
+    whole, killed = (direct_run(name, **PRIVATE, privacy=privacy) for name in ("whole", "killed"))
     for run in (whole, killed):
         run.step(honest(5))
         run.submit({f"c{i}": random_update(9 + i) for i in range(5)})
@@ -178,7 +180,7 @@ def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
         with pytest.raises(KeyboardInterrupt):
             killed.coordinator.aggregate()
     killed.store.close()
-    again = table("killed", **PRIVATE, privacy=privacy)
+    again = direct_run("killed", **PRIVATE, privacy=privacy)
     assert again.coordinator.phase is Phase.AGGREGATING
     for run in (whole, again):
         run.coordinator.aggregate()
@@ -191,9 +193,11 @@ def test_a_server_killed_in_mid_aggregation_draws_the_same_noise(
     )
 
 
-def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[..., Table]) -> None:
+def test_epsilon_is_of_the_client_with_the_most_rounds(
+    direct_run: Callable[..., DirectRun],
+) -> None:
     privacy = {"noise_multiplier": 2.0, "delta": 1e-6}
-    run = table(clients=1, **PRIVATE, privacy=privacy, rounds=3)
+    run = direct_run(clients=1, **PRIVATE, privacy=privacy, rounds=3)
     for names in ("a", "b", "a"):
         run.coordinator.members._last_seen.clear()
         run.step({name: random_update(1) for name in names})
@@ -201,10 +205,10 @@ def test_epsilon_counts_the_rounds_of_the_most_eager_client(table: Callable[...,
     assert spent == [epsilon(2.0, 1, 1e-6), epsilon(2.0, 1, 1e-6), epsilon(2.0, 2, 1e-6)]
 
 
-def test_a_private_report_tells_epsilon_and_nothing_without_noise(
-    table: Callable[..., Table],
+def test_a_private_report_has_epsilon_and_no_figure_without_noise(
+    direct_run: Callable[..., DirectRun],
 ) -> None:
-    run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
+    run = direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
     run.step({**honest(4), "bad": random_update(4, 100.0)})
     data = run.metrics()
     data["final"] = metrics.final(run.store, run.settings, 0.0, [])
@@ -223,8 +227,8 @@ def test_a_private_report_tells_epsilon_and_nothing_without_noise(
     )
 
 
-def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None:
-    run = table(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
+def test_report_card_and_table_show_epsilon(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
     run.step(honest(5))
     data = run.metrics()
     data["final"] = metrics.final(run.store, run.settings, 0.0, [])
@@ -239,9 +243,9 @@ def test_report_card_and_table_tell_epsilon(table: Callable[..., Table]) -> None
 
 
 def test_a_missing_accountant_is_said_at_the_start(
-    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "featherfed.server.aggregation.accountant")
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ServerError, match=r"dp_accounting is missing.*featherfed\[privacy\]"):
-        table(**PRIVATE, privacy={"noise_multiplier": 1.0})
+        direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0})

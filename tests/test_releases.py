@@ -14,7 +14,7 @@ from featherfed.server.transfers.releases import KEPT, Offer, Releases
 
 
 class Maker:
-    """Exports what it is told to have trained."""
+    """An exporter of made-up files: a new one after every call of `train`."""
 
     def __init__(self) -> None:
         self.version = 0

@@ -51,7 +51,7 @@ def test_litert_is_chosen_where_there_is_no_tensorflow(
     assert "cluster" not in chosen.methods
 
 
-def test_nothing_to_train_with_is_said(without: Callable[..., None]) -> None:
+def test_a_device_without_any_runtime_gets_a_plain_error(without: Callable[..., None]) -> None:
     without("tensorflow", "ai_edge_litert")
     with pytest.raises(ClientError, match=r"neither LiteRT nor TensorFlow.*featherfed\[edge\]"):
         choose_runtime("auto", 0)

@@ -33,7 +33,7 @@ CODEC = {"uplink": "float32", "downlink": "float32"}
 # ---- servers that go and come ----
 
 
-def test_a_server_that_goes_down_says_so_and_sees_uploads_through(federation: Start) -> None:
+def test_a_server_that_shuts_down_says_so_and_finishes_open_uploads(federation: Start) -> None:
     server = federation(rounds=1, clients={"minimum": 2, "quorum": 0.5}, compression=CODEC)
     slow, waiting = (server.transport().join(join_request(name)).session for name in ("s", "w"))
     with grpc.insecure_channel(server.address) as channel:
@@ -72,7 +72,7 @@ def test_a_server_that_goes_down_says_so_and_sees_uploads_through(federation: St
     assert len(list(server.store.journal.updates(1))) == 1
 
 
-def test_a_client_waits_for_a_server_that_forgot_nothing(
+def test_a_client_keeps_its_session_over_a_restart_of_the_server(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = federation(rounds=2, clients={"minimum": 2})
@@ -120,7 +120,7 @@ def attempt(number: int, error: Exception) -> Any:
 
 
 @pytest.mark.parametrize("outage", [0.0, 2.0, 10.0, 60.0])
-def test_a_thousand_clients_do_not_come_back_in_one_instant(outage: float) -> None:
+def test_retries_of_a_thousand_clients_are_spread_over_time(outage: float) -> None:
     """Each starts to try when its poll breaks, and has its next try after the server is back."""
     error = Unreachable("gone")
     back = []
@@ -144,7 +144,7 @@ def test_a_busy_server_says_how_long_to_wait() -> None:
     assert 7 <= min(waits) < max(waits) <= 8
 
 
-def test_patience_with_a_server_begins_when_it_falls_silent(
+def test_the_time_to_give_up_begins_when_the_server_stops_answering(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A poll that breaks after it has waited for longer than that is tried again."""

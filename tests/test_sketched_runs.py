@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.clients import Pull, profile
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import Federation
 from support.federation import settings as run_settings
 from support.models import CLASSES, MANIFEST, SHAPE
@@ -230,7 +230,7 @@ def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
         data_shape=DataShape(SHAPE, CLASSES),
         clients={name: profile(name).data for name in VALUES},
         make_trainer=lambda name, plan, manifest, step: Pull(VALUES[name]),
-        evaluator=Judge(),
+        evaluator=DistanceEvaluator(),
     )
     real = [version.digest.hex() for version in server.store.versions.after(0)]
     assert [r["digest"] for r in metrics["rounds"]] == real
@@ -262,7 +262,7 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
             make_trainer=lambda name, plan, manifest, step: (
                 Broken(1.0) if name == "b" else Pull(1.0)
             ),
-            evaluator=Judge(),
+            evaluator=DistanceEvaluator(),
         )
 
 

@@ -25,8 +25,8 @@ SCRATCH = ROOT / "runs" / "robustness"
 sys.path.insert(0, str(ROOT / "tests"))  # the same programs make the small tests
 
 from support import faults, kills, lossy_link, proxy  # noqa: E402
-from support import load as loads  # noqa: E402
-from support.hostile_calls import siege  # noqa: E402
+from support.hostile_calls import run_under_attack  # noqa: E402
+from support.load import measure_load  # noqa: E402
 from support.processes import wait_until  # noqa: E402
 
 from featherfed.datasets.partition import partition  # noqa: E402
@@ -71,38 +71,42 @@ def decoder(_: Path) -> Figures:
 
 def service(scratch: Path) -> Figures:
     """A hundred thousand hostile calls on a server whose round is open."""
-    siege(scratch / "peace", 0)
-    seen = siege(scratch / "siege", CALLS)
-    wanted = kills.outcome(scratch / "peace" / "run.db").digests
-    assert kills.outcome(scratch / "siege" / "run.db").digests == wanted, "another model came out"
-    assert "Traceback" not in (scratch / "siege" / "server.log").read_text("utf-8")
+    run_under_attack(scratch / "undisturbed", 0)
+    seen = run_under_attack(scratch / "attacked", CALLS)
+    wanted = kills.outcome(scratch / "undisturbed" / "run.db").digests
+    assert kills.outcome(scratch / "attacked" / "run.db").digests == wanted, (
+        "another model came out"
+    )
+    assert "Traceback" not in (scratch / "attacked" / "server.log").read_text("utf-8")
     return seen
 
 
 def light_storms(scratch: Path) -> Figures:
-    """Light processes, killed in the midst of their work, not of TensorFlow's start."""
+    """Processes without TensorFlow: kills hit them at work, not while TensorFlow starts."""
     rows = {}
     for codec, uplink in CODECS.items():
         directory = scratch / codec.replace(" ", "-")
-        with kills.light_storm(directory / "quiet", kills.light_spec(uplink)) as run:
+        with kills.numpy_processes(directory / "undisturbed", kills.numpy_spec(uplink)) as run:
             run.wait(300)
         begin = time.monotonic()
-        spec = kills.light_spec(uplink, seconds=0.2, gate=True)
-        with kills.light_storm(directory / "storm", spec) as run:
-            run.rage(KILLS, 1, ROUNDS, kills.newest_of(directory / "storm"), gap=0.3)
-            (directory / "storm" / "over").touch()
+        spec = kills.numpy_spec(uplink, seconds=0.2, hold_last_round=True)
+        with kills.numpy_processes(directory / "killed", spec) as run:
+            run.kill_at_random(
+                KILLS, 1, ROUNDS, kills.newest_version_of(directory / "killed"), gap=0.3
+            )
+            (directory / "killed" / "over").touch()
             run.wait(600)
         rows[codec] = _compare(directory, "run.db", dict(run.kills), time.monotonic() - begin)
         rows[codec]["acknowledged"] = kills.check_acks(
-            directory / "storm", kills.outcome(directory / "storm" / "run.db")
+            directory / "killed", kills.outcome(directory / "killed" / "run.db")
         )
     return rows
 
 
 def _compare(directory: Path, database: str, kills: Figures, seconds: float) -> Figures:
-    wanted = kills.outcome(directory / "quiet" / database)
-    left = kills.outcome(directory / "storm" / database)
-    assert left.digests == wanted.digests, "another model came out of the storm"
+    wanted = kills.outcome(directory / "undisturbed" / database)
+    left = kills.outcome(directory / "killed" / database)
+    assert left.digests == wanted.digests, "another model came out after the kills"
     assert left.journal == wanted.journal, "an update was lost, or counted twice"
     return {
         "kills": kills,
@@ -119,24 +123,25 @@ def real_storm(scratch: Path) -> Figures:
     base = scratch / "base"
     base.mkdir()
     commands = _real_commands(base)
-    with kills.Storm(base, {"server": commands["server"]}):  # name and secret of both runs
+    # The server of both runs: they have its name and secret.
+    with kills.KillableProcesses(base, {"server": commands["server"]}):
         wait_until((base / "out" / "server.address").exists, 120)
-    for name in ("quiet", "storm"):
+    for name in ("undisturbed", "killed"):
         shutil.copytree(base, scratch / name)
-    with kills.Storm(scratch / "quiet", commands) as run:
+    with kills.KillableProcesses(scratch / "undisturbed", commands) as run:
         run.wait(1200)
-    newest = kills.newest_of(scratch / "storm" / "out")
+    newest = kills.newest_version_of(scratch / "killed" / "out")
     begin = time.monotonic()
-    with kills.Storm(scratch / "storm", commands) as run:
-        run.rage(KILLS, 1, ROUNDS, newest, gap=1.5, server_share=0.2)
+    with kills.KillableProcesses(scratch / "killed", commands) as run:
+        run.kill_at_random(KILLS, 1, ROUNDS, newest, gap=1.5, server_share=0.2)
         run.wait(1200)
     figures = _compare(scratch, "out/run.db", dict(run.kills), time.monotonic() - begin)
-    journal = kills.outcome(scratch / "storm" / "out" / "run.db").journal
+    journal = kills.outcome(scratch / "killed" / "out" / "run.db").journal
     said = [
         (round_, f"c{number}")
         for number in range(kills.CLIENTS)
         for round_ in range(1, ROUNDS + 1)
-        if f"round {round_}: sent " in (scratch / "storm" / f"c{number}.log").read_text("utf-8")
+        if f"round {round_}: sent " in (scratch / "killed" / f"c{number}.log").read_text("utf-8")
     ]
     assert set(said) <= set(journal), "an acknowledged update is not in the journal"
     return {**figures, "acknowledged": len(said)}
@@ -172,7 +177,7 @@ def links(scratch: Path) -> Figures:
     """The example's model over 64 kbit/s and 100 to 500 ms, all at the same time."""
     uplinks = ("balanced", "quantize(8)")
     wanted = {
-        uplink: lossy_link.quiet(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
+        uplink: lossy_link.undisturbed_digests(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
         for number, uplink in enumerate(uplinks)
     }
     cases = [(uplink, loss) for uplink in uplinks for loss in LOSSES]
@@ -180,7 +185,9 @@ def links(scratch: Path) -> Figures:
     def measure(number: int) -> Figures:
         uplink, loss = cases[number]
         link = proxy.Link(loss=loss)
-        row = lossy_link.lossy(scratch / f"lossy-{number}", uplink, LINKED_ROUNDS, link, 7200)
+        row = lossy_link.run_over_link(
+            scratch / f"lossy-{number}", uplink, LINKED_ROUNDS, link, 7200
+        )
         assert row.pop("digests") == wanted[uplink], "another model came out"
         print(json.dumps(row), flush=True)
         return row
@@ -195,7 +202,7 @@ def load(scratch: Path) -> Figures:
     cases += [("large", n, uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
     rows = []
     for number, (model, count, uplink) in enumerate(cases):
-        rows.append(loads.load(scratch / str(number), count, model, uplink))
+        rows.append(measure_load(scratch / str(number), count, model, uplink))
         print(json.dumps(rows[-1]), flush=True)
     return {"runs": rows}
 

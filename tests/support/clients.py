@@ -1,4 +1,4 @@
-"""Clients of a run whose training is known beforehand."""
+"""Parts of clients: a trainer without data whose update is known, profiles, join requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featherfed.proto import federation_pb2 as pb
 
 
 class Pull:
-    """A trainer whose update is known: a step from the weights towards the client's own value."""
+    """A trainer that moves all weights halfway towards `value`."""
 
     def __init__(self, value: float, on_train: Callable[[pb.Train], None] | None = None) -> None:
         self.value = value

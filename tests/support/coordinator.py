@@ -1,4 +1,4 @@
-"""Coordinators without gRPC, which a test calls itself."""
+"""Runs without gRPC: tests call the coordinator themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from support.clients import join_request
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.federation import settings
 from support.models import CLASSES, MANIFEST, SHAPE
 from support.updates import update
@@ -30,6 +30,8 @@ CODEC = {"uplink": "float32", "downlink": "float32"}
 
 
 class Clock:
+    """A clock that a test sets."""
+
     def __init__(self) -> None:
         self.now = 1e9
 
@@ -38,7 +40,7 @@ class Clock:
 
 
 class Run:
-    """A coordinator without gRPC; `restart` is what a crash of the server makes of it."""
+    """A run without gRPC; `restart` is a crash of the server and its next start."""
 
     def __init__(self, directory: Path, clock: Callable[[], float], **changes: object) -> None:
         self.settings = settings(directory, compression=CODEC, **changes)
@@ -53,7 +55,7 @@ class Run:
         plan = make_plan(self.settings, "{}", MANIFEST)
         shape = DataShape(SHAPE, tuple("abcdefghij"))
         self.coordinator = Coordinator(
-            self.settings, self.store, plan, MANIFEST, shape, Judge(), clock, secret=1
+            self.settings, self.store, plan, MANIFEST, shape, DistanceEvaluator(), clock, secret=1
         )
 
     def join(self, *names: str) -> None:
@@ -82,14 +84,15 @@ THREE = {"minimum": 3, "quorum": 0.6, "deadline": 100, "patience": 10}
 
 
 def opened(run: Run) -> Run:
+    """Return the run in its first round, with the clients a, b and c in the cohort."""
     run.join(*"abc")
     run.poll(*"abc")
     assert run.tick().phase is Phase.TRAINING
     return run
 
 
-class Table:
-    """A run on one table: a coordinator, and updates that are put into it by hand."""
+class DirectRun:
+    """A run without gRPC, whose rounds are played with updates made by hand."""
 
     def __init__(self, folder: Path, **changes: object) -> None:
         folder.mkdir(exist_ok=True)
@@ -98,7 +101,7 @@ class Table:
         try:
             self.coordinator = Coordinator(
                 self.settings, self.store, make_plan(self.settings, "{}", MANIFEST), MANIFEST,
-                DataShape(SHAPE, CLASSES), Judge(), time.time, secret=1,
+                DataShape(SHAPE, CLASSES), DistanceEvaluator(), time.time, secret=1,
             )  # fmt: skip
         except ServerError:
             self.store.close()
@@ -128,7 +131,7 @@ class Table:
         assert run.phase is Phase.AGGREGATING
 
     def step(self, updates: Mapping[str, Sequence[Array]]) -> list[Array]:
-        """Play a round; return what the model moved by."""
+        """Play a round; return the change of the model."""
         before = self.coordinator.newest_weights()
         self.submit(updates)
         self.coordinator.aggregate()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def fill(folder: Path, leave: int = 0) -> Path:
-    """Leave so many bytes of room."""
+    """Fill the disk up to `leave` bytes; return the file that takes the room."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

@@ -11,8 +11,8 @@ from featherfed.compression.arrays import Array
 from featherfed.server.coordinator.evaluation import Evaluation
 
 
-class Judge:
-    """An evaluator that says how far the weights are from one."""
+class DistanceEvaluator:
+    """An evaluator whose loss is the mean square of the weights' distance from one."""
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         loss = float(np.mean([np.mean((w - 1) ** 2) for w in weights]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from support.clients import Pull, profile
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.models import CLASSES, MANIFEST, SHAPE
 
 from featherfed.compression.arrays import Array
@@ -58,7 +58,7 @@ class Federation:
         plan = make_plan(settings, "{}", manifest)
         shape = DataShape(SHAPE, CLASSES)
         self.coordinator = Coordinator(
-            settings, self.store, plan, manifest, shape, Judge(), SteadyClock(),
+            settings, self.store, plan, manifest, shape, DistanceEvaluator(), SteadyClock(),
             first_weights, secret=1, step=step,
         )  # fmt: skip
         self.releases = Releases(

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from support.kills import Storm, free_port, light_storm
+from support.kills import KillableProcesses, free_port, numpy_processes
 from support.load import memory_mb
 from support.models import CLASSES, EXAMPLES, SHAPE
 from support.numpy_federation import Spec
@@ -33,10 +33,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS = {method.name: method for method in SERVICE.methods}
 HONEST = 3
 FAILURES = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
-"""What a server says that did not expect a call."""
+"""Status codes of a server whose code failed on a call."""
 
 LOCAL = "Internal error from Core"
-"""What this side's own gRPC says of a message that it was about to send when the stream broke."""
+"""Details of the error that our own gRPC raises when a stream breaks while we are sending."""
 
 _INTEGERS = (0, 1, 2, 3, 7, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _FLOATS = (0.0, -1.0, 1e-300, 1e38, float("nan"), float("inf"), float("-inf"))
@@ -44,7 +44,7 @@ _TEXTS = ("", "c0", "evil", "..", "/etc/passwd", "a" * 70, "x\x00y", "\u202e", "
 
 
 class Attacker:
-    """One of the cohort that sends everything but a right update."""
+    """A client of the round's cohort that sends everything but a right update."""
 
     def __init__(self, address: str, seed: int) -> None:
         self._address = address
@@ -85,11 +85,11 @@ class Attacker:
         ).payload
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         await self._channel.close()
 
     async def attack(self, calls: int, side_by_side: int = 32) -> None:
-        """Make so many calls."""
+        """Make `calls` hostile calls; raise RuntimeError if the server fails on one."""
         numbers = iter(range(calls))
         kinds = (
             self._bytes, self._bytes, self._values, self._values, self._values, self._update,
@@ -105,7 +105,7 @@ class Attacker:
                     await asyncio.wait_for(kind(), 60)
                     code = grpc.StatusCode.OK
                 except grpc.aio.AioRpcError as error:
-                    # The server may answer before all is sent, which the attacker's gRPC minds.
+                    # If the server answers before all is sent, our own gRPC raises an error.
                     ours = error.details() == LOCAL
                     code = grpc.StatusCode.CANCELLED if ours else error.code()
                     if code in FAILURES:
@@ -188,7 +188,7 @@ class Attacker:
         )
         await self._channel.unary_unary(path)(self.rng.randbytes(20), timeout=20)
 
-    # ---- means ----
+    # ---- helpers ----
 
     async def _raw(self, name: str, messages: Sequence[bytes], stall: bool = False) -> list[bytes]:
         method = METHODS[name]
@@ -258,7 +258,7 @@ class Attacker:
             return rng.choice(_FLOATS)
         if field.cpp_type == field.CPPTYPE_BOOL:
             return rng.random() < 0.5
-        if field.name == "session":  # else nothing behind the door is reached
+        if field.name == "session":  # else hardly a call gets past the check of its session
             return rng.choice((self._session, self._session, self._session, 0, rng.getrandbits(64)))
         if field.name == "wait_seconds":
             return rng.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 2**32 - 1))
@@ -279,17 +279,20 @@ def spec() -> Spec:
         "clients": {"minimum": HONEST + 1, "quorum": 0.75, "deadline": 1, "patience": 3600},
         "limits": {"requests_per_second": 1e6},
     }
-    return Spec(settings, gate=True)
+    return Spec(settings, hold_last_round=True)
 
 
-def siege(directory: Path, calls: int, seed: int = 1) -> dict[str, Any]:
-    """Attack a run with honest clients; return what was seen. Without calls: the peaceful run."""
-    with light_storm(directory, spec(), HONEST) as run:
+def run_under_attack(directory: Path, calls: int, seed: int = 1) -> dict[str, Any]:
+    """Run a federation of honest clients and make `calls` hostile calls on its server.
+
+    Returns counts of calls and status codes, the slowest call and the server's memory.
+    """
+    with numpy_processes(directory, spec(), HONEST) as run:
         address = directory / "server.address"
         while not address.exists():
             time.sleep(0.02)
         attacker = Attacker(address.read_text("utf-8"), seed)
-        seen = asyncio.run(_siege(attacker, run, calls, directory))
+        seen = asyncio.run(_attack(attacker, run, calls, directory))
         run.wait(60)
     return {
         "calls": calls,
@@ -301,7 +304,9 @@ def siege(directory: Path, calls: int, seed: int = 1) -> dict[str, Any]:
     }
 
 
-async def _siege(attacker: Attacker, run: Storm, calls: int, directory: Path) -> dict[str, Any]:
+async def _attack(
+    attacker: Attacker, run: KillableProcesses, calls: int, directory: Path
+) -> dict[str, Any]:
     server = run.running["server"].pid
     await attacker.join()
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""A kill storm: processes that are killed with SIGKILL at random moments and started again."""
+"""Processes that are killed with SIGKILL and started again, and the result of their run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Storm:
+class KillableProcesses:
     """Processes by name, one of them `server`; their output in DIR/NAME.log."""
 
     def __init__(self, directory: Path, commands: Mapping[str, Sequence[str]]) -> None:
@@ -35,7 +35,7 @@ class Storm:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.kills: Counter[str] = Counter()
 
-    def __enter__(self) -> Storm:
+    def __enter__(self) -> KillableProcesses:
         for name in self.commands:
             self.start(name)
         return self
@@ -53,7 +53,7 @@ class Storm:
             )
 
     def kill(self, name: str) -> None:
-        """SIGKILL; a process that has ended by itself before its time is an error."""
+        """Send SIGKILL; raise RuntimeError if the process has already ended by itself."""
         code = self.running[name].poll()
         if code is not None:
             raise RuntimeError(f"{name} ended by itself with {code}:\n{self.log(name)}")
@@ -62,10 +62,10 @@ class Storm:
         self.kills["server" if name == "server" else "clients"] += 1
 
     def log(self, name: str) -> str:
-        """Return the end of what it has said."""
+        """Return the end of a process's output."""
         return (self.directory / f"{name}.log").read_text("utf-8", "replace")[-3000:]
 
-    def rage(
+    def kill_at_random(
         self,
         kills: int,
         seed: int,
@@ -74,10 +74,10 @@ class Storm:
         gap: float,
         server_share: float = 0.3,
     ) -> None:
-        """Kill so often, as many in each round but the last, which takes what is left over.
+        """Kill `kills` processes one after the other, evenly spread over all rounds but the last.
 
-        `gap`: the mean of seconds between kills. Half of the killed are started again at once, the
-        others after a pause.
+        `gap` is the mean time between kills in seconds. Half of the killed processes are started
+        again at once, the others after a pause.
         """
         rng = random.Random(seed)
         clients = [name for name in self.commands if name != "server"]
@@ -94,7 +94,7 @@ class Storm:
             self.start(name)
 
     def wait(self, seconds: float, names: Sequence[str] = ()) -> None:
-        """Wait until all (or those) have ended well; raise RuntimeError with the log of another."""
+        """Wait until all (or `names`) have ended with 0; else raise RuntimeError with a log."""
         until = time.monotonic() + seconds
         for name in names or self.running:
             try:
@@ -107,7 +107,7 @@ class Storm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: digests by version, uplink payload by (round, client), other figures."""
+    """A run's result: digests by version, uplink bytes by (round, client), bytes sent in vain."""
 
     digests: list[str]
     journal: dict[tuple[int, str], int]
@@ -116,7 +116,7 @@ class Outcome:
 
 
 def outcome(database: Path) -> Outcome:
-    """Read what a run left, and check that the journal and the ledger agree."""
+    """Read a run's result from its database; assert that the journal and the ledger agree."""
     with sqlite3.connect(database) as db:
         digests = [
             row[0].hex() for row in db.execute("SELECT digest FROM versions ORDER BY version")
@@ -136,7 +136,7 @@ def outcome(database: Path) -> Outcome:
 
 
 def check_acks(directory: Path, left: Outcome) -> int:
-    """Check what light clients wrote down against what their run left; return how many acks."""
+    """Compare the clients' acks-* and held-* files with the result; return the number of acks."""
     total = 0
     for path in directory.glob("acks-*"):
         client = path.name.removeprefix("acks-")
@@ -153,8 +153,8 @@ def check_acks(directory: Path, left: Outcome) -> int:
     return total
 
 
-def light_spec(uplink: str, rounds: int = 10, clients: int = CLIENTS, **more: Any) -> Spec:
-    """Return a run whose rounds are all made by all clients, however long one of them is away."""
+def numpy_spec(uplink: str, rounds: int = 10, clients: int = CLIENTS, **more: Any) -> Spec:
+    """Return a run in which every round waits for all clients, however long one is away."""
     settings = {
         "name": "storm",
         "rounds": rounds,
@@ -165,18 +165,18 @@ def light_spec(uplink: str, rounds: int = 10, clients: int = CLIENTS, **more: An
     return Spec(settings, **more)
 
 
-def light_storm(directory: Path, spec: Spec, clients: int = CLIENTS) -> Storm:
-    """Return the processes of a light run in a new `directory`."""
+def numpy_processes(directory: Path, spec: Spec, clients: int = CLIENTS) -> KillableProcesses:
+    """Return the server and clients of numpy_federation.py as processes in a new `directory`."""
     directory.mkdir(parents=True)
     spec.write(directory)
     commands = {"server": program("numpy_federation", "server", str(directory))}
     for number in range(clients):
         commands[f"c{number}"] = program("numpy_federation", "client", str(directory), f"c{number}")
-    return Storm(directory, commands)
+    return KillableProcesses(directory, commands)
 
 
-def newest_of(directory: Path) -> Callable[[], int]:
-    """Return a function that asks a light run's server for its newest version."""
+def newest_version_of(directory: Path) -> Callable[[], int]:
+    """Return a function that asks the server of `directory` for its newest version."""
     seen = 0
 
     def newest() -> int:

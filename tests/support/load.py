@@ -34,8 +34,8 @@ BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
 @dataclass
-class Crowd:
-    """What all clients of one round see."""
+class ManyClients:
+    """`count` clients of a run of one round, and what they measure."""
 
     address: str
     count: int
@@ -177,8 +177,10 @@ def memory_mb(pid: int) -> dict[str, float]:
     }
 
 
-def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> dict[str, Any]:
-    """Return what one round of `count` clients cost a server of its own in `directory`."""
+def measure_load(
+    directory: Path, count: int, model: str, uplink: str = "balanced"
+) -> dict[str, Any]:
+    """Run one round of `count` clients on a server of its own; return times, bytes and memory."""
     spec = Spec(
         {
             "name": "load", "rounds": 1, "server": {"port": 0, "stay": True},
@@ -199,28 +201,28 @@ def load(directory: Path, count: int, model: str, uplink: str = "balanced") -> d
             assert server.poll() is None, (directory / "server.log").read_text("utf-8")
             time.sleep(0.05)
         idle = memory_mb(server.pid)["peak_mb"]
-        crowd = Crowd(address.read_text("utf-8"), count)
+        clients = ManyClients(address.read_text("utf-8"), count)
         begin = time.perf_counter()
-        asyncio.run(crowd.run())
+        asyncio.run(clients.run())
         seconds = time.perf_counter() - begin
         memory = memory_mb(server.pid)
-        crowd.check()
+        clients.check()
         server.terminate()
         assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
     finally:
         server.kill()
         server.wait()
-    acks = crowd.seconds["submit"]
+    acks = clients.seconds["submit"]
     return {
         "clients": count,
         "parameters": MODELS[model].num_values,
         "uplink": uplink,
-        "update_bytes": crowd.payload,
+        "update_bytes": clients.payload,
         "seconds": round(seconds, 1),
         "ack_p50_ms": quantile(acks, 0.5),
         "ack_p99_ms": quantile(acks, 0.99),
-        "join_p99_ms": quantile(crowd.seconds["join"], 0.99),
-        "retries": dict(crowd.retries),
+        "join_p99_ms": quantile(clients.seconds["join"], 0.99),
+        "retries": dict(clients.retries),
         "idle_mb": idle,
         **memory,
     }
@@ -232,4 +234,4 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(scratch) / "run"
-        print(json.dumps(load(where, int(sys.argv[1]), sys.argv[2], *sys.argv[3:])))
+        print(json.dumps(measure_load(where, int(sys.argv[1]), sys.argv[2], *sys.argv[3:])))

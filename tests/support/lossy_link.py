@@ -1,4 +1,4 @@
-"""A light run whose clients all sit behind a lossy link, and the same run without it."""
+"""A run whose clients all sit behind a lossy link, and the same run without it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from support.kills import check_acks, light_spec, light_storm, outcome
+from support.kills import check_acks, numpy_processes, numpy_spec, outcome
 from support.proxy import Link, Proxy
 
 CLIENTS = 4
 
 
-def quiet(directory: Path, uplink: str, rounds: int, model: str = "cnn") -> list[str]:
-    """Return the digests of the undisturbed run."""
-    spec = light_spec(uplink, rounds, CLIENTS, model=model)
-    with light_storm(directory, spec, CLIENTS) as run:
+def undisturbed_digests(directory: Path, uplink: str, rounds: int, model: str = "cnn") -> list[str]:
+    """Return the digests, by version, of the run without the link."""
+    spec = numpy_spec(uplink, rounds, CLIENTS, model=model)
+    with numpy_processes(directory, spec, CLIENTS) as run:
         run.wait(120)
     return outcome(directory / "run.db").digests
 
 
-def lossy(
+def run_over_link(
     directory: Path, uplink: str, rounds: int, link: Link, limit: float, model: str = "cnn"
 ) -> dict[str, Any]:
     """Return digests and figures of a run over `link`; raise RuntimeError if it takes too long."""
-    spec = light_spec(uplink, rounds, CLIENTS, model=model, give_up_after=3600.0)
+    spec = numpy_spec(uplink, rounds, CLIENTS, model=model, give_up_after=3600.0)
     # A last download that is cut after gRPC has taken all of it over is asked for again.
     spec.settings["server"]["stay"] = True
     port = spec.settings["server"]["port"]
     with Proxy(("127.0.0.1", port), link, seed=1) as proxy:
         spec = replace(spec, address=proxy.address)
         begin = time.monotonic()
-        with light_storm(directory, spec, CLIENTS) as run:
+        with numpy_processes(directory, spec, CLIENTS) as run:
             run.wait(limit, [name for name in run.running if name != "server"])
             seconds = time.monotonic() - begin
             run.running["server"].terminate()

@@ -17,7 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +30,33 @@ from featherfed.proto import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Spec:
-    """What a light run is like."""
+    """The settings of a run, and how its clients train and its processes die."""
 
     settings: dict[str, Any]
     model: str = "tiny"
     seconds: float = 0.0
-    """How long a round's training takes."""
-    gate: bool = False
+    """Seconds that a round's training takes."""
+    hold_last_round: bool = False
     """Training in the last round waits until DIR/over exists."""
-    fault: str = ""
-    """Where a process kills itself, once; see Fault."""
+    kill_at: str = ""
+    """Place at which one process kills itself, once; see KillPoint."""
     address: str = ""
-    """Where clients find the server, if not where it says itself."""
+    """Address that clients use; empty: the one that the server writes to DIR/server.address."""
     give_up_after: float = 600.0
-    environment: dict[str, str] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        """Write it where the processes look."""
+        """Write DIR/spec.json, which the processes read."""
         (directory / "spec.json").write_text(json.dumps(asdict(self)), "utf-8")
 
 
-class Fault:
-    """Kills this process at a named place, the first time that it is reached by any process."""
+class KillPoint:
+    """Kills the first process that reaches the chosen place in the code."""
 
     def __init__(self, directory: Path, place: str) -> None:
-        self._place, self._marker = place, directory / "fault"
+        self._place, self._marker = place, directory / "killed"
 
     def __call__(self, place: str) -> None:
-        """Die here, if this is the place."""
+        """Kill this process if `place` is the chosen one and no process has died there."""
         if place == self._place:
             try:
                 self._marker.touch(exist_ok=False)
@@ -70,8 +69,8 @@ def serve(directory: Path, spec: Spec) -> bool:
     """Run the server; return whether the run has finished."""
     from support import numpy_server
 
-    fault = Fault(directory, spec.fault)
-    coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], fault)
+    kill_point = KillPoint(directory, spec.kill_at)
+    coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], kill_point)
 
     def on_listening(address: str) -> None:
         scratch = directory / "server.address.tmp"
@@ -94,8 +93,8 @@ def serve(directory: Path, spec: Spec) -> bool:
         store.close()
 
 
-class Walk:
-    """A trainer whose update follows from the client's name and the round alone."""
+class RandomWalk:
+    """A trainer whose update depends on the client's name and the round alone."""
 
     def __init__(self, directory: Path, spec: Spec, name: str) -> None:
         self._spec, self._directory, self._name = spec, directory, name
@@ -104,7 +103,7 @@ class Walk:
         from featherfed.edge_client.trainer import Trained
 
         time.sleep(self._spec.seconds)
-        if self._spec.gate and task.round == self._spec.settings["rounds"]:
+        if self._spec.hold_last_round and task.round == self._spec.settings["rounds"]:
             while not (self._directory / "over").exists():
                 time.sleep(0.05)
         rng = np.random.default_rng([zlib.crc32(self._name.encode()), task.round])
@@ -120,18 +119,18 @@ def join(directory: Path, spec: Spec, name: str) -> None:
     from featherfed.edge_client.session import Session
     from featherfed.edge_client.state import ClientState
 
-    fault = Fault(directory, spec.fault)
+    kill_point = KillPoint(directory, spec.kill_at)
 
     class Transport(GrpcTransport):
         def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
             found = super().fetch_model(request)
-            fault("client: downloaded")
+            kill_point("client: downloaded")
             return found
 
         def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
-            fault("client: before sending")
+            kill_point("client: before sending")
             reply = super().submit_update(header, payload)
-            fault("client: acknowledged")
+            kill_point("client: acknowledged")
             line = f"{header.round} {pb.Outcome.Name(reply.outcome)} {len(payload)}\n"
             with (directory / f"acks-{name}").open("a") as file:
                 file.write(line)
@@ -141,23 +140,23 @@ def join(directory: Path, spec: Spec, name: str) -> None:
 
     class State(ClientState):
         def save_held(self, held: Any) -> None:
-            fault("client: before the model is kept")
+            kill_point("client: before the model is kept")
             super().save_held(held)
-            fault("client: the model is kept")
+            kill_point("client: the model is kept")
 
         def save_residual(self, residual: Any) -> None:
-            fault("client: before settling")
+            kill_point("client: before settling")
             super().save_residual(residual)
-            fault("client: between settle's two files")
+            kill_point("client: between settle's two files")
 
         def settle(self, residual: Any) -> None:
             super().settle(residual)
-            fault("client: settled")
+            kill_point("client: settled")
 
         def save_pending(self, pending: Any) -> None:
-            if spec.fault == "client: torn write":
+            if spec.kill_at == "client: torn write":
                 (directory / f"state-{name}" / ".new-pending.npz").write_bytes(b"PK\3\4torn")
-            fault("client: torn write")
+            kill_point("client: torn write")
             super().save_pending(pending)
 
     address = spec.address
@@ -169,7 +168,7 @@ def join(directory: Path, spec: Spec, name: str) -> None:
     held = Session(
         profile(name, EXAMPLES),
         transport,
-        lambda plan, manifest, step: Walk(directory, spec, name),
+        lambda plan, manifest, step: RandomWalk(directory, spec, name),
         lambda run: State(directory / f"state-{name}", run),
     ).run()
     transport.close()
@@ -177,7 +176,7 @@ def join(directory: Path, spec: Spec, name: str) -> None:
 
 
 def main() -> None:
-    """Be one side."""
+    """Run the server or a client, as the command line says."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     role, directory = sys.argv[1], Path(sys.argv[2])
     spec = Spec(**json.loads((directory / "spec.json").read_text("utf-8")))

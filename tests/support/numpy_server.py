@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.evaluator import Judge
+from support.evaluator import DistanceEvaluator
 from support.models import CLASSES, SHAPE
 from support.numpy_federation import Spec
 
@@ -21,7 +21,7 @@ from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 
 
-class FaultyJudge(Judge):
+class FaultyJudge(DistanceEvaluator):
     """The small evaluator, with a place where the server may die."""
 
     def __init__(self, fault: Callable[[str], None]) -> None:
