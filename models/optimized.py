@@ -155,7 +155,12 @@ class FederatedModel:
             raise ValueError(f"the method {self.optimization.method} has no sparsity; leave it 0")
 
     def _fit_sparse(
-        self, images: Images, labels: Labels, recipe: Recipe, sparsity: float, options: dict[str, Any]
+        self,
+        images: Images,
+        labels: Labels,
+        recipe: Recipe,
+        sparsity: float,
+        options: dict[str, Any],
     ) -> tuple[float, float]:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
@@ -209,7 +214,11 @@ class FederatedModel:
         return self._fitter
 
     def _fit_clustered(
-        self, images: Images, labels: Labels, recipe: Recipe, options: dict[str, Any]
+        self,
+        images: Images,
+        labels: Labels,
+        recipe: Recipe,
+        options: dict[str, Any],
     ) -> tuple[float, float]:
         fitter = self._clustered(recipe)
         result = fitter.fit(images, labels, **options)
