@@ -1,4 +1,4 @@
-"""What a device that only infers downloads, and what survives its death: part of `make bench`.
+"""What a device that only infers downloads, and whether its files survive kills: `make bench`.
 
 Makes a run of the example (fewer epochs a round) over real gRPC, one process a client, and follows
 it; then kills a real `featherfed follow` again and again while it swaps those same files.
@@ -118,33 +118,33 @@ def deliver(directory: Path) -> dict[str, Any]:
 
 
 def released(directory: Path, start: str) -> list[Path]:
-    """Return the server's files whose names begin so, in order of versions."""
+    """Return the server's files whose names begin with the prefix, in order of versions."""
     return sorted(directory.glob(f"out/releases/*/{start}*.tflite"))
 
 
 class Counting:
-    """What the service needs of a coordinator and its store to serve releases."""
+    """A stand-in for coordinator and store with what the service needs to serve releases."""
 
     ledger_round = 1
     settings = Settings()
 
     @property
     def store(self) -> Counting:
-        """Be the store as well."""
+        """The store, which is this object too."""
         return self
 
     def count(self, *entries: Entry) -> None:
-        """Nobody looks at this ledger."""
+        """Ignore the bytes."""
 
     def count_sent(self, sent: Sent | None, *entries: Entry) -> None:
-        """Nobody looks at this ledger."""
+        """Ignore the bytes."""
 
     def sent(self, like: Sent) -> Sent:
         """Return that nothing was sent before."""
         return like
 
     def record_refusal(self, *facts: object) -> None:
-        """Nobody looks at refusals."""
+        """Ignore the refusal."""
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def carousel(files: Sequence[Path]) -> Iterator[str]:
 
 
 def kill(directory: Path, files: Sequence[Path]) -> dict[str, int]:
-    """Kill a follower in mid-swap, again and again; return how often what was seen."""
+    """Kill a follower in mid-swap, again and again; return how often each state was found."""
     rng = random.Random(0)
     _, test = load_train_test("fashion-mnist")
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in files}

@@ -302,7 +302,7 @@ class _Patches:
 
 
 def _rows(x: Tensor, order: tuple[int, int], *, swap: bool) -> Tensor:
-    """Return x, ordered by (outer, inner), as rows [outer * inner, F]; `swap`: inner before outer."""
+    """Return x, ordered by (outer, inner), as rows [outer * inner, F]; `swap` reverses that."""
     rows = tf.reshape(x, [*order, -1])
     if swap:
         rows = tf.transpose(rows, [1, 0, 2])
