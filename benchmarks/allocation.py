@@ -1,8 +1,8 @@
-"""What importance is worth: one round's progress that a sketch keeps, by how it is shared out.
+"""How much of a round's progress a sketch keeps, by how its bits are allocated to coordinates.
 
 From a model after one round, the second round's updates are sketched at the size of `balanced`, and
-their mean is applied. Judged is the test loss after that step (a smaller error of the mean is not a
-smaller loss), as a share of what the exact mean gains. Part of `make bench`; about ten minutes.
+their mean is applied. The measure is the drop of the test loss (a smaller error of the mean is not
+a smaller loss), as a share of what the exact mean gains. Part of `make bench`; about ten minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from featherfed.server.rounds.uplink import Uplink
 RESULT = Path(__file__).parent / "results" / "allocation.json"
 CLIENTS, ROUNDS, EPOCHS, BATCH = 5, 7, 5, 32
 DRAWS = 8
-PLACES = [
+CASES = [
     ("cnn", "fashion-mnist", 0.01),
     ("mlp", "fashion-mnist", 0.01),
     ("mobile", "digits", 0.1),
@@ -55,7 +55,7 @@ HAND_MADE = (2.1e-3, 2.9e-3, 3e-4, 1.1e-3, 6.2e-5, 1.9e-4, 1.6e-3, 1.5e-3)
 
 
 def allocations(before: list[list[Array]], name: str) -> dict[str, Allocation]:
-    """Return what is compared, from the trained tensors of the first round's updates."""
+    """Return the allocations to compare, from the trained tensors of the first round's updates."""
     shapes = [tensor.shape for tensor in before[0]]
     reports = []
     for slot, update in enumerate(before):
@@ -75,8 +75,8 @@ def allocations(before: list[list[Array]], name: str) -> dict[str, Allocation]:
     return known
 
 
-def measure_place(name: str, dataset: str, learning_rate: float) -> dict[str, object]:
-    """Train two rounds without compression and return what each allocation keeps of the second."""
+def measure_model(name: str, dataset: str, learning_rate: float) -> dict[str, object]:
+    """Train two rounds uncompressed; return the share of the second that each allocation keeps."""
     train, test = load_train_test(dataset)
     shards = [train.take(i) for i in partition(train.labels, CLIENTS, "iid", 0)]
     model = FederatedModel(to_json(build(name, test.input_shape, test.num_classes)))
@@ -132,10 +132,10 @@ def measure_place(name: str, dataset: str, learning_rate: float) -> dict[str, ob
 
 
 def main() -> None:
-    """Measure every place and write the result."""
+    """Measure every model and write the result."""
     np.seterr(all="raise", under="ignore")
-    places = [measure_place(*place) for place in PLACES]
-    RESULT.write_text(json.dumps(places, indent=1) + "\n", "utf-8")
+    results = [measure_model(*case) for case in CASES]
+    RESULT.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

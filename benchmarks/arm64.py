@@ -1,6 +1,6 @@
 """The real client on an emulated arm64 processor, beside the same on this machine: `make arm64`.
 
-1. What every codec does to known numbers, by digest, on each emulated processor and here.
+1. Digests of what every codec does to known numbers, on each emulated processor and here.
 2. A run over gRPC: the server and two clients on this machine, and `featherfed join --runtime
    litert` in an arm64 Debian userland as the third.
 3. The arm64 client's training again, from the same start and batches, on this machine and on other
@@ -76,18 +76,18 @@ _NOISE = re.compile(r"[IWE]0000 |WARNING: All log messages|INFO: Created|fully_q
 
 
 class Log:
-    """What is said goes to the screen and into the committed log."""
+    """Prints lines and collects them for the committed log."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def say(self, text: str) -> None:
-        """Say it."""
+        """Print a line and add it to the log."""
         print(text, flush=True)
         self._lines.append(text)
 
     def say_file(self, title: str, path: Path) -> None:
-        """Say what a process has written, without progress bars."""
+        """Add the output of a process, without progress bars."""
         self.say(f"--- {title}")
         for line in path.read_text("utf-8", "replace").splitlines():
             line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rpartition("\r")[2]).rstrip()
@@ -95,7 +95,7 @@ class Log:
                 self.say(f"    {line}")
 
     def write(self) -> None:
-        """Keep it."""
+        """Write the log to its file."""
         LOG.write_text("\n".join(self._lines) + "\n", "utf-8")
 
 
@@ -120,14 +120,14 @@ class Bench:
             )
 
     def run(self, name: str, cpu: str | None, *arguments: str) -> float:
-        """Run it to its end and return the seconds that took; fail with its output."""
+        """Run Python to its end and return the seconds it took; fail with its output."""
         before = time.perf_counter()
         if self.start(name, cpu, *arguments).wait():
             sys.exit(f"arm64: {name} failed:\n{self.log(name).read_text('utf-8', 'replace')}")
         return time.perf_counter() - before
 
     def log(self, name: str) -> Path:
-        """Return where the output of NAME is."""
+        """Return the path of NAME.log."""
         return self.folder / f"{name}.log"
 
 
@@ -219,7 +219,7 @@ def _wait(bench: Bench, running: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 def digests(bench: Bench, metrics: Any, log: Log) -> dict[str, Any]:
-    """Compare what the clients held with what the server said."""
+    """Compare the digests of the models that clients held with the server's."""
     versions = [
         recorded.held == recorded.task.digest.hex()
         for name in NAMES
@@ -299,7 +299,7 @@ def updates(bench: Bench, cpu: str, cpus: Sequence[str], log: Log) -> list[dict[
 def _encoded(
     plan: pb.Plan, recorded: device_client.Recorded, own: list[Array], here: list[Array]
 ) -> dict[str, Any]:
-    """Compare what the arm64 client sent with what this machine makes of the same update."""
+    """Compare what the arm64 client sent with the same update encoded on this machine."""
     manifest, task = manifest_of(plan), recorded.task
     start = start_round(manifest, recorded.start, task.sparsity)
     round_ = start.context(plan.seed, task.round, task.slots, recorded.allocation)
@@ -418,7 +418,7 @@ def compare(
 
 
 def main() -> None:
-    """Compare, and write what came out."""
+    """Compare, and write results and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suites", default="bookworm,trixie", help="of Debian")
     parser.add_argument(

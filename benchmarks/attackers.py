@@ -65,7 +65,7 @@ def _forward(weights: Sequence[Array], x: Array) -> tuple[Array, Array]:
 
 
 class Perceptron:
-    """Trains by plain SGD, then does to its update what its kind of client does."""
+    """A network trained by plain SGD, whose client may then attack with its update."""
 
     def __init__(self, data: Dataset, attack: str, seed: int) -> None:
         self._x, self._labels = _inputs(data), data.labels
@@ -100,14 +100,14 @@ class Perceptron:
         return update * np.float32({"flip": -5, "scale": 1000}.get(self._attack, 1))
 
 
-class Judge:
-    """Accuracy on the test set."""
+class TestSetEvaluator:
+    """An evaluator with the loss and accuracy of a network on the test set."""
 
     def __init__(self, test: Dataset) -> None:
         self._x, self._labels = _inputs(test), test.labels
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        """Return what weights are worth."""
+        """Return the evaluation of some weights."""
         with np.errstate(over="ignore", invalid="ignore"):
             _, odds = _forward(weights, self._x)
         accuracy = float((odds.argmax(axis=1) == self._labels).mean())
@@ -117,7 +117,7 @@ class Judge:
 def accuracy(
     aggregation: dict[str, Any], uplink: str, attack: str, hostile: int, shards: str, seed: int
 ) -> float | None:
-    """Return the final accuracy of a run with so many hostile clients, None if it was lost."""
+    """Return the final accuracy of a run with some hostile clients, None if it failed."""
     train, test = load_train_test("digits")
     split = partition(train.labels, CLIENTS, shards, seed)
     parts = {f"c{i:02}": train.take(s) for i, s in enumerate(split)}
@@ -132,8 +132,8 @@ def accuracy(
         for i, (name, part) in enumerate(parts.items())
     }
     try:
-        told = simulate(
-            settings, model_json="{}", manifest=MODEL, evaluator=Judge(test),
+        metrics = simulate(
+            settings, model_json="{}", manifest=MODEL, evaluator=TestSetEvaluator(test),
             data_shape=DataShape(test.input_shape, test.class_names),
             clients={
                 name: pb.DataSummary(
@@ -144,11 +144,11 @@ def accuracy(
         )  # fmt: skip
     except (ClientError, Rejected):
         return None
-    return float(told["final"]["accuracy"])
+    return float(metrics["final"]["accuracy"])
 
 
 def cell(found: Sequence[float | None]) -> str:
-    """Return the mean of some seeds, and the lowest."""
+    """Return a table cell: mean accuracy over the seeds, and the lowest."""
     if None in found:
         return "lost"
     told = [100 * one for one in found if one is not None]
@@ -156,7 +156,7 @@ def cell(found: Sequence[float | None]) -> str:
 
 
 def rows(names: Sequence[str], columns: Sequence[tuple[str, int, str]]) -> None:
-    """Print a row for each rule and codec; columns are an attack, its clients, and the shards."""
+    """Print a row for each rule and codec; columns are attack, hostile clients and partition."""
     for name in names:
         aggregation = RULES[name]
         sketched = ["sketch(0.2)"] if aggregation["rule"] == "mean" else []

@@ -1,4 +1,4 @@
-"""`featherfed join` that writes down what it did, and its training again: part of `make arm64`.
+"""A `featherfed join` that records its rounds, and the replay of its training: `make arm64`.
 
 `device_client.py record FOLDER join ...` is the real client; `device_client.py replay FOLDER
 DATA.npz NAME THREADS RESULT.npz` trains again from what a recorded client started rounds from.
@@ -27,7 +27,7 @@ from featherfed.proto import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Recorded:
-    """One round of a client: the task, what training started from and gave, what was sent."""
+    """One round of a client: the task, the weights before and after training, and what was sent."""
 
     task: pb.Train
     held: str
@@ -41,7 +41,7 @@ class Recorded:
 
 
 def record(folder: Path, arguments: Sequence[str]) -> None:
-    """Run a `featherfed` command, and leave plan, step and rounds in `folder`."""
+    """Run a `featherfed` command; keep plan, training step and rounds in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     held: list[Held] = []
 
@@ -90,7 +90,7 @@ def record(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def load(folder: Path) -> list[Recorded]:
-    """Return what `record` left, in order of rounds."""
+    """Return what `record` kept, in order of rounds."""
     rounds = []
     for path in folder.glob("round-*.npz"):
         with np.load(path, allow_pickle=False) as archive:
@@ -115,7 +115,7 @@ def load(folder: Path) -> list[Recorded]:
 
 
 def replay(folder: Path, data: Path, name: str, threads: int, result: Path) -> None:
-    """Train again what is recorded in `folder`; leave the weights of every round in `result`."""
+    """Repeat the training recorded in `folder`; write the weights of every round to `result`."""
     plan = pb.Plan.FromString((folder / "plan.pb").read_bytes())
     with np.load(data, allow_pickle=False) as archive:
         images, labels = archive["images"], archive["labels"]

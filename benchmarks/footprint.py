@@ -1,4 +1,4 @@
-"""What a client takes up, with LiteRT and with Keras: part of `make bench`.
+"""Disk space and start-up time of a client, with LiteRT and with Keras: part of `make bench`.
 
 Installs each into a fresh virtual environment, as a device would, and measures its size on disk and
 how long a process takes to start and import what it trains with. Writes

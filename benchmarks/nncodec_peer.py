@@ -1,4 +1,4 @@
-"""NNCodec (ISO/IEC 15938-17, Becking et al. 2023) in the place of the other peers.
+"""NNCodec (ISO/IEC 15938-17, Becking et al. 2023) measured like the other published codecs.
 
 Its licence grants no patent rights and it needs torch and an old numpy, so it is no dependency and
 lives in an environment of its own:
@@ -39,7 +39,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class NnCodec:
-    """A bitstream of NNCodec for each tensor, dependent quantization and all."""
+    """A stage that sends an NNCodec bitstream per tensor, with dependent quantization."""
 
     fineness: int
 

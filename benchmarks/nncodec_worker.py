@@ -14,7 +14,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def send(stream: BinaryIO, data: bytes) -> None:
-    """Write some bytes behind their length."""
+    """Write bytes, preceded by their length."""
     stream.write(_LENGTH.pack(len(data)) + bytes(data))
     stream.flush()
 
@@ -26,7 +26,7 @@ def receive(stream: BinaryIO) -> bytes:
 
 
 def main() -> None:
-    """Answer a step and an array with a bitstream, 0 and a bitstream with its array."""
+    """Answer quantization step and array with a bitstream; 0 and a bitstream with its array."""
     from nncodec import nnc
 
     source, target = sys.stdin.buffer, sys.stdout.buffer

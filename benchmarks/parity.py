@@ -1,4 +1,4 @@
-"""How far LiteRT trains from Keras, beside how far Keras trains from itself: part of `make bench`.
+"""How far training with LiteRT differs from Keras, and Keras from itself: part of `make bench`.
 
 Every case starts from weights that some steps of Adam have trained, and goes 1 and 100 steps on the
 same batches of Fashion-MNIST with LiteRT and with Keras and one thread; then, for the noise, with
@@ -128,7 +128,7 @@ CASES = [
 
 
 def prepare(folder: Path) -> None:
-    """Write the start, trained a little, and the exported step of every case."""
+    """Write initial weights, trained a little, and the training step of every case."""
     data, _ = load_train_test("fashion-mnist")
     for number, case in enumerate(CASES):
         tf_keras.backend.clear_session()
@@ -148,7 +148,7 @@ def prepare(folder: Path) -> None:
 
 
 def train(folder: Path, runner: str) -> None:
-    """Write the weights and the loss of every case after so many steps with one runner."""
+    """Write weights and loss of every case after each number of steps, with one runner."""
     threads = 2 if runner == "threads" else 1
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -181,7 +181,7 @@ _SEED = round_seed(0, 1, "client")
 
 
 def _turned(count: int) -> Array:
-    """Return the indices that turn every batch around in the order that training takes."""
+    """Return indices that reverse the examples of every batch, in training's order."""
     order = epoch_order(count, 0, _SEED)
     indices = np.empty(count, np.int64)
     indices[order] = order.reshape(-1, BATCH)[:, ::-1].reshape(-1)
@@ -211,7 +211,7 @@ def _load(path: Path) -> list[Array]:
 
 
 def compare(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield for every case the largest differences from Keras with one thread, medians."""
+    """Yield for every case the medians of the largest differences from Keras with one thread."""
     for number, case in enumerate(CASES):
         row: dict[str, Any] = {"kind": case.kind, "name": case.name, "method": case.method.value}
         for steps in STEPS:

@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results" / "robustness"
 
 
 def robustness_section() -> Iterator[str]:
-    """Yield what was killed, sent and cut, and what came of it."""
+    """Yield the faults that were injected, and how the run ended."""
     yield (
         "Made by `make robustness` (`benchmarks/robustness`). Every run here ended, and with the "
         "digests, round by round, of the same run left in peace; otherwise there would be no row."

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.csv
 from robustness_table import robustness_section
 
-from featherfed.report.frontier import Place, frontier_figure, group, table_rows
+from featherfed.report.frontier import Scenario, frontier_figure, group, table_rows
 from featherfed.report.style import save_png, styled
 from featherfed.report.summary import bytes_text, latency_text, percent_text
 
@@ -58,8 +58,8 @@ ADDED = {"peers": ("nncodec",)}
 """Measured by other means, in the same place."""
 
 
-def sweep(name: str) -> list[Place]:
-    """Return the places of a committed sweep; none if it has not been measured."""
+def sweep(name: str) -> list[Scenario]:
+    """Return the scenarios of a committed sweep; none if it has not been measured."""
     tables: list[list[Any]] = [[], []]
     for folder in (name, *ADDED.get(name, ())):
         for lines, table in zip(tables, ("results", "rounds"), strict=True):
@@ -69,38 +69,38 @@ def sweep(name: str) -> list[Place]:
     return group(*tables)
 
 
-def sweep_table(places: Sequence[Place]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: codecs of all places, means over the seeds."""
-    several = len(places) > 1
+def sweep_table(scenarios: Sequence[Scenario]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: codecs of all scenarios, means over the seeds."""
+    several = len(scenarios) > 1
     yield (
         ("| where " if several else "")
         + "| codec | seeds | up | down | accuracy | points lost | bytes until 1 point below |"
     )
     yield ("|---" if several else "") + "|---|---|---|---|---|---|---|"
-    for place in places:
-        rows = {row["codec"]: row for row in table_rows(place, "float32", None)}
+    for scenario in scenarios:
+        rows = {row["codec"]: row for row in table_rows(scenario, "float32", None)}
         for codec in sorted(rows, key=lambda c: CODECS.index(c) if c in CODECS else len(CODECS)):
             row = rows[codec]
             yield (
-                (f"| {place.title} " if several else "")
+                (f"| {scenario.title} " if several else "")
                 + f"| {_cell(codec)} | {row['seeds']} | {row['up']} ({row['up_ratio']}) "
                 f"| {row['down']} ({row['down_ratio']}) | {row['accuracy']} | {row['lost']} "
                 f"| {row['to_target']} |"
             )
 
 
-def curves(place: Place) -> Iterator[str]:
+def curves(scenario: Scenario) -> Iterator[str]:
     """Yield a Markdown table of accuracy over rounds, the mean over the seeds."""
-    rounds = sorted({row["round"] for scheme in place.schemes for row in scheme.rounds})
+    rounds = sorted({row["round"] for codec in scenario.codecs for row in codec.rounds})
     shown = [r for r in rounds if r in {1, 2, 3, 5, 7} or r % 5 == 0]
     yield "| accuracy after round | " + " | ".join(map(str, shown)) + " |"
     yield "|---" * (1 + len(shown)) + "|"
-    for scheme in place.schemes:
+    for codec in scenario.codecs:
         means = [
-            statistics.mean(row["accuracy"] for row in scheme.rounds if row["round"] == r)
+            statistics.mean(row["accuracy"] for row in codec.rounds if row["round"] == r)
             for r in shown
         ]
-        yield f"| {scheme.codec} | " + " | ".join(map(percent_text, means)) + " |"
+        yield f"| {codec.name} | " + " | ".join(map(percent_text, means)) + " |"
 
 
 def methods() -> dict[str, list[Any]]:
@@ -129,7 +129,7 @@ def methods_table() -> Iterator[str]:
 
 
 def delivery_section() -> Iterator[str]:
-    """Yield what runs deliver: every kind of file of every method, as each run measured it."""
+    """Yield a section on the delivered files: every kind for every method, as measured."""
     runs = {
         name: json.loads((RESULTS / "delivery" / f"{name}.json").read_text("utf-8"))
         for name in ("none", "prune", "cluster", "qat", "prune+qat")
@@ -182,7 +182,7 @@ def speed_table() -> Iterator[str]:
 
 
 def allocation_table() -> Iterator[str]:
-    """Yield a Markdown table of what importance is worth."""
+    """Yield a Markdown table of the progress that each allocation keeps."""
     places = json.loads((RESULTS / "allocation.json").read_text("utf-8"))
     labels = list(max((place["kept"] for place in places), key=len))
     yield "| model | " + " | ".join(labels) + " |"
@@ -244,7 +244,7 @@ def _seed(run: Any) -> int:
 
 
 def footprint_table() -> Iterator[str]:
-    """Yield a Markdown table of what a client takes up, and how long a round takes with it."""
+    """Yield a Markdown table of a client's disk space, memory and seconds a round."""
     yield (
         "| clients | installed, in a fresh environment | start and imports | peak memory, 12,000 "
         "images | seconds a round, five alike | three Keras and two LiteRT clients in one run |"
@@ -271,7 +271,7 @@ def footprint_table() -> Iterator[str]:
 
 
 def runtimes_section() -> Iterator[str]:
-    """Yield what clients without TensorFlow cost, beside those with it."""
+    """Yield a section that compares clients without TensorFlow with those that have it."""
     yield from (
         "The example, five client processes of one thread each and the server on two cores, over "
         "gRPC (`benchmarks/runtimes.py`): `balanced` for the plan none, `quantize(8) | zstd` both "
@@ -289,7 +289,7 @@ def runtimes_section() -> Iterator[str]:
 
 
 def arm64_section() -> Iterator[str]:
-    """Yield what the emulated arm64 client and this machine's have in common."""
+    """Yield a section that compares the emulated arm64 client with this machine's."""
     results = json.loads((RESULTS / "arm64.json").read_text("utf-8"))
     facts = results[0]
     here, cpus = facts["here"]["architecture"], facts["codecs"]
@@ -344,7 +344,7 @@ def follow_table(measured: Any) -> Iterator[str]:
 
 
 def follow_section() -> Iterator[str]:
-    """Yield what `featherfed follow` has cost, and survived."""
+    """Yield a section on what `featherfed follow` downloads, and survives."""
     measured = json.loads((RESULTS / "follow.json").read_text("utf-8"))
     epochs, kills = measured["epochs"], measured["kills"]
     yield (
@@ -367,7 +367,7 @@ def follow_section() -> Iterator[str]:
 
 
 def parity_section() -> Iterator[str]:
-    """Yield how far LiteRT trains from Keras, beside Keras' own noise."""
+    """Yield a section on LiteRT's differences from Keras, beside Keras' own noise."""
     measured = json.loads((RESULTS / "parity.json").read_text("utf-8"))
     yield (
         "The largest difference of any weight or statistic between training in LiteRT and with "
@@ -413,16 +413,16 @@ def readme_section() -> Iterator[str]:
 def results_section() -> Iterator[str]:
     """Yield all of docs/results.md."""
     for name, (title, text) in SWEEPS.items():
-        places = sweep(name)
-        if not places:
+        scenarios = sweep(name)
+        if not scenarios:
             continue
         yield from (f"## {title}", "", text, "")
-        yield from sweep_table(places)
+        yield from sweep_table(scenarios)
         yield ""
         if name == "presets":
             yield from (f"![Accuracy against bytes]({PICTURE.name})", "")
         if name in {"presets", "rounds"}:
-            yield from (*curves(places[0]), "")
+            yield from (*curves(scenarios[0]), "")
     yield from ("## Training with TFMOT", "", "The example, over gRPC, one process a client.", "")
     yield from methods_table()
     yield from ("", "## Clients without TensorFlow", "")

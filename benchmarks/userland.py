@@ -44,7 +44,7 @@ class Userland:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the emulated Python needs around it: nothing of this machine's."""
+        """Environment variables of the emulated Python, without this machine's."""
         return {
             "PATH": "/usr/bin",
             "HOME": str(self.root),
@@ -55,7 +55,7 @@ class Userland:
 
     @property
     def qemu_version(self) -> str:
-        """What qemu says of itself, in one line."""
+        """The first line of qemu's version text."""
         said = _run([str(self.qemu), "--version"], "qemu does not run")
         return said.splitlines()[0]
 
@@ -190,5 +190,5 @@ def _run(
 
 
 def machine() -> dict[str, str]:
-    """Return what this machine is, for the record."""
+    """Return a description of this machine for the results."""
     return {"architecture": platform.machine(), "python": platform.python_version()}

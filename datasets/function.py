@@ -1,4 +1,4 @@
-"""Gets a data set from a Python function that the user names as ``module:function``."""
+"""Loads a data set from a Python function that the user names as ``module:function``."""
 
 from __future__ import annotations
 

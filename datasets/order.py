@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def round_seed(seed: int, round_: int, client: str) -> int:
-    """Return the seed of a client's order in a round."""
+    """Return the seed of a client's order of examples in a round."""
     return zlib.crc32(f"{seed}/{round_}/{client}".encode())
 
 

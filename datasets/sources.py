@@ -1,4 +1,4 @@
-"""Finds data by name, folder, file or function."""
+"""Loads data sets by name, folder, file or function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on integer labels: one loss per example, as tf_keras computes it on one-hot labels."""
+"""Losses per example on one-hot labels, computed as tf_keras does."""
 
 from __future__ import annotations
 
@@ -7,28 +7,38 @@ from typing import Any
 
 import tensorflow as tf
 
+from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.ops import Tensor, with_gradient
-from featherfed.exporter.replay import Replay
 from featherfed.proto.plan_terms import Loss
 
-LossFunction = Callable[[Tensor, Tensor, Replay], Tensor]
-"""Outputs [B, K], one-hot labels [B, K] and the replay -> losses [B]."""
+LossFunction = Callable[[Tensor, Tensor, ForwardPass], Tensor]
+"""Outputs [B, K], one-hot labels [B, K] and the forward pass -> losses [B]."""
 _EPSILON = 1e-7  # Keras' own
+
+
+def _clip(p: Tensor) -> Tensor:
+    """Return probabilities as Keras clips them before a logarithm."""
+    return tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+
+
+def _was_inside(p: Tensor, clipped: Tensor) -> Tensor:
+    """Return the derivative of `_clip`: 1.0 where nothing was clipped, else 0.0."""
+    return tf.cast(tf.equal(p, clipped), tf.float32)
 
 
 @with_gradient
 def _log(p: Tensor) -> Any:
-    """Return the logarithm of probabilities, clipped as Keras clips them."""
-    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+    """Return the logarithm of clipped probabilities."""
+    clipped = _clip(p)
 
     def gradient(dy: Tensor) -> Tensor:
-        return dy * tf.cast(tf.equal(p, clipped), tf.float32) / clipped
+        return dy * _was_inside(p, clipped) / clipped
 
     return tf.math.log(clipped), gradient
 
 
 @with_gradient
-def _from_logits(logits: Tensor, labels: Tensor) -> Any:
+def _cross_entropy_from_logits(logits: Tensor, labels: Tensor) -> Any:
     """Return the cross-entropy [B] of a softmax."""
     logarithms = tf.nn.log_softmax(logits)
 
@@ -39,16 +49,16 @@ def _from_logits(logits: Tensor, labels: Tensor) -> Any:
     return -tf.reduce_sum(logarithms * labels, axis=1), gradient
 
 
-def _sparse(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
-    logits = replay.logits.get(outputs.ref())
-    return _from_logits(_log(outputs) if logits is None else logits, labels)
+def _sparse(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
+    logits = forward.logits.get(outputs.ref())
+    return _cross_entropy_from_logits(_log(outputs) if logits is None else logits, labels)
 
 
-def _categorical(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
-    if outputs.ref() in replay.logits:
-        return _sparse(outputs, labels, replay)
-    # Divided by their sum, then not by a softmax: log p - log sum p.
-    return _cross(_normalized(outputs), labels)
+def _categorical(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
+    if outputs.ref() in forward.logits:
+        return _sparse(outputs, labels, forward)
+    # Without logits, Keras divides the outputs by their sum.
+    return _cross_entropy(_normalized(outputs), labels)
 
 
 @with_gradient
@@ -63,23 +73,26 @@ def _normalized(p: Tensor) -> Any:
 
 
 @with_gradient
-def _cross(p: Tensor, labels: Tensor) -> Any:
-    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+def _cross_entropy(p: Tensor, labels: Tensor) -> Any:
+    """Return the cross-entropy [B] of probabilities."""
+    clipped = _clip(p)
 
     def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-        inside = tf.cast(tf.equal(p, clipped), tf.float32)
+        inside = _was_inside(p, clipped)
         return -labels / clipped * inside * tf.reshape(dy, [-1, 1]), tf.zeros_like(labels)
 
     return -tf.reduce_sum(labels * tf.math.log(clipped), axis=1), gradient
 
 
-def _binary(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
-    logits = replay.logits.get(outputs.ref())
-    return _binary_of_outputs(outputs, labels) if logits is None else _of_logits(logits, labels)
+def _binary(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
+    logits = forward.logits.get(outputs.ref())
+    if logits is None:
+        return _binary_from_outputs(outputs, labels)
+    return _binary_from_logits(logits, labels)
 
 
 @with_gradient
-def _of_logits(x: Tensor, labels: Tensor) -> Any:
+def _binary_from_logits(x: Tensor, labels: Tensor) -> Any:
     # max(x, 0) - x * label + log(1 + exp(-|x|)), which does not overflow
     each = tf.nn.relu(x) - x * labels + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
     number = float(x.shape[1])
@@ -92,15 +105,15 @@ def _of_logits(x: Tensor, labels: Tensor) -> Any:
 
 
 @with_gradient
-def _binary_of_outputs(p: Tensor, labels: Tensor) -> Any:
-    clipped = tf.minimum(tf.maximum(p, _EPSILON), 1.0 - _EPSILON)
+def _binary_from_outputs(p: Tensor, labels: Tensor) -> Any:
+    clipped = _clip(p)
     # Keras says 1 - p + epsilon, of which TensorFlow's optimizer adds the constants first.
     yes, no = clipped + _EPSILON, (1.0 + _EPSILON) - clipped
     each = labels * tf.math.log(yes) + (1.0 - labels) * tf.math.log(no)
     number = float(p.shape[1])
 
     def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-        inside = tf.cast(tf.equal(p, clipped), tf.float32)
+        inside = _was_inside(p, clipped)
         slope = ((1.0 - labels) / no - labels / yes) * inside
         return slope * (tf.reshape(dy, [-1, 1]) / number), tf.zeros_like(labels)
 
@@ -118,7 +131,7 @@ def _squared_error(outputs: Tensor, labels: Tensor) -> Any:
     return tf.reduce_mean(tf.square(error), axis=1), gradient
 
 
-def _mean_squared_error(outputs: Tensor, labels: Tensor, replay: Replay) -> Tensor:
+def _mean_squared_error(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
     return _squared_error(outputs, labels)
 
 

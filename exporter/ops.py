@@ -294,17 +294,19 @@ class _Patches:
 
         `image_rows` is the way back.
         """
-        flat = tf.reshape(image, [self._batch, self._places, -1])
-        if self._transposed:
-            flat = tf.transpose(flat, [1, 0, 2])
-        return tf.reshape(flat, [self._batch * self._places, -1])
+        return _rows(image, (self._batch, self._places), swap=self._transposed)
 
     def image_rows(self, rows: Tensor) -> Tensor:
         """Return products as rows image by image."""
-        if not self._transposed:
-            return rows
-        flat = tf.reshape(rows, [self._places, self._batch, -1])
-        return tf.reshape(tf.transpose(flat, [1, 0, 2]), rows.shape)
+        return _rows(rows, (self._places, self._batch), swap=True) if self._transposed else rows
+
+
+def _rows(x: Tensor, order: tuple[int, int], *, swap: bool) -> Tensor:
+    """Return x, ordered by (outer, inner), as rows [outer * inner, F]; `swap` reverses that."""
+    rows = tf.reshape(x, [*order, -1])
+    if swap:
+        rows = tf.transpose(rows, [1, 0, 2])
+    return tf.reshape(rows, [math.prod(order), -1])
 
 
 def _of_image(dy: Tensor, kernel: Tensor, window: Window) -> Tensor:

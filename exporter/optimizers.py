@@ -1,4 +1,4 @@
-"""Optimizers as tf_keras has them: from a weight, its gradient and its slots to new ones."""
+"""The update rules of tf_keras' optimizers: new weight and slots from weight, gradient, slots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MOMENTUM = 0.9
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 
 Apply = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, list[Tensor]]]
-"""Weight, gradient, slots, learning rate [1], number of the step from 1 [1] -> weight, slots."""
+"""Weight, gradient, slots, learning rate [1], optimizer step from 1 [1] -> new weight, slots."""
 
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How many slots of a weight's shape it keeps, all zero at the start, and its rule."""
+    """An optimizer's rule, and how many slots of a weight's shape it keeps, zero at the start."""
 
     slots: int
     apply: Apply

@@ -13,13 +13,14 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.exporter.errors import ExportError
+from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.layers import run_layer
 from featherfed.exporter.ops import Tensor, with_gradient
-from featherfed.exporter.replay import Replay
 
 _DECAY = 0.999  # of the moving average of activation ranges
-_BEFORE = frozenset({"softmax", "sigmoid", "tanh", "gelu"})
-_AFTER = frozenset({"linear", "relu", "swish", "gelu"})
+_QUANTIZED_BEFORE = frozenset({"softmax", "sigmoid", "tanh", "gelu"})
+_QUANTIZED_AFTER = frozenset({"linear", "relu", "swish", "gelu"})
+"""Activations that TFMOT quantizes after them, and those above before them; gelu both ways."""
 
 
 def is_quantizing(layer: Any) -> bool:
@@ -27,45 +28,45 @@ def is_quantizing(layer: Any) -> bool:
     return type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2")
 
 
-def run_quantized(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
-    """Return what a layer of a quantization-aware model makes of its inputs in training."""
+def run_quantized(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
+    """Return the output in training of a layer of a quantization-aware model."""
     ranges = {v.name.removesuffix(":0").rsplit("/", 1)[-1]: v for v in layer.weights}
     if type(layer).__name__ == "QuantizeLayer":
         name = next(n for n in ranges if n.endswith("_min")).removesuffix("_min")
-        return _quantize(inputs[0], layer.quantizer, ranges, name, replay, layer)
-    return _Wrapped(layer, ranges, replay).run(inputs)
+        return _quantize(inputs[0], layer.quantizer, ranges, name, forward, layer)
+    return _Wrapped(layer, ranges, forward).run(inputs)
 
 
 class _Wrapped:
     """A layer inside TFMOT's wrapper: quantized weights, activation and output."""
 
-    def __init__(self, wrapper: Any, ranges: dict[str, Any], replay: Replay) -> None:
+    def __init__(self, wrapper: Any, ranges: dict[str, Any], forward: ForwardPass) -> None:
         self._wrapper = wrapper
         self._config = wrapper.quantize_config
         self._ranges = ranges
-        self._replay = replay
+        self._forward = forward
 
     def run(self, inputs: list[Tensor]) -> Tensor:
         inner = self._wrapper.layer
-        replay = self._replay
-        quantized = dict(replay.quantized)
+        forward = self._forward
+        quantized = dict(forward.quantized)
         for attribute, quantizer in self._weights():
             variable = self._ranges[attribute]
             quantized[id(variable)] = _quantize(
-                replay.value(variable), quantizer, self._ranges, attribute, replay, inner
+                forward.value(variable), quantizer, self._ranges, attribute, forward, inner
             )
-        before, replay.quantized = replay.quantized, quantized
+        before, forward.quantized = forward.quantized, quantized
         # The handler applies no activation of its own: quantization comes before or after it.
         activations = list(self._config.get_activations_and_quantizers(inner))
         try:
-            with _Plain(inner, activations, self._ranges):
-                y = run_layer(inner, inputs, replay)
+            with _OwnVariables(inner, activations, self._ranges):
+                y = run_layer(inner, inputs, forward)
         finally:
-            replay.quantized = before
+            forward.quantized = before
         for activation, quantizer in activations:
             y = self._activate(y, activation, quantizer)
         for quantizer in self._config.get_output_quantizers(inner):
-            y = _quantize(y, quantizer, self._ranges, "output", replay, inner)
+            y = _quantize(y, quantizer, self._ranges, "output", forward, inner)
         return y
 
     def _weights(self) -> list[tuple[str, Any]]:
@@ -77,21 +78,21 @@ class _Wrapped:
         return [(name, quantizer) for name, (_, quantizer) in zip(names, pairs, strict=True)]
 
     def _activate(self, y: Tensor, activation: Any, quantizer: Any) -> Tensor:
-        layer, replay = self._wrapper.layer, self._replay
+        layer, forward = self._wrapper.layer, self._forward
         function = getattr(activation, "activation", activation)  # QuantizeAwareActivation's own
         name = getattr(function, "__name__", type(function).__name__)
         if name == "NoOpActivation":
             return y
-        if name in _BEFORE:
-            y = _quantize(y, quantizer, self._ranges, "pre_activation", replay, layer)
-        y = replay.activate(function, y, layer)
-        if name in _AFTER:
-            y = _quantize(y, quantizer, self._ranges, "post_activation", replay, layer)
+        if name in _QUANTIZED_BEFORE:
+            y = _quantize(y, quantizer, self._ranges, "pre_activation", forward, layer)
+        y = forward.activate(function, y, layer)
+        if name in _QUANTIZED_AFTER:
+            y = _quantize(y, quantizer, self._ranges, "post_activation", forward, layer)
         return y
 
 
-class _Plain:
-    """While it lasts, a layer has its own variables and no activation."""
+class _OwnVariables:
+    """A context in which a wrapped layer has plain variables and, if listed, no activation."""
 
     def __init__(self, layer: Any, activations: list[Any], variables: dict[str, Any]) -> None:
         self._layer = layer
@@ -122,7 +123,7 @@ def _quantize(
     quantizer: Any,
     ranges: dict[str, Any],
     name: str,
-    replay: Replay,
+    forward: ForwardPass,
     layer: Any,
 ) -> Tensor:
     kind, config = type(quantizer).__name__, quantizer.get_config()
@@ -139,13 +140,14 @@ def _quantize(
     bounds = []
     for end, new, outer in (("min", low, tf.minimum), ("max", high, tf.maximum)):
         variable = ranges[f"{name}_{end}"]
-        old = replay.state(variable)
+        old = forward.state(variable)
         bounds.append(rule(old, tf.reshape(new, old.shape), outer))
-        replay.updates[id(variable)] = bounds[-1]
+        forward.updates[id(variable)] = bounds[-1]
     first = 1 if config["narrow_range"] else 0
-    # Divided by otherwise, an extreme weight would come to lie beyond its range's end or before it.
-    steps = float((1 << config["num_bits"]) - 1 - first) * replay.one
-    return fake_quantize(x, bounds[0], bounds[1], float(first), steps)
+    # Times `one`, or the converter would multiply by the reciprocal, and rounding could put an
+    # extreme weight outside of its range.
+    intervals = float((1 << config["num_bits"]) - 1 - first) * forward.one
+    return fake_quantize(x, bounds[0], bounds[1], float(first), intervals)
 
 
 _Rule = Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
@@ -155,7 +157,7 @@ _RULES: dict[str, _Rule] = {
     "LastValue": lambda old, new, outer: new,
     "Default8BitConvWeights": lambda old, new, outer: new,
 }
-"""How a range follows the values, by a word in the quantizer's class name."""
+"""How a range follows the values, by a part of the quantizer's class name."""
 
 
 def _extremes(x: Tensor, per_axis: bool) -> tuple[Tensor, Tensor]:
@@ -164,19 +166,19 @@ def _extremes(x: Tensor, per_axis: bool) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize(
-    x: Tensor, low: Tensor, high: Tensor, first: float, steps: Tensor | float
+    x: Tensor, low: Tensor, high: Tensor, first: float, intervals: Tensor | float
 ) -> Tensor:
-    """Round x [..., C] to `steps` steps from low to high ([1] or [C]), 0 being one of the levels.
+    """Round x [..., C] to `intervals` + 1 even levels from low to high ([1] or [C]), 0 among them.
 
     `first` is the lowest level's number. The gradient passes where x is in the range.
     """
-    width = (high - low) / steps
-    # A range of nothing has no levels: its values become 0.
+    width = (high - low) / intervals
+    # A range without width has no levels: its values become 0.
     empty = tf.cast(tf.less_equal(width, 0.0), tf.float32)
     width = width + empty
     zero = first - low / width
-    zero = tf.minimum(tf.maximum(tf.floor(zero + 0.5), first), first + steps)
-    bottom, top = (first - zero) * width, (first + steps - zero) * width
+    zero = tf.minimum(tf.maximum(tf.floor(zero + 0.5), first), first + intervals)
+    bottom, top = (first - zero) * width, (first + intervals - zero) * width
     inverse = 1.0 / width
 
     @with_gradient

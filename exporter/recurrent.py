@@ -8,19 +8,20 @@ from typing import Any
 import tensorflow as tf
 
 from featherfed.exporter import ops
+from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.ops import Tensor
-from featherfed.exporter.replay import Replay
 
 State = tuple[Tensor, ...]
+"""Output [B, U] and, for an LSTM, its memory [B, U]."""
 
 
-def unroll(layer: Any, x: Tensor, replay: Replay) -> Tensor:
+def unroll(layer: Any, x: Tensor, forward: ForwardPass) -> Tensor:
     """Return the last output [B, U] of a recurrent layer on x [B, T, I], or all [B, T, U]."""
-    batch, steps, width = x.shape
+    batch, length, width = x.shape
     zero = tf.zeros([batch, layer.units])
     state: State = (zero, zero) if type(layer).__name__ == "LSTM" else (zero,)
-    step = _STEPS[type(layer).__name__](layer, replay)
-    times = range(steps)
+    step = _TIME_STEPS[type(layer).__name__](layer, forward)
+    times = range(length)
     outputs = []
     for t in reversed(times) if layer.go_backwards else times:
         state = step(tf.reshape(ops.part(x, 1, t, 1), [batch, width]), state)
@@ -30,7 +31,8 @@ def unroll(layer: Any, x: Tensor, replay: Replay) -> Tensor:
     return tf.concat([tf.reshape(y, [batch, 1, layer.units]) for y in outputs], axis=1)
 
 
-Step = Callable[[Tensor, State], State]
+TimeStep = Callable[[Tensor, State], State]
+"""Input [B, I] and state before -> state after, whose first tensor is the output."""
 
 
 def _gates(x: Tensor, count: int) -> list[Tensor]:
@@ -43,44 +45,44 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else ops.add_bias(y, bias)
 
 
-def _simple(layer: Any, replay: Replay) -> Step:
+def _simple_rnn(layer: Any, forward: ForwardPass) -> TimeStep:
     cell = layer.cell
-    kernel, recurrent = replay.value(cell.kernel), replay.value(cell.recurrent_kernel)
-    bias = replay.value(cell.bias) if cell.use_bias else None
+    kernel, recurrent = forward.value(cell.kernel), forward.value(cell.recurrent_kernel)
+    bias = forward.value(cell.bias) if cell.use_bias else None
 
     def step(x: Tensor, state: State) -> State:
         total = _product(x, kernel, bias) + ops.matmul(state[0], recurrent)
-        return (replay.activate(cell.activation, total, layer),)
+        return (forward.activate(cell.activation, total, layer),)
 
     return step
 
 
-def _lstm(layer: Any, replay: Replay) -> Step:
+def _lstm(layer: Any, forward: ForwardPass) -> TimeStep:
     cell = layer.cell
-    kernel, recurrent = replay.value(cell.kernel), replay.value(cell.recurrent_kernel)
-    bias = replay.value(cell.bias) if cell.use_bias else None
+    kernel, recurrent = forward.value(cell.kernel), forward.value(cell.recurrent_kernel)
+    bias = forward.value(cell.bias) if cell.use_bias else None
 
     def step(x: Tensor, state: State) -> State:
         output, memory = state
         total = _product(x, kernel, bias) + ops.matmul(output, recurrent)
         into, forget, candidate, out = _gates(total, 4)
         into, forget, out = (
-            replay.activate(cell.recurrent_activation, gate, layer) for gate in (into, forget, out)
+            forward.activate(cell.recurrent_activation, gate, layer) for gate in (into, forget, out)
         )
-        memory = forget * memory + into * replay.activate(cell.activation, candidate, layer)
-        return out * replay.activate(cell.activation, memory, layer), memory
+        memory = forget * memory + into * forward.activate(cell.activation, candidate, layer)
+        return out * forward.activate(cell.activation, memory, layer), memory
 
     return step
 
 
-def _gru(layer: Any, replay: Replay) -> Step:
+def _gru(layer: Any, forward: ForwardPass) -> TimeStep:
     cell = layer.cell
-    kernel, recurrent = replay.value(cell.kernel), replay.value(cell.recurrent_kernel)
-    bias, recurrent_bias = _gru_biases(cell, replay)
+    kernel, recurrent = forward.value(cell.kernel), forward.value(cell.recurrent_kernel)
+    bias, recurrent_bias = _gru_biases(cell, forward)
     split = cell.units * 2
 
     def gate(x: Tensor) -> Tensor:
-        return replay.activate(cell.recurrent_activation, x, layer)
+        return forward.activate(cell.recurrent_activation, x, layer)
 
     def step(x: Tensor, state: State) -> State:
         (output,) = state
@@ -94,24 +96,24 @@ def _gru(layer: Any, replay: Replay) -> Step:
             update, reset = gate(of_x[0] + both[0]), gate(of_x[1] + both[1])
             last = ops.part(recurrent, 1, split, cell.units)
             candidate = of_x[2] + ops.matmul(reset * output, last)
-        candidate = replay.activate(cell.activation, candidate, layer)
+        candidate = forward.activate(cell.activation, candidate, layer)
         return (update * output + (1.0 - update) * candidate,)
 
     return step
 
 
-def _gru_biases(cell: Any, replay: Replay) -> tuple[Tensor | None, Tensor | None]:
+def _gru_biases(cell: Any, forward: ForwardPass) -> tuple[Tensor | None, Tensor | None]:
     if not cell.use_bias:
         return None, None
-    bias = replay.value(cell.bias)
+    bias = forward.value(cell.bias)
     if not cell.reset_after:
         return bias, None
     width = bias.shape[1]
     return tuple(tf.reshape(ops.part(bias, 0, k, 1), [width]) for k in (0, 1))
 
 
-_STEPS: dict[str, Callable[[Any, Replay], Step]] = {
-    "SimpleRNN": _simple,
+_TIME_STEPS: dict[str, Callable[[Any, ForwardPass], TimeStep]] = {
+    "SimpleRNN": _simple_rnn,
     "LSTM": _lstm,
     "GRU": _gru,
 }

@@ -1,7 +1,7 @@
-"""A model's training step as a .tflite of builtin operators: see docs/training-step.md.
+"""Exports a model's training step as a .tflite of builtin operators: see docs/training-step.md.
 
-One step is a function without memory: weights, slots of the optimizer, a batch and a few numbers
-in, the weights and slots after the step out.
+A training step is a function without state: weights, slots of the optimizer, a batch and a few
+numbers in, the weights and slots after one update out.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 import tensorflow as tf
 
 from featherfed.exporter.errors import ExportError
+from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.layers import is_model, run_layer
 from featherfed.exporter.losses import LOSSES
 from featherfed.exporter.ops import Tensor
 from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import is_quantizing, run_quantized
-from featherfed.exporter.replay import Replay
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Optimizer
 
 SIGNATURE = "train"
 VERSION = 3
-"""Changes whenever the same model would give another step: part of the cache's key."""
+"""Raised whenever the same model would give another training step: part of the cache's key."""
 
 
 @dataclass(frozen=True)
 class TrainingStepOptions:
-    """What of a plan's training is built into the exported training step."""
+    """The part of a plan's training that is built into the training step."""
 
     batch_size: int = 32
     optimizer: Optimizer = Optimizer.SGD
@@ -40,7 +40,7 @@ class TrainingStepOptions:
 
 
 def tf_version() -> str:
-    """Return the version of the converter: another one may give another step."""
+    """Return the version of the converter: another one may give another training step."""
     return str(tf.__version__)
 
 
@@ -56,12 +56,12 @@ def export_training_step(model: FederatedModel, options: TrainingStepOptions) ->
             f"the method {method} trains centroids, which has no training step for LiteRT; use the "
             "method none, prune or qat, or Keras clients (--runtime keras)"
         )
-    step = _TrainingStep(model, options, masks=method.prunes)
-    return _convert(step.function(), step.describe())
+    builder = _TrainingStep(model, options, masks=method.prunes)
+    return _convert(builder.function(), f"model {model.trained.name!r}")
 
 
 class _TrainingStep:
-    """Builds the function of one step."""
+    """Builds the tf.function of a training step."""
 
     def __init__(self, model: FederatedModel, options: TrainingStepOptions, masks: bool) -> None:
         self._model = model.trained
@@ -71,11 +71,22 @@ class _TrainingStep:
         self._optimizer = OPTIMIZERS[options.optimizer]
         self._trainable = {id(v) for v in self._model.trainable_variables}
         self._masked = [masks and spec.prunable for spec in self._manifest]
-        self._noises = _noise_shapes(self)
+        self._noises = self._noise_shapes()
 
-    def describe(self) -> str:
-        """Return what the model is, for error messages."""
-        return f"model {self._model.name!r}"
+    def _noise_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the noise inputs, in the order of the model's dropout layers."""
+        shapes: list[tuple[int, ...]] = []
+
+        def record(shape: tuple[int, ...]) -> Tensor:
+            shapes.append(shape)
+            return tf.zeros(shape)
+
+        with tf.Graph().as_default():
+            batch = self._options.batch_size
+            values = {id(v): tf.zeros(v.shape or (1,)) for v in self._variables}
+            images = tf.zeros([batch, *self._model.input_shape[1:]], tf.uint8)
+            _run(self._model, images, ForwardPass(values, tf.ones([batch]), record))
+        return shapes
 
     def inputs(self) -> dict[str, tf.TensorSpec]:
         """Return the signature's inputs."""
@@ -101,15 +112,15 @@ class _TrainingStep:
         return {name: tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in specs.items()}
 
     def function(self) -> Any:
-        """Return the step as a tf.function of named inputs."""
+        """Return the training step as a tf.function of named inputs."""
 
         @tf.function(input_signature=list(self.inputs().values()), autograph=False)  # type: ignore[untyped-decorator]
         def train(*tensors: Tensor) -> dict[str, Tensor]:
-            return self._train(dict(zip(self.inputs(), tensors, strict=True)))
+            return self._update(dict(zip(self.inputs(), tensors, strict=True)))
 
         return train
 
-    def _train(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _update(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = [given[f"weight_{k}"] for k in range(len(self._manifest))]
         trainable = [k for k, v in enumerate(self._variables) if id(v) in self._trainable]
         noises = iter([given[f"noise_{n}"] for n in range(len(self._noises))])
@@ -117,17 +128,17 @@ class _TrainingStep:
         with tf.GradientTape() as tape:
             for k in trainable:
                 tape.watch(weights[k])
-            replay = Replay(
+            forward = ForwardPass(
                 {id(v): w for v, w in zip(self._variables, weights, strict=True)},
                 importance,
                 noise=lambda shape: next(noises),
             )
-            outputs = _forward(self._model, given["images"], replay)
+            outputs = _run(self._model, given["images"], forward)
             hot = tf.one_hot(given["labels"], outputs.shape[1])
-            losses = LOSSES[self._options.loss](outputs, hot, replay)
+            losses = LOSSES[self._options.loss](outputs, hot, forward)
             count = tf.reduce_sum(importance, keepdims=True)
             mean = tf.reduce_sum(losses * importance, keepdims=True) / count
-            for penalty in replay.penalties.values():
+            for penalty in forward.penalties.values():
                 mean = mean + penalty
         gradients = tape.gradient(mean, [weights[k] for k in trainable])
         right = tf.cast(
@@ -138,7 +149,7 @@ class _TrainingStep:
             "correct": tf.reduce_sum(right * importance, keepdims=True),
         }
         for k, w in enumerate(weights):
-            results[f"new_weight_{k}"] = replay.updates.get(id(self._variables[k]), w)
+            results[f"new_weight_{k}"] = forward.updates.get(id(self._variables[k]), w)
         for k, gradient in zip(trainable, gradients, strict=True):
             if gradient is None:
                 gradient = tf.zeros_like(weights[k])
@@ -152,28 +163,12 @@ class _TrainingStep:
         return results
 
 
-def _noise_shapes(step: _TrainingStep) -> list[tuple[int, ...]]:
-    """Return the shapes of noise that the model's dropout layers ask for, in their order."""
-    shapes: list[tuple[int, ...]] = []
-
-    def note(shape: tuple[int, ...]) -> Tensor:
-        shapes.append(shape)
-        return tf.zeros(shape)
-
-    with tf.Graph().as_default():
-        batch = step._options.batch_size
-        values = {id(v): tf.zeros(v.shape or (1,)) for v in step._variables}
-        images = tf.zeros([batch, *step._model.input_shape[1:]], tf.uint8)
-        _forward(step._model, images, Replay(values, tf.ones([batch]), note))
-    return shapes
-
-
-def _forward(model: Any, images: Tensor, replay: Replay) -> Tensor:
+def _run(model: Any, images: Tensor, forward: ForwardPass) -> Tensor:
     # The very floats that Keras sees: a last bit here is a last bit everywhere.
-    return _run_model(model, [tf.cast(images, tf.float32) / (255.0 * replay.one)], replay)
+    return _run_model(model, [tf.cast(images, tf.float32) / (255.0 * forward.one)], forward)
 
 
-def _run_model(model: Any, inputs: Sequence[Tensor], replay: Replay) -> Tensor:
+def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> Tensor:
     """Follow a Keras model's graph, nested models included."""
     made = {id(keras): tensor for keras, tensor in zip(model.inputs, inputs, strict=True)}
     by_depth = model._nodes_by_depth
@@ -183,17 +178,17 @@ def _run_model(model: Any, inputs: Sequence[Tensor], replay: Replay) -> Tensor:
                 continue
             taken = [made[id(keras)] for keras in tf.nest.flatten(node.keras_inputs)]
             (output,) = tf.nest.flatten(node.outputs)
-            made[id(output)] = _run_node(node.layer, taken, replay)
+            made[id(output)] = _run_node(node.layer, taken, forward)
     (output,) = model.outputs
     return made[id(output)]
 
 
-def _run_node(layer: Any, inputs: list[Tensor], replay: Replay) -> Tensor:
+def _run_node(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     if is_model(layer):
-        return _run_model(layer, inputs, replay)
+        return _run_model(layer, inputs, forward)
     if is_quantizing(layer):
-        return run_quantized(layer, inputs, replay)
-    return run_layer(layer, inputs, replay)
+        return run_quantized(layer, inputs, forward)
+    return run_layer(layer, inputs, forward)
 
 
 def _convert(function: Any, what: str) -> bytes:

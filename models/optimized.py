@@ -214,7 +214,11 @@ class FederatedModel:
         return self._fitter
 
     def _fit_clustered(
-        self, images: Images, labels: Labels, recipe: Recipe, options: dict[str, Any]
+        self,
+        images: Images,
+        labels: Labels,
+        recipe: Recipe,
+        options: dict[str, Any],
     ) -> tuple[float, float]:
         fitter = self._clustered(recipe)
         result = fitter.fit(images, labels, **options)

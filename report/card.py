@@ -1,4 +1,4 @@
-"""model_card.md: what a finished run delivers, for whoever puts it on a device."""
+"""Makes model_card.md: what a finished run delivers, for those who put it on a device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model_card(run: RunReport) -> str:
     """
     if run.final is None or not run.final.models:
         raise ReportError("no models to describe; the card is made when the run has finished")
-    facts = dict(run.settings)
+    settings = dict(run.settings)
     machine = dict(run.machine)
     models = run.final.models
     up, down = run_flows(run)
@@ -42,7 +42,7 @@ def model_card(run: RunReport) -> str:
         },
         run=run,
         final=run.final,
-        facts={key: facts.get(key, "") for key in _FACTS},
+        settings={key: settings.get(key, "") for key in _SETTINGS},
         machine=f"{machine['architecture']} ({machine['cores']} cores)"
         if {"architecture", "cores"} <= machine.keys()
         else "",
@@ -51,7 +51,7 @@ def model_card(run: RunReport) -> str:
         examples=_num_examples(run),
         runtimes=sorted({model.runtime for model in models if model.runtime}),
         takes_bytes=[model.file for model in models if _takes_bytes(model)],
-        quantizes="qat" in facts.get("optimize", ""),
+        quantizes="qat" in settings.get("optimize", ""),
         # The smallest file that a device can take a camera's bytes to.
         example=next((m.file for m in models if m.kind == "int8"), models[0].file),
         none_text=NONE,
@@ -62,13 +62,13 @@ def model_card(run: RunReport) -> str:
     )
 
 
-_FACTS = (
+_SETTINGS = (
     "model", "epochs", "batch_size", "optimizer", "learning_rate", "optimize", "uplink", "downlink"
 )  # fmt: skip
 
 
 def _num_examples(run: RunReport) -> int:
-    """Return the examples of all clients, each as many as it last reported."""
+    """Return the number of examples of all clients, by the last update of each."""
     last = {update.client: update.num_examples for r in run.rounds for update in r.updates}
     return sum(last.values())
 

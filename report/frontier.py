@@ -31,15 +31,15 @@ from featherfed.report.template import Plot, fill, write
 Row = dict[str, Any]
 """A line of results.csv or rounds.csv (docs/metrics.md)."""
 
-_PLACE = ("dataset", "model", "partition", "clients")
+_SCENARIO = ("dataset", "model", "partition", "clients")
 _MARKERS = "osD^vP"
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """All seeds of one codec in one place."""
+class CodecRuns:
+    """The runs of one codec in a scenario, one per seed, and their rounds."""
 
-    codec: str
+    name: str
     runs: list[Row]
     rounds: list[Row]
 
@@ -54,11 +54,11 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A data set, model, split and number of clients, with every codec that was tried there."""
+class Scenario:
+    """A data set, model, split and number of clients, and every codec that was tried on it."""
 
     key: tuple[Any, ...]
-    schemes: list[Scheme]
+    codecs: list[CodecRuns]
 
     @property
     def title(self) -> str:
@@ -67,39 +67,41 @@ class Place:
         return f"{dataset}, {model}, {split}, {clients} client{'s' * (clients != 1)}"
 
 
-def group(rows: Iterable[Row], rounds: Iterable[Row]) -> list[Place]:
-    """Return rows by place and codec, in the order of their first appearance."""
-    places: dict[tuple[Any, ...], dict[str, Scheme]] = {}
+def group(rows: Iterable[Row], rounds: Iterable[Row]) -> list[Scenario]:
+    """Return rows by scenario and codec, in the order of their first appearance."""
+    scenarios: dict[tuple[Any, ...], dict[str, CodecRuns]] = {}
     for row in rows:
-        schemes = places.setdefault(tuple(row[c] for c in _PLACE), {})
-        schemes.setdefault(row["codec"], Scheme(row["codec"], [], [])).runs.append(row)
+        codecs = scenarios.setdefault(tuple(row[c] for c in _SCENARIO), {})
+        codecs.setdefault(row["codec"], CodecRuns(row["codec"], [], [])).runs.append(row)
     for row in rounds:
-        places[tuple(row[c] for c in _PLACE)][row["codec"]].rounds.append(row)
-    return [Place(key, list(schemes.values())) for key, schemes in places.items()]
+        scenarios[tuple(row[c] for c in _SCENARIO)][row["codec"]].rounds.append(row)
+    return [Scenario(key, list(codecs.values())) for key, codecs in scenarios.items()]
 
 
-def table_rows(place: Place, baseline: str, target: float | None) -> list[dict[str, str]]:
+def table_rows(scenario: Scenario, baseline: str, target: float | None) -> list[dict[str, str]]:
     """Return a finished row of texts per codec."""
-    target = _target(place, baseline, target)
+    target = _target(scenario, baseline, target)
     reference = {
-        r["seed"]: r["accuracy"] for s in place.schemes if s.codec == baseline for r in s.runs
+        r["seed"]: r["accuracy"] for s in scenario.codecs if s.name == baseline for r in s.runs
     }
-    return [_table_row(scheme, reference, target) for scheme in place.schemes]
+    return [_table_row(codec, reference, target) for codec in scenario.codecs]
 
 
-def _table_row(scheme: Scheme, reference: dict[int, float], target: float | None) -> dict[str, str]:
-    accuracies, size = scheme.accuracies, scheme.runs[0]["float32_bytes"]
-    lost = [reference[r["seed"]] - r["accuracy"] for r in scheme.runs if r["seed"] in reference]
-    up, down = scheme.mean("up_payload_bytes"), scheme.mean("down_payload_bytes")
-    reached = None if target is None else _bytes_to(scheme, target)
+def _table_row(
+    codec: CodecRuns, reference: dict[int, float], target: float | None
+) -> dict[str, str]:
+    accuracies, size = codec.accuracies, codec.runs[0]["float32_bytes"]
+    lost = [reference[r["seed"]] - r["accuracy"] for r in codec.runs if r["seed"] in reference]
+    up, down = codec.mean("up_payload_bytes"), codec.mean("down_payload_bytes")
+    reached = None if target is None else _bytes_to(codec, target)
     return {
-        "codec": scheme.codec,
-        "seeds": str(len(scheme.runs)),
+        "codec": codec.name,
+        "seeds": str(len(codec.runs)),
         "up": count_text(up),
-        "up_sent": count_text(scheme.mean("up_sent_bytes")),
+        "up_sent": count_text(codec.mean("up_sent_bytes")),
         "up_ratio": ratio_text(size / up),
         "down": count_text(down),
-        "down_sent": count_text(scheme.mean("down_sent_bytes")),
+        "down_sent": count_text(codec.mean("down_sent_bytes")),
         "down_ratio": ratio_text(size / down),
         "accuracy": percent_text(statistics.mean(accuracies)),
         "spread": f"{percent_text(min(accuracies))} to {percent_text(max(accuracies))}",
@@ -115,23 +117,21 @@ def _points(lost: list[float]) -> str:
     return f"{text} ± {100 * statistics.stdev(lost):.2f}" if len(lost) > 1 else text
 
 
-def _target(place: Place, baseline: str, target: float | None) -> float | None:
+def _target(scenario: Scenario, baseline: str, target: float | None) -> float | None:
     """Return the target, or one point less than the baseline's mean accuracy."""
-    known = [statistics.mean(s.accuracies) for s in place.schemes if s.codec == baseline]
+    known = [statistics.mean(s.accuracies) for s in scenario.codecs if s.name == baseline]
     return target or (known[0] - 0.01 if known else None)
 
 
-def _bytes_to(scheme: Scheme, target: float) -> str:
+def _bytes_to(codec: CodecRuns, target: float) -> str:
     first: dict[int, float] = {}
-    for row in scheme.rounds:
+    for row in codec.rounds:
         if row["accuracy"] is not None and row["accuracy"] >= target:
             first.setdefault(row["seed"], row["cumulative_bytes"])
     if not first:
         return "never"
     text = bytes_text(statistics.mean(first.values()))
-    return (
-        text if len(first) == len(scheme.runs) else f"{text} ({len(first)} of {len(scheme.runs)})"
-    )
+    return text if len(first) == len(codec.runs) else f"{text} ({len(first)} of {len(codec.runs)})"
 
 
 def render_sweep(
@@ -142,30 +142,30 @@ def render_sweep(
     baseline: str,
     target: float | None,
 ) -> tuple[Path, list[tuple[str, list[dict[str, str]]]]]:
-    """Write report.html and plots/*.png; return the page and the tables by place.
+    """Write report.html and plots/*.png; return the page and the tables by scenario.
 
     Raises ReportError if the folder cannot be written.
     """
-    places = group(rows, rounds)
-    tables = [(place.title, table_rows(place, baseline, target)) for place in places]
+    scenarios = group(rows, rounds)
+    tables = [(scenario.title, table_rows(scenario, baseline, target)) for scenario in scenarios]
     try:
         (directory / "plots").mkdir(parents=True, exist_ok=True)
         with styled():
-            plots = [_plots(p, directory / "plots", i) for i, p in enumerate(places)]
+            plots = [_plots(p, directory / "plots", i) for i, p in enumerate(scenarios)]
         page = write(
             directory / "report.html",
             fill(
                 "sweep.html",
                 name=name,
                 baseline=baseline,
-                places=[
+                scenarios=[
                     {
-                        "title": place.title,
-                        "target": percent_text(_target(place, baseline, target)),
+                        "title": scenario.title,
+                        "target": percent_text(_target(scenario, baseline, target)),
                         "rows": lines,
                         "plots": pictures,
                     }
-                    for place, (_, lines), pictures in zip(places, tables, plots, strict=True)
+                    for scenario, (_, lines), pictures in zip(scenarios, tables, plots, strict=True)
                 ],
             ),
         )
@@ -176,31 +176,31 @@ def render_sweep(
     return page, tables
 
 
-def _plots(place: Place, folder: Path, number: int) -> list[Plot]:
+def _plots(scenario: Scenario, folder: Path, number: int) -> list[Plot]:
     return [
         Plot(
             "Frontier",
             "Up and left is better. The line joins the codecs that no other beats in both.",
-            f"Accuracy against bytes up for each codec: {place.title}",
-            save_png(frontier_figure(place), folder / f"frontier-{number}.png"),
+            f"Accuracy against bytes up for each codec: {scenario.title}",
+            save_png(frontier_figure(scenario), folder / f"frontier-{number}.png"),
         ),
         Plot(
             "Over the rounds and over the bytes",
             "Right: payload both ways until the clients hold the version.",
-            f"Accuracy over rounds and over cumulative bytes: {place.title}",
-            save_png(progress_figure(place), folder / f"progress-{number}.png"),
+            f"Accuracy over rounds and over cumulative bytes: {scenario.title}",
+            save_png(progress_figure(scenario), folder / f"progress-{number}.png"),
         ),
     ]
 
 
-def frontier_figure(place: Place) -> Figure:
+def frontier_figure(scenario: Scenario) -> Figure:
     """Return final accuracy against bytes up, and against bytes both ways."""
     figure = Figure(figsize=(WIDTH, 4.6))
     axes = figure.subplots(1, 2, sharey=True)
-    _frontier(axes[0], place, "up", lambda s: s.mean("up_payload_bytes"))
+    _frontier(axes[0], scenario, "up", lambda s: s.mean("up_payload_bytes"))
     _frontier(
         axes[1],
-        place,
+        scenario,
         "both ways",
         lambda s: s.mean("up_payload_bytes") + s.mean("down_payload_bytes"),
     )
@@ -211,29 +211,31 @@ def frontier_figure(place: Place) -> Figure:
     return figure
 
 
-def _frontier(axes: Axes, place: Place, title: str, cost: Callable[[Scheme], float]) -> None:
-    points = sorted((cost(s), statistics.mean(s.accuracies)) for s in place.schemes)
+def _frontier(
+    axes: Axes, scenario: Scenario, title: str, cost: Callable[[CodecRuns], float]
+) -> None:
+    points = sorted((cost(s), statistics.mean(s.accuracies)) for s in scenario.codecs)
     best = [p for i, p in enumerate(points) if all(p[1] > q[1] for q in points[:i])]
     axes.plot(*zip(*best, strict=True), color=GRID, linewidth=5, zorder=1)
-    for i, scheme in enumerate(place.schemes):
-        values, mean = scheme.accuracies, statistics.mean(scheme.accuracies)
+    for i, codec in enumerate(scenario.codecs):
+        values, mean = codec.accuracies, statistics.mean(codec.accuracies)
         axes.errorbar(
-            cost(scheme), mean, yerr=[[mean - min(values)], [max(values) - mean]],
+            cost(codec), mean, yerr=[[mean - min(values)], [max(values) - mean]],
             color=_color(i), marker=_marker(i), markersize=7, capsize=3, linestyle="none",
-            label=short(scheme.codec, 44), zorder=2,
+            label=short(codec.name, 44), zorder=2,
         )  # fmt: skip
     bytes_axis(axes)
     axes.set_title(f"Payload per client and round, {title}")
     percent_axis(axes)
 
 
-def progress_figure(place: Place) -> Figure:
+def progress_figure(scenario: Scenario) -> Figure:
     """Return accuracy over the rounds, and over the bytes spent so far."""
     figure = Figure(figsize=(WIDTH, 4.6))
     left, right = figure.subplots(1, 2, sharey=True)
     numbers: list[int] = []
-    for i, scheme in enumerate(place.schemes):
-        measured = [row for row in scheme.rounds if row["accuracy"] is not None]
+    for i, codec in enumerate(scenario.codecs):
+        measured = [row for row in codec.rounds if row["accuracy"] is not None]
         numbers = sorted({row["round"] for row in measured}) or numbers
         by_round = [[row for row in measured if row["round"] == n] for n in numbers]
         by_round = [rows for rows in by_round if rows]
@@ -247,7 +249,7 @@ def progress_figure(place: Place) -> Figure:
             axes.fill_between(x, low, high, color=_color(i), alpha=0.12, linewidth=0)
             axes.plot(
                 x, means, color=_color(i), marker=_marker(i), markersize=4, linewidth=1.6,
-                label=short(scheme.codec, 44),
+                label=short(codec.name, 44),
             )  # fmt: skip
     left.set_title("Test accuracy over the rounds")
     right.set_title("Over payload per client, both ways")

@@ -1,4 +1,4 @@
-"""What the template shows: tiles and table rows as finished texts."""
+"""The report page's headline tiles and table rows, as finished texts."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def _round_row(entry: RoundReport) -> dict[str, object]:
 
 
 def privacy_note(run: RunReport) -> str:
-    """Return what a private run's figures mean, or nothing for any other run."""
-    told = privacy_text(run)
-    if not told:
+    """Return what the privacy figures of a run mean; empty without differential privacy."""
+    text = privacy_text(run)
+    if not text:
         return ""
     last = run.rounds[-1].clip
     return (
-        f"{told[0].upper()}{told[1:]}, all rounds together, for the client that took part most "
+        f"{text[0].upper()}{text[1:]}, all rounds together, for the client that took part most "
         "often. It holds for what the model and the downloads tell, against anyone but the server, "
         "and counts a name as a client. Who took part and how many bytes each sent is not hidden. "
         f"In the newest round updates were clipped to a norm of {number_text(last)}."
@@ -150,7 +150,7 @@ def _names(names: tuple[str, ...]) -> str:
 
 
 def client_rows(run: RunReport) -> list[dict[str, object]]:
-    """Return a row per client with the totals of both directions, and one of them all."""
+    """Return a row per client with the totals of both directions, and one for all clients."""
     runtimes = run.runtimes
     rows = [_client_row(run, n, n, runtimes.get(n, NONE)) for n in all_clients(run)]
     return [*rows, _client_row(run, "all clients", None)]
@@ -175,8 +175,8 @@ def _total_cells(part: Flow, run: RunReport) -> dict[str, str]:
     }
 
 
-def total_facts(run: RunReport) -> str:
-    """Say what the ledger counted in all, updates that did not count included."""
+def totals_text(run: RunReport) -> str:
+    """Return a sentence on all bytes of the ledger, those of refused updates included."""
     if run.final is None:
         return ""
     up, down = run.final.totals.uplink, run.final.totals.downlink
@@ -184,11 +184,11 @@ def total_facts(run: RunReport) -> str:
         f"The server's ledger counted {count_text(up.sent)} bytes up and {count_text(down.sent)}"
         " bytes down in all, refused and late updates included, of which"
         f" {count_text(up.payload)} and {count_text(down.payload)} are payload."
-        f"{_release_facts(run)}"
+        f"{_releases_text(run)}"
     )
 
 
-def _release_facts(run: RunReport) -> str:
+def _releases_text(run: RunReport) -> str:
     count = len(run.releases)
     if not count:
         return ""
@@ -221,7 +221,7 @@ def model_rows(run: RunReport) -> list[dict[str, str]]:
 
 
 def refusal_rows(run: RunReport) -> list[dict[str, object]]:
-    """Return a row per round, client and reason of what was refused."""
+    """Return a row per round, client and reason of the refusals."""
     return [
         {
             "round": r.number,

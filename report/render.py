@@ -1,4 +1,4 @@
-"""Makes report.html and model_card.md, which need nothing but themselves, from a run's folder."""
+"""Makes the self-contained report.html and model_card.md from a run's folder."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _fill(run: RunReport, plots: list[Plot]) -> str:
         rounds=page.round_rows(run),
         final=page.final_row(run),
         clients=page.client_rows(run),
-        totals=page.total_facts(run),
+        totals=page.totals_text(run),
         models=page.model_rows(run),
         refusals=page.refusal_rows(run),
         privacy=page.privacy_note(run),

@@ -1,4 +1,4 @@
-"""Reads metrics.json (docs/metrics.md) into frozen objects, checked once."""
+"""The schema of metrics.json (docs/metrics.md): reads and checks it into frozen objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _facts(value: Any) -> Any:
+def _text_pairs(value: Any) -> Any:
     """Return the items of a free-form object as pairs of texts."""
     if not isinstance(value, dict):
         return value
@@ -29,7 +29,7 @@ def _facts(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(printable)]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Facts = Annotated[tuple[tuple[Text, Text], ...], BeforeValidator(_facts)]
+TextPairs = Annotated[tuple[tuple[Text, Text], ...], BeforeValidator(_text_pairs)]
 
 
 class _Part(BaseModel):
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class Traffic(_Part):
-    """Bytes in one direction; `message` includes the payload, control and retries are apart."""
+    """Bytes in one direction; `message` includes the payload, but not control and retries."""
 
     payload: Count = Field(alias="payload_bytes")
     message: Count = Field(alias="message_bytes")
@@ -74,7 +74,7 @@ class UpdateReport(_Part):
 
 
 class RefusalReport(_Part):
-    """Something of a client that the server refused."""
+    """A message or update of a client that the server refused, and why."""
 
     client: Text
     reason: Text
@@ -102,7 +102,7 @@ class RoundReport(_Part):
 
     @property
     def away(self) -> int:
-        """How many clients sent nothing that counted; strangers are one."""
+        """How many clients have no update in the round; unauthenticated peers count as one."""
         counted = {update.client for update in self.updates}
         return len({*self.missing, *(item.client for item in self.refused)} - counted)
 
@@ -133,14 +133,14 @@ class ModelReport(_Part):
 
 
 class DeliveryReport(_Part):
-    """What the final model cost one client."""
+    """Bytes that took the final model to one client."""
 
     client: Text
     downlink: Traffic
 
 
 class DeviceReport(_Part):
-    """What a device that only infers has sent and got."""
+    """Bytes of a device that only infers, in both directions."""
 
     device: Text
     uplink: Traffic
@@ -180,7 +180,7 @@ class FinalReport(_Part):
 
 
 class RunReport(_Part):
-    """A whole metrics.json; `final` is None while the run still goes."""
+    """A whole metrics.json; `final` is None until the run has finished."""
 
     schema_: int = Field(alias="schema")
     featherfed: Text
@@ -191,16 +191,16 @@ class RunReport(_Part):
     class_names: tuple[Text, ...] = ()
     num_parameters: Count
     float32_bytes: Annotated[Count, Field(ge=1)]
-    settings: Facts = ()
+    settings: TextPairs = ()
     started: Text = ""
-    machine: Facts = ()
+    machine: TextPairs = ()
     rounds: tuple[RoundReport, ...]
     releases: tuple[DeviceReport, ...] = ()
     final: FinalReport | None = None
 
     @property
     def runtimes(self) -> dict[str, str]:
-        """What each client trained with, as far as that is known."""
+        """The runtime each client trained with, where it is known."""
         return {u.client: u.runtime for r in self.rounds for u in r.updates if u.runtime}
 
     @property

@@ -1,4 +1,4 @@
-"""Means, ratios and their texts: the numbers that page, plots and terminal share."""
+"""Means and ratios of a run, and numbers as texts, shared by page, plots and terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Flow:
-    """Transfers of one direction taken together; ``count`` is how many transfers."""
+    """Bytes of ``count`` transfers in one direction, added up."""
 
     count: int
     total: Traffic
@@ -97,17 +97,17 @@ def bytes_text(value: float | None) -> str:
 
 def count_text(value: float | None) -> str:
     """900136.4 -> "900,136"."""
-    return _finite(value) or f"{value:,.0f}"
+    return _if_not_finite(value) or f"{value:,.0f}"
 
 
 def percent_text(value: float | None) -> str:
     """0.778 -> "77.80 %"."""
-    return _finite(value) or f"{value:.2%}".replace("%", " %")
+    return _if_not_finite(value) or f"{value:.2%}".replace("%", " %")
 
 
 def number_text(value: float | None) -> str:
     """0.60123 -> "0.6012"."""
-    return _finite(value) or f"{value:.4f}"
+    return _if_not_finite(value) or f"{value:.4f}"
 
 
 def ratio_text(value: float | None) -> str:
@@ -119,8 +119,8 @@ def ratio_text(value: float | None) -> str:
 
 def seconds_text(value: float | None) -> str:
     """93.14 -> "93.1 s", 700 -> "11 min 40 s"."""
-    if odd := _finite(value):
-        return odd
+    if text := _if_not_finite(value):
+        return text
     assert value is not None
     if value < 120:
         return f"{value:.1f} s"
@@ -131,8 +131,8 @@ def seconds_text(value: float | None) -> str:
 
 def latency_text(milliseconds: float | None) -> str:
     """0.0023 -> "2.3 µs", 0.117 -> "117 µs", 12.34 -> "12.3 ms"."""
-    if odd := _finite(milliseconds):
-        return odd
+    if text := _if_not_finite(milliseconds):
+        return text
     assert milliseconds is not None
     value, unit = (
         (milliseconds, "ms") if milliseconds >= 1 else (1000 * milliseconds, "\N{MICRO SIGN}s")
@@ -141,18 +141,21 @@ def latency_text(milliseconds: float | None) -> str:
 
 
 def privacy_text(run: RunReport) -> str:
-    """Return what differential privacy a run kept, or nothing if it kept none."""
+    """Return the differential privacy a run has spent; empty if it is not private."""
     if run.final is None or run.final.privacy is None:
-        spent = [entry.epsilon for entry in run.rounds if entry.epsilon is not None]
-        return f"differential privacy of clients: epsilon {spent[-1]:.3g} so far" if spent else ""
-    told = run.final.privacy
+        epsilons = [entry.epsilon for entry in run.rounds if entry.epsilon is not None]
+        if not epsilons:
+            return ""
+        return f"differential privacy of clients: epsilon {epsilons[-1]:.3g} so far"
+    spent = run.final.privacy
     return (
-        f"differential privacy of clients: epsilon {told.epsilon:.3g} at delta {told.delta:g}, "
-        f"noise multiplier {told.noise_multiplier:g}"
+        f"differential privacy of clients: epsilon {spent.epsilon:.3g} at delta {spent.delta:g}, "
+        f"noise multiplier {spent.noise_multiplier:g}"
     )
 
 
-def _finite(value: float | None) -> str:
+def _if_not_finite(value: float | None) -> str:
+    """Return what stands for a missing or infinite number; empty for any other."""
     if value is None:
         return NONE
     return "" if math.isfinite(value) else "not finite"

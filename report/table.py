@@ -57,8 +57,8 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
     if run.final:
         table.add_section()
         table.add_row(*_final_row(run))
-    if told := privacy_text(run):
-        table.caption = f"{table.caption}\n{told}"
+    if privacy := privacy_text(run):
+        table.caption = f"{table.caption}\n{privacy}"
     return table
 
 

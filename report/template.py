@@ -1,4 +1,4 @@
-"""Pages and cards that need nothing but themselves: templates filled and written whole."""
+"""Fills the templates of pages and cards, every value escaped, and writes them whole."""
 
 from __future__ import annotations
 

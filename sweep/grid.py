@@ -24,7 +24,7 @@ class _Section(BaseModel):
 
 
 class Scheme(_Section):
-    """How updates travel in some of the runs: the run file's `[compression]`, and a name."""
+    """One value of the codec axis: the run file's `[compression]` under a label."""
 
     label: str
     compression: dict[str, Any]
@@ -43,7 +43,7 @@ class Scheme(_Section):
 
 
 class Grid(_Section):
-    """Every combination of these is run."""
+    """The axes of the grid: every combination of their values is run."""
 
     codec: Annotated[tuple[Scheme, ...], Field(min_length=1)]
     """Presets, budgets, codec text (for both directions), or tables with a label."""
@@ -53,7 +53,7 @@ class Grid(_Section):
     clients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5,)
     seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     runtime: Annotated[tuple[Literal["keras", "litert"], ...], Field(min_length=1)] = ("keras",)
-    """What clients train with; LiteRT's runs say so after their codec's label."""
+    """What clients train with; "litert" is added to the label of its runs."""
 
     @field_validator("codec")
     @classmethod
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the result depends on, what a preset means included."""
+        """SHA-256 of all that the result depends on, the meaning of a preset included."""
         preset = PRESETS.get(self.settings.compression.uplink)
         text = f"{self.label}/{self.partition}/{self.clients}/{self.settings.fingerprint}/{preset}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -103,7 +103,7 @@ class Sweep(_Section):
     """For "bytes to reach it"; by default one point less than the baseline's mean."""
     grid: Grid
     run: dict[str, Any] = {}
-    """What all runs share, as in a run file."""
+    """Settings of all runs, as in a run file."""
 
     @model_validator(mode="after")
     def _every_case_is_valid(self) -> Sweep:

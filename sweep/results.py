@@ -1,4 +1,4 @@
-"""What a sweep leaves: a file per run, and all of them as CSV and Parquet tables."""
+"""Keeps the results of a sweep: a file per run, and all runs as CSV and Parquet tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def result_path(output: Path, case: Case) -> Path:
 
 
 def is_done(output: Path, case: Case) -> bool:
-    """Whether this very case, by its settings, has a result."""
+    """Whether there is a result for this case with exactly these settings."""
     return result_path(output, case).is_file()
 
 
@@ -48,7 +48,7 @@ def case_row(case: Case, metrics: dict[str, Any]) -> Row:
     final = metrics["final"]
     totals = final["totals"]
     return {
-        **_place(case),
+        **_identity(case),
         "uplink": case.settings.compression.uplink,
         "downlink": case.settings.compression.downlink,
         "broadcast": case.settings.compression.broadcast,
@@ -77,7 +77,7 @@ def round_rows(case: Case, metrics: dict[str, Any]) -> list[Row]:
         up = _mean(entry["clients"], "uplink")
         sent += up + down
         rows.append({
-            **_place(case),
+            **_identity(case),
             "round": entry["round"],
             "accuracy": entry["accuracy"],
             "loss": entry["loss"],
@@ -99,7 +99,8 @@ def write_tables(output: Path, rows: Sequence[Row], rounds: Sequence[Row]) -> No
             pyarrow.parquet.write_table(table, file)
 
 
-def _place(case: Case) -> Row:
+def _identity(case: Case) -> Row:
+    """Return the columns that identify a run."""
     return {
         "codec": case.label,
         "dataset": case.dataset,

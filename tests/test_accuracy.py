@@ -11,7 +11,7 @@ from support.processes import run
 
 from featherfed.datasets.idx import has_idx_files
 from featherfed.datasets.sources import fashion_mnist_folders
-from featherfed.report.frontier import Place, Scheme, group
+from featherfed.report.frontier import CodecRuns, Scenario, group
 
 ROOT = Path(__file__).parent.parent
 POINTS = {"exact": 0.1, "transparent": 0.4, "balanced": 0.6, "extreme": 1.0}
@@ -32,7 +32,7 @@ learning_rate = 0.01
 """
 
 
-def places_of(folder: Path) -> list[Place]:
+def places_of(folder: Path) -> list[Scenario]:
     """Return what a sweep measured."""
     rows, rounds = (
         pyarrow.csv.read_csv(folder / f"{name}.csv").to_pylist() for name in ("results", "rounds")
@@ -40,20 +40,20 @@ def places_of(folder: Path) -> list[Place]:
     return group(rows, rounds)
 
 
-def frontier(folder: Path) -> dict[str, Scheme]:
+def frontier(folder: Path) -> dict[str, CodecRuns]:
     """Return the codecs of a sweep's only place, by label."""
     (place,) = places_of(folder)
-    return {scheme.codec: scheme for scheme in place.schemes}
+    return {scheme.name: scheme for scheme in place.codecs}
 
 
-def lost(schemes: dict[str, Scheme], codec: str) -> float:
+def lost(schemes: dict[str, CodecRuns], codec: str) -> float:
     """Return the points of accuracy that a codec loses, the mean over seeds."""
     reference = {row["seed"]: row["accuracy"] for row in schemes["float32"].runs}
     losses = [reference[row["seed"]] - row["accuracy"] for row in schemes[codec].runs]
     return 100 * sum(losses) / len(losses)
 
 
-def measured(tmp_path: Path, sweep: Path, timeout: float) -> dict[str, Scheme]:
+def measured(tmp_path: Path, sweep: Path, timeout: float) -> dict[str, CodecRuns]:
     done = run("sweep", str(sweep), "--output", "out", cwd=tmp_path, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return frontier(tmp_path / "out")
@@ -117,20 +117,20 @@ def test_the_committed_results_of_other_models_lose_at_most_twice_that(codec: st
     places = places_of(ROOT / "benchmarks" / "results" / "models")
     assert {place.key[1] for place in places} == {"mlp", "mobile", "gru"}
     for place in places:
-        schemes = {scheme.codec: scheme for scheme in place.schemes}
+        schemes = {scheme.name: scheme for scheme in place.codecs}
         assert lost(schemes, codec) <= 2 * POINTS[codec], place.title
 
 
 def test_the_committed_results_on_skewed_data_lose_at_most_a_point() -> None:
     for place in places_of(ROOT / "benchmarks" / "results" / "noniid"):
-        schemes = {scheme.codec: scheme for scheme in place.schemes}
+        schemes = {scheme.name: scheme for scheme in place.codecs}
         assert len(schemes["balanced"].runs) == 3
         assert lost(schemes, "balanced") <= 1.0, place.title
 
 
 def test_the_committed_results_of_more_clients_at_the_same_total_bytes_lose_no_more() -> None:
     places = places_of(ROOT / "benchmarks" / "results" / "clients")
-    by_count = {p.key[-1]: {scheme.codec: scheme for scheme in p.schemes} for p in places}
+    by_count = {p.key[-1]: {scheme.name: scheme for scheme in p.codecs} for p in places}
     assert sorted(by_count) == [5, 20, 50]
     few = lost(by_count[5], "4.5kB/round")
     for clients, schemes in by_count.items():

@@ -28,7 +28,7 @@ from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile,
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
-from featherfed.report.page import total_facts
+from featherfed.report.page import totals_text
 from featherfed.report.schema import parse_metrics
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.transfers.framing import framed_size
@@ -265,7 +265,7 @@ def _check_metrics(server: Federation, meter: Meter) -> None:
     assert total["message_bytes"] + total["control_bytes"] == sum(
         e.message_bytes for e in training if e.direction == "downlink"
     )
-    text = total_facts(parse_metrics({**found, "num_test_examples": 1}))
+    text = totals_text(parse_metrics({**found, "num_test_examples": 1}))
     assert f"1 device that only infers took {meter.down:,} bytes down" in text
 
 

@@ -1,4 +1,4 @@
-"""What is known while a model's forward pass is written down once more, layer by layer."""
+"""The state of a forward pass that is rebuilt layer by layer, with tensors for variables."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from featherfed.exporter.ops import Tensor, Window, with_gradient
 
 
 @dataclass
-class Replay:
-    """The tensors that stand for a model's variables in one training step, and what it leaves."""
+class ForwardPass:
+    """The forward pass of one training step: tensors for the variables, and what layers add."""
 
     values: dict[int, Tensor]
-    """By the id of a variable: what it holds at the start of the step."""
+    """Values of the variables at the start of the step, by id of the variable."""
     importance: Tensor
-    """float32 [B]: 1 for examples, 0 for what only fills the batch."""
+    """float32 [B]: 1 for examples, 0 for padding of the batch."""
     noise: Callable[[tuple[int, ...]], Tensor]
-    """Returns uniform numbers in [0, 1) of a shape, new in every step."""
+    """Returns uniform numbers in [0, 1) of a shape, drawn anew for every step."""
     updates: dict[int, Tensor] = field(default_factory=dict)
-    """Statistics after the step, by the id of their variable."""
+    """Values of the statistics after the step, by id of the variable."""
     penalties: dict[int, Tensor] = field(default_factory=dict)
-    """What weight regularizers add to the loss, [1] each, by the id of the variable."""
+    """What weight regularizers add to the loss, [1] each, by id of the variable."""
     logits: dict[Any, Tensor] = field(default_factory=dict)
-    """By the reference of a softmax's or sigmoid's output: its input, for losses that want it."""
+    """Inputs of softmaxes and sigmoids, for losses on logits, by reference of their output."""
     before_pool: dict[Any, Callable[[Window], Tensor]] = field(default_factory=dict)
-    """By the reference of a convolution's output: from a max pool's window to the pooled output."""
+    """Fused convolution and max pool, from the pool's window, by reference of the convolution."""
     quantized: Mapping[int, Tensor] = field(default_factory=dict)
-    """What a layer sees of a quantized weight, by the id of the variable."""
+    """Fake-quantized weights as a layer sees them, by id of the variable."""
 
     @property
     def one(self) -> Tensor:
-        """1.0 [1], which the converter does not know: times a constant, it is divided by as it is.
+        """1.0 [1] that the converter does not take for a constant.
 
-        Instead of dividing by a constant, the converter multiplies with the reciprocal, and that
-        rounds differently.
+        The converter replaces a division by a constant with a multiplication by its reciprocal,
+        which rounds differently. A constant times this stays a divisor.
         """
         return tf.reduce_max(self.importance, keepdims=True)
 
@@ -48,11 +48,11 @@ class Replay:
         return self.quantized.get(id(variable), self.values[id(variable)])
 
     def state(self, variable: Any) -> Tensor:
-        """Return a statistic as the layers before this one leave it: a layer may be used twice."""
+        """Return a statistic after the layers so far; a layer used twice updates it twice."""
         return self.updates.get(id(variable), self.values[id(variable)])
 
     def set_moving_average(self, variable: Any, new: Tensor, momentum: float) -> None:
-        """Move a statistic towards `new`, as Keras does."""
+        """Update the moving average of a statistic with `new`, as Keras does."""
         old = self.state(variable)
         self.updates[id(variable)] = old - (old - new) * (1.0 - momentum)
 
@@ -70,10 +70,10 @@ class Replay:
         self.logits[y.ref()] = x
         return y
 
-    def penalize(self, layer: Any, called: str) -> None:
+    def penalize(self, layer: Any, layer_name: str) -> None:
         """Add the penalties of a layer's weight regularizers; raises ExportError for others.
 
-        `called` is the name for errors: a recurrent layer's weights are those of its cell.
+        `layer_name` is for errors: of a recurrent layer, `layer` is the cell.
         """
         for attribute, regularizer in list(vars(layer).items()):
             name = attribute.lstrip("_")
@@ -81,24 +81,24 @@ class Replay:
                 continue
             if name == "activity_regularizer":
                 raise ExportError(
-                    f"layer {called!r}: {name} has no training step for LiteRT; regularize "
+                    f"layer {layer_name!r}: {name} has no training step for LiteRT; regularize "
                     "weights instead, or use Keras clients (--runtime keras)"
                 )
             variable = _variable_of(layer, name.removesuffix("_regularizer"))
             if variable is not None:  # a layer without bias may have a regularizer for it
                 value = self.values[id(variable)]
-                self.penalties[id(variable)] = _penalty(regularizer, value, called)
+                self.penalties[id(variable)] = _penalty(regularizer, value, layer_name)
 
 
 def _variable_of(layer: Any, name: str) -> Any:
     return getattr(layer, name, None if name == "bias" else getattr(layer, f"{name}_kernel", None))
 
 
-def _penalty(regularizer: Any, value: Tensor, called: str) -> Tensor:
+def _penalty(regularizer: Any, value: Tensor, layer_name: str) -> Tensor:
     config = regularizer.get_config()
     if not set(config) <= {"l1", "l2"}:
         raise ExportError(
-            f"layer {called!r}: the regularizer {type(regularizer).__name__} has no training "
+            f"layer {layer_name!r}: the regularizer {type(regularizer).__name__} has no training "
             "step for LiteRT; use l1, l2 or both, or Keras clients (--runtime keras)"
         )
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
