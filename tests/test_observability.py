@@ -9,7 +9,9 @@ import re
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.clients import Pull, profile
@@ -26,6 +28,7 @@ from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage import refusals
 from featherfed.server.storage.store import Store
 
+SERVICE = "/featherfed.v1.Federation"
 Start = Callable[..., Federation]
 DOCS = (Path(__file__).parent.parent / "docs" / "observability.md").read_text("utf-8")
 HOSTILE = "x\n12:00:00 INFO round 9: closed\r\x1b[2J\u202e"
@@ -127,6 +130,22 @@ def test_a_million_refusals_are_one_row(federation: Start) -> None:
     (round_,) = metrics.collect(server.store, server.settings, MANIFEST, {})["rounds"]
     found = {(r["client"], r["reason"]): r["count"] for r in round_["refused"]}
     assert found == {("(stranger)", "UNKNOWN_SESSION"): 50, ("bad", "DATA_MISMATCH"): 3}
+
+
+def test_garbage_in_any_kind_of_call_is_counted_as_a_refusal(federation: Start) -> None:
+    server, junk = federation(rounds=1), b"\xff" * 9
+    with grpc.insecure_channel(server.address) as channel:
+        calls = [
+            lambda: channel.unary_unary(f"{SERVICE}/Join")(junk, timeout=5),
+            lambda: next(channel.unary_stream(f"{SERVICE}/FetchModel")(junk, timeout=5)),
+            lambda: channel.stream_unary(f"{SERVICE}/SubmitUpdate")(iter([junk]), timeout=5),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as raised:
+                call()
+            assert cast(Any, raised.value).code() is grpc.StatusCode.INVALID_ARGUMENT
+    (row,) = server.store.refusals.all()
+    assert (row.client, row.reason, row.count) == ("(stranger)", "MALFORMED", 3)
 
 
 def test_the_rows_of_refusals_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,54 +19,56 @@ from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
+from featherfed.server.transfers.deliveries import Deliveries
 
 
-class FaultyJudge(DistanceEvaluator):
+class KillableEvaluator(DistanceEvaluator):
     """The small evaluator, with a place where the server may die."""
 
-    def __init__(self, fault: Callable[[str], None]) -> None:
-        self._fault = fault
+    def __init__(self, kill_point: Callable[[str], None]) -> None:
+        self._kill_point = kill_point
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return a figure that follows from the weights."""
-        self._fault("server: in mid-aggregation")
+        self._kill_point("server: in mid-aggregation")
         return super().evaluate(weights)
 
 
 def build(
-    directory: Path, spec: Spec, manifest: Manifest, fault: Callable[[str], None]
+    directory: Path, spec: Spec, manifest: Manifest, kill_point: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
     """Return a run's coordinator and store, created or taken up, with places where it may die."""
     settings = Settings.model_validate({"output": str(directory), **spec.settings})
     store = Store(directory / "run.db")
-    die_after(store.journal, "add_update", fault, "server: in the journal's transaction")
-    die_after(store.journal, "open_round", fault, "server: in the opening's transaction")
+    die_after(store.journal, "add_update", kill_point, "server: in the journal's transaction")
+    die_after(store.journal, "open_round", kill_point, "server: in the opening's transaction")
     die_after(
-        store.versions, "add", fault, "server: in the version's transaction",
+        store.versions, "add", kill_point, "server: in the version's transaction",
         lambda version, *rest: bool(version.version),
     )  # fmt: skip
     die_after(
-        store.ledger, "count", fault, "server: the model is sent",
+        store.ledger, "count", kill_point, "server: the model is sent",
         lambda *entries: any((e.direction, e.kind) == ("downlink", "transfer") for e in entries),
     )  # fmt: skip
     plan = make_plan(settings, "{}", manifest)
     coordinator = Coordinator(
-        settings, store, plan, manifest, DataShape(SHAPE, CLASSES), FaultyJudge(fault),
+        settings, store, plan, manifest, DataShape(SHAPE, CLASSES), KillableEvaluator(kill_point),
         SteadyClock(), secret=1,
     )  # fmt: skip
-    die_after(coordinator.admission, "join", fault, "server: joined, before the answer")
-    die_before(coordinator.updates, "submit", fault, "server: received, before the journal")
-    die_after(coordinator.updates, "submit", fault, "server: journaled, before the acknowledgement")
-    die_after(
-        coordinator.closing, "aggregate", fault, "server: aggregated, before anyone hears of it"
-    )
+    die_after(coordinator.admission, "join", kill_point, "server: joined, before the answer")
+    die_before(coordinator.updates, "submit", kill_point, "server: received, before the journal")
+    place = "server: journaled, before the acknowledgement"
+    die_after(coordinator.updates, "submit", kill_point, place)
+    place = "server: aggregated, before anyone hears of it"
+    die_after(coordinator.closing, "aggregate", kill_point, place)
+    die_after(Deliveries, "deliver", kill_point, "server: before the model is sent")
     return coordinator, store
 
 
 def die_after(
     part: object,
     method: str,
-    fault: Callable[[str], None],
+    kill_point: Callable[[str], None],
     place: str,
     applies: Callable[..., bool] = lambda *args: True,
 ) -> None:
@@ -76,18 +78,18 @@ def die_after(
     def wrapper(*args: Any) -> Any:
         result = original(*args)
         if applies(*args):
-            fault(place)
+            kill_point(place)
         return result
 
     setattr(part, method, wrapper)
 
 
-def die_before(part: object, method: str, fault: Callable[[str], None], place: str) -> None:
+def die_before(part: object, method: str, kill_point: Callable[[str], None], place: str) -> None:
     """Reach `place` before each call of a part's method."""
     original = getattr(part, method)
 
     def wrapper(*args: Any) -> Any:
-        fault(place)
+        kill_point(place)
         return original(*args)
 
     setattr(part, method, wrapper)
