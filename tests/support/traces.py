@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 from support.federation import Federation, settings
-from support.rooms import FILE_ROOMS, room_of
-
-import featherfed
+from support.rooms import FILE_ROOMS, file_of, room_of
 
 CLIENTS = 3
 """As many as it takes for updates to be sketched, and so to be forwarded."""
@@ -89,7 +87,6 @@ ORDER = (
 )
 """The rooms from left to right."""
 
-_PARENTS = [f"{parent}/" for parent in featherfed.__path__]
 _room: ContextVar[str | None] = ContextVar("room", default=None)
 
 
@@ -104,7 +101,7 @@ class Recorder:
 
     def __call__(self, frame: FrameType, event: str, result: Any) -> None:
         """Follow a call or return; a function for `threading.setprofile`."""
-        room = _room_of(frame.f_code)
+        room = _room_of(frame)
         if room is None or event not in ("call", "return"):
             return
         name = frame.f_code.co_qualname
@@ -139,20 +136,22 @@ class Recorder:
                 arrows.append(arrow)
 
 
-@cache
-def _room_of(code: CodeType) -> str | None:
+def _room_of(frame: FrameType) -> str | None:
     """Return the room that a function is in, None if it is not ours."""
-    for parent in _PARENTS:
-        if code.co_filename.startswith(parent):
-            return room_of(code.co_filename.removeprefix(parent))
-    return None
+    return _room_of_module(frame.f_globals.get("__name__", ""))
+
+
+@cache
+def _room_of_module(name: str) -> str | None:
+    file = file_of(name)
+    return None if file is None else room_of(file)
 
 
 def _room_below(frame: FrameType) -> str:
     """Return the room that called; of a thread's first frame, the one that handed it the work."""
     below = frame.f_back
     while below is not None:
-        room = _room_of(below.f_code)
+        room = _room_of(below)
         if room is not None:
             return room
         below = below.f_back
