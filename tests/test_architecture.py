@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import pytest
+from support.rooms import ROOT, arrows, imports, modules, relative
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = {
     "compression": set[str](),
     "proto": set[str](),
     "datasets": set[str](),
     "report": {"compression"},
     "models": {"compression", "datasets", "proto"},
-    "exporter": {"compression", "models", "proto"},
+    "exporter": {"models", "proto"},
     "server": {"compression", "proto"},
     "edge_client": {"compression", "proto", "datasets", "models"},
     "sweep": {"compression", "proto", "server", "edge_client"},
@@ -33,26 +31,61 @@ FOLDERS = {
         "sweep",
     },
 }
+ROOMS = {
+    "compression": set[str](),
+    "compression/stages": {"compression"},
+    "compression/registry": {"compression", "compression/stages"},
+    "compression/exchange": {"compression", "compression/registry", "compression/stages"},
+    "server/errors": set[str](),
+    "server/rounds": set[str](),
+    "server/settings": {"server/errors", "server/rounds"},
+    "server/storage": {"server/errors", "server/rounds"},
+    "server/access": {"server/errors", "server/settings"},
+    "server/aggregation": {"server/errors", "server/settings", "server/storage"},
+    "server/observability": {"server/errors", "server/rounds", "server/settings", "server/storage"},
+    "server/coordinator": {
+        "server/errors",
+        "server/rounds",
+        "server/settings",
+        "server/storage",
+        "server/access",
+        "server/aggregation",
+        "server/observability",
+    },
+    "server/transfers": {
+        "server/errors",
+        "server/storage",
+        "server/observability",
+        "server/coordinator",
+    },
+    "server/rpc": {
+        "server/errors",
+        "server/settings",
+        "server/storage",
+        "server/access",
+        "server/observability",
+        "server/coordinator",
+        "server/transfers",
+    },
+    "server/loop": {
+        "server/errors",
+        "server/rounds",
+        "server/storage",
+        "server/observability",
+        "server/coordinator",
+        "server/transfers",
+        "server/rpc",
+    },
+}
+"""The rooms inside two folders, and which rooms of the same folder each may import."""
 GRPC = ("server/rpc/", "edge_client/grpc_transport.py")
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
-PYDANTIC = {"server/settings/settings.py", "sweep/grid.py", "report/schema.py"}
-
-
-def modules(folder: str) -> Iterator[Path]:
-    return (p for p in (ROOT / folder).glob("**/*.py") if "_pb2" not in p.name)
-
-
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+ONLY_IN = {
+    "constriction": {"compression/stages/range.py"},
+    "dp_accounting": {"server/aggregation/accountant.py"},
+    "pydantic": {"server/settings/settings.py", "sweep/grid.py", "report/schema.py"},
+}
+"""Packages, and all the files that import them."""
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -65,8 +98,31 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
                 assert target in FOLDERS[folder] | {folder}, f"{relative(path)} imports {name}"
                 if target == "proto" and folder in ("models", "exporter"):
                     assert rest.startswith("proto.plan_terms."), f"{relative(path)} imports {name}"
+                if target == "compression" and folder == "report":
+                    assert rest.startswith("compression.files."), f"{relative(path)} imports {name}"
                 if target == "models" and folder == "edge_client":
                     assert path.name == "keras_trainer.py", f"{relative(path)} imports {name}"
+
+
+def test_the_design_lists_what_each_folder_may_import() -> None:
+    design = (ROOT / "docs" / "design.md").read_text("utf-8")
+    for folder, allowed in FOLDERS.items():
+        names = ", ".join(f"`{name}`" for name in sorted(allowed))
+        if allowed == set(FOLDERS) - {folder}:
+            names = "all of them"
+        assert f"| `{folder}` | {names} |".replace("  ", " ") in design
+
+
+def test_a_room_imports_only_what_it_may() -> None:
+    found = arrows(["compression", "server"])
+    assert set(found) == set(ROOMS), "a new room needs an entry in ROOMS"
+    for room, targets in found.items():
+        inside = {t for t in targets if t.split("/")[0] == room.split("/")[0]}
+        assert inside <= ROOMS[room], f"{room} imports {sorted(inside - ROOMS[room])}"
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(arrows(FOLDERS)).prepare()  # raises CycleError, which names the circle
 
 
 def test_heavy_packages_are_known_where_it_is_their_job() -> None:
@@ -75,16 +131,12 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             firsts = {name.split(".")[0] for name in imports(path)}
             where = relative(path)
             if firsts & {"grpc", "grpc_health", "grpc_reflection"}:
-                assert (
-                    where.startswith("server/rpc/") or where == "edge_client/grpc_transport.py"
-                ), where
+                assert where.startswith(GRPC), where
             if firsts & TENSORFLOW:
                 allowed = {"cli/runtime.py", "cli/sweep.py"}
                 assert folder in ("models", "exporter") or where in allowed, where
-            if "pydantic" in firsts:
-                assert where in PYDANTIC, where
-            if "dp_accounting" in firsts:
-                assert where == "server/aggregation/accountant.py", where
+            for package, files in ONLY_IN.items():
+                assert (package in firsts) == (where in files), f"{where}: {package}"
             if folder == "compression":
                 ours = {"numpy", "backports", "featherfed"}
                 if where == "compression/stages/range.py":
