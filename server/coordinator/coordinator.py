@@ -53,6 +53,7 @@ class Coordinator:
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
+        strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -67,7 +68,6 @@ class Coordinator:
         self.tasks = Tasks(self.run, self.members, open_round)
         self.updates = Updates(self.run, self.members, open_round, codecs)
         self.refusals = RefusalLog(self.run)
-        strategy = AggregationStrategy(settings, manifest, store)
         self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
         version = self.newest_version
         again = bool(self.members or version)

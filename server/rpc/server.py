@@ -47,8 +47,8 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     refuse, security, keys = service.refuser.refuse_stranger, settings.security, None
     if security.credentials is not None:
         folder = Path(security.credentials)
-        keys = ServerKeys(folder, security.client_certificates)
         interceptors.append(AuthenticationInterceptor(folder, security.client_certificates, refuse))
+        keys = ServerKeys(folder, security.client_certificates)
     interceptors.append(ParsingInterceptor(SERVICE, refuse))
     server = grpc.aio.server(
         interceptors=interceptors,
