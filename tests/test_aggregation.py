@@ -358,7 +358,7 @@ def test_no_hostile_client_moves_a_value_beyond_the_honest_ones(
 ) -> None:
     rule = Rule(name, byzantine)
     good = data.draw(
-        arrays(np.float32, (rule.needs - byzantine, 7), elements=st.floats(-1, 1, width=32))
+        arrays(np.float32, (rule.min_updates - byzantine, 7), elements=st.floats(-1, 1, width=32))
     )
     far = st.one_of(st.floats(1e3, 2.0**39, width=32), st.floats(-(2.0**39), -1e3, width=32))
     bad = data.draw(arrays(np.float32, (byzantine, 7), elements=far))

@@ -10,7 +10,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.observability import events
-from featherfed.server.rounds.clock import resume
+from featherfed.server.rounds.clock import begin_after_restart
 from featherfed.server.rounds.transitions import (
     Event,
     Phase,
@@ -133,6 +133,6 @@ def _take_up(state: RunState, policy: Policy, now: float) -> RunState:
     if state.phase is Phase.GATHERING:
         return replace(state, since=now)
     if state.phase is Phase.TRAINING:
-        since = resume(state.since, now, limit=policy.deadline, grace=policy.patience)
-        return replace(state, since=since)
+        limit, grace = policy.deadline, policy.patience
+        return replace(state, since=begin_after_restart(state.since, now, limit=limit, grace=grace))
     return state
