@@ -72,19 +72,19 @@ def test_callers_without_a_session_are_limited_per_network_and_in_total() -> Non
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"
     assert network("unix:") == "unix"
-    gate = Quotas(LimitSettings(requests_per_second=1))
+    quotas = Quotas(LimitSettings(requests_per_second=1))
     for _ in range(50):
-        gate.stranger("a")
+        quotas.count_stranger("a")
     with pytest.raises(Busy):
-        gate.stranger("a")
+        quotas.count_stranger("a")
     for _ in range(50):
-        gate.stranger("b")
+        quotas.count_stranger("b")
     with pytest.raises(Busy):
-        gate.stranger("c")
+        quotas.count_stranger("c")
     for _ in range(5):
-        gate.client("known")
+        quotas.count_client("known")
     with pytest.raises(Busy):
-        gate.client("known")
+        quotas.count_client("known")
 
 
 def test_bytes_that_do_not_parse_are_refused_and_counted(federation: Start) -> None:
@@ -105,14 +105,14 @@ def test_bytes_that_do_not_parse_are_refused_and_counted(federation: Start) -> N
 
 
 def test_polls_of_one_client_are_limited() -> None:
-    gate = Quotas(LimitSettings())
+    quotas = Quotas(LimitSettings())
     for _ in range(8):
-        gate.begin_poll("a")
+        quotas.begin_poll("a")
     with pytest.raises(Busy, match="8 polls of one client are open"):
-        gate.begin_poll("a")
-    gate.begin_poll("b")
-    gate.end_poll("a")
-    gate.begin_poll("a")
+        quotas.begin_poll("a")
+    quotas.begin_poll("b")
+    quotas.end_poll("a")
+    quotas.begin_poll("a")
 
 
 def test_a_client_of_a_busy_server_waits_and_goes_on(federation: Start) -> None:

@@ -17,7 +17,7 @@ import grpc.aio
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access import enrolment
-from featherfed.server.access.enrolment import WatchedFiles
+from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.observability.once import LogOnce
 

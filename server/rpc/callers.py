@@ -35,7 +35,7 @@ class Callers:
             self.count_stranger(context)
             raise
         self.check_proven(client)
-        self._quotas.client(client)
+        self._quotas.count_client(client)
         return client
 
     def check_proven(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Callers:
     def count_stranger(self, context: Context) -> None:
         """Count a call without a session; raise Busy if its address, or all together, make many."""
         identities = context.peer_identities()
-        self._quotas.stranger(str(identities[0]) if identities else network(context.peer()))
+        self._quotas.count_stranger(str(identities[0]) if identities else network(context.peer()))
 
     @contextmanager
     def polling(self, client: str) -> Iterator[None]:

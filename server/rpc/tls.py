@@ -10,7 +10,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from featherfed.server.access.enrolment import WatchedFiles
+from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import ServerError
 from featherfed.server.observability.once import LogOnce
 
