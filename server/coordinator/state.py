@@ -125,7 +125,7 @@ class LiveRun:
         before, self._state = self._state, after
         if version is not None:
             self._newest = version.digest, version.allocation
-        events.moved(self.plan.run, before, after)
+        events.state_changed(self.plan.run, before, after)
 
 
 def _take_up(state: RunState, policy: Policy, now: float) -> RunState:
