@@ -26,7 +26,7 @@ MAX_CLIENT_WEIGHT = 1e12
 
 
 class Updates:
-    """Checks, journals and counts each update exactly once."""
+    """Accepts each update of the open round exactly once."""
 
     def __init__(
         self, run: LiveRun, members: Members, open_round: OpenRound, codecs: UpdateCodecs

@@ -11,9 +11,8 @@ from featherfed.server.access.limits import Quotas, network
 from featherfed.server.coordinator.members import Members
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.authentication import proven_name
+from featherfed.server.rpc.context import Context
 from featherfed.server.settings.settings import LimitSettings
-
-Context = Any  # grpc.aio.ServicerContext, whose type parameters matter to nobody here
 
 
 class Callers:
@@ -62,7 +61,7 @@ class Callers:
             self._quotas.end_poll(client)
 
     def name_of(self, request: Any) -> str:
-        """Return the name behind a request: proven, or claimed by session or name; "" if none."""
+        """Return the caller's name as proven, or as the request's session or name claims, or ""."""
         if proven := proven_name():
             return proven
         name = getattr(request, "client", "") or getattr(request, "device", "")
