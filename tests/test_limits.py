@@ -87,7 +87,7 @@ def test_callers_without_a_session_are_limited_per_network_and_in_total() -> Non
         quotas.count_client("known")
 
 
-def test_bytes_that_do_not_parse_are_refused_and_counted(federation: Start) -> None:
+def test_bytes_that_do_not_parse_count_for_the_rate(federation: Start) -> None:
     server = federation(rounds=1, clients={"minimum": 1}, limits={"requests_per_second": 0.1})
     with grpc.insecure_channel(server.address) as channel:
         beat = channel.unary_unary("/featherfed.v1.Federation/Heartbeat")
@@ -95,11 +95,9 @@ def test_bytes_that_do_not_parse_are_refused_and_counted(federation: Start) -> N
         for _ in range(7):
             with pytest.raises(grpc.RpcError) as raised:
                 beat(b"\xff")
-            answers.append((raised.value.code(), raised.value.details().partition(";")[0]))
-    malformed = "MALFORMED: the request is no message of this method"
-    assert set(answers[:5]) == {(grpc.StatusCode.INVALID_ARGUMENT, malformed)}
-    busy = "BUSY: more than 1 requests a second"
-    assert set(answers[5:]) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, busy)}
+            answers.append(cast(Any, raised.value).details())
+    assert answers[:5] == ["MALFORMED: the request is no message of this method"] * 5
+    assert all(answer.startswith("BUSY: more than 1 requests") for answer in answers[5:])
     counts = {(row.client, row.reason): row.count for row in server.store.refusals.all()}
     assert counts == {("(stranger)", "MALFORMED"): 5, ("(stranger)", "BUSY"): 2}
 
