@@ -1,10 +1,12 @@
-"""Errors of the server's core; only rpc/calls.py turns them into gRPC status codes.
+"""Errors of the server's core, by whose fault they are.
 
 Exception
 ├── Refused(reason, detail)  the peer's: a call or an update that cannot be accepted
 │   ├── Busy(what, wait)     too much at once: the same call may succeed later
 │   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
+
+Only rpc/calls.py turns them into gRPC status codes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Refused(Exception):
 
 
 class Busy(Refused):
-    """More than one peer, or all together, may ask for now; `wait`: seconds until it may again."""
+    """One peer, or all together, asked for too much; the same call may succeed after `wait` s."""
 
     def __init__(self, what: str, wait: float) -> None:
         self.wait = wait

@@ -1,4 +1,4 @@
-"""The loop that drives a run: let time pass, aggregate closed rounds, wake clients, end."""
+"""The loop that drives a run: open and close rounds, aggregate them, wake clients, shut down."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from featherfed.server.transfers.releases import Releases
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
+"""How often the loop looks whether a round is due to open or close."""
 GRACE_SECONDS = 5.0
 """Time that calls get to end when the server stops before the run's end."""
 DRAIN_SECONDS = 20.0
 """Time that uploads under way get to end when the server is told to stop."""
 FLUSH_SECONDS = 1.0
-"""How often counts that wait in memory are written; a crash loses no more than that."""
+"""How often counts that wait in memory are written; a crash loses at most those of this time."""
 STORAGE_PAUSE_SECONDS = 2.0
 """Time between two attempts to write to a full disk."""
 
@@ -90,14 +91,14 @@ async def serve(
 
 
 class _Writer:
-    """Runs work that writes in a thread, and tries again while the disk takes nothing."""
+    """Runs functions that write, in a thread, and again while the disk takes nothing."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self.stop = stop
         self._failures = WriteFailures("the run's files")
 
     async def write(self, work: Callable[[], T]) -> T | None:
-        """Return what `work` returns, or None if it cannot write now."""
+        """Call `work` in a thread; return its result, or None if it cannot write now."""
         try:
             result = await asyncio.to_thread(work)
         except CannotStore:  # which the store has logged
@@ -109,7 +110,7 @@ class _Writer:
         return result
 
     async def write_until_done(self, work: Callable[[], None]) -> bool:
-        """Repeat `work` until it can write; return False if told to stop before."""
+        """Repeat `work` until it can write; return False if `stop` is set before."""
 
         def do() -> bool:
             work()

@@ -36,7 +36,12 @@ from featherfed.edge_client.trainer import Trained
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation import robust
-from featherfed.server.aggregation.clipping import clip_to_quantile, limit_of, measure, share
+from featherfed.server.aggregation.clipping import (
+    clip_share,
+    clip_to_quantile,
+    norm_limit,
+    update_norms,
+)
 from featherfed.server.aggregation.robust import Rows, combine, krum_choice
 from featherfed.server.coordinator import state
 from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
@@ -123,21 +128,21 @@ def test_max_examples_caps_the_weight_that_is_counted_and_sent(
 
 
 def test_the_limit_is_a_norm_of_the_round_times_the_clip() -> None:
-    assert limit_of([1, 2, 3, 4, 1e9], 10, 0.5) == 30
-    assert limit_of([1, 2, 1e9, 1e9], 10, 0.5) == 20, "of four, two cannot raise it"
-    assert limit_of([1, 2, 3, 4, 5], 1, 0.9) == 5
-    assert limit_of([1, 1e9], 10, 0.5) == math.inf, "nobody can say which is the outlier"
-    assert limit_of([5], 10, 0.5) == math.inf
-    assert limit_of([], 10, 0.5) == math.inf
-    assert limit_of([0] * 5, 10, 0.5) == math.inf
-    assert limit_of([0, 0, 0, 1, 1, 1], 10, 0.5) == 10
-    assert limit_of([1, 1, 1], 0, 0.5) == math.inf
+    assert norm_limit([1, 2, 3, 4, 1e9], 10, 0.5) == 30
+    assert norm_limit([1, 2, 1e9, 1e9], 10, 0.5) == 20, "of four, two cannot raise it"
+    assert norm_limit([1, 2, 3, 4, 5], 1, 0.9) == 5
+    assert norm_limit([1, 1e9], 10, 0.5) == math.inf, "nobody can say which is the outlier"
+    assert norm_limit([5], 10, 0.5) == math.inf
+    assert norm_limit([], 10, 0.5) == math.inf
+    assert norm_limit([0] * 5, 10, 0.5) == math.inf
+    assert norm_limit([0, 0, 0, 1, 1, 1], 10, 0.5) == 10
+    assert norm_limit([1, 1, 1], 0, 0.5) == math.inf
 
 
 @hypothesis.settings(deadline=None)
 @given(norm=st.floats(0, 1e15), limit=st.floats(1e-12, 1e12))
 def test_a_share_never_leaves_more_than_the_limit(norm: float, limit: float) -> None:
-    taken = share(norm, limit)
+    taken = clip_share(norm, limit)
     assert 0 <= taken <= FULL_SHARE
     assert (taken == FULL_SHARE) == (norm <= limit)
     assert taken == FULL_SHARE or norm * taken / FULL_SHARE <= limit * (1 + 1e-12)
@@ -218,11 +223,11 @@ def test_untrained_tensors_are_clipped_too(direct_run: Callable[..., DirectRun])
 def test_norms_are_comparable_between_codecs() -> None:
     """Else a client could choose the codec that nobody else uses, and be compared with none."""
     update, zeros = random_update(3), constant(0)
-    exact = measure(parse_codec("float32"), MANIFEST, update, zeros).trainable
+    exact = update_norms(parse_codec("float32"), MANIFEST, update, zeros).trainable
     for text in ("sketch(0.02)", "sketch(0.1, 2)", "quantize(8)"):
         codec, context = parse_codec(text), RoundContext(Key.root(3), 5, [None] * 3, None).update(1)
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
-        norm = measure(codec, MANIFEST, decoded, zeros).trainable
+        norm = update_norms(codec, MANIFEST, decoded, zeros).trainable
         assert 0.5 < norm / exact < 2
 
 
@@ -358,7 +363,7 @@ def test_no_hostile_client_moves_a_value_beyond_the_honest_ones(
 ) -> None:
     rule = Rule(name, byzantine)
     good = data.draw(
-        arrays(np.float32, (rule.needs - byzantine, 7), elements=st.floats(-1, 1, width=32))
+        arrays(np.float32, (rule.min_updates - byzantine, 7), elements=st.floats(-1, 1, width=32))
     )
     far = st.one_of(st.floats(1e3, 2.0**39, width=32), st.floats(-(2.0**39), -1e3, width=32))
     bad = data.draw(arrays(np.float32, (byzantine, 7), elements=far))

@@ -30,6 +30,7 @@ from featherfed.edge_client.handshake import diagnose
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access import authority as authority_module
+from featherfed.server.access import certificates
 from featherfed.server.access.authority import Authority
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings
@@ -333,12 +334,12 @@ def test_a_clock_that_is_behind_is_waited_for(
     """A device without a battery boots in 1970; to it, everything is from the future."""
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9000)
     with monkeypatch.context() as patch:
-        patch.setattr(authority_module, "_days_from_now", lambda days: later)
+        patch.setattr(certificates, "_days_from_now", lambda days: later)
         if whose == "server":
-            patch.setattr(authority_module, "_issue", not_yet(authority_module._issue, later))
+            patch.setattr(authority_module, "issue", not_yet(authority_module.issue, later))
             authority.rotate()
         else:
-            patch.setattr(authority_module, "_issue", not_yet(authority_module._issue, later))
+            patch.setattr(authority_module, "issue", not_yet(authority_module.issue, later))
             authority.enrol(["attic"], renew=True)
     transport = talk(serve(federation, authority), of(authority, "attic"), give_up_after=1)
     with pytest.raises(Unreachable, match=rf"{whose}.* certificate.*not valid yet.*clock says"):

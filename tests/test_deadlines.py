@@ -26,7 +26,7 @@ from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.retry import Retry
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, resume
+from featherfed.server.rounds.clock import LONGEST_STEP, SteadyClock, begin_after_restart
 from featherfed.server.rounds.transitions import Phase
 from featherfed.server.rpc import server as rpc_server
 from featherfed.server.rpc import service
@@ -129,10 +129,10 @@ def test_a_restart_with_another_clock_neither_closes_nor_hangs_a_round(
 
 
 def test_a_phase_goes_on_after_a_restart() -> None:
-    assert resume(50, 60, limit=100, grace=10) == 50
-    assert resume(0, DAY, limit=100, grace=10) == DAY - 90
-    assert resume(HOUR, 0, limit=100, grace=10) == 0
-    assert resume(0, 50, limit=5, grace=10) == 50
+    assert begin_after_restart(50, 60, limit=100, grace=10) == 50
+    assert begin_after_restart(0, DAY, limit=100, grace=10) == DAY - 90
+    assert begin_after_restart(HOUR, 0, limit=100, grace=10) == 0
+    assert begin_after_restart(0, 50, limit=5, grace=10) == 50
 
 
 def test_a_steady_clock_moves_by_the_longest_step_at_most() -> None:

@@ -72,30 +72,45 @@ def test_callers_without_a_session_are_limited_per_network_and_in_total() -> Non
     assert network("ipv6:%5B2001:db8::1%5D:5000") == "2001:db8::/64"
     assert network("ipv6:%5Bfe80::1%25eth0%5D:5000") == "fe80::/64"
     assert network("unix:") == "unix"
-    gate = Quotas(LimitSettings(requests_per_second=1))
+    quotas = Quotas(LimitSettings(requests_per_second=1))
     for _ in range(50):
-        gate.stranger("a")
+        quotas.count_stranger("a")
     with pytest.raises(Busy):
-        gate.stranger("a")
+        quotas.count_stranger("a")
     for _ in range(50):
-        gate.stranger("b")
+        quotas.count_stranger("b")
     with pytest.raises(Busy):
-        gate.stranger("c")
+        quotas.count_stranger("c")
     for _ in range(5):
-        gate.client("known")
+        quotas.count_client("known")
     with pytest.raises(Busy):
-        gate.client("known")
+        quotas.count_client("known")
+
+
+def test_bytes_that_do_not_parse_count_for_the_rate(federation: Start) -> None:
+    server = federation(rounds=1, clients={"minimum": 1}, limits={"requests_per_second": 0.1})
+    with grpc.insecure_channel(server.address) as channel:
+        beat = channel.unary_unary("/featherfed.v1.Federation/Heartbeat")
+        answers = []
+        for _ in range(7):
+            with pytest.raises(grpc.RpcError) as raised:
+                beat(b"\xff")
+            answers.append(cast(Any, raised.value).details())
+    assert answers[:5] == ["MALFORMED: the request is no message of this method"] * 5
+    assert all(answer.startswith("BUSY: more than 1 requests") for answer in answers[5:])
+    counts = {(row.client, row.reason): row.count for row in server.store.refusals.all()}
+    assert counts == {("(stranger)", "MALFORMED"): 5, ("(stranger)", "BUSY"): 2}
 
 
 def test_polls_of_one_client_are_limited() -> None:
-    gate = Quotas(LimitSettings())
+    quotas = Quotas(LimitSettings())
     for _ in range(8):
-        gate.begin_poll("a")
+        quotas.begin_poll("a")
     with pytest.raises(Busy, match="8 polls of one client are open"):
-        gate.begin_poll("a")
-    gate.begin_poll("b")
-    gate.end_poll("a")
-    gate.begin_poll("a")
+        quotas.begin_poll("a")
+    quotas.begin_poll("b")
+    quotas.end_poll("a")
+    quotas.begin_poll("a")
 
 
 def test_a_client_of_a_busy_server_waits_and_goes_on(federation: Start) -> None:

@@ -242,10 +242,11 @@ def test_report_card_and_table_show_epsilon(direct_run: Callable[..., DirectRun]
     assert "epsilon 4.73 at delta 1e-05" in str(round_table(data).caption)
 
 
-def test_a_missing_accountant_is_said_at_the_start(
+def test_a_missing_accountant_is_said_at_the_start_and_leaves_no_run(
     direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "featherfed.server.aggregation.accountant")
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ServerError, match=r"dp_accounting is missing.*featherfed\[privacy\]"):
         direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0})
+    direct_run(**PRIVATE)  # other settings, in the same directory

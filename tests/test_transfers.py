@@ -476,7 +476,7 @@ def test_slow_and_odd_uploads_end_with_a_reason(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(uploads, "SLOWEST", 1e6)
+    monkeypatch.setattr(uploads, "MIN_BYTES_PER_SECOND", 1e6)
     server = large(federation, limits=QUICK)
     peer = Peer(server)
 
@@ -557,7 +557,7 @@ def test_a_full_queue_asks_to_come_again(federation: Start) -> None:
 def test_a_reader_that_reads_nothing_is_let_go(
     federation: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "SLOWEST", 1e9)
+    monkeypatch.setattr(streams, "MIN_BYTES_PER_SECOND", 1e9)
     server = large(federation, limits=QUICK, first_weights=FIRST)
     options = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
     peer = Peer(server)

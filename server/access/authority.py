@@ -2,12 +2,12 @@
 
 ca.pem                trusted authorities, the newest first
 ca-key.pem            the newest authority's key; the server does not need it
-server.pem            the server's certificate, and what leads from it to older authorities
+server.pem            the server's certificate, then those that lead from it to older authorities
 server-key.pem
 enrolled.json         who is enrolled (enrolment.py)
 clients/NAME/         all that belongs on the device NAME; the server does not need it
 
-Keys are ECDSA P-256. Every file is replaced whole or not at all, private ones have mode 0600.
+Every file is replaced whole or not at all, private ones have mode 0600.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import ipaddress
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from featherfed.compression.files import write_whole
+from featherfed.server.access.certificates import (
+    Key,
+    common_name,
+    cross_certify,
+    host_names,
+    issue,
+    new_authority,
+    pem,
+)
 from featherfed.server.access.enrolment import FILE_NAME, Enrolled, Enrolment, digest, dump, load
 from featherfed.server.access.names import check_name
 from featherfed.server.errors import Refused, ServerError
@@ -36,15 +43,13 @@ SERVER_NAME = "featherfed.internal"
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CA_DAYS, DAYS = 3650, 730
-_BACKDATED = datetime.timedelta(days=1)  # a device's clock may be a little slow
-
-Key = ec.EllipticCurvePrivateKey
+"""Days for which authorities, and other certificates, are valid unless told otherwise."""
 
 
 class Authority:
-    """Issues, renews and revokes certificates and tokens in one folder.
+    """Manages the certificates and tokens in one folder.
 
-    Every method raises ServerError if that cannot be done.
+    Every method raises ServerError if the folder cannot be used, or does not allow what is asked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,9 +65,9 @@ class Authority:
                         f"{self.folder / name} is there already, and nothing is overwritten; "
                         "`featherfed certs rotate` renews, or choose another folder"
                     )
-            key, ca = _new_ca(ca_days)
-            self._write("ca-key.pem", _pem(key), private=True)
-            self._write("ca.pem", _pem(ca))
+            key, ca = new_authority(ca_days)
+            self._write("ca-key.pem", pem(key), private=True)
+            self._write("ca.pem", pem(ca))
             self._write_server(key, [ca], names, days)
             self._write(FILE_NAME, dump(Enrolment({})), private=True)
 
@@ -71,9 +76,8 @@ class Authority:
     ) -> None:
         """Issue a new server certificate, for the same hosts if none are given.
 
-        With `ca_days`, make a new authority first. The old ones stay trusted, and the server's
-        certificate comes with one of the new authority by the old, so that devices that know only
-        one of them accept it.
+        With `ca_days`, make a new authority first. The old ones stay trusted, and the last of them
+        certifies the new one: devices that know only one of the two accept the server.
         """
         with self._changing():
             names = _names(hosts) if hosts else self._server_names()
@@ -81,28 +85,28 @@ class Authority:
             chain = [ca, *self._certificates("server.pem")[1:]]
             if ca_days is not None:
                 old_key, old = key, ca
-                key, ca = _new_ca(ca_days)
-                chain = [ca, _cross(ca, key, old, old_key), *chain[1:]]
+                key, ca = new_authority(ca_days)
+                chain = [ca, cross_certify(ca, key, old, old_key), *chain[1:]]
                 # In this order, the files are usable at every moment.
-                self._write("ca.pem", _pem(ca, *self._certificates("ca.pem")))
+                self._write("ca.pem", pem(ca, *self._certificates("ca.pem")))
             self._write_server(key, chain, names, days)
             if ca_days is not None:
-                self._write("ca-key.pem", _pem(key), private=True)
+                self._write("ca-key.pem", pem(key), private=True)
 
     def drop_old(self, days: float = DAYS) -> list[str]:
         """Trust only the newest authority; return the clients that are shut out by that."""
         with self._changing():
             key, newest = self._newest()
             self._write_server(key, [newest], self._server_names(), days)
-            self._write("ca.pem", _pem(newest))
+            self._write("ca.pem", pem(newest))
             enrolment = load(self.folder)
-        name = _common_name(newest)
+        name = common_name(newest)
         return [n for n, e in enrolment.clients.items() if not e.revoked and e.authority != name]
 
     def enrol(self, names: Sequence[str], days: float = DAYS, renew: bool = False) -> list[Path]:
-        """Make certificate and token of clients; return the folders to copy to the devices.
+        """Make certificates and tokens for clients; return the folders to copy to the devices.
 
-        With `renew`, those of the same name end at once.
+        With `renew`, the former ones of the same names end at once.
         """
         with self._changing():
             key, ca = self._newest()
@@ -133,41 +137,38 @@ class Authority:
 
     def authorities(self) -> list[tuple[str, datetime.datetime]]:
         """Return the trusted authorities, the newest first: their name, and when they expire."""
-        return [(_common_name(c), c.not_valid_after_utc) for c in self._certificates("ca.pem")]
+        return [(common_name(c), c.not_valid_after_utc) for c in self._certificates("ca.pem")]
 
     # ---- files ----
 
     def _issue(
         self, name: str, key: Key, ca: x509.Certificate, days: float
     ) -> tuple[Enrolled, Path]:
-        own, certificate = _issue(key, ca, name, ExtendedKeyUsageOID.CLIENT_AUTH, (), days)
+        own, certificate = issue(key, ca, name, ExtendedKeyUsageOID.CLIENT_AUTH, (), days)
         token = f"{name}.{secrets.token_urlsafe(32)}"
         folder = self.folder / "clients" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         place = f"clients/{name}"
         self._write(f"{place}/ca.pem", (self.folder / "ca.pem").read_bytes())
-        self._write(f"{place}/client.pem", _pem(certificate))
-        self._write(f"{place}/client-key.pem", _pem(own), private=True)
+        self._write(f"{place}/client.pem", pem(certificate))
+        self._write(f"{place}/client-key.pem", pem(own), private=True)
         self._write(f"{place}/token", token.encode() + b"\n", private=True)
         der = certificate.public_bytes(serialization.Encoding.DER)
         expires = certificate.not_valid_after_utc.timestamp()
-        return Enrolled(digest(token.encode()), digest(der), _common_name(ca), expires), folder
+        return Enrolled(digest(token.encode()), digest(der), common_name(ca), expires), folder
 
     def _write_server(
         self, key: Key, chain: Sequence[x509.Certificate], names: Sequence[str], days: float
     ) -> None:
         usage = ExtendedKeyUsageOID.SERVER_AUTH
-        own, certificate = _issue(key, chain[0], "featherfed server", usage, names, days)
+        own, certificate = issue(key, chain[0], "featherfed server", usage, names, days)
         # A running server waits with the old pair until both are there.
-        self._write("server-key.pem", _pem(own), private=True)
-        self._write("server.pem", _pem(certificate, *chain[1:]))
+        self._write("server-key.pem", pem(own), private=True)
+        self._write("server.pem", pem(certificate, *chain[1:]))
 
     def _server_names(self) -> list[str]:
-        certificate = self._certificates("server.pem")[0]
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        ips = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
-        return found.get_values_for_type(x509.DNSName) + ips
+        return host_names(self._certificates("server.pem")[0])
 
     def _certificates(self, name: str) -> list[x509.Certificate]:
         try:
@@ -176,7 +177,7 @@ class Authority:
             raise ServerError(f"{self.folder / name} is not a PEM certificate: {error}") from error
 
     def _newest(self) -> tuple[Key, x509.Certificate]:
-        """Return the authority that issues."""
+        """Return key and certificate of the newest authority, which issues all others."""
         path = self.folder / "ca-key.pem"
         try:
             key = serialization.load_pem_private_key(self._read(path.name), None)
@@ -203,7 +204,7 @@ class Authority:
 
     @contextlib.contextmanager
     def _changing(self, new: bool = False) -> Iterator[None]:
-        """Let one process at a time change the folder."""
+        """Let one process at a time change the folder; with `new`, create it first."""
         try:
             if new:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -218,6 +219,7 @@ class Authority:
 
 
 def _check(name: str, enrolment: Enrolment, renew: bool) -> None:
+    """Raise ServerError unless `name` may be enrolled."""
     try:
         check_name(name)
     except Refused as refusal:
@@ -230,108 +232,5 @@ def _check(name: str, enrolment: Enrolment, renew: bool) -> None:
 
 
 def _names(hosts: Sequence[str]) -> list[str]:
+    """Return the names of a server that clients reach as `hosts`, each once."""
     return list(dict.fromkeys([SERVER_NAME, *LOOPBACK, *(host.strip("[]") for host in hosts)]))
-
-
-def _new_ca(days: float) -> tuple[Key, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    # A name of its own: chains are built by names.
-    name = _name(f"featherfed CA {secrets.token_hex(4)}")
-    return key, _ca_certificate(name, key, name, key, _days_from_now(days))
-
-
-def _cross(
-    new: x509.Certificate, key: Key, old: x509.Certificate, old_key: Key
-) -> x509.Certificate:
-    """Return the new authority's certificate as issued by the old one."""
-    until = min(new.not_valid_after_utc, old.not_valid_after_utc)
-    return _ca_certificate(new.subject, key, old.subject, old_key, until)
-
-
-def _ca_certificate(
-    name: x509.Name, key: Key, issuer: x509.Name, issuer_key: Key, until: datetime.datetime
-) -> x509.Certificate:
-    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    return (
-        _builder(name, key, issuer, issuer_key, until)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .sign(issuer_key, hashes.SHA256())
-    )
-
-
-def _issue(
-    ca_key: Key,
-    ca: x509.Certificate,
-    name: str,
-    usage: x509.ObjectIdentifier,
-    names: Sequence[str],
-    days: float,
-) -> tuple[Key, x509.Certificate]:
-    """Return a new key and a certificate for it, which does not outlive its authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    until = min(_days_from_now(days), ca.not_valid_after_utc)
-    builder = (
-        _builder(_name(name), key, ca.subject, ca_key, until)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    )
-    if names:
-        alternatives = x509.SubjectAlternativeName([_general_name(n) for n in names])
-        builder = builder.add_extension(alternatives, critical=False)
-    return key, builder.sign(ca_key, hashes.SHA256())
-
-
-def _builder(
-    name: x509.Name, key: Key, issuer: x509.Name, issuer_key: Key, until: datetime.datetime
-) -> x509.CertificateBuilder:
-    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    theirs = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(min(_days_from_now(0), until) - _BACKDATED)
-        .not_valid_after(until)
-        .add_extension(own, critical=False)
-        .add_extension(theirs, critical=False)
-    )
-
-
-def _general_name(text: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(text))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(text.encode("idna").decode())
-    except ValueError as error:
-        raise ServerError(f"--host {text!r} is neither a host's name nor an IP address") from error
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-
-
-def _days_from_now(days: float) -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-
-
-def _pem(*items: x509.Certificate | Key) -> bytes:
-    return b"".join(_pem_of(item) for item in items)
-
-
-def _pem_of(item: x509.Certificate | Key) -> bytes:
-    if isinstance(item, x509.Certificate):
-        return item.public_bytes(serialization.Encoding.PEM)
-    return item.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )

@@ -1,37 +1,32 @@
 """Who is enrolled: names with the SHA-256 of their token and certificate, in one small file.
 
-Knows neither gRPC nor X.509. The file is read again whenever it has changed, so a running server
-knows of new and revoked clients at once. A token has 256 random bits, so its hash needs neither
-salt nor a slow function.
+Knows neither gRPC nor X.509. A token has 256 random bits, so its hash needs neither salt nor a slow
+function.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused, ServerError
 
 FILE_NAME = "enrolled.json"
-ADMINISTRATOR = "ask the server's administrator for new credentials (featherfed certs client)"
-
-T = TypeVar("T")
+_ASK = "ask the server's administrator for new credentials (featherfed certs client)"
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """One client: what proves its name, and until when."""
+    """What proves the name of one client, and until when."""
 
     token: str
-    """SHA-256, hexadecimal."""
+    """SHA-256 of the token, hexadecimal."""
     certificate: str
-    """SHA-256 of its DER form, hexadecimal."""
+    """SHA-256 of the certificate's DER form, hexadecimal."""
     authority: str
     """The name of the CA that issued the certificate."""
     expires: float
@@ -56,9 +51,11 @@ class Enrolment:
         return self.with_client(name, replace(self.clients[name], revoked=True))
 
     def prove(self, token: str | None, certificate: bytes | None, now: float) -> str:
-        """Return the name that a token, and the certificate (DER) if there is one, belong to.
+        """Return the name of the client that a token belongs to.
 
-        Raises Refused: BAD_TOKEN, or WRONG_IDENTITY if the two are not of one client.
+        `certificate`: the caller's, in DER form, None if only tokens are checked. `now`: seconds
+        since the epoch. Raises Refused: BAD_TOKEN, or WRONG_IDENTITY if token and certificate are
+        of different clients.
         """
         if token is None:
             raise Refused(
@@ -68,14 +65,12 @@ class Enrolment:
             )
         name = self._by_token.get(digest(token.encode()))
         if name is None:
-            raise Refused(
-                pb.BAD_TOKEN, f"this token is not enrolled here, or was replaced; {ADMINISTRATOR}"
-            )
+            raise Refused(pb.BAD_TOKEN, f"this token is not enrolled here, or was replaced; {_ASK}")
         entry = self.clients[name]
         if entry.revoked:
-            raise Refused(pb.BAD_TOKEN, f"the access of {name!r} was revoked; {ADMINISTRATOR}")
+            raise Refused(pb.BAD_TOKEN, f"the access of {name!r} was revoked; {_ASK}")
         if now > entry.expires:
-            raise Refused(pb.BAD_TOKEN, f"the access of {name!r} has expired; {ADMINISTRATOR}")
+            raise Refused(pb.BAD_TOKEN, f"the access of {name!r} has expired; {_ASK}")
         if certificate is not None and digest(certificate) != entry.certificate:
             raise Refused(
                 pb.WRONG_IDENTITY,
@@ -85,6 +80,7 @@ class Enrolment:
         return name
 
     def _owner(self, certificate: bytes) -> str:
+        """Return the half of an error message that says whose certificate this is."""
         owner = self._by_certificate.get(digest(certificate))
         if owner is None:
             return "the certificate to nobody who is enrolled (any more)"
@@ -92,12 +88,12 @@ class Enrolment:
 
 
 def digest(secret: bytes) -> str:
-    """Return the SHA-256 as hexadecimal text."""
+    """Return the SHA-256 of a token or certificate as hexadecimal text."""
     return hashlib.sha256(secret).hexdigest()
 
 
 def load(folder: Path) -> Enrolment:
-    """Return what is enrolled in `folder`; raise ServerError if the file cannot be used."""
+    """Return the enrolment stored in `folder`; raise ServerError if the file cannot be used."""
     path = folder / FILE_NAME
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -120,37 +116,6 @@ def _entry(value: dict[str, Any]) -> Enrolled:
 
 
 def dump(enrolment: Enrolment) -> bytes:
-    """Return the file's content."""
+    """Return the content of the file that stores `enrolment`."""
     clients = {name: asdict(entry) for name, entry in sorted(enrolment.clients.items())}
     return json.dumps({"format": 1, "clients": clients}, indent=1).encode() + b"\n"
-
-
-class WatchedFiles(Generic[T]):
-    """A value read from files, and read again when one of them was replaced or changed."""
-
-    def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """Call `read`, which reads the files at `paths`; raise what it raises."""
-        self._paths = paths
-        self._read = read
-        self._seen = self._signature()
-        self._value = read()
-
-    def get(self) -> T:
-        """Return the value; raise what `read` raises, until the files can be used again."""
-        signature = self._signature()  # before reading: what changes meanwhile is read again
-        if signature != self._seen:
-            self._value = self._read()
-            self._seen = signature
-        return self._value
-
-    def _signature(self) -> list[tuple[int, int, int] | None]:
-        return [_identity(path) for path in self._paths]
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file's content, None if there is no file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,7 +1,7 @@
 """Rate limits of callers, in memory that does not grow with their number.
 
-Own code, since the library `limits` counts by the machine's clock: put back an hour, it would lock
-everybody out for an hour.
+Not with the library `limits`, which counts by the machine's clock: put back by an hour, it would
+lock everybody out for an hour.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BURST_SECONDS = 5.0
 _ADDRESS_FACTOR = 10  # times one client's rate: many clients may share an address
 _STRANGERS_FACTOR = 20  # times one client's rate, for all calls without a session together
 _KEYS = 20_000
-_POLLS = 8  # a client needs one; polls of broken connections end late
+_MAX_POLLS = 8  # a client needs one; polls of broken connections end late
 
 
 class Rate:
     """Limits each key to `per_second` requests, by the generic cell rate algorithm (ITU-T I.371).
 
-    It keeps a time per key up to which its requests are paid for. Not safe to use from several
-    threads.
+    For each key it keeps the time up to which its requests are paid for. Not safe to use from
+    several threads.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Quotas:
         self._strangers = Rate(_STRANGERS_FACTOR * rate)
         self._polls: dict[str, int] = {}
 
-    def client(self, client: str) -> None:
+    def count_client(self, client: str) -> None:
         """Count a client's call; raise Busy if it makes too many."""
         self._clients.check(client)
 
-    def stranger(self, peer: str) -> None:
+    def count_stranger(self, peer: str) -> None:
         """Count a call without a session; raise Busy if there are too many.
 
         `peer`: the caller's network address or proven identity.
@@ -79,8 +79,8 @@ class Quotas:
 
     def begin_poll(self, client: str) -> None:
         """Count a poll that a client opens; raise Busy if it has too many open."""
-        if self._polls.get(client, 0) >= _POLLS:
-            raise Busy(f"{_POLLS} polls of one client are open", BURST_SECONDS)
+        if self._polls.get(client, 0) >= _MAX_POLLS:
+            raise Busy(f"{_MAX_POLLS} polls of one client are open", BURST_SECONDS)
         self._polls[client] = self._polls.get(client, 0) + 1
 
     def end_poll(self, client: str) -> None:

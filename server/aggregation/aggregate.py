@@ -1,4 +1,4 @@
-"""What every aggregation rule offers while it takes in a round's updates."""
+"""The protocol of a round's aggregate, whatever rule makes it."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class Aggregate(Protocol):
         """Return the aggregate of all updates added, float32 in manifest shapes."""
 
     def allocation(self) -> Allocation | None:
-        """Return the importance of coordinates that is known after this round."""
+        """Return the importance of coordinates after this round, None if it is not known."""

@@ -35,5 +35,5 @@ class BundleBuilder:
         )
 
     def result(self) -> pb.Bundle | None:
-        """Return the bundle, None if there is none to forward."""
+        """Return the bundle, None if it is forbidden or too large."""
         return self._bundle

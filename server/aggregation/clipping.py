@@ -21,11 +21,11 @@ from featherfed.compression.exchange.manifest import Manifest, Role
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
-ENOUGH = 3
+MIN_UPDATES = 3
 """With fewer updates there is no majority to tell an outlier by, and none is clipped."""
 
 
-def measure(
+def update_norms(
     codec: Codec, manifest: Manifest, update: Sequence[Array], weights: Sequence[Array]
 ) -> UpdateNorms:
     """Return the norms of a decoded `update` and of the `weights` it leads to, both float32.
@@ -47,22 +47,25 @@ def _square(tensor: Array) -> float:
     return float(np.einsum("i,i->", flat, flat, dtype=np.float64))  # without a copy in float64
 
 
-def share(norm: float, limit: float) -> int:
-    """Return the share of an update that `limit` leaves, in units of 1 / FULL_SHARE, rounded down.
+def clip_share(norm: float, limit: float) -> int:
+    """Return the share of an update that clipping its L2 norm to `limit` leaves.
 
-    `norm` and `limit` are L2 norms.
+    In units of 1 / FULL_SHARE, rounded down; 0 leaves nothing of it.
     """
     if norm <= limit:
         return FULL_SHARE
     return min(FULL_SHARE - 1, math.floor(FULL_SHARE * (limit / norm)))
 
 
-def limit_of(norms: Sequence[float], clip: float, quantile: float) -> float:
-    """Return `clip` times the quantile of the norms that are not zero; infinity if they are few."""
+def norm_limit(norms: Sequence[float], clip: float, quantile: float) -> float:
+    """Return `clip` times the quantile of the norms that are not zero, infinity for no limit.
+
+    There is no limit if `clip` is 0 or fewer than MIN_UPDATES norms are not zero.
+    """
     moved = [norm for norm in norms if norm > 0]
-    if not clip or len(moved) < ENOUGH:
+    if not clip or len(moved) < MIN_UPDATES:
         return math.inf
-    # One of the norms and not something between two, which an attacker's could pull up.
+    # One of the norms and no interpolation of two: an attacker's norm could raise that.
     return clip * float(np.quantile(moved, quantile, method="inverted_cdf"))
 
 
@@ -75,15 +78,15 @@ def clip_to_quantile(
     an update keeps the smaller of the two shares.
     """
     limits = [
-        limit_of([own.trainable for own in norms.values()], clip, quantile),
-        limit_of([own.state for own in norms.values()], clip, quantile),
+        norm_limit([own.trainable for own in norms.values()], clip, quantile),
+        norm_limit([own.state for own in norms.values()], clip, quantile),
     ]
     shares: dict[str, int] = {}
     outliers = []
     for client, own in norms.items():
         sides = (("norm", own.trainable, limits[0]), ("norm of its state", own.state, limits[1]))
-        name, norm, limit = min(sides, key=lambda side: share(side[1], side[2]))
-        kept = shares[client] = share(norm, limit)
+        name, norm, limit = min(sides, key=lambda side: clip_share(side[1], side[2]))
+        kept = shares[client] = clip_share(norm, limit)
         if kept < FULL_SHARE:
             counts = f"{kept / FULL_SHARE:.2%} of it counts" if kept else "left out"
             outliers.append((client, f"{name} {norm:.4g}, at most {limit:.4g} allowed; {counts}"))

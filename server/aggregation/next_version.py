@@ -17,10 +17,10 @@ from featherfed.server.storage.records import ModelVersion
 
 
 class RoundAggregate(NamedTuple):
-    """What a round's updates became: their mean, float32 in manifest shapes, and what they told.
+    """What aggregation makes of a round's updates.
 
-    `allocation`: the importance of coordinates that is known now. `bundle`: the updates as they
-    came, None if they are not to be forwarded.
+    `mean`: float32 in manifest shapes. `allocation`: the importance of coordinates that is known
+    now. `bundle`: the updates as they were sent, None if they are not to be forwarded.
     """
 
     mean: Sequence[Array]
@@ -29,7 +29,7 @@ class RoundAggregate(NamedTuple):
 
 
 class NextVersion(NamedTuple):
-    """A new version, its weights, and what the downlink codec lost of it (None: nothing)."""
+    """A new version, its weights, and the residual that the downlink codec lost (None: nothing)."""
 
     version: ModelVersion
     weights: list[Array]
@@ -47,8 +47,8 @@ def next_version(
 ) -> NextVersion:
     """Adopt what clients will decode as version `number`: the bundle, or the mean in `codec`.
 
-    The bundle loses nothing and is taken if it is no larger. `residual` is what the codec lost
-    before; it goes into the encoded mean, and what is lost then into the new residual.
+    The bundle loses nothing and is taken if it is no larger. `residual`: what the codec lost in
+    earlier rounds; it is encoded with the mean, and what is lost now is the new residual.
     """
     encoded = encode_update(
         codec, start.manifest, aggregate.mean,

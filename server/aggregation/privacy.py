@@ -21,12 +21,12 @@ from featherfed.compression.exchange.average import Average, WeightedUpdate
 from featherfed.compression.exchange.masks import Masks
 from featherfed.compression.importance import Allocation
 from featherfed.compression.key import Key
-from featherfed.server.aggregation.clipping import share
+from featherfed.server.aggregation.clipping import clip_share
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
 RATE = 0.2
-"""How fast C follows the quantile, as in the paper's experiments."""
+"""Learning rate at which C follows the quantile, as in the paper's experiments."""
 
 _COUNT_NOISE = 1 / 20  # of n: the paper's noise of the count of updates within C
 
@@ -80,7 +80,7 @@ class Mechanism:
 
         Who was clipped, and how far, is not recorded: those figures have no noise.
         """
-        shares = {client: share(own.whole, self.clip) for client, own in norms.items()}
+        shares = {client: clip_share(own.whole, self.clip) for client, own in norms.items()}
         after = self.next_clip([own.whole for own in norms.values()])
         record = AggregationRecord(clip=self.clip, next_clip=after, epsilon=epsilon)
         return Weighting(dict.fromkeys(norms, 1), self.n, record, shares)

@@ -55,7 +55,7 @@ class Rows:
 
 
 def combine(rule: Rule, rows: Rows) -> Array:
-    """Return the rows aggregated by `rule`, float32 [width]; it needs `rule.needs` rows or more."""
+    """Return at least `rule.min_updates` rows aggregated by `rule`, float32 [width]."""
     chosen = list(range(rows.count))
     if rule.name == "multi_krum":
         chosen = krum_choice(_distances(rows), rule.byzantine)

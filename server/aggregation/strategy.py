@@ -1,4 +1,4 @@
-"""How a round's updates become one: the clipped mean, a robust rule, or a private mean."""
+"""How a round's updates are aggregated: by a clipped mean, a robust rule or a private mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featherfed.server.storage.store import Store
 
 
 class AggregationStrategy:
-    """Applies what `[aggregation]` and `[privacy]` of a run ask for."""
+    """Applies the run file's sections `[aggregation]` and `[privacy]`."""
 
     def __init__(self, settings: Settings, manifest: Manifest, store: Store) -> None:
         """Raise ServerError if the run is private and no accountant is installed."""
@@ -44,8 +44,8 @@ class AggregationStrategy:
             return self._mechanism(round_, len(weights)).weigh(norms, spent)
         if settings.rule.is_robust:
             return Weighting(dict.fromkeys(weights, 1), len(weights), AggregationRecord())
-        asked = settings.aggregation
-        return clip_to_quantile(weights, norms, asked.clip, asked.quantile)
+        aggregation = settings.aggregation
+        return clip_to_quantile(weights, norms, aggregation.clip, aggregation.quantile)
 
     @contextmanager
     def begin(

@@ -13,9 +13,10 @@ from featherfed.server.storage.records import AggregationRecord, JournaledUpdate
 class Weighting:
     """Weights and clip shares of a round's updates by client, as an aggregation rule decided.
 
-    `weights`: what each weighs in the mean; `total`: the sum over all that count. `shares`: the
-    share of each update that is kept, in units of 1 / FULL_SHARE; 0 leaves it out, clients that
-    are not named keep all. `outliers`: clients that are clipped or left out, and why.
+    `weights`: what each weighs in the mean; `total`: the sum over all that count. `record`: what
+    the run stores of it. `shares`: the share of each update that is kept, in units of
+    1 / FULL_SHARE; 0 leaves an update out, and a client without a share keeps all. `outliers`:
+    clients that are clipped or left out, and why.
     """
 
     weights: Mapping[str, int]

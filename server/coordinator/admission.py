@@ -35,7 +35,7 @@ class DataShape:
 
 
 class Admission:
-    """Lets clients join that have what the run needs."""
+    """Admits clients that fit the run, and gives them sessions."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Admission:
         self._step = step
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """Give a client a new session, also one that had joined before.
+        """Give a client a new session, whether or not it had joined before.
 
         Raises Refused if it cannot take part.
         """
@@ -62,7 +62,7 @@ class Admission:
             self._check_room(request.client)
             check_data(request.data, self._data_shape)
             check_runtime(has.runtime)
-            # Before the capabilities: why there is no step explains what the client lacks.
+            # First, since the reason why there is no step says more than a lacking method does.
             step = self._step.describe() if has.runtime == LITERT else None
             stages = _interned(frozenset(STAGES) & frozenset(has.stages))
             method = run.settings.optimization.method

@@ -24,7 +24,7 @@ from featherfed.server.rounds.transitions import Aggregated
 
 
 class _ClientModel(NamedTuple):
-    """How good one client's own model is; None where clients' models are not evaluated."""
+    """How good one client's own model is; None if it was not evaluated."""
 
     client: str
     accuracy: float | None = None
@@ -32,7 +32,7 @@ class _ClientModel(NamedTuple):
 
 
 class RoundClosing:
-    """Aggregates a closed round, evaluates the result, and makes it the newest version."""
+    """Turns a closed round into the next model version."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class RoundClosing:
         self._downlink = parse_codec(run.settings.compression.downlink)
 
     def aggregate(self) -> None:
-        """Make the next version from the closed round's updates, store it, and go on.
+        """Aggregate the closed round's updates, evaluate the model, and store it as next version.
 
-        Raises CannotStore if the disk takes nothing now; to be called again then.
+        Raises CannotStore if the disk takes nothing now: nothing has changed, call it again.
         """
         round_ = self._run.state.round
         start, context = self._open_round.start(), self._open_round.context()

@@ -31,7 +31,7 @@ from featherfed.server.storage.store import Store
 
 
 class Coordinator:
-    """Opens a run and lets its time pass; `admission`, `tasks`, `updates` ... serve its clients."""
+    """Puts a run together from its parts: `admission`, `tasks`, `updates` ... serve its clients."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Coordinator:
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
+        strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -67,7 +68,6 @@ class Coordinator:
         self.tasks = Tasks(self.run, self.members, open_round)
         self.updates = Updates(self.run, self.members, open_round, codecs)
         self.refusals = RefusalLog(self.run)
-        strategy = AggregationStrategy(settings, manifest, store)
         self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
         version = self.newest_version
         again = bool(self.members or version)
@@ -79,7 +79,7 @@ class Coordinator:
         return self.run.phase
 
     def tick(self) -> RunState:
-        """Let time pass: open or close rounds that are due. Return the state after it."""
+        """Open or close a round that is due; return the state after that."""
         with self.run.lock:
             now, state = self.run.clock(), self.run.state
             present = self.members.present() - state.lost - state.late
@@ -88,7 +88,7 @@ class Coordinator:
             return self.run.state
 
     def aggregate(self) -> None:
-        """Make the next version from the closed round; raise CannotStore to be called again."""
+        """Make the next version from the closed round, or raise CannotStore: call it again then."""
         self.closing.aggregate()
 
     @property
@@ -114,7 +114,7 @@ class Coordinator:
             return self.members.present() <= have
 
     def status(self) -> pb.StatusReply:
-        """Return where the run is, for people and progress bars."""
+        """Return the run's status, for people and progress bars."""
         with self.run.lock:
             counts = self.members.num_examples()
             return describe(self.plan.run, self.run.state, self.run.policy, self.store, counts)

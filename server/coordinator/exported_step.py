@@ -15,7 +15,7 @@ _LEVEL = 19  # compressed once, sent to every client
 
 @dataclass(frozen=True)
 class ExportedStep:
-    """A .tflite that makes one step of the plan's training, or the reason why there is none."""
+    """A .tflite that runs one step of the plan's training, or the reason why there is none."""
 
     content: bytes = b""
     missing: str = "this server exports no training step; use Keras clients (--runtime keras)"

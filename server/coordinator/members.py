@@ -14,11 +14,11 @@ PRESENCE = 60.0
 """Seconds for which a client counts as waiting for a task after a call; polls are shorter."""
 
 SILENT_BEATS = 2.9
-"""Missed heartbeats after which a client is lost; with the loop's tick, that makes three."""
+"""Heartbeats that a client may miss before it is lost: about three, with the loop's tick."""
 
 
 class Members:
-    """Knows every client by session and by name, and when each made its last call."""
+    """Keeps what is known of each client that has joined: record, session and last call."""
 
     def __init__(self, run: LiveRun) -> None:
         """Take up the clients in the run's store."""
@@ -83,9 +83,9 @@ class Members:
         return frozenset(c for c, seen in self._last_seen.items() if now - seen <= PRESENCE)
 
     def silent(self, now: float) -> frozenset[str]:
-        """Return the clients that are silent for longer than one in training can be.
+        """Return the clients that have made no call for longer than a client in training may.
 
-        Without heartbeats, only late clients can be silent: those of the cohort have the deadline.
+        Without heartbeats these are late clients only: the cohort has until the deadline.
         """
         state, beat = self._run.state, self._run.settings.clients.heartbeat
         limit = SILENT_BEATS * beat if beat else self._run.policy.deadline

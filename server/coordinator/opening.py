@@ -1,4 +1,4 @@
-"""Creating a run in the store, or checking that the one there is the one to go on with."""
+"""Creating a run in the store, or checking that the run found there can be continued."""
 
 from __future__ import annotations
 

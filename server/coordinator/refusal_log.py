@@ -10,13 +10,16 @@ from featherfed.server.storage.refusals import STRANGER
 
 
 class RefusalLog:
-    """Counts every refusal under its round, client and reason."""
+    """Records every refusal under its round, client and reason."""
 
     def __init__(self, run: LiveRun) -> None:
         self._run = run
 
     def record(self, client: str, refusal: Refused, round_: int | None = None) -> None:
-        """Count a refusal in the given or the current round; an empty `client` is a stranger."""
+        """Count and log a refusal in round `round_`, by default the current one.
+
+        `client`: empty for a stranger.
+        """
         run = self._run
         with run.lock:
             reason = pb.Reason.Name(refusal.reason)

@@ -10,7 +10,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.observability import events
-from featherfed.server.rounds.clock import resume
+from featherfed.server.rounds.clock import begin_after_restart
 from featherfed.server.rounds.transitions import (
     Event,
     Phase,
@@ -24,7 +24,7 @@ from featherfed.server.storage.store import Store
 
 
 class LiveRun:
-    """The state that the coordinator's parts share; each change is on disk before it is seen here.
+    """Holds the state that the coordinator's parts share; changes are stored before they show here.
 
     Hold `lock` to read several values that must belong together, and to change anything.
     """
@@ -48,7 +48,7 @@ class LiveRun:
         """When this process took up the run."""
         self.policy = replace(settings.policy, seed=store.runs.secret())
         self._state = _take_up(store.load_state(), self.policy, self.began)
-        self._slots: tuple[tuple[str, ...], dict[str, int]] = (), {}
+        self._indexed: tuple[tuple[str, ...], dict[str, int]] = (), {}
         newest = store.versions.newest()
         self._newest = newest.digest, newest.allocation
 
@@ -81,10 +81,11 @@ class LiveRun:
         return self._cohort_index()[client] % self._state.slots
 
     def _cohort_index(self) -> dict[str, int]:
+        """Return each client's index in the cohort; it is made once for each cohort."""
         cohort = self._state.cohort
-        if self._slots[0] is not cohort:
-            self._slots = cohort, {client: index for index, client in enumerate(cohort)}
-        return self._slots[1]
+        if self._indexed[0] is not cohort:
+            self._indexed = cohort, {client: index for index, client in enumerate(cohort)}
+        return self._indexed[1]
 
     @property
     def ledger_round(self) -> int:
@@ -92,11 +93,11 @@ class LiveRun:
         return self._state.round + (self._state.phase is Phase.FINISHED)
 
     def ledger_round_of(self, round_: int) -> int:
-        """Return the round that the bytes of an update count in whose header names `round_`."""
+        """Return the round that bytes of an update count in, if its header says `round_`."""
         return min(round_, self.ledger_round)
 
     def apply(self, event: Event) -> None:
-        """Store the state after `event`, then adopt it; do nothing if it stays the same."""
+        """Store the state after `event`, then adopt it; do nothing if the state stays the same."""
         if transition(self._state, event, self.policy) == self._state:
             return
         with self.store.transaction():
@@ -106,7 +107,7 @@ class LiveRun:
     def write(self, event: Event) -> RunState:
         """Store and return the state after `event`, as part of the caller's transaction.
 
-        The caller adopts it once that is committed.
+        The caller adopts the state once the transaction is committed.
         """
         before = self._state
         after = transition(before, event, self.policy)
@@ -121,11 +122,11 @@ class LiveRun:
         return after
 
     def adopt(self, after: RunState, version: ModelVersion | None = None) -> None:
-        """Go on with a state that is committed, and with the version committed with it."""
+        """Make a committed state, and the version committed with it, the live ones."""
         before, self._state = self._state, after
         if version is not None:
             self._newest = version.digest, version.allocation
-        events.moved(self.plan.run, before, after)
+        events.state_changed(self.plan.run, before, after)
 
 
 def _take_up(state: RunState, policy: Policy, now: float) -> RunState:
@@ -133,6 +134,6 @@ def _take_up(state: RunState, policy: Policy, now: float) -> RunState:
     if state.phase is Phase.GATHERING:
         return replace(state, since=now)
     if state.phase is Phase.TRAINING:
-        since = resume(state.since, now, limit=policy.deadline, grace=policy.patience)
-        return replace(state, since=since)
+        limit, grace = policy.deadline, policy.patience
+        return replace(state, since=begin_after_restart(state.since, now, limit=limit, grace=grace))
     return state

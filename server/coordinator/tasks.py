@@ -1,4 +1,4 @@
-"""What a client should do next."""
+"""The task of each client: train, wait, or fetch the final model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featherfed.server.rounds.transitions import Heard, Phase
 
 
 class Tasks:
-    """Answers clients that ask for a task: train, wait, or fetch the final model."""
+    """Answers clients that ask for a task."""
 
     def __init__(self, run: LiveRun, members: Members, open_round: OpenRound) -> None:
         self._run = run

@@ -17,9 +17,9 @@ class UpdateCodecs:
         self._fallback = parse_codec(settings.compression.fallback)
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
-        """Return the stages that a client which knows `known` needs for its updates.
+        """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
 
-        Broadcasts that it cannot decode reach it as snapshots.
+        The downlink needs none: broadcasts that a client cannot decode reach it as snapshots.
         """
         return frozenset() if self._uplink.stages <= known else self._fallback.needs
 

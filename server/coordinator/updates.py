@@ -10,7 +10,7 @@ from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update, decode_update, max_payload
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation.clipping import measure
+from featherfed.server.aggregation.clipping import update_norms
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.state import LiveRun
@@ -26,7 +26,7 @@ MAX_CLIENT_WEIGHT = 1e12
 
 
 class Updates:
-    """Checks, journals and counts each update exactly once."""
+    """Accepts each update of the open round exactly once."""
 
     def __init__(
         self, run: LiveRun, members: Members, open_round: OpenRound, codecs: UpdateCodecs
@@ -106,7 +106,7 @@ class Updates:
 
     def _duplicate(self, client: str, round_: int) -> pb.Outcome:
         self._run.store.runs.increment(DUPLICATE_UPDATES)
-        events.update_again(self._run.plan.run, round_, client)
+        events.update_duplicate(self._run.plan.run, round_, client)
         return pb.DUPLICATE
 
     def _count(self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int) -> None:
@@ -142,7 +142,7 @@ def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> U
         raise Refused(pb.OUT_OF_RANGE, str(error)) from error
     except WireError as error:
         raise Refused(pb.MALFORMED, str(error)) from error
-    return measure(codec, manifest, update, weights)
+    return update_norms(codec, manifest, update, weights)
 
 
 def _finite(value: float) -> float | None:

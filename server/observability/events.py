@@ -62,7 +62,7 @@ def update_accepted(run: str, update: JournaledUpdate, message_bytes: int) -> No
     )  # fmt: skip
 
 
-def update_again(run: str, round_: int, client: str) -> None:
+def update_duplicate(run: str, round_: int, client: str) -> None:
     """Log that an update arrived again."""
     _log(
         logging.DEBUG, "update_duplicate", "round %d: %s sent its update again", round_, client,
@@ -70,8 +70,8 @@ def update_again(run: str, round_: int, client: str) -> None:
     )  # fmt: skip
 
 
-def moved(run: str, before: RunState, after: RunState) -> None:
-    """Log a change of phase, or that helpers were asked into the round."""
+def state_changed(run: str, before: RunState, after: RunState) -> None:
+    """Log a change of phase, or that more clients were asked into the round."""
     number, fields = after.round, {"run": run, "round": after.round}
     if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
         _log(

@@ -24,7 +24,7 @@ _OF_RELEASES = {"release": "transfer", "release_retry": "retry"}
 
 
 def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]) -> Any:
-    """Return what is known of the run so far, without `final`; `extra`: more top-level entries."""
+    """Return the run's metrics so far, without `final`; `extra`: more top-level entries."""
     run = store.runs.record()
     assert run is not None, "a store holds a run from its first moment"
     entries = store.ledger.entries()
@@ -119,11 +119,11 @@ def final(
 
 
 def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
-    asked = settings.privacy
+    privacy = settings.privacy
     return {
         "epsilon": store.journal.aggregation(settings.rounds).epsilon,
-        "delta": asked.delta,
-        "noise_multiplier": asked.noise_multiplier,
+        "delta": privacy.delta,
+        "noise_multiplier": privacy.noise_multiplier,
         "rounds": store.journal.most_rounds(settings.rounds),
     }
 
@@ -188,6 +188,7 @@ def _by_round_and_client(entries: list[LedgerEntry]) -> dict[int, dict[str, dict
 
 
 def _sum(entries: Iterable[LedgerEntry]) -> Bytes:
+    """Return the bytes of training clients' entries by kind."""
     total = {"payload_bytes": 0, "message_bytes": 0, "control_bytes": 0, "retry_bytes": 0}
     for entry in entries:
         if entry.kind == "transfer":

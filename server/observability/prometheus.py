@@ -1,7 +1,7 @@
 """The metrics that Prometheus scrapes; docs/observability.md lists them.
 
 Counters come from the store at every scrape, so they survive a restart; only the histograms and the
-open calls are this process's own. No label holds a client's name: there may be any number of them.
+open calls are this process's own. No label holds a client's name: there may be too many of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +24,7 @@ from featherfed.server.storage.store import Store
 STATES = ("present", "training", "reported", "lost")
 """The states of clients in pb.ClientStatus."""
 
+# Upper bounds of histogram buckets, in seconds.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -141,15 +141,17 @@ def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
         yield _gauge("featherfed_loss", "Test loss of the newest version.", loss)
 
 
-def _counter(name: str, text: str, label: str, values: dict[Any, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=(label,))
-    for key, value in values.items():
-        family.add_metric((key,), value)
-    return family
+def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    return _with_values(CounterMetricFamily(name, text, labels=(label,)), values)
 
 
-def _states(name: str, text: str, label: str, values: dict[Any, int]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=(label,))
+def _states(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    return _with_values(GaugeMetricFamily(name, text, labels=(label,)), values)
+
+
+def _with_values(
+    family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, int]
+) -> Metric:
     for key, value in values.items():
         family.add_metric((key,), value)
     return family

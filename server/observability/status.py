@@ -1,4 +1,4 @@
-"""Where a run is, for people and progress bars."""
+"""The status of a run, for people and progress bars."""
 
 from __future__ import annotations
 

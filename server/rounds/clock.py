@@ -38,10 +38,11 @@ class SteadyClock:
             return self._now
 
 
-def resume(since: float, now: float, *, limit: float, grace: float) -> float:
-    """Return when a phase that a restart finds began, on the new process's clock.
+def begin_after_restart(stored: float, now: float, *, limit: float, grace: float) -> float:
+    """Return when the phase that a restarted server is in began, on its new clock.
 
-    `since`: what was stored; it may lie in the future, if the clock was put back, or long ago. At
-    least `grace` seconds of the phase's `limit` are left for clients to come back, at most all.
+    `stored`: the begin by the former clock; it may lie in the future, if the machine's clock was
+    put back, or long ago. At least `grace` of the phase's `limit` seconds are left for clients to
+    come back, at most all.
     """
-    return min(max(since, now - max(0.0, limit - grace)), now)
+    return min(max(stored, now - max(0.0, limit - grace)), now)

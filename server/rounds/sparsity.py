@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """Nothing is pruned before round `begin`; from round `end` on, `final` of the weights are."""
+    """No pruning before round `begin`, and from round `end` on, a share `final` of the weights."""
 
     final: float
     begin: int
@@ -24,3 +24,4 @@ class SparsitySchedule:
 
 
 DENSE = SparsitySchedule(0.0, 1, 1)
+"""No pruning in any round."""

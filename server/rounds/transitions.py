@@ -1,6 +1,6 @@
 """The life of a run as a pure transition table: no I/O, no clock, time is in the events.
 
-`python -m featherfed.server.rounds` prints the table as the diagram in docs/design.md.
+`python -m featherfed.server.rounds.transitions` prints the table as the diagram in docs/design.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Phase(StrEnum):
-    """Where a run is."""
+    """The phase that a run is in."""
 
     GATHERING = "gathering"
     """Waiting for enough clients to open the next round."""
@@ -32,17 +32,19 @@ class Policy:
 
     rounds: int
     minimum: int
-    """Clients that must be present before a round opens."""
+    """Clients that must be present for the first round to open."""
     fraction: float = 1.0
     """Share of the present clients that is sampled into a round's cohort."""
     quorum: float = 0.5
     """Share of the cohort that must have reported for the deadline to close a round."""
     deadline: float = 600.0
+    """Seconds from a round's opening until a quorum closes it."""
     patience: float = 30.0
-    """How long to wait for known clients that are away, once a quorum of `minimum` is present."""
+    """How long a later round waits for known clients that are away; then a quorum of `minimum`
+    opens it."""
     seed: int = 0
-    """Of cohorts and slots; secret, or clients could tell whose forwarded update is whose."""
-    least: int = 1
+    """Draws cohorts and slots; secret, or clients could tell whose forwarded update is whose."""
+    min_updates: int = 1
     """Updates that the aggregation rule needs: no round opens or closes with fewer."""
     over_selection: float = 1.0
     """Factor by which more clients are sampled than wanted; the round closes once as many as wanted
@@ -50,11 +52,11 @@ class Policy:
 
     def wanted(self, present: int) -> int:
         """Return how many of the `present` clients a round wants updates of, at least one."""
-        return max(1, self.least, math.ceil(self.fraction * present))
+        return max(1, self.min_updates, math.ceil(self.fraction * present))
 
     def required(self, clients: int) -> int:
         """Return how many of `clients` make a quorum, at least as many as the rule needs."""
-        return max(self.least, math.ceil(self.quorum * clients))
+        return max(self.min_updates, math.ceil(self.quorum * clients))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class RunState:
     slots: int = 0
     """How many clients the round began with."""
     reported: frozenset[str] = frozenset()
+    """Clients whose updates were accepted."""
     required: int = 0
+    """How many reports are a quorum."""
     lost: frozenset[str] = frozenset()
     """Clients that missed the deadline or fell silent, and have made no call since."""
     wanted: int = 0
@@ -120,7 +124,7 @@ Event = Tick | Reported | Heard | Aggregated
 
 
 def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ...]:
-    """Return the round's cohort in random order; it follows from clients, seed and round."""
+    """Return a round's cohort in random order, drawn from `present` by the policy's seed."""
     names = sorted(present)
     count = math.ceil(policy.wanted(len(names)) * policy.over_selection)
     order = np.argsort(np.random.Philox(key=[policy.seed, round_]).random_raw(len(names)))
@@ -140,7 +144,7 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
     if len(event.present) < max(1, enough):
         return state
     cohort = sample(event.present, policy, state.round)
-    if len(cohort) < policy.least:
+    if len(cohort) < policy.min_updates:
         return state
     wanted = policy.wanted(len(event.present))
     return replace(
@@ -158,7 +162,7 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
 
 
 def _report(state: RunState, event: Reported, policy: Policy) -> RunState:
-    """Count the client; close when enough have reported."""
+    """Count the client as reported; close the round if it is due."""
     reported, lost = state.reported | {event.client}, state.lost - {event.client}
     return _close_if_due(replace(state, reported=reported, lost=lost), event.now, policy)
 
@@ -186,7 +190,7 @@ def _lose_silent(state: RunState, event: Tick) -> RunState:
 
 
 def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
-    """Close when as many as wanted have reported, or a quorum and nobody else will or may."""
+    """Close once the wanted number has reported, or a quorum and nobody is awaited in time."""
     awaited = _awaited(state)
     overdue = now - state.since >= policy.deadline
     quorum = len(state.reported) >= state.required

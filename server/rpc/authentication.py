@@ -17,18 +17,16 @@ import grpc.aio
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access import enrolment
-from featherfed.server.access.enrolment import WatchedFiles
+from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.observability.once import LogOnce
+from featherfed.server.rpc.context import Context, Refuse
 
 log = logging.getLogger(__name__)
 
 _BEARER = "Bearer "
 
 _proven: ContextVar[str | None] = ContextVar("proven", default=None)
-
-Context = Any  # grpc.aio.ServicerContext
-Refuse = Callable[[Context, Refused], Awaitable[None]]
 
 
 def proven_name() -> str | None:
@@ -45,7 +43,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
     def __init__(self, folder: Path, client_certificates: bool, refuse: Refuse) -> None:
         """Read who is enrolled from `folder`; raise ServerError if that cannot be read.
 
-        `client_certificates`: whether a certificate must prove the name too. `refuse` ends a call.
+        `client_certificates`: whether a certificate must prove the name too.
         """
         self._certificates = client_certificates
         self._refuse = refuse
@@ -93,7 +91,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             await self._admit(context)
-            # Closed with this one, so that a call that broke off is counted at once.
+            # Closed with this generator, so that a call that broke off is counted at once.
             async with contextlib.aclosing(method(request, context)) as replies:
                 async for reply in replies:
                     await self._admit(context)

@@ -11,9 +11,8 @@ from featherfed.server.access.limits import Quotas, network
 from featherfed.server.coordinator.members import Members
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.authentication import proven_name
+from featherfed.server.rpc.context import Context
 from featherfed.server.settings.settings import LimitSettings
-
-Context = Any  # grpc.aio.ServicerContext, whose type parameters matter to nobody here
 
 
 class Callers:
@@ -35,7 +34,7 @@ class Callers:
             self.count_stranger(context)
             raise
         self.check_proven(client)
-        self._quotas.client(client)
+        self._quotas.count_client(client)
         return client
 
     def check_proven(self, name: str) -> None:
@@ -50,7 +49,7 @@ class Callers:
     def count_stranger(self, context: Context) -> None:
         """Count a call without a session; raise Busy if its address, or all together, make many."""
         identities = context.peer_identities()
-        self._quotas.stranger(str(identities[0]) if identities else network(context.peer()))
+        self._quotas.count_stranger(str(identities[0]) if identities else network(context.peer()))
 
     @contextmanager
     def polling(self, client: str) -> Iterator[None]:
@@ -62,7 +61,7 @@ class Callers:
             self._quotas.end_poll(client)
 
     def name_of(self, request: Any) -> str:
-        """Return the name behind a request: proven, or claimed by session or name; "" if none."""
+        """Return the caller's name as proven, or as the request's session or name claims, or ""."""
         if proven := proven_name():
             return proven
         name = getattr(request, "client", "") or getattr(request, "device", "")

@@ -1,4 +1,4 @@
-"""What all calls have in common: identify and limit the caller, count the bytes, refuse.
+"""Steps that all calls share: identify and limit the caller, count bytes, refuse.
 
 The only module that turns the core's errors into gRPC status codes.
 """
@@ -18,12 +18,13 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Busy, Refused
 from featherfed.server.observability.prometheus import Telemetry
-from featherfed.server.rpc.callers import Callers, Context
+from featherfed.server.rpc.callers import Callers
+from featherfed.server.rpc.context import Context
 from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.framing import framed_size
 
 RETRY_AFTER = "retry-after"
-"""Trailing metadata of a call that came too early: seconds to wait."""
+"""Trailing metadata of a call that was refused as Busy: seconds to wait."""
 
 STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
     pb.NONE: grpc.StatusCode.INTERNAL,
@@ -53,7 +54,7 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 class StalledWrite(Exception):
-    """A peer does not read; `write`, the message that it does not take, may still go out."""
+    """A peer does not read what it is sent; `write`: the message that is still on its way."""
 
     def __init__(self, refusal: Refused, write: asyncio.Future[Any]) -> None:
         self.refusal = refusal
@@ -111,7 +112,7 @@ class Refuser:
     async def end(self, context: Context, refusal: Refused, write: Any = None) -> NoReturn:
         """End a call whose refusal is recorded.
 
-        `write`: a message on its way, after which alone a status can be sent.
+        `write`: a message on its way, which must be out before a status can be sent.
         """
         wait = ((RETRY_AFTER, f"{refusal.wait:.3f}"),) if isinstance(refusal, Busy) else ()
         if write is not None:
@@ -127,7 +128,7 @@ class Refuser:
 
 
 class CallHandler:
-    """What the methods of a service need around them; the decorators below use it."""
+    """Base of a service whose methods the decorators below turn into calls."""
 
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
@@ -149,8 +150,8 @@ def call(method: Method) -> Method:
             refused, write = stalled.refusal.with_traceback(None), stalled.write
         except Refused as refusal:
             refused = refusal.with_traceback(None)
-        # Not in the handlers above: a peer that reads nothing makes this wait, and the exception
-        # would hold all that the method had in hand.
+        # Not in the handlers above: this waits for a peer that reads nothing, and meanwhile the
+        # exception would keep all local variables of the method in memory.
         await self.refuser.refuse(context, request, refused, write)
 
     return cast(Method, wrapper)

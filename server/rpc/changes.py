@@ -29,9 +29,9 @@ class Changes:
     async def poll(
         self, ask: Callable[[], Awaitable[T]], found: Callable[[T], bool], seconds: float
     ) -> T:
-        """Return the answer of `ask` that is `found`, or its last one after `seconds`.
+        """Call `ask` now and after every change; return the first answer that `found` accepts.
 
-        It is asked again after every change.
+        Returns the last answer once `seconds` are over or polls are closed.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -40,7 +40,7 @@ class Changes:
             answer = await ask()
             if found(answer) or loop.time() >= until or self._closed:
                 return answer
-            del answer  # a thousand polls may wait here
+            del answer  # not kept in memory while polls wait, perhaps a thousand
             try:
                 async with asyncio.timeout_at(until):
                     await changed.wait()

@@ -1,4 +1,4 @@
-"""Going down gracefully: new calls are refused, uploads under way may end."""
+"""Shutting down gracefully: new calls are refused, uploads under way may end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import grpc.aio
 from google.protobuf.message import Message
 from grpc_health.v1 import health
 
-from featherfed.server.rpc.callers import Context
 from featherfed.server.rpc.changes import Changes
+from featherfed.server.rpc.context import Context
 from featherfed.server.transfers.leases import now
 from featherfed.server.transfers.uploads import Uploads
 

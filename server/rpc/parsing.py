@@ -1,6 +1,6 @@
-"""Bytes that do not parse are refused as the sender's fault.
+"""Refusing bytes that do not parse: they are the sender's fault.
 
-gRPC's own answer is UNKNOWN and a traceback in the server's log, as for a bug.
+gRPC itself would answer UNKNOWN and log a traceback, as for a bug of the server.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from google.protobuf.message import DecodeError
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
+from featherfed.server.rpc.context import Context, Refuse
 
 _UNPARSABLE = object()
-
-Refuse = Callable[[Any, Refused], Awaitable[None]]
 
 
 class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses requests of one service that do not parse, with the reason MALFORMED."""
 
     def __init__(self, service: str, refuse: Refuse) -> None:
-        """`service`: its full name. `refuse(context, refusal)` ends a call."""
+        """`service`: its full name."""
         self._prefix = f"/{service}/"
         self._refuse = refuse
         self._handlers: dict[str, Any] = {}
@@ -47,15 +46,15 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except DecodeError:
                 return _UNPARSABLE
 
-        async def unary_unary(request: Any, context: Any) -> Any:
+        async def unary_unary(request: Any, context: Context) -> Any:
             await self._check(request, context)
             return await handler.unary_unary(request, context)
 
-        async def unary_stream(request: Any, context: Any) -> None:
+        async def unary_stream(request: Any, context: Context) -> None:
             await self._check(request, context)
             await handler.unary_stream(request, context)
 
-        async def stream_unary(requests: AsyncIterator[Any], context: Any) -> Any:
+        async def stream_unary(requests: AsyncIterator[Any], context: Context) -> Any:
             return await handler.stream_unary(_checked(requests), context)
 
         serialize = handler.response_serializer
@@ -65,7 +64,7 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return grpc.unary_stream_rpc_method_handler(unary_stream, parse, serialize)
         return grpc.unary_unary_rpc_method_handler(unary_unary, parse, serialize)
 
-    async def _check(self, request: object, context: Any) -> None:
+    async def _check(self, request: object, context: Context) -> None:
         if request is _UNPARSABLE:
             await self._refuse(context, _refusal())
 

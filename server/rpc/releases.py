@@ -10,9 +10,10 @@ from featherfed.server.access.names import check_name
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.members import PRESENCE
 from featherfed.server.errors import Refused
-from featherfed.server.rpc.callers import Callers, Context
+from featherfed.server.rpc.callers import Callers
 from featherfed.server.rpc.calls import ByteCounter
 from featherfed.server.rpc.changes import Changes
+from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest
 from featherfed.server.storage.records import DownloadKey, LedgerEntry
 from featherfed.server.transfers.downloads import Download
@@ -33,7 +34,7 @@ class Devices:
         self._devices: dict[str, _Device] = {}
 
     def hear(self, device: str, version: int | None = None) -> None:
-        """Record that a device is there, and its version if that is known anew."""
+        """Record that a device is alive, and which version it has, unless that is as before."""
         if version is None:
             version = self._devices.get(device, _Device(0, 0)).version
         self._devices[device] = _Device(now(), version)

@@ -22,8 +22,8 @@ from featherfed.server.settings.settings import Settings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 
-CALLS_OF_CONNECTION = 1024
-"""Calls open on one connection: one peer cannot take all of `limits.streams`."""
+MAX_CALLS_PER_CONNECTION = 1024
+"""Calls open on one connection, so that one peer cannot take all of `limits.streams`."""
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
@@ -34,7 +34,7 @@ _OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.bdp_probe", 0),  # gRPC holds 64 KiB of an upload; with probing, up to some MiB
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_concurrent_streams", CALLS_OF_CONNECTION),
+    ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
 ]
 
 
@@ -47,8 +47,8 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     refuse, security, keys = service.refuser.refuse_stranger, settings.security, None
     if security.credentials is not None:
         folder = Path(security.credentials)
-        keys = ServerKeys(folder, security.client_certificates)
         interceptors.append(AuthenticationInterceptor(folder, security.client_certificates, refuse))
+        keys = ServerKeys(folder, security.client_certificates)
     interceptors.append(ParsingInterceptor(SERVICE, refuse))
     server = grpc.aio.server(
         interceptors=interceptors,

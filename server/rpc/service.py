@@ -13,9 +13,9 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability.prometheus import Telemetry
-from featherfed.server.rpc.callers import Context
 from featherfed.server.rpc.calls import CallHandler, call, client_call, stranger_call
 from featherfed.server.rpc.changes import Changes
+from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import GOING_DOWN, Draining
 from featherfed.server.rpc.releases import ReleaseCalls
 from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest, pieces
@@ -104,7 +104,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
             await self._sender.send(context, lease, messages, download, asked, hear)
 
     def _shared_chunks(self, route: Route, messages: Iterator[Any]) -> list[Any]:
-        """Return a whole route's chunks; all clients that download it share one list."""
+        """Return the chunks of a whole route, one list for all clients that download it."""
         if self._shared is None or self._shared[0] is not route:
             self._shared = route, list(messages)
         return self._shared[1]

@@ -10,20 +10,19 @@ from typing import Any
 from google.protobuf.message import Message
 
 from featherfed.server.errors import Refused
-from featherfed.server.rpc.callers import Context
 from featherfed.server.rpc.calls import StalledWrite
+from featherfed.server.rpc.context import Context
 from featherfed.server.storage.records import LedgerEntry
-from featherfed.server.transfers.downloads import Download
+from featherfed.server.transfers.downloads import COUNTED_CHUNK_BYTES, Download
 from featherfed.server.transfers.framing import framed_size
-from featherfed.server.transfers.leases import Lease, now, uninterrupted
-from featherfed.server.transfers.uploads import SLOWEST, STORED_CHUNK_BYTES
+from featherfed.server.transfers.leases import MIN_BYTES_PER_SECOND, Lease, now, uninterrupted
 
 CHUNK_BYTES = 64 * 1024
 """Data bytes of one message."""
 
 
 class ChunkSender:
-    """Sends messages to a peer that may not keep the server waiting."""
+    """Sends messages within the time limits that a peer has to read them."""
 
     def __init__(self, stall_seconds: float) -> None:
         self._stall_seconds = stall_seconds
@@ -37,7 +36,7 @@ class ChunkSender:
         asked: LedgerEntry,
         on_sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send a download's chunks, and count what was sent however it ends.
+        """Send a download's chunks, and count what was sent however the call ends.
 
         `asked`: the request's own bytes. `on_sent` is called after every chunk.
         """
@@ -46,14 +45,14 @@ class ChunkSender:
                 await self.write(context, lease, message)
                 on_sent()
                 download.add(len(message.data), framed_size(message))
-                if download.uncounted >= STORED_CHUNK_BYTES:
+                if download.uncounted >= COUNTED_CHUNK_BYTES:
                     await uninterrupted(asyncio.to_thread(download.count))
         finally:
             await uninterrupted(asyncio.to_thread(download.count, asked, last=True))
 
     async def write(self, context: Context, lease: Lease, message: Any) -> None:
         """Send one message; raise StalledWrite if the peer does not take it in time."""
-        until = now() + self._stall_seconds + len(message.data) / SLOWEST
+        until = now() + self._stall_seconds + len(message.data) / MIN_BYTES_PER_SECOND
         write = asyncio.ensure_future(context.write(message))
         try:
             await lease.wait_for(write, until)
@@ -62,7 +61,7 @@ class ChunkSender:
 
 
 def pieces(data: bytes | memoryview) -> Iterator[bytes]:
-    """Yield data in pieces of at most CHUNK_BYTES; no data are one empty piece."""
+    """Yield data in pieces of at most CHUNK_BYTES; empty data give one empty piece."""
     for at in range(0, len(data) or 1, CHUNK_BYTES):
         yield bytes(data[at : at + CHUNK_BYTES])
 

@@ -10,20 +10,20 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from featherfed.server.access.enrolment import WatchedFiles
+from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import ServerError
 from featherfed.server.observability.once import LogOnce
 
 log = logging.getLogger(__name__)
 
 WARN_DAYS = 30
-"""Days before the certificate expires from which on the log warns."""
+"""Days before its expiry from which on the log warns of it."""
 
 _FILES = ("server.pem", "server-key.pem", "ca.pem")
 
 
 class ServerKeys:
-    """Gives every new connection the newest certificate in a folder of `featherfed certs`."""
+    """Serves every new connection with the newest certificate in a folder of `featherfed certs`."""
 
     def __init__(self, folder: Path, client_certificates: bool) -> None:
         """Read the files; raise ServerError if they cannot be used.

@@ -27,9 +27,9 @@ def check_rule(
                 f"noise where a value was not sent; use {_DENSE}, or the rule 'mean'"
             )
     cohort = math.ceil(fraction * minimum)
-    if cohort < rule.needs:
+    if cohort < rule.min_updates:
         yield (
-            f"aggregation.rule {rule.name!r} needs {rule.needs} updates a round to withstand "
+            f"aggregation.rule {rule.name!r} needs {rule.min_updates} updates a round to withstand "
             f"{rule.byzantine} hostile clients, but clients.minimum {minimum} and clients.fraction "
             f"{fraction} promise {cohort}; raise them, or lower aggregation.byzantine"
         )

@@ -9,7 +9,7 @@ from featherfed.server.settings.settings import Settings
 
 
 def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Plan:
-    """Return the plan: data that a client can check, never code."""
+    """Return the plan; it holds data that a client can check, never code."""
     training = settings.training
     optimization = settings.optimization
     return pb.Plan(

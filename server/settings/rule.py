@@ -10,17 +10,18 @@ _EXTRA_UPDATES = {"trimmed_mean": 1, "median": 1, "multi_krum": 3}
 
 @dataclass(frozen=True)
 class Rule:
-    """An aggregation rule by its name in the run file; `mean`, not robust, needs one update."""
+    """An aggregation rule by its name in the run file."""
 
     name: str
     byzantine: int
+    """How many hostile clients a robust rule must withstand; the mean ignores it."""
 
     @property
-    def needs(self) -> int:
-        """How many updates of a round it takes to withstand `byzantine` hostile ones."""
+    def min_updates(self) -> int:
+        """How many updates a round needs: to withstand the hostile ones, or one for the mean."""
         return 2 * self.byzantine + _EXTRA_UPDATES[self.name] if self.is_robust else 1
 
     @property
     def is_robust(self) -> bool:
-        """Whether it withstands hostile clients, unlike the mean."""
+        """Whether the rule withstands hostile clients, unlike the mean."""
         return self.name in _EXTRA_UPDATES

@@ -48,14 +48,15 @@ class ModelSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """What a client does in a round."""
+    """How a client trains in a round."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over the client's data in one round."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     optimizer: Optimizer = Optimizer.SGD
     loss: Loss = DEFAULT_LOSS
-    """On integer labels; the others see them one-hot."""
+    """A Keras loss; all but the default see the integer labels one-hot."""
 
 
 class OptimizationSettings(_Section):
@@ -67,8 +68,9 @@ class OptimizationSettings(_Section):
     begin_round: Annotated[int, Field(ge=1)] = 2
     """The first round with a mask."""
     end_round: Annotated[int, Field(ge=1)] | None = None
-    """The round that reaches the final sparsity; by default two thirds of the way."""
+    """The round that reaches the final sparsity; by default two thirds of all rounds."""
     num_clusters: Annotated[int, Field(ge=2, le=256)] = 16
+    """Distinct values per kernel, for the method `cluster`."""
 
 
 class CompressionSettings(_Section):
@@ -81,17 +83,23 @@ class CompressionSettings(_Section):
     downlink: CodecText = "deadzone(0.15) | zstd(1)"
     """Codec of the mean update, for clients to which the updates themselves are not forwarded."""
     broadcast: Literal["auto", "aggregate"] = "auto"
-    """Forward the clients' updates if that is smallest, or always send their mean alone."""
+    """`auto`: forward the clients' updates where that is smallest; `aggregate`: send only their
+    mean."""
 
 
 class ClientSettings(_Section):
     """Who takes part; times in seconds."""
 
     minimum: Annotated[int, Field(ge=1)] = 2
+    """Clients that must be present for the first round to open."""
     fraction: Fraction = 1.0
+    """Share of the present clients that is sampled into a round's cohort."""
     quorum: Fraction = 0.5
+    """Share of the cohort that must have reported for the deadline to close a round."""
     deadline: Annotated[float, Field(gt=0)] = 600.0
+    """Time from a round's opening until a quorum closes it."""
     patience: Annotated[float, Field(ge=0)] = 30.0
+    """How long a round waits for known clients that are away."""
     over_selection: Annotated[float, Field(ge=1)] = 1.0
     """Sample this many times the wanted clients; a round closes once the wanted number reported."""
     heartbeat: Annotated[int, Field(ge=0)] = 0
@@ -103,14 +111,15 @@ class AggregationSettings(_Section):
     """How a round's updates become the next model."""
 
     rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
-    """The mean by examples, or one that withstands hostile clients and asks for dense codecs."""
+    """The mean weighted by examples, or a robust rule, which needs dense codecs."""
     byzantine: Annotated[int, Field(ge=1)] = 1
     """How many hostile clients a robust rule must withstand."""
     clip: Annotated[float, AfterValidator(_check_clip)] = 10.0
     """Clip an update's norm to this many times the quantile of the round's norms; 0: never."""
     quantile: Fraction = 0.5
+    """Which quantile of the round's norms; 0.5 is the median."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
-    """The most examples that a client counts with in the mean."""
+    """Cap on the number of examples that an update is weighted by; None: no cap."""
 
 
 class PrivacySettings(_Section):
@@ -121,9 +130,11 @@ class PrivacySettings(_Section):
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """L2 norm that updates are clipped to, in the first round if it adapts."""
     adaptive: bool = True
-    """Follow the quantile of the updates' norms, privately (Andrew et al. 2021)."""
+    """Let the clipping norm follow a quantile of the updates' norms (Andrew et al. 2021)."""
     quantile: Fraction = 0.5
+    """The quantile that an adaptive clipping norm follows."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta at which epsilon is reported."""
 
 
 class SecuritySettings(_Section):
@@ -134,10 +145,10 @@ class SecuritySettings(_Section):
     client_certificates: bool = True
     """Require a certificate of every client, besides its token."""
     insecure: bool = False
-    """Listen without TLS where others can reach the server."""
+    """Allow an address that other machines can reach without TLS."""
 
     @model_validator(mode="after")
-    def _one_or_the_other(self) -> SecuritySettings:
+    def _not_insecure_with_credentials(self) -> SecuritySettings:
         if self.insecure and self.credentials is not None:
             raise ValueError("credentials and insecure = true contradict each other; drop one")
         return self
@@ -149,21 +160,21 @@ class LimitSettings(_Section):
     clients: Annotated[int, Field(ge=1)] = 10_000
     """How many names may join the run."""
     streams: Annotated[int, Field(ge=1)] = 20_000
-    """Calls open at the same time, waiting ones included."""
+    """Calls open at the same time, long polls included."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Calls of one client, in bursts of up to five seconds' worth. Of calls without a session, ten
-    times as many for an address (or a certificate's name), and twenty times for all together."""
+    """Calls of one client, in bursts of up to five seconds' worth. Callers without a session may
+    make ten times as many from one address (or with one certificate), and twenty times together."""
     queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """Bytes of all updates that are being received at the same time."""
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long an upload may send nothing."""
+    """How long a peer may neither send what it uploads nor read what it downloads."""
 
 
 class EvaluationSettings(_Section):
     """The test set, which stays on the server."""
 
     dataset: str = "digits"
-    """digits, fashion-mnist or a folder."""
+    """digits, fashion-mnist or a folder of images."""
     every_client: bool = True
     """Evaluate each client's model too, not just the global one."""
 
@@ -177,9 +188,9 @@ class ServerSettings(_Section):
     linger: Annotated[float, Field(ge=0)] = 60.0
     """Seconds to wait, at the most, for clients to fetch the final model after the last round."""
     announce: bool | None = None
-    """Let clients on the local network find the server; by default if they could reach it."""
+    """Announce the server on the local network; by default if other machines can reach it."""
     stay: bool = False
-    """Go on after the run, for devices that fetch its releases, until a signal ends it."""
+    """Serve the run's releases after its end, until a signal stops the server."""
     metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
     """HOST:PORT where Prometheus finds /metrics."""
 
@@ -189,8 +200,10 @@ class Settings(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
     output: str = "runs/run"
+    """Directory of the run's database, metrics, models and report."""
     rounds: Annotated[int, Field(ge=1)] = 7
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of all that server and clients draw alike: version 0, the order of examples, sketches."""
     notes: dict[str, str | int | float] = {}
     """Anything worth repeating in metrics.json, e.g. how the data were split."""
     server: ServerSettings = ServerSettings()
@@ -217,19 +230,19 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _updates_can_be_aggregated(self) -> Settings:
-        coding, clients = self.compression, self.clients
-        codecs = coding.uplink, coding.fallback
+        compression, clients = self.compression, self.clients
+        codecs = compression.uplink, compression.fallback
         problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
         if self.private:
             every_client = self.evaluation.every_client
-            problems += check_privacy(self.rule, *codecs, coding.broadcast, every_client)
+            problems += check_privacy(self.rule, *codecs, compression.broadcast, every_client)
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     @property
     def rule(self) -> Rule:
-        """The rule of aggregation."""
+        """The aggregation rule."""
         return Rule(self.aggregation.rule, self.aggregation.byzantine)
 
     @property
@@ -244,7 +257,7 @@ class Settings(_Section):
 
     @property
     def prunes(self) -> bool:
-        """Whether the optimisation method keeps a mask."""
+        """Whether the optimisation method prunes with a mask."""
         return self.optimization.method.prunes
 
     @property
@@ -267,7 +280,7 @@ class Settings(_Section):
         c = self.clients
         return Policy(
             self.rounds, c.minimum, c.fraction, c.quorum, c.deadline, c.patience, self.seed,
-            least=self.rule.needs, over_selection=c.over_selection,
+            min_updates=self.rule.min_updates, over_selection=c.over_selection,
         )  # fmt: skip
 
     @property
@@ -309,6 +322,7 @@ def read_toml(path: Path, section: type[Section], what: str) -> Section:
 
 
 def _explain(item: Any, root: type[BaseModel], what: str) -> str:
+    """Return one line on an error of pydantic: the key, what is wrong, what would be right."""
     *parents, key = [str(part) for part in item["loc"]] or [what]
     dotted = ".".join([*parents, key])
     if item["type"] != "extra_forbidden":
@@ -320,6 +334,7 @@ def _explain(item: Any, root: type[BaseModel], what: str) -> str:
 
 
 def _keys(section: type[BaseModel], parents: list[str]) -> list[str]:
+    """Return the keys of the section that `parents` lead to."""
     for parent in parents:
         annotation = section.model_fields[parent].annotation
         section = annotation if isinstance(annotation, type) else get_args(annotation)[0]

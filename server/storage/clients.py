@@ -7,13 +7,13 @@ from featherfed.server.storage.records import ClientRecord
 
 
 class Clients:
-    """Stores what each client said of itself when it last joined."""
+    """Stores the record that each client made when it last joined."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def save(self, name: str, record: ClientRecord, now: float) -> None:
-        """Insert a client, or replace what is known of it; `now`: seconds since the epoch."""
+        """Insert a client or replace its record; `now`: seconds since the epoch."""
         self._database.run(
             "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
             "session = excluded.session, num_examples = excluded.num_examples, "

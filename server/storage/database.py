@@ -1,6 +1,6 @@
-"""The SQLite database of one run (WAL mode): transactions, statements, and what its errors mean.
+"""The SQLite database of one run (WAL mode): transactions, statements and their errors.
 
-The only module that knows SQLite's dialect beside the SQL texts of the stores.
+SQL is also in the other stores; nothing else of SQLite is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Database:
         """Held during every statement and transaction."""
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered before each commit, left after it: for rows that wait in memory."""
+        """Entered before each commit and left after it; writes rows that wait in memory."""
         self._process_lock = _lock_for_one_server(path)
         try:
             self._connection = _open(path)

@@ -1,4 +1,4 @@
-"""What errors of the disk and of SQLite mean, and logging them once instead of at every call.
+"""Failures to write: what they mean to callers, and logging them once instead of at every call.
 
 A database that cannot be written now is `CannotStore`: the caller tries again. One that is damaged
 is `ServerError`: only a person can mend that.
@@ -26,7 +26,7 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def translate(error: sqlite3.Error, path: object) -> Exception:
-    """Return CannotStore or ServerError for an error of the disk; other errors unchanged."""
+    """Return the CannotStore or ServerError that an error of the disk means, or `error` itself."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
     if code in _NOT_WRITABLE:
         return CannotStore(str(error))

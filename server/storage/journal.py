@@ -16,7 +16,7 @@ from featherfed.server.storage.records import (
 
 
 class Journal:
-    """Stores rounds, the updates accepted in them, and what their aggregation did."""
+    """Stores rounds with the updates accepted in them and the record of their aggregation."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -27,7 +27,7 @@ class Journal:
         self._database.run("INSERT INTO rounds VALUES (?, ?, NULL, ?)", round_, now, cohort_json)
 
     def close_round(self, round_: int, now: float, cohort: Iterable[str]) -> None:
-        """Record when a round closed, and its cohort with the helpers that came later."""
+        """Record when a round closed, in seconds since the epoch, and its cohort with helpers."""
         self._database.run(
             "UPDATE rounds SET closed = ?, cohort = ? WHERE round = ?",
             now, json.dumps(sorted(cohort)), round_,
@@ -86,12 +86,12 @@ class Journal:
         return int(self._database.run("SELECT COUNT(*) FROM updates")[0][0])
 
     def add_aggregation(self, round_: int, record: AggregationRecord) -> None:
-        """Insert what a round's aggregation did."""
+        """Insert the record of a round's aggregation."""
         values = {**asdict(record), "left_out": json.dumps(record.left_out)}.values()
         self._database.run("INSERT INTO aggregations VALUES (?, ?, ?, ?, ?, ?)", round_, *values)
 
     def aggregation(self, round_: int) -> AggregationRecord:
-        """Return what a round's aggregation did, an empty record for an unknown round."""
+        """Return the record of a round's aggregation, an empty one for an unknown round."""
         sql = "SELECT clip, clipped, left_out, next_clip, epsilon FROM aggregations WHERE round = ?"
         for clip, clipped, left_out, next_clip, epsilon in self._database.run(sql, round_):
             return AggregationRecord(clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon)
@@ -100,7 +100,7 @@ class Journal:
     def finish_update(
         self, round_: int, client: str, accuracy: float | None, prediction: str | None
     ) -> None:
-        """Record how good a client's model is, and drop the payload: the new version has it."""
+        """Record how good a client's own model is, and drop its update's aggregated payload."""
         self._database.run(
             "UPDATE updates SET payload = NULL, accuracy = ?, prediction = ? "
             "WHERE round = ? AND client = ?",

@@ -11,7 +11,7 @@ from featherfed.server.storage.unwritten_bytes import Counts, UnwrittenBytes
 
 
 class Ledger:
-    """Counts bytes; those of control messages wait in memory for the next transaction."""
+    """Counts bytes; those of control messages wait in memory for the next commit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -21,8 +21,8 @@ class Ledger:
     def count(self, *entries: LedgerEntry) -> None:
         """Add bytes to the ledger.
 
-        Control bytes never wait for the disk, and a crash before the next transaction loses them;
-        all others are on disk when this returns, or when the transaction around it ends.
+        Control bytes never wait for the disk, and a crash before the next commit loses them; all
+        others are on disk when this returns, or when the transaction around the call ends.
         """
         at_once = [entry for entry in entries if entry.kind != "control"]
         for entry in entries:
@@ -34,14 +34,14 @@ class Ledger:
                     self._write(_counts(entry))
 
     def flush(self) -> None:
-        """Write what waits in memory; raise CannotStore if that cannot be done now."""
+        """Write the counts that wait in memory; raise CannotStore if the disk takes nothing now."""
         if self._unwritten:
             with self._database.transaction():
                 pass
 
     @contextmanager
     def _writing_unwritten(self) -> Iterator[None]:
-        """Write what waits in memory; if the commit inside the block fails, it waits again."""
+        """Write the counts that wait in memory; keep them if the commit inside the block fails."""
         counts = self._unwritten.take()
         try:
             self._write(counts)

@@ -41,7 +41,7 @@ class ClientRecord:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """When a round opened and closed, in seconds since the epoch, and its cohort by name."""
+    """A round's opening and closing time, in seconds since the epoch, and its cohort by name."""
 
     round: int
     opened: float
@@ -73,8 +73,8 @@ class JournaledUpdate:
 class UpdateNorms:
     """L2 norms of a decoded update.
 
-    `whole`: of all tensors; `trainable`: of the trainable ones; `state`: of the new values of
-    those that are not trained.
+    `whole`: of all tensors; `trainable`: of the trainable ones; `state`: of the values that it
+    gives the tensors that are not trained.
     """
 
     whole: float
@@ -84,7 +84,7 @@ class UpdateNorms:
 
 @dataclass(frozen=True)
 class AggregationRecord:
-    """What a round's aggregation did; norms are L2, None where the rule has no such thing."""
+    """What a round's aggregation did; norms are L2, None without a limit."""
 
     clip: float | None = None
     """The largest norm that an update may have."""
@@ -100,7 +100,7 @@ class AggregationRecord:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One model version; `payload` leads to it from the one before, empty for version 0.
+    """One model version; `payload` leads from the version before to this one, empty for version 0.
 
     `kind`: "delta" for an update encoded with `codec`, "bundle" for the clients' own updates.
     `allocation`: the importance of coordinates that is known from this version on.
@@ -133,9 +133,9 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class RefusalRecord:
-    """How often something of a client was refused for one reason in a round.
+    """How often calls or updates of a client were refused for one reason in a round.
 
-    `detail` is the last one's; `first` and `last` in seconds since the epoch.
+    `detail`: of the last refusal; `first` and `last`: when, in seconds since the epoch.
     """
 
     round: int
@@ -150,9 +150,10 @@ class RefusalRecord:
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A stretch of an unfinished upload: `data` begins at byte `at` of a payload of `size` bytes.
+    """A part of an unfinished upload: `data` begins at byte `at` of a payload of `size` bytes.
 
-    `digest` and `size` say which update of the round it belongs to.
+    `digest` (the header's) and `size` tell it from other updates of the client's round.
+    `message_bytes`: wire bytes of the messages that carried `data`.
     """
 
     client: str

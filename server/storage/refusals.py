@@ -16,6 +16,7 @@ OTHERS = "(others)"
 """Stands for all further callers once there are MAX_ROWS rows."""
 MAX_ROWS = 10_000
 FLUSH_SECONDS = 1.0
+"""Least time between two writes."""
 
 _ADD = (
     "INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (round, client, reason) "
@@ -32,7 +33,7 @@ class _Unwritten:
 
 
 class Refusals:
-    """Counts refusals, written at most once a second, so no peer can keep the disk busy."""
+    """Counts refusals, and writes at most once a second, so no peer can keep the disk busy."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,7 +69,7 @@ class Refusals:
         self._database.run(_ADD, round_, client, reason, 1, detail, now, now)
 
     def flush(self) -> None:
-        """Write what waits in memory; if the disk takes nothing now, it waits on."""
+        """Write the counts that wait in memory; keep them if the disk takes nothing now."""
         with self._lock:
             unwritten, self._unwritten = self._unwritten, {}
             self._flushed = time.monotonic()

@@ -36,11 +36,11 @@ class Runs:
         return int(self._database.run("SELECT secret FROM run")[0][0])
 
     def state(self) -> RunState:
-        """Return the state saved last; clients that reported since are in the journal alone."""
+        """Return the state saved last; the journal has the clients that reported since."""
         return _state_from_json(self._database.run("SELECT state FROM run")[0][0])
 
     def save_state(self, state: RunState) -> None:
-        """Replace the state; who has reported is not written, since the journal knows."""
+        """Replace the state, all but `reported`, which follows from the journal."""
         self._database.run("UPDATE run SET state = ?", _state_to_json(state))
 
     def save_plan(self, stored: StoredPlan) -> None:

@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS run (
     fingerprint TEXT NOT NULL,          -- of the settings that must not change in mid-run
     started     REAL NOT NULL,          -- seconds since the epoch, as all times here
     secret      INTEGER NOT NULL,       -- seed of cohorts and slots
-    state       TEXT NOT NULL           -- rounds.RunState as JSON
+    state       TEXT NOT NULL           -- transitions.RunState as JSON
 );
 CREATE TABLE IF NOT EXISTS clients (
     client       TEXT PRIMARY KEY,
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it 
     prediction     TEXT,                -- its class probabilities for the example picture, JSON
     PRIMARY KEY (round, client)
 );
-CREATE TABLE IF NOT EXISTS norms (      -- of the updates; what they are: server/aggregation/clipping.py
+CREATE TABLE IF NOT EXISTS norms (      -- L2 norms of the updates; records.UpdateNorms says of what
     round     INTEGER NOT NULL,
     client    TEXT NOT NULL,
     whole     REAL NOT NULL,
@@ -64,26 +64,26 @@ CREATE TABLE IF NOT EXISTS norms (      -- of the updates; what they are: server
 CREATE TABLE IF NOT EXISTS aggregations (
     round     INTEGER PRIMARY KEY,
     clip      REAL,                     -- the norm that updates were clipped to
-    clipped   INTEGER,                  -- how many were; not told under differential privacy
+    clipped   INTEGER,                  -- how many were; NULL under differential privacy
     left_out  TEXT NOT NULL,            -- clients whose updates did not count at all, JSON list
-    next_clip REAL,                     -- the norm that the next round's are, if it is private
-    epsilon   REAL                      -- spent so far
+    next_clip REAL,                     -- the same for the next round, under differential privacy
+    epsilon   REAL                      -- privacy spent so far
 );
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
-    client TEXT NOT NULL,               -- "(stranger)": nobody who has proved a name
+    client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown
     reason TEXT NOT NULL,               -- pb.Reason by name
     count  INTEGER NOT NULL,
-    detail TEXT NOT NULL,               -- of the last
+    detail TEXT NOT NULL,               -- of the last refusal
     first  REAL NOT NULL,
     last   REAL NOT NULL,
     PRIMARY KEY (round, client, reason)
 );
-CREATE TABLE IF NOT EXISTS counts (     -- what no other table remembers, for Prometheus
+CREATE TABLE IF NOT EXISTS counts (     -- counters that no other table gives, for Prometheus
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS plan (       -- what clients were told, for `featherfed check`
+CREATE TABLE IF NOT EXISTS plan (       -- the plan that clients got, for `featherfed check`
     id     INTEGER PRIMARY KEY CHECK (id = 1),
     plan   BLOB NOT NULL,               -- pb.Plan
     seeded INTEGER NOT NULL             -- whether version 0 is what the plan's seed gives
@@ -97,22 +97,22 @@ CREATE TABLE IF NOT EXISTS ledger (
     message_bytes INTEGER NOT NULL,
     PRIMARY KEY (round, client, direction, kind)
 );
-CREATE TABLE IF NOT EXISTS uploads (    -- what came of an update, until all of it is accepted
+CREATE TABLE IF NOT EXISTS uploads (    -- received parts of an update, until it is accepted or refused
     client        TEXT NOT NULL,
-    at            INTEGER NOT NULL,     -- where in the payload this piece begins
+    at            INTEGER NOT NULL,     -- the byte of the payload at which this part begins
     round         INTEGER NOT NULL,
-    digest        BLOB NOT NULL,        -- and size: which update it is a piece of
+    digest        BLOB NOT NULL,        -- with `size`: which update it is a part of
     size          INTEGER NOT NULL,
-    message_bytes INTEGER NOT NULL,     -- in the ledger as retry, like the data
+    message_bytes INTEGER NOT NULL,     -- of the calls that carried it; in the ledger as retry
     data          BLOB NOT NULL,
     PRIMARY KEY (client, at)
 );
-CREATE TABLE IF NOT EXISTS downloads (  -- how much a client was sent of what it downloads
+CREATE TABLE IF NOT EXISTS downloads (  -- how much of a download was sent to a client
     client        TEXT NOT NULL,
     kind          TEXT NOT NULL,        -- transfer or release
     round         INTEGER NOT NULL,
-    digest        BLOB NOT NULL,        -- of what describes the data
-    payload_bytes INTEGER NOT NULL,     -- from the beginning on
-    message_bytes INTEGER NOT NULL,     -- that carried them
+    digest        BLOB NOT NULL,        -- of the message that describes the data
+    payload_bytes INTEGER NOT NULL,     -- from the first byte on
+    message_bytes INTEGER NOT NULL,     -- of the messages that carried them
     PRIMARY KEY (client, kind)
 );

@@ -1,4 +1,4 @@
-"""All stores of one run over one database."""
+"""All stores of one run, over one database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Store:
         return self._database.transaction()
 
     def load_state(self) -> RunState:
-        """Return the run's state with all whose updates are in the journal as reported."""
+        """Return the run's state, with the clients of journaled updates in `reported`."""
         state = self.runs.state()
         return replace(state, reported=state.reported | self.journal.reporters(state.round))
 

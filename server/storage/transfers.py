@@ -9,13 +9,13 @@ from featherfed.server.storage.records import DownloadKey, StoredChunk, Transfer
 
 
 class Transfers:
-    """Stores what arrived of each client's upload, and how much was sent of its downloads."""
+    """Stores how far each client's upload and downloads have come, and what it has uploaded."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add_chunk(self, chunk: StoredChunk) -> None:
-        """Insert a chunk if it continues what was received of its update; else ignore it."""
+        """Insert a chunk if it continues the stored part of its update; else ignore it."""
         received = self.received(chunk.client, chunk.round, chunk.digest, chunk.size)
         if chunk.data and chunk.at == received.payload:
             self._database.run(
@@ -23,7 +23,7 @@ class Transfers:
             )
 
     def received(self, client: str, round_: int, digest: bytes, size: int) -> TransferredBytes:
-        """Return how much of an update was received; zero if another one or none was."""
+        """Return how much of an update was received, zero for an update that is not stored."""
         rows = self._database.run(
             "SELECT coalesce(sum(length(data)), 0), coalesce(sum(message_bytes), 0) FROM uploads "
             "WHERE client = ? AND round = ? AND digest = ? AND size = ?",
@@ -41,7 +41,7 @@ class Transfers:
         self._database.run("DELETE FROM uploads WHERE client = ?", client)
 
     def sent(self, download: DownloadKey) -> TransferredBytes:
-        """Return how much of a download was sent; zero if another one or none was."""
+        """Return how much of a download was sent, zero for one that is not stored."""
         rows = self._database.run(
             "SELECT payload_bytes, message_bytes FROM downloads "
             "WHERE client = ? AND kind = ? AND round = ? AND digest = ?",
@@ -50,7 +50,7 @@ class Transfers:
         return TransferredBytes(*rows[0]) if rows else TransferredBytes()
 
     def save_sent(self, download: DownloadKey, sent: TransferredBytes) -> None:
-        """Record how much of a download was sent; it replaces the client's last of this kind."""
+        """Record how much of a download was sent, in place of the client's last of its kind."""
         self._database.run(
             "INSERT OR REPLACE INTO downloads VALUES (?, ?, ?, ?, ?, ?)", *astuple(download), *sent
         )

@@ -12,7 +12,10 @@ from featherfed.server.transfers.routes import Route, Router
 
 
 class Delivery(NamedTuple):
-    """What a client downloads; `again`: it has already downloaded a model in this round."""
+    """What a client downloads, and the round that its bytes count in.
+
+    `again`: the client has already downloaded a whole model in this round.
+    """
 
     route: Route
     round: int
@@ -20,7 +23,7 @@ class Delivery(NamedTuple):
 
 
 class Deliveries:
-    """Answers clients that ask for the newest model version."""
+    """Chooses what to send to clients that ask for the newest model version."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator.run

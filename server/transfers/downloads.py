@@ -5,15 +5,18 @@ from __future__ import annotations
 from featherfed.server.storage.records import DownloadKey, LedgerEntry, TransferredBytes
 from featherfed.server.storage.store import Store
 
+COUNTED_CHUNK_BYTES = 2**20
+"""A download under way is counted in the ledger in chunks of this size."""
+
 _RETRY = {"transfer": "retry", "release": "release_retry"}
 """Download kind -> ledger kind of bytes that were sent again or whose download broke off."""
 
 
 class Download:
-    """One call that sends `data` from byte `begin` on.
+    """Counts what one call sends of `data`, from byte `begin` on.
 
-    Bytes of a download that broke off count as retry until a later call sends the rest. Only what
-    this server sent counts, whatever the client claims to have.
+    Bytes of a download that broke off count as retry until a later call sends the rest. Only bytes
+    that this server sent count, whatever the client claims to have.
     """
 
     def __init__(
@@ -21,7 +24,7 @@ class Download:
     ) -> None:
         """Resume at `offset`, or at what this server already sent if that is less.
 
-        `again`: the client was already sent all of it, or as much by another route, in this round.
+        `again`: the client has already downloaded a whole model in this round.
         """
         before = store.transfers.sent(key)
         self._store = store
@@ -30,14 +33,14 @@ class Download:
         self._had_all = bool(data) and before.payload == len(data)
         self._again = again or self._had_all
         self.begin = min(offset, before.payload)
-        # Pro rata: message bytes of what was sent and did not arrive stay a retry.
+        # In proportion: message bytes of what was sent and did not arrive remain retry.
         resumed = before.message * self.begin // max(1, before.payload)
         self._sent = TransferredBytes(self.begin, resumed)
         self._counted = self._sent
 
     @property
     def data(self) -> memoryview:
-        """What this call is to send."""
+        """The bytes that this call is to send."""
         return memoryview(self._data)[self.begin :]
 
     @property
@@ -56,7 +59,10 @@ class Download:
         self._sent = TransferredBytes(payload + payload_bytes, message + message_bytes)
 
     def count(self, *more: LedgerEntry, last: bool = False) -> None:
-        """Write what was sent since the last call, and `more`; `last`: the download has ended."""
+        """Count in the ledger what was sent since the last time, and `more`.
+
+        `last`: the download has ended, whole or not.
+        """
         kind, sent, counted = self._key.kind, self._sent, self._counted
         if last and self._complete and not self._again:
             entries = [self._entry(kind, *sent)]

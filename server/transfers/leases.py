@@ -12,13 +12,16 @@ from featherfed.server.errors import Refused
 
 T = TypeVar("T")
 
+MIN_BYTES_PER_SECOND = 1000.0
+"""Bytes per second that a transfer must make overall: an eighth of a link of 64 kbit/s."""
+
 
 class Lease:
     """A transfer's right to go on; a newer transfer of the same client revokes it."""
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the transfer has ended and written down what it leaves."""
+        """Done once the transfer has ended and stored what it leaves."""
         self._revoked = False
         self._limit: asyncio.Timeout | None = None
 

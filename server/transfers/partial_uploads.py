@@ -1,4 +1,4 @@
-"""Uploads that broke off: what is stored of them, and where they resume."""
+"""Unfinished uploads: which are admitted, what is stored of them, and where they resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIGEST_BYTES = 8
 
 
 class PartialUploads:
-    """Stores what arrives of updates, and says from which byte on each is still needed."""
+    """Stores updates as far as they have arrived, so that each can resume there."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator.run
@@ -52,7 +52,7 @@ class PartialUploads:
         return transfers.received(client, header.round, header.digest, header.size).payload
 
     def resume_at(self, client: str, header: pb.UpdateHeader) -> int:
-        """Return how many bytes of an update need not be sent: all, if it is not wanted."""
+        """Return the byte from which on an update is to be sent; its end, if it is not wanted."""
         with self._run.lock:
             self._members.hear(client)
             try:
@@ -66,7 +66,7 @@ class PartialUploads:
     def store(
         self, client: str, header: pb.UpdateHeader, at: int, data: bytes, message_bytes: int
     ) -> None:
-        """Count bytes as retry, and store them; raise Refused if their update is not wanted."""
+        """Count bytes as retry, and store them unless their update is not wanted (Refused)."""
         with self._run.lock:
             try:
                 self._updates.check(client, header)
@@ -90,7 +90,7 @@ class PartialUploads:
     def count_retry(
         self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int
     ) -> None:
-        """Count bytes of an update that was not accepted, or not yet."""
+        """Count bytes of an update that was not accepted, or not yet, as retry."""
         round_ = self._run.ledger_round_of(header.round)
         entry = LedgerEntry(round_, client, "uplink", "retry", size, message_bytes)
         self._run.store.ledger.count(entry)

@@ -34,7 +34,7 @@ Export = Callable[[str], tuple[int, bytes]]
 
 @dataclass(frozen=True)
 class Offer:
-    """What a device downloads: `release` describes the file that `data` gives, or changes to."""
+    """What a device downloads: `data` is a whole file or a difference, `release` describes it."""
 
     release: pb.Release
     data: bytes

@@ -76,7 +76,7 @@ class Router:
         if have == newest.version:
             return Route(first, b"")
         wanted = (bool(first), have, newest.version, stages)
-        if self._last is None or self._last[0] != wanted:  # most clients of a round ask the same
+        if self._last is None or self._last[0] != wanted:  # most clients of a round want the same
             self._last = wanted, self._find_smallest(first, have, newest, stages)
         return self._last[1]
 
@@ -96,7 +96,7 @@ class Router:
         return min(route, whole, key=lambda r: r.size)
 
     def _whole(self, newest: ModelVersion) -> Route:
-        """Return the route that needs no version before."""
+        """Return the route that needs no earlier version: a snapshot."""
         if self._snapshot is None or self._snapshot[0] != newest.version:
             weights, _ = self._versions.model(self._manifest)
             payload = encode_update(SNAPSHOT, self._manifest, weights).payload

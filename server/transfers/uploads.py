@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from featherfed.proto import federation_pb2 as pb
@@ -15,34 +15,38 @@ from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.transfers.framing import framed_size
-from featherfed.server.transfers.leases import Lease, Leases, now, uninterrupted
+from featherfed.server.transfers.leases import (
+    MIN_BYTES_PER_SECOND,
+    Lease,
+    Leases,
+    now,
+    uninterrupted,
+)
 from featherfed.server.transfers.partial_uploads import DIGEST_BYTES, PartialUploads
+from featherfed.server.transfers.receive_queue import ReceiveQueue
 
 STORED_CHUNK_BYTES = 2**20
 """An upload is stored in chunks of this size, so no more of it is in memory."""
 
-SLOWEST = 1000.0
-"""Bytes per second that an upload must make overall: an eighth of a link of 64 kbit/s."""
-
 GRACE_SECONDS = 30.0
-"""Time that an upload gets on top of that."""
+"""Time that an upload gets beside what its bytes take at MIN_BYTES_PER_SECOND."""
 
 DECODERS = 2
 """Updates that are decoded at the same time."""
 
 HANG_UP_SECONDS = 1.0
-"""For a moment, a cut link can look like the end of the stream, before the call is cancelled."""
+"""How long an early end of the stream may precede the call's cancellation when a link is cut."""
 
 TRANSIENT = frozenset({pb.BUSY, pb.TOO_SLOW, pb.STORAGE})
-"""Refusals that are not about the update itself: the client is to send the rest later."""
+"""Refusals for reasons that pass: the client is to send the rest of its update later."""
 
 
 @dataclass(frozen=True)
 class Received:
     """What became of an upload of a known client.
 
-    Exactly one of `reply` and `refusal` is given: a refusal, already recorded, ends the call and
-    asks the client to try again. `round`: the round that the bytes count in.
+    Exactly one of `reply` and `refusal` is given. The refusal is recorded already; it is to end the
+    call, and the client to try again. `round`: the round that the bytes count in.
     """
 
     client: str
@@ -64,12 +68,12 @@ class Uploads:
         self._telemetry = telemetry
         self._limits = coordinator.settings.limits
         self._leases = Leases()
-        self._queued = 0
+        self._queue = ReceiveQueue(self._limits.queued_bytes)
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
 
     @property
     def under_way(self) -> bool:
-        """Whether any upload is."""
+        """Whether any upload is being received."""
         return bool(self._leases)
 
     async def receive(
@@ -77,7 +81,7 @@ class Uploads:
     ) -> Received:
         """Receive one update; `identify` returns the client of a session, or raises Refused.
 
-        Raises Refused while the client is not known.
+        Raises Refused as long as the client is not known; later refusals are in what it returns.
         """
         stream = aiter(stream)
         first = await self._next(Lease(), stream)
@@ -106,12 +110,12 @@ class Uploads:
     async def resume_at(self, client: str, header: pb.UpdateHeader) -> int:
         """Return the byte at which an interrupted update resumes: its end, if it is not wanted.
 
-        Sending the header alone then tells the client why. Raises Refused if there is no room for
-        the rest now.
+        The client then sends the header alone, and the reply says why. Raises Refused if there is
+        no room for the rest now.
         """
         await self._leases.revoke(client)
         offset = await asyncio.to_thread(self._partial.resume_at, client, header)
-        self._check_room(header.size - offset)
+        self._queue.check(header.size - offset)
         return offset
 
     async def _receive(
@@ -125,7 +129,7 @@ class Uploads:
         upload.add(first)
         outcome = await asyncio.to_thread(self._partial.admit, upload.client, header)
         if outcome != pb.DUPLICATE:
-            with self._room(header.size - header.offset):
+            with self._queue.reserve(header.size - header.offset):
                 await self._collect(upload, lease, rest)
                 # Also if the client hangs up: the update may already be journaled.
                 outcome = await uninterrupted(self._submit(upload))
@@ -140,26 +144,11 @@ class Uploads:
         soon = now() + self._limits.stall_seconds
         return await lease.wait_for(anext(stream, None), min(soon, until))
 
-    @contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        """Reserve `size` bytes of the queue; raise Refused if it is full."""
-        self._check_room(size)
-        self._queued += size
-        try:
-            yield
-        finally:
-            self._queued -= size
-
-    def _check_room(self, size: int) -> None:
-        """Raise Refused unless there is room; a single upload always has it, whatever its size."""
-        if self._queued and size and self._queued + size > self._limits.queued_bytes:
-            raise Refused(pb.BUSY, f"updates of {self._queued} bytes are coming in; wait a little")
-
     async def _collect(
         self, upload: _Upload, lease: Lease, stream: AsyncIterator[pb.UpdateChunk]
     ) -> None:
         missing = upload.header.size - upload.size
-        until = now() + GRACE_SECONDS + missing / SLOWEST
+        until = now() + GRACE_SECONDS + missing / MIN_BYTES_PER_SECOND
         while (chunk := await self._next(lease, stream, until)) is not None:
             if not chunk.data:
                 raise Refused(pb.MALFORMED, "a chunk without data")
@@ -199,9 +188,10 @@ class Uploads:
 
 
 class _Upload:
-    """One update as far as it has arrived; `data` begins at byte `at` of the payload.
+    """One update as far as it has arrived.
 
-    Bytes before that are stored already.
+    `data`: the bytes in memory, from byte `at` of the payload on; those before are stored.
+    `message_bytes`: wire bytes of the messages that carried `data`.
     """
 
     def __init__(self, client: str, header: pb.UpdateHeader, partial: PartialUploads) -> None:
@@ -228,14 +218,14 @@ class _Upload:
             raise Refused(pb.MALFORMED, f"more than the {self.header.size} bytes announced")
 
     def store(self) -> None:
-        """Store what arrived since the last time, for this call or the client's next."""
+        """Store the bytes in memory, for this call or the client's next."""
         at, data, message_bytes = self.at, bytes(self.data), self.message_bytes
         self.clear()
         if message_bytes:
             self._partial.store(self.client, self.header, at, data, message_bytes)
 
     def count_retry(self) -> None:
-        """Count what arrived since the last time as retry."""
+        """Count the bytes in memory as retry."""
         size, message_bytes = len(self.data), self.message_bytes
         self.clear()
         self._partial.count_retry(self.client, self.header, size, message_bytes)
