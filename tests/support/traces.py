@@ -41,7 +41,7 @@ UPDATE = {
     ("server/coordinator", "Journal.has_update"),
     ("server/coordinator", "decode_update"),
     ("server/coordinator", "apply_update"),
-    ("server/coordinator", "measure"),
+    ("server/coordinator", "update_norms"),
     ("server/coordinator", "Store.transaction"),
     ("server/coordinator", "Journal.add_update"),
     ("server/coordinator", "Ledger.count"),
