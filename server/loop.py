@@ -168,7 +168,7 @@ async def _linger(
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
         finished = await asyncio.to_thread(coordinator.everyone_has_finished)
-        if finished and service.devices.all_have(coordinator.settings.rounds):
+        if finished and coordinator.devices.all_have(coordinator.settings.rounds):
             return
         await _pause(stop, TICK_SECONDS)
 

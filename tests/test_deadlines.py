@@ -48,12 +48,12 @@ def test_a_client_is_lost_after_three_heartbeats_without_any_call(
     one = opened(run(clock, clients={**THREE, "heartbeat": 10}))
     clock.now += 28
     assert one.tick().lost == frozenset()
-    one.coordinator.members.client_of(one.sessions["a"])  # a heartbeat, a fetch, ...
-    one.coordinator.members.hear("b")  # a chunk of an upload
+    one.coordinator.presence.hear("a")  # a heartbeat, a fetch, ...
+    one.coordinator.presence.hear("b")  # a chunk of an upload
     clock.now += 1.5
     assert one.tick().lost == {"c"}
     assert {c.client: c.state for c in one.coordinator.status().clients}["c"] == "lost"
-    one.coordinator.members.hear("c")
+    one.coordinator.presence.hear("c")
     assert one.tick().lost == frozenset(), "it is back"
     clock.now += 29.5
     assert one.tick().lost == set("abc")
@@ -93,12 +93,12 @@ def test_setting_the_clock_moves_no_deadline(run: Callable[..., Run], jump: floa
         if at == 10:
             wall.now += jump
         ticks.now += 1
-        one.coordinator.members.hear("c")
+        one.coordinator.presence.hear("c")
         assert one.tick().phase is Phase.TRAINING, at
-        assert one.coordinator.members.present() >= set("c")
+        assert one.coordinator.presence.present() >= set("c")
     for _ in range(51):
         ticks.now += 1
-        one.coordinator.members.hear("c")
+        one.coordinator.presence.hear("c")
         one.tick()
     assert one.coordinator.phase is Phase.AGGREGATING, "the deadline is the deadline"
 

@@ -199,7 +199,7 @@ def test_epsilon_is_of_the_client_with_the_most_rounds(
     privacy = {"noise_multiplier": 2.0, "delta": 1e-6}
     run = direct_run(clients=1, **PRIVATE, privacy=privacy, rounds=3)
     for names in ("a", "b", "a"):
-        run.coordinator.members._last_seen.clear()
+        run.coordinator.presence._last_seen.clear()
         run.step({name: random_update(1) for name in names})
     spent = [entry["epsilon"] for entry in run.metrics()["rounds"]]
     assert spent == [epsilon(2.0, 1, 1e-6), epsilon(2.0, 1, 1e-6), epsilon(2.0, 2, 1e-6)]

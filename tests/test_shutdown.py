@@ -87,7 +87,7 @@ def test_a_client_keeps_its_session_over_a_restart_of_the_server(
     early = first.client("early", transport=GrpcTransport(first.address, give_up_after=30))
     thread = threading.Thread(target=first.run_clients, args=(early,))
     thread.start()
-    wait_until(lambda: "early" in first.coordinator.members.present())
+    wait_until(lambda: "early" in first.coordinator.presence.present())
     port = int(first.address.rpartition(":")[2])
     first.close()
     again = federation(rounds=2, clients={"minimum": 2}, server={"port": port, "linger": 5})
@@ -104,7 +104,7 @@ def test_another_run_at_the_same_address_is_joined_cleanly(federation: Start) ->
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(first.run_clients(client)))
     thread.start()
-    wait_until(lambda: "early" in first.coordinator.members.present())
+    wait_until(lambda: "early" in first.coordinator.presence.present())
     port = int(first.address.rpartition(":")[2])
     first.close()
     second = federation(

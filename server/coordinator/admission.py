@@ -11,6 +11,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access.names import check_name, is_plain
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.presence import Presence
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
@@ -41,12 +42,14 @@ class Admission:
         self,
         run: LiveRun,
         members: Members,
+        presence: Presence,
         codecs: UpdateCodecs,
         data_shape: DataShape,
         step: ExportedStep,
     ) -> None:
         self._run = run
         self._members = members
+        self._presence = presence
         self._codecs = codecs
         self._data_shape = data_shape
         self._step = step
@@ -70,6 +73,7 @@ class Admission:
             session = secrets.randbits(63)
             record = ClientRecord(session, request.data.num_examples, stages, has.runtime)
             again = self._members.add(request.client, record)
+            self._presence.add(request.client)
             events.client_joined(run.plan.run, request, again)
             return pb.JoinReply(session=session, plan=run.plan, step=step)
 

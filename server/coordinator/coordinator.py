@@ -18,6 +18,7 @@ from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
+from featherfed.server.coordinator.presence import Devices, Presence
 from featherfed.server.coordinator.refusal_log import RefusalLog
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.tasks import Tasks
@@ -62,10 +63,14 @@ class Coordinator:
         self.training_step = step or ExportedStep()
         self.run = LiveRun(settings, manifest, plan, store, clock)
         self.members = Members(self.run)
+        self.presence = Presence(self.run, self.members.names())
+        self.devices = Devices(self.run)
         codecs = UpdateCodecs(settings, manifest)
         open_round = OpenRound(self.run, codecs)
-        self.admission = Admission(self.run, self.members, codecs, data_shape, self.training_step)
-        self.tasks = Tasks(self.run, self.members, open_round)
+        self.admission = Admission(
+            self.run, self.members, self.presence, codecs, data_shape, self.training_step
+        )
+        self.tasks = Tasks(self.run, self.members, self.presence, open_round)
         self.updates = Updates(self.run, self.members, open_round, codecs)
         self.refusals = RefusalLog(self.run)
         self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
@@ -82,8 +87,8 @@ class Coordinator:
         """Open or close a round that is due; return the state after that."""
         with self.run.lock:
             now, state = self.run.clock(), self.run.state
-            present = self.members.present() - state.lost - state.late
-            silent = self.members.silent(now)
+            present = self.presence.present() - state.lost - state.late
+            silent = self.presence.silent(now)
             self.run.apply(Tick(now, present, self.members.names(), silent))
             return self.run.state
 
@@ -111,7 +116,7 @@ class Coordinator:
             if self.run.phase is not Phase.FINISHED:
                 return False
             have = self.store.ledger.clients_with_model(self.run.ledger_round)
-            return self.members.present() <= have
+            return self.presence.present() <= have
 
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""

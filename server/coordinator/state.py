@@ -26,7 +26,8 @@ from featherfed.server.storage.store import Store
 class LiveRun:
     """Holds the state that the coordinator's parts share; changes are stored before they show here.
 
-    Hold `lock` to read several values that must belong together, and to change anything.
+    Hold `lock` to read several values that must belong together, and to change anything: a part
+    that applies an event takes the lock around what it read for it.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
+from featherfed.server.coordinator.presence import Presence
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.rounds.transitions import Heard, Phase
 
@@ -12,16 +13,19 @@ from featherfed.server.rounds.transitions import Heard, Phase
 class Tasks:
     """Answers clients that ask for a task."""
 
-    def __init__(self, run: LiveRun, members: Members, open_round: OpenRound) -> None:
+    def __init__(
+        self, run: LiveRun, members: Members, presence: Presence, open_round: OpenRound
+    ) -> None:
         self._run = run
         self._members = members
+        self._presence = presence
         self._open_round = open_round
 
     def next_task(self, client: str) -> pb.NextTaskReply:
         """Return what the client should do now."""
         run = self._run
         with run.lock:
-            self._members.hear(client)
+            self._presence.hear(client)
             if client in run.state.lost or client in run.state.late:
                 run.apply(Heard(run.clock(), client))
             state = run.state

@@ -9,6 +9,7 @@ from typing import Any
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access.limits import Quotas, network
 from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.presence import Presence
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.authentication import proven_name
 from featherfed.server.rpc.context import Context
@@ -18,12 +19,13 @@ from featherfed.server.settings.settings import LimitSettings
 class Callers:
     """Identifies the caller of each call, and refuses callers that exceed their rate."""
 
-    def __init__(self, members: Members, limits: LimitSettings) -> None:
+    def __init__(self, members: Members, presence: Presence, limits: LimitSettings) -> None:
         self._members = members
+        self._presence = presence
         self._quotas = Quotas(limits)
 
     def client(self, session: int, context: Context) -> str:
-        """Return the client of a session, and count its call.
+        """Return the client of a session, which is alive, and count its call.
 
         Raises Refused if the session is unknown, the credentials are another client's, or the
         caller is Busy.
@@ -33,6 +35,7 @@ class Callers:
         except Refused:
             self.count_stranger(context)
             raise
+        self._presence.hear(client)
         self.check_proven(client)
         self._quotas.count_client(client)
         return client

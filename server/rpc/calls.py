@@ -21,7 +21,7 @@ from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.rpc.callers import Callers
 from featherfed.server.rpc.context import Context
 from featherfed.server.storage.records import LedgerEntry
-from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.framing import control_entries
 
 RETRY_AFTER = "retry-after"
 """Trailing metadata of a call that was refused as Busy: seconds to wait."""
@@ -78,11 +78,7 @@ class ByteCounter:
 
     async def count_control(self, client: str, request: Message, reply: Message) -> None:
         """Count a request and its reply as control bytes of the current round."""
-        round_ = self._run.ledger_round
-        await self.count(
-            LedgerEntry(round_, client, "uplink", "control", 0, framed_size(request)),
-            LedgerEntry(round_, client, "downlink", "control", 0, framed_size(reply)),
-        )
+        await self.count(*control_entries(self._run.ledger_round, client, request, reply))
 
 
 class Refuser:
@@ -132,7 +128,9 @@ class CallHandler:
 
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
-        self.callers = Callers(coordinator.members, coordinator.settings.limits)
+        self.callers = Callers(
+            coordinator.members, coordinator.presence, coordinator.settings.limits
+        )
         self.bytes = ByteCounter(coordinator)
         self.refuser = Refuser(coordinator, self.callers)
 

@@ -17,7 +17,7 @@ from featherfed.server.rpc.calls import CallHandler, call, client_call, stranger
 from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import GOING_DOWN, Draining
-from featherfed.server.rpc.releases import ReleaseCalls
+from featherfed.server.rpc.release_calls import ReleaseCalls
 from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest, pieces
 from featherfed.server.storage.records import DownloadKey, LedgerEntry
 from featherfed.server.transfers.deliveries import Deliveries
@@ -52,7 +52,6 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self._release_calls = ReleaseCalls(
             coordinator, releases, self.callers, self.bytes, self._sender, self.changes
         )
-        self.devices = self._release_calls.devices
         self.draining = Draining(self.changes, self._uploads)
         self._leases = Leases()
         self._shared: tuple[Route, list[Any]] | None = None
@@ -100,7 +99,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
             rest = chunks(pb.ModelChunk, first, download.data)
             messages = rest if download.begin else self._shared_chunks(route, rest)
             asked = LedgerEntry(round_, client, "uplink", "control", 0, framed_size(request))
-            hear = functools.partial(self._coordinator.members.hear, client)
+            hear = functools.partial(self._coordinator.presence.hear, client)
             await self._sender.send(context, lease, messages, download, asked, hear)
 
     def _shared_chunks(self, route: Route, messages: Iterator[Any]) -> list[Any]:
@@ -120,7 +119,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
                 for piece in pieces(data):
                     message = pb.FileChunk(data=piece)
                     await self._sender.write(context, lease, message)
-                    self._coordinator.members.hear(client)
+                    self._coordinator.presence.hear(client)
                     size += framed_size(message)
             finally:
                 asked = LedgerEntry(round_, client, "uplink", "control", 0, framed_size(request))

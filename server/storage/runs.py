@@ -68,9 +68,8 @@ class Runs:
 
 def _state_to_json(state: RunState) -> str:
     fields = {**vars(state), "reported": []}
-    for name in ("lost", "late"):
-        fields[name] = sorted(fields[name])
-    return json.dumps(fields)
+    sets = {name: sorted(value) for name, value in fields.items() if isinstance(value, frozenset)}
+    return json.dumps({**fields, **sets})
 
 
 def _state_from_json(text: str) -> RunState:

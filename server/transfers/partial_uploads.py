@@ -16,7 +16,7 @@ class PartialUploads:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator.run
-        self._members = coordinator.members
+        self._presence = coordinator.presence
         self._updates = coordinator.updates
 
     def admit(self, client: str, header: pb.UpdateHeader) -> pb.Outcome:
@@ -26,7 +26,7 @@ class PartialUploads:
         """
         limit = self._updates.max_bytes(client)
         with self._run.lock:
-            self._members.hear(client)
+            self._presence.hear(client)
             store = self._run.store
             if store.journal.has_update(header.round, client):
                 return pb.DUPLICATE
@@ -54,7 +54,7 @@ class PartialUploads:
     def resume_at(self, client: str, header: pb.UpdateHeader) -> int:
         """Return the byte from which on an update is to be sent; its end, if it is not wanted."""
         with self._run.lock:
-            self._members.hear(client)
+            self._presence.hear(client)
             try:
                 if self._run.store.journal.has_update(header.round, client):
                     return header.size

@@ -61,7 +61,7 @@ class Uploads:
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         """Hold uploads to the limits of the coordinator's settings."""
         self._run = coordinator.run
-        self._members = coordinator.members
+        self._presence = coordinator.presence
         self._updates = coordinator.updates
         self._refusals = coordinator.refusals
         self._partial = PartialUploads(coordinator)
@@ -153,7 +153,7 @@ class Uploads:
             if not chunk.data:
                 raise Refused(pb.MALFORMED, "a chunk without data")
             upload.add(chunk)
-            self._members.hear(upload.client)
+            self._presence.hear(upload.client)
             if len(upload.data) >= STORED_CHUNK_BYTES:
                 await uninterrupted(asyncio.to_thread(upload.store))
         if upload.size < upload.header.size:

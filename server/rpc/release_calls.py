@@ -1,14 +1,12 @@
-"""Calls of inference-only devices: the newest released file, and who has it."""
+"""Calls of inference-only devices for the newest released file."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.access.names import check_name
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.coordinator.members import PRESENCE
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.callers import Callers
 from featherfed.server.rpc.calls import ByteCounter
@@ -18,31 +16,8 @@ from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest
 from featherfed.server.storage.records import DownloadKey, LedgerEntry
 from featherfed.server.transfers.downloads import Download
 from featherfed.server.transfers.framing import framed_size
-from featherfed.server.transfers.leases import Leases, now
+from featherfed.server.transfers.leases import Leases
 from featherfed.server.transfers.releases import Offer, Releases
-
-
-class _Device(NamedTuple):
-    heard: float
-    version: int
-
-
-class Devices:
-    """Knows the devices that called lately, and the version whose file each has."""
-
-    def __init__(self) -> None:
-        self._devices: dict[str, _Device] = {}
-
-    def hear(self, device: str, version: int | None = None) -> None:
-        """Record that a device is alive, and which version it has, unless that is as before."""
-        if version is None:
-            version = self._devices.get(device, _Device(0, 0)).version
-        self._devices[device] = _Device(now(), version)
-
-    def all_have(self, version: int) -> bool:
-        """Whether all devices that called lately have the file of a version."""
-        self._devices = {n: d for n, d in self._devices.items() if now() - d.heard <= PRESENCE}
-        return all(device.version >= version for device in self._devices.values())
 
 
 class ReleaseCalls:
@@ -58,7 +33,7 @@ class ReleaseCalls:
         changes: Changes,
     ) -> None:
         """Without `releases`, devices are refused."""
-        self.devices = Devices()
+        self._devices = coordinator.devices
         self._run = coordinator.run
         self._store = coordinator.store
         self._releases = releases
@@ -93,12 +68,12 @@ class ReleaseCalls:
             first = pb.ReleaseChunk(release=release, offset=download.begin)
             messages = chunks(pb.ReleaseChunk, first, download.data)
             await self._sender.send(context, lease, messages, download, asked)
-            self.devices.hear(device, release.version)
+            self._devices.hear(device, release.version)
 
     async def _ask(self, releases: Releases, request: pb.FetchReleaseRequest) -> Offer | None:
         newest = self._run.ledger_round - 1
-        self.devices.hear(request.device)
+        self._devices.hear(request.device)
         offer = await asyncio.wrap_future(releases.offer(request.kind, request.have_digest))
         if offer is None:
-            self.devices.hear(request.device, newest)
+            self._devices.hear(request.device, newest)
         return offer
