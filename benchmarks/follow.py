@@ -33,7 +33,7 @@ from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.models.tflite import TfliteModel
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -87,12 +87,12 @@ def start_run(directory: Path) -> list[subprocess.Popen[bytes]]:
 def follow(address: str, directory: Path) -> list[Swap]:
     """Follow a run until its last version; return the swaps."""
     swaps: list[Swap] = []
-    transport = GrpcTransport(address, 600)
+    source = GrpcReleaseSource(address, 600)
     file = ModelFile(directory, "int8")
-    follower = Follower("camera", "int8", transport, file, swaps.append)
+    follower = Follower("camera", "int8", source, file, swaps.append)
     while not swaps or swaps[-1].version < ROUNDS:
         follower.refresh(20)
-    transport.close()
+    source.close()
     file.close()
     return swaps
 

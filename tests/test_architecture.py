@@ -33,7 +33,7 @@ FOLDERS = {
         "sweep",
     },
 }
-GRPC = ("server/rpc/", "edge_client/grpc_transport.py")
+GRPC = ("server/rpc/", "edge_client/grpc_connection.py")
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 PYDANTIC = {"server/settings/settings.py", "sweep/grid.py", "report/schema.py"}
 
@@ -76,7 +76,7 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             where = relative(path)
             if firsts & {"grpc", "grpc_health", "grpc_reflection"}:
                 assert (
-                    where.startswith("server/rpc/") or where == "edge_client/grpc_transport.py"
+                    where.startswith("server/rpc/") or where == "edge_client/grpc_connection.py"
                 ), where
             if firsts & TENSORFLOW:
                 allowed = {"cli/runtime.py", "cli/sweep.py"}
@@ -119,6 +119,7 @@ PARTS = {
     "featherfed.edge_client.platform": set[str](),
     "featherfed.edge_client.session": BASE - CLI,
     "featherfed.edge_client.follower": {"numpy", "backports"},
+    "featherfed.edge_client.grpc_releases": BASE - CLI,
     "featherfed.edge_client.grpc_transport": BASE - CLI,
     "featherfed.edge_client.litert_trainer": BASE - CLI,
     "featherfed.cli.follow": BASE,

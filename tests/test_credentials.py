@@ -25,6 +25,7 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
 from featherfed.edge_client.credentials import Credentials, choose, load
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.handshake import diagnose
 from featherfed.proto import federation_pb2 as pb
@@ -129,12 +130,12 @@ def test_tokens_alone_do_if_the_server_asks_for_no_certificates(
 
 
 def test_a_device_follows_under_its_own_name_only(served: Federation, authority: Authority) -> None:
-    transport = talk(served, of(authority, "attic"))
+    source = GrpcReleaseSource(served.address, 60, of(authority, "attic"))
     request = pb.FetchReleaseRequest(device="attic")
-    assert transport.fetch_release(request, 2**20) is None, "nothing yet"
+    assert source.fetch_release(request, 2**20) is None, "nothing yet"
     request.device = "kitchen"
     with pytest.raises(Rejected, match=r"WRONG_IDENTITY.*belong to 'attic'"):
-        transport.fetch_release(request, 2**20)
+        source.fetch_release(request, 2**20)
 
 
 def test_nobody_joins_or_acts_as_another(served: Federation, authority: Authority) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featherfed.edge_client.errors import Unreachable
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.proto import federation_pb2 as pb
 
 TESTS = Path(__file__).parent.parent
@@ -88,10 +88,10 @@ def wait_until(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 def status(address: str) -> pb.StatusReply:
     """Ask a server how it goes; an empty reply if there is no answer."""
-    transport = GrpcTransport(address, give_up_after=0)
+    connection = GrpcConnection(address, give_up_after=0)
     try:
-        return transport.status()
+        return connection.status()
     except Unreachable:
         return pb.StatusReply()
     finally:
-        transport.close()
+        connection.close()
