@@ -22,7 +22,8 @@ from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.rest import Rest, device_sensors
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.state import ClientState, lock_state
+from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state_directory import lock_state
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 

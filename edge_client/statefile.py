@@ -34,11 +34,11 @@ class Damaged(Exception):
     """The file's digest or format is wrong; none of its content is used."""
 
 
-def save(path: Path, facts: dict[str, Any], groups: Groups) -> None:
+def save(path: Path, fields: dict[str, Any], groups: Groups) -> None:
     """Replace the file atomically; raises OSError."""
     arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}
     with replacing(path) as file:
-        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+        np.savez(file, facts=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
         file.write(_digest(file, file.tell()))
 
 

@@ -20,7 +20,8 @@ from featherfed.cli.check import check_directory
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.partial_download import FILE_NAME, WRITE_BYTES, PartialDownload
-from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
+from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.edge_client.state_directory import lock_state
 from featherfed.proto import federation_pb2 as pb
 
 Start = Callable[..., Federation]
@@ -108,7 +109,7 @@ def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_state_directory_serves_one_client_at_a_time(tmp_path: Path) -> None:
     code = f"""
 import sys, pathlib
-from featherfed.edge_client.state import lock_state
+from featherfed.edge_client.state_directory import lock_state
 lock_state(pathlib.Path({str(tmp_path)!r}))"""
     with lock_state(tmp_path):
         done = subprocess.run(
