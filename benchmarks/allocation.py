@@ -100,7 +100,7 @@ def measure_model(name: str, dataset: str, learning_rate: float) -> dict[str, ob
     ) -> float:
         mean = Average(manifest, shared, sum(map(len, shards)))
         for slot, update in enumerate(sent):
-            context = shared.update(slot)
+            context = shared.for_slot(slot)
             payload = encode_update(parse_codec(codec), manifest, update, context=context).payload
             mean.add(WeightedUpdate(slot, len(shards[slot]), codec, payload))
         model.set_weights(apply_update(manifest, base, mean.mean()))

@@ -303,7 +303,7 @@ def _encoded(
     manifest, task = manifest_of(plan), recorded.task
     start = start_round(manifest, recorded.start, task.sparsity)
     round_ = start.context(plan.seed, task.round, task.slots, recorded.allocation)
-    masks, context = round_.masks, round_.update(task.slot)
+    masks, context = round_.masks, round_.for_slot(task.slot)
     codec = parse_codec(task.codec)
     made, coordinates = [], []
     for update in (own, here):

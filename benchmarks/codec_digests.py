@@ -106,7 +106,7 @@ def _codec(text: str, sparsity: float, start: RoundStart, own: Path, given: Path
     coordinates: list[Any] = []
     parts = []
     for slot in range(SLOTS):
-        context = round_.update(slot)
+        context = round_.for_slot(slot)
         with drawn() as where:
             encoded = encode_update(codec, MANIFEST, update(slot), masks=masks, context=context)
         coordinates += where
@@ -115,7 +115,7 @@ def _codec(text: str, sparsity: float, start: RoundStart, own: Path, given: Path
         sent.append(np.frombuffer(encoded.payload, np.uint8))
         parts.append(WeightedUpdate(slot, 100 + slot, text, (given / name).read_bytes()))
     decoded = [
-        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.update(p.slot))
+        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.for_slot(p.slot))
         for p in parts
     ]
     mean = average(MANIFEST, round_, parts)

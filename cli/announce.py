@@ -29,7 +29,7 @@ MAX_LABEL = 63
 """Most bytes of one part of a domain name."""
 
 
-def is_loopback(host: str) -> bool:
+def is_local_only(host: str) -> bool:
     """Return whether only this machine can reach a server that listens on `host`."""
     return all(address.is_loopback for address in _resolve(host))
 
@@ -55,7 +55,7 @@ class Announcement:
 
     def _work(self) -> None:
         try:
-            with contextlib.closing(open_zeroconf(is_loopback(self._host))) as zeroconf:
+            with contextlib.closing(open_zeroconf(is_local_only(self._host))) as zeroconf:
                 self._announce(zeroconf, reachable(self._host))
         except ClientError as error:
             self._warn(error)

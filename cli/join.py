@@ -17,7 +17,7 @@ from featherfed.cli.memory import limit_memory, peak_memory
 from featherfed.cli.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
-from featherfed.edge_client.credentials import Credentials, choose
+from featherfed.edge_client.credentials import Credentials, choose_credentials
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.rest import Rest, device_sensors
@@ -52,7 +52,7 @@ def join_run(options: JoinOptions) -> None:
     """Take part in the run at the options' address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
-    credentials = choose(options.address, options.credentials, options.insecure)
+    credentials = choose_credentials(options.address, options.credentials, options.insecure)
     name = device_name(options.name, credentials)
     directory = options.state_dir or state_home() / name
     with lock_state(directory):

@@ -9,7 +9,7 @@ import resource
 import threading
 from pathlib import Path
 
-from featherfed.cli.announce import Announcement, is_loopback
+from featherfed.cli.announce import Announcement, is_local_only
 from featherfed.cli.artifacts import Artifacts, calibration_set
 from featherfed.cli.build import KerasEvaluator, build_model, offered_step
 from featherfed.cli.releases import build_releases
@@ -79,7 +79,7 @@ async def _until_signal(
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
             settings = coordinator.settings.server
-            if not is_loopback(settings.host) if settings.announce is None else settings.announce:
+            if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
                 announcement = Announcement(coordinator.plan.run, settings.host, port)
                 announcement.start()

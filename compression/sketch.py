@@ -30,7 +30,7 @@ from featherfed.compression.buffer import Reader
 from featherfed.compression.codec import check_magnitudes
 from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
-from featherfed.compression.hadamard import LARGEST, SMALLEST, roots, rotate, rotate_back
+from featherfed.compression.hadamard import MAX_BLOCK, MIN_BLOCK, block_scales, rotate, rotate_back
 from featherfed.compression.importance import (
     Allocation,
     Integers,
@@ -132,8 +132,8 @@ class Sketch:
         out = [np.zeros(math.prod(shape), np.float32) for shape in shapes]
         levels = raw.astype(np.float32) * 2 - np.float32(2**self.bits - 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = rotate_back(levels, context.update_key) * roots(count)
-            values *= np.repeat(scales.view(np.float32), LARGEST)[:count]
+            values = rotate_back(levels, context.update_key) * block_scales(count)
+            values *= np.repeat(scales.view(np.float32), MAX_BLOCK)[:count]
             for sample in _Sampler(allocation, shapes).draw(count, context):
                 received = values[sample.values] / sample.root
                 np.add.at(out[sample.tensor], sample.positions, received)
@@ -170,8 +170,8 @@ class Sketch:
     def _count(self, shapes: Sequence[Shape]) -> int:
         """Return how many values are sent: whole blocks, at least one if there is anything."""
         total = sum(math.prod(shape) for shape in shapes)
-        blocks = round(total * self.density / self.bits / SMALLEST)
-        return SMALLEST * max(1, blocks) if total else 0
+        blocks = round(total * self.density / self.bits / MIN_BLOCK)
+        return MIN_BLOCK * max(1, blocks) if total else 0
 
     def _levels(self, rotated: Array) -> Array:
         """Return `rotated` quantized to odd whole numbers, float32, symmetric around zero."""
@@ -193,15 +193,15 @@ def _take_report(reader: Reader, shapes: Sequence[Shape], context: Context) -> R
 
 
 def _num_scales(count: int) -> int:
-    return -(-count // LARGEST)
+    return -(-count // MAX_BLOCK)
 
 
 def _scales(rotated: Array, levels: Array) -> npt.NDArray[np.uint16]:
-    """Return one unbiased scale for every LARGEST values, as the upper half of a float32."""
+    """Return one unbiased scale for every MAX_BLOCK values, as the upper half of a float32."""
     scales = []
-    for at in range(0, len(rotated), LARGEST):
-        z = rotated[at : at + LARGEST].astype(np.float64)
-        overlap = float(np.vdot(z, levels[at : at + LARGEST]))
+    for at in range(0, len(rotated), MAX_BLOCK):
+        z = rotated[at : at + MAX_BLOCK].astype(np.float64)
+        overlap = float(np.vdot(z, levels[at : at + MAX_BLOCK]))
         scales.append(float(np.vdot(z, z)) / overlap if overlap > 0 else 0.0)
     exact = np.array(scales, "<f4").view("<u4").astype(np.uint32)
     return ((exact + 0x8000) >> 16).astype("<u2")

@@ -52,7 +52,7 @@ class Credentials:
         return context
 
 
-def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | None:
+def choose_credentials(address: str, folder: Path | None, insecure: bool) -> Credentials | None:
     """Return the credentials for the server at `address` (host:port), None for plaintext.
 
     Raises ClientError if the folder cannot be used.
@@ -60,7 +60,7 @@ def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | N
     if folder is not None:
         if insecure:
             raise ClientError("--insecure would send the token unencrypted; drop it")
-        return load(folder)
+        return load_credentials(folder)
     if insecure or is_loopback(address):
         return None
     return Credentials(authorities=_system_authorities())
@@ -75,7 +75,7 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def load(folder: Path) -> Credentials:
+def load_credentials(folder: Path) -> Credentials:
     """Return the credentials in `folder`; raise ClientError if they cannot be used."""
     authorities, token = _read(folder, "ca.pem"), _read(folder, "token")
     certificate = key = None

@@ -33,22 +33,24 @@ _HINT = "give the server's address (HOST:PORT)"
 
 
 @dataclass(frozen=True)
-class Offer:
+class AnnouncedServer:
     """A server that announces itself: its run and its addresses (HOST:PORT, best first)."""
 
     run: str
     addresses: tuple[str, ...]
 
 
-def find(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> str:
+def find_server(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> str:
     """Return the address of the only server that announces itself within `timeout` seconds.
 
     Raises ClientError if there are none or several, or if it cannot be reached.
     """
-    return choose(browse(timeout, loopback_only), timeout, answers)
+    return choose_server(browse(timeout, loopback_only), timeout, answers)
 
 
-def choose(offers: Sequence[Offer], waited: float, answers: Callable[[str], bool]) -> str:
+def choose_server(
+    offers: Sequence[AnnouncedServer], waited: float, answers: Callable[[str], bool]
+) -> str:
     """Return the only offer's first address that answers; raise ClientError if there is none."""
     if not offers:
         raise ClientError(
@@ -80,7 +82,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def browse(timeout: float, loopback_only: bool = False) -> list[Offer]:
+def browse(timeout: float, loopback_only: bool = False) -> list[AnnouncedServer]:
     """Return the servers that announce themselves within `timeout` seconds, sorted by run."""
     try:
         opened = open_zeroconf(loopback_only)
@@ -149,11 +151,11 @@ def _listen(zeroconf: Zeroconf, timeout: float) -> list[str]:
     return sorted(names)
 
 
-def _offer(info: ServiceInfo) -> Offer:
+def _offer(info: ServiceInfo) -> AnnouncedServer:
     run = (info.properties.get(RUN_KEY.encode()) or b"").decode("utf-8", "replace")
     found = [ipaddress.ip_address(address) for address in info.parsed_addresses()]
     # IPv4 first: a home network without IPv6 still gives every machine some IPv6 address.
     found.sort(key=lambda a: (a.version, a.is_loopback))
     texts = [str(a) if a.version == 4 else f"[{a}]" for a in found]
     name = info.name.removesuffix(f".{SERVICE_TYPE}")
-    return Offer(run or name, tuple(f"{text}:{info.port}" for text in texts))
+    return AnnouncedServer(run or name, tuple(f"{text}:{info.port}" for text in texts))

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldModel:
     """A model version that the client holds; weights in manifest order."""
 
     version: int
@@ -37,7 +37,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingUpdate:
     """An update that is not acknowledged yet.
 
     Once it is accepted, `residual` becomes the client's residual; if it comes too late, `target`.
@@ -60,14 +60,14 @@ class ClientState:
         """Use `directory`, made if need be; `run` identifies a run and its model."""
         self._files = StateDirectory(directory, run)
 
-    def held(self) -> Held | None:
+    def held(self) -> HeldModel | None:
         """Return the held model version, None if there is no undamaged one."""
         found = self._files.load("model")
         if found is None:
             return None
         fields, tensors = found
         codes = [bytes.fromhex(text) for text in fields["allocation"] or ()]
-        held = Held(
+        held = HeldModel(
             fields["version"],
             bytes.fromhex(fields["digest"]),
             tensors["weights"],
@@ -75,7 +75,7 @@ class ClientState:
         )
         return held if weights_digest(held.weights) == held.digest else None
 
-    def save_held(self, held: Held) -> None:
+    def save_held(self, held: HeldModel) -> None:
         """Replace the held model version."""
         known = held.allocation
         fields = {
@@ -97,18 +97,18 @@ class ClientState:
         else:
             self._files.save("residual", {}, {"residual": residual})
 
-    def pending(self) -> Pending | None:
+    def pending(self) -> PendingUpdate | None:
         """Return the update that is not acknowledged yet, None if there is none."""
         found = self._files.load("pending")
         if found is None:
             return None
         fields, tensors = found
         payload = bytes.fromhex(fields.pop("payload"))
-        return Pending(
+        return PendingUpdate(
             **fields, payload=payload, target=tensors["target"], residual=tensors.get("residual")
         )
 
-    def save_pending(self, pending: Pending) -> None:
+    def save_pending(self, pending: PendingUpdate) -> None:
         """Save an update before it is sent.
 
         If it cannot be written, it is sent nevertheless: losing the residual is better than losing

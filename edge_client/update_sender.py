@@ -6,7 +6,7 @@ import hashlib
 import logging
 
 from featherfed.edge_client.errors import Rejected
-from featherfed.edge_client.state import ClientState, Pending
+from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.edge_client.transport import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
 
@@ -24,7 +24,7 @@ class UpdateSender:
         self._session = session
         self._state = state
 
-    def send(self, pending: Pending, again: bool = False) -> None:
+    def send(self, pending: PendingUpdate, again: bool = False) -> None:
         """Send an update; `again` if the server may already have some or all of it.
 
         Raises Rejected if the server refuses the update itself.

@@ -29,8 +29,8 @@ class LocalServer:
         self._known: object = None
         self._changes = 0
         self._failed = False
-        self.turn = threading.RLock()
-        self._changed = threading.Condition(self.turn)
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
 
     def drive(self) -> None:
         """Open, close and aggregate rounds that are due, and wake clients that wait for it."""

@@ -33,7 +33,7 @@ from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer, TrainingStep
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.training_step import MAX_STEP_BYTES, check_step, unpack_step
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
@@ -99,7 +99,7 @@ def task(round_: int = 1, sparsity: float = 0.0) -> pb.Train:
     return pb.Train(round=round_, version=round_ - 1, sparsity=sparsity, slots=1)
 
 
-def distance(one: Trained, other: Trained) -> float:
+def distance(one: TrainingResult, other: TrainingResult) -> float:
     pairs = zip(one.weights, other.weights, strict=True)
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 

@@ -63,7 +63,11 @@ class Average:
     def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
         codec = parse_codec(part.codec)
-        manifest, masks, context = self._manifest, self._round.masks, self._round.update(part.slot)
+        manifest, masks, context = (
+            self._manifest,
+            self._round.masks,
+            self._round.for_slot(part.slot),
+        )
         update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
         report = read_report(codec, manifest, part.payload, masks=masks, context=context)
         if report is not None:

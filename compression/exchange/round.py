@@ -36,12 +36,12 @@ class RoundContext:
     server_rate: int = FULL_RATE
     statistics: Array | None = None
 
-    def update(self, slot: int) -> Context:
+    def for_slot(self, slot: int) -> Context:
         """Return the context of the update from `slot`; slots beyond `slots` wrap around."""
         return Context(self.key, slot % self.slots, self.slots, self.allocation, self.statistics)
 
     @property
-    def mean(self) -> Context:
+    def for_mean(self) -> Context:
         """The context of the round's mean update, where the server encodes it."""
         return Context(self.key.child("mean"))
 

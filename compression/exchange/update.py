@@ -37,7 +37,7 @@ _EXPANSION = 64  # a byte stage adds at most 1 / 64 to bytes that it cannot comp
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedUpdate:
     """A payload, what a receiver decodes it to, and what the sender keeps for its next update.
 
     `target` is the update with the old residual added; `residual` is `target` minus `decoded`, zero
@@ -63,7 +63,7 @@ def encode_update(
     masks: Masks | None = None,
     residual: Sequence[Array] | None = None,
     context: Context = NO_CONTEXT,
-) -> Encoded:
+) -> EncodedUpdate:
     """Encode `update` (float32, manifest shapes) plus the `residual` of the last one.
 
     The residual (error feedback, Seide et al. 2014, Karimireddy et al. 2019) is ignored by codecs
@@ -85,10 +85,10 @@ def encode_update(
         return decode_update(codec, manifest, payload, masks=masks, context=context)
 
     if not codec.traits.error_feedback:
-        return Encoded(payload, target, None, decode)
+        return EncodedUpdate(payload, target, None, decode)
     decoded = decode()
     residual = mask_weights(subtract(target, decoded), masks)
-    return Encoded(payload, target, residual, lambda: decoded)
+    return EncodedUpdate(payload, target, residual, lambda: decoded)
 
 
 def decode_update(

@@ -186,7 +186,7 @@ def _is_told(round_: int, rounds: int) -> bool:
 def _size(manifest: Manifest, cohort: int, side: str, statistics: str) -> int:
     """Return the bytes of a payload besides its sketched bits, really encoded."""
     nothing = [np.zeros(spec.shape, np.float32) for spec in manifest]
-    context = start_round(manifest, nothing, 0.0).context(0, 1, cohort, None).update(0)
+    context = start_round(manifest, nothing, 0.0).context(0, 1, cohort, None).for_slot(0)
     least = Sketch(1e-9, 1, side, statistics)
     return len(encode_update(least, manifest, nothing, context=context).payload) - _BLOCK // 8
 

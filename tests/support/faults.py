@@ -30,10 +30,10 @@ from featherfed.compression.buffer import varint
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.wire import seal
-from featherfed.edge_client.credentials import Credentials, load
+from featherfed.edge_client.credentials import Credentials, load_credentials
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access.authority import Authority
@@ -320,7 +320,7 @@ def joins_with(make: Callable[[Path], Credentials | None], name: str = "mallory"
 
 
 def enrolled(certs: Path) -> Credentials:
-    return load(certs / "clients" / "mallory")
+    return load_credentials(certs / "clients" / "mallory")
 
 
 def without_token(certs: Path) -> Credentials:
@@ -530,7 +530,7 @@ def honest(
 
     sessions = []
     for name, value in HONEST.items():
-        proof = load(certs / "clients" / name) if certs else None
+        proof = load_credentials(certs / "clients" / name) if certs else None
         transport = GrpcTransport(server.address, 20, proof)
         sessions.append(server.client(name, trainer=Pull(value, wait), transport=transport))
     return sessions
@@ -554,7 +554,7 @@ def reference(directory: Path, alone: bool) -> bytes:
                 silent = Mallory(server)
                 silent.join()
                 threading.Thread(target=silent.wait_for_task).start()
-            held: list[Held] = server.run_clients(*honest(server))
+            held: list[HeldModel] = server.run_clients(*honest(server))
             _references[alone] = held[0].digest
     return _references[alone]
 

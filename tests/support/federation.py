@@ -17,7 +17,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
-from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import Transport
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -129,10 +129,10 @@ class Federation:
             lambda run: ClientState(self.directory / "clients" / name, run),
         )
 
-    def run_clients(self, *sessions: Session) -> list[Held]:
+    def run_clients(self, *sessions: Session) -> list[HeldModel]:
         """Run sessions side by side to the end; return the final model each holds."""
         waiting = RuntimeError("still running after a minute")
-        results: list[Held | BaseException] = [waiting] * len(sessions)
+        results: list[HeldModel | BaseException] = [waiting] * len(sessions)
 
         def run(index: int) -> None:
             try:

@@ -55,7 +55,7 @@ from featherfed.compression.key import Key
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.follower import decode_release
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 
@@ -112,14 +112,14 @@ def envelope(data: bytes) -> None:
 
 
 def bundle(data: bytes) -> None:
-    held = Held(0, b"", WEIGHTS, KNOWN)
+    held = HeldModel(0, b"", WEIGHTS, KNOWN)
     link = pb.Link(kind=pb.Link.BUNDLE, version=1, size=len(data))
     apply_links(MODEL, 1, held, [link], data)
 
 
 def links(data: bytes) -> None:
     chunk = pb.ModelChunk.FromString(data)
-    apply_links(MODEL, 1, Held(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
+    apply_links(MODEL, 1, HeldModel(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
 
 
 def codec_text(data: bytes) -> None:

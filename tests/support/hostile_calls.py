@@ -81,7 +81,7 @@ class Attacker:
             manifest,
             [np.full(w.shape, 0.01, np.float32) for w in start],
             masks=shared.masks,
-            context=shared.update(task.train.slot),
+            context=shared.for_slot(task.train.slot),
         ).payload
 
     async def close(self) -> None:

@@ -24,7 +24,7 @@ from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
@@ -88,7 +88,7 @@ class ManyClients:
         plan, links, data = self._final
         manifest, start = self._prepared(plan)
         route = [pb.Link.FromString(link) for link in links]
-        apply_links(manifest, plan.seed, Held(0, b"", start), route, data)
+        apply_links(manifest, plan.seed, HeldModel(0, b"", start), route, data)
 
     async def _call(self, what: str, call: Any) -> Any:
         begin = time.perf_counter()
@@ -149,7 +149,7 @@ class ManyClients:
             return self._unkeyed
         shared = start_round(manifest, start, 0).context(plan.seed, task.round, task.slots, None)
         encoded = encode_update(
-            codec, manifest, self._update, masks=shared.masks, context=shared.update(task.slot)
+            codec, manifest, self._update, masks=shared.masks, context=shared.for_slot(task.slot)
         )
         self._unkeyed = encoded.payload
         self.payload = max(self.payload, len(encoded.payload))
