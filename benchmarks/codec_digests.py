@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression import sketch
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.average import WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -25,6 +24,7 @@ from featherfed.compression.exchange.round import RoundStart, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.sampler import Sampler
 
 SEED = 7
 SLOTS = 5
@@ -70,18 +70,18 @@ def _values(key: Key, shape: tuple[int, ...]) -> Array:
 def drawn() -> Iterator[list[Any]]:
     """Yield a list that fills with the coordinates which sketches draw, flat and by tensor."""
     seen: list[Any] = []
-    draw = sketch._Sampler.draw
+    draw = Sampler.draw
 
     def spy(self: Any, *arguments: Any) -> Iterator[Any]:
         for item in draw(self, *arguments):
             seen.append(item.positions.astype("<i8"))
             yield item
 
-    sketch._Sampler.draw = spy  # type: ignore[method-assign]
+    Sampler.draw = spy  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        sketch._Sampler.draw = draw  # type: ignore[method-assign]
+        Sampler.draw = draw  # type: ignore[method-assign]
 
 
 def measure(own: Path, given: Path) -> dict[str, Any]:

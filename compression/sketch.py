@@ -18,9 +18,9 @@ No error feedback: the noise is many times the signal, and feeding it back diver
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +29,18 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader
 from featherfed.compression.codec import check_magnitudes
 from featherfed.compression.context import NO_CONTEXT, Context
-from featherfed.compression.errors import CodecError, NonFiniteError, WireError
+from featherfed.compression.errors import CodecError, NonFiniteError
 from featherfed.compression.hadamard import MAX_BLOCK, MIN_BLOCK, block_scales, rotate, rotate_back
 from featherfed.compression.importance import (
     Allocation,
-    Integers,
     Report,
     decode_report,
     encode_report,
     equal_importance,
-    grid_of,
-    importance_weights,
     measure_importance,
     report_size,
 )
-from featherfed.compression.key import Key
+from featherfed.compression.sampler import Sampler
 from featherfed.compression.stage import (
     Shape,
     pack,
@@ -107,7 +104,7 @@ class Sketch:
             report = encode_report(own, context.slot, context.slots)
             if allocation is None:
                 allocation = Allocation(own.levels, equal_importance(shapes).profile)
-        sampler = _Sampler(allocation or equal_importance(shapes), shapes)
+        sampler = Sampler(allocation or equal_importance(shapes), shapes)
         count = self._count(shapes)
         values = np.zeros(count, np.float32)
         for sample in sampler.draw(count, context):
@@ -134,7 +131,7 @@ class Sketch:
         with np.errstate(over="ignore", invalid="ignore"):
             values = rotate_back(levels, context.update_key) * block_scales(count)
             values *= np.repeat(scales.view(np.float32), MAX_BLOCK)[:count]
-            for sample in _Sampler(allocation, shapes).draw(count, context):
+            for sample in Sampler(allocation, shapes).draw(count, context):
                 received = values[sample.values] / sample.root
                 np.add.at(out[sample.tensor], sample.positions, received)
         if not np.isfinite(values).all():
@@ -205,86 +202,3 @@ def _scales(rotated: Array, levels: Array) -> npt.NDArray[np.uint16]:
         scales.append(float(np.vdot(z, z)) / overlap if overlap > 0 else 0.0)
     exact = np.array(scales, "<f4").view("<u4").astype(np.uint32)
     return ((exact + 0x8000) >> 16).astype("<u2")
-
-
-class _Sample(NamedTuple):
-    """The coordinates of one tensor that a sketch sends.
-
-    `values`: their range in the list of all values that are sent. `positions`: int64 indices into
-    the flattened tensor. `gain`, `root` (float32): a value is multiplied by `gain` before it is
-    sent and divided by `root` on arrival; gain / root is 1 / its probability of being sent.
-    """
-
-    tensor: int
-    values: slice
-    positions: Integers
-    gain: Array
-    root: Array
-
-
-class _Sampler:
-    """Draws coordinates from a line on which each is as long as its importance weight."""
-
-    def __init__(self, allocation: Allocation, shapes: Sequence[Shape]) -> None:
-        self._rows: list[Integers] = []
-        self._columns: list[Integers | None] = []
-        self._sizes = [math.prod(shape) for shape in shapes]
-        profile = np.frombuffer(allocation.profile, np.uint8)
-        at = total = 0
-        ends = []
-        for shape, level in zip(shapes, allocation.levels, strict=True):
-            grid = grid_of(shape)
-            codes = profile[at : at + grid.entries]
-            at += grid.entries
-            rows, columns = importance_weights(level, grid, codes)
-            length = grid.columns if columns is None else int(columns.sum())
-            total += int(rows.sum()) * length
-            if total >= 2**62:
-                raise WireError("the model is too large for this allocation of importance")
-            self._rows.append(rows)
-            self._columns.append(columns)
-            ends.append(rows * length)
-        self._total = total
-        self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
-
-    def draw(self, count: int, context: Context) -> Iterator[_Sample]:
-        """Yield which `count` coordinates are sent, one sample per tensor that has any of them."""
-        if not count:
-            return
-        points, widths = self._points(count, context.key.child("points"), context)
-        row = np.searchsorted(self._ends, points, side="right")
-        begins = np.concatenate([np.zeros(1, np.int64), self._ends])
-        within = points - begins[row]
-        first = 0
-        for tensor, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
-            values = slice(*np.searchsorted(row, [first, first + len(rows)]))
-            own_row = row[values] - first
-            first += len(rows)
-            if values.start == values.stop:
-                continue
-            weight = rows[own_row]
-            column = within[values] // weight
-            width = self._sizes[tensor] // len(rows)
-            if columns is not None:
-                column = np.searchsorted(np.cumsum(columns), column, side="right")
-                weight = weight * columns[column]
-            root = np.sqrt(weight.astype(np.float64)).astype(np.float32)
-            gain = (widths[values] / root).astype(np.float32)
-            yield _Sample(tensor, values, own_row * width + column, gain, root)
-
-    def _points(self, count: int, key: Key, context: Context) -> tuple[Integers, Integers]:
-        """Return a point of the line in each of `count` strata, rising, and the strata's widths."""
-        assert count <= self._total, "every coordinate weighs more than one"
-        quotient, rest = divmod(self._total, count)
-        stratum = np.arange(count, dtype=np.int64)
-        widths = quotient + (stratum < rest)
-        begins = stratum * quotient + np.minimum(stratum, rest)
-        draw = (key.words(count) >> np.uint64(32)) + np.uint64(
-            (context.slot % context.slots) * (2**32 // context.slots)
-        )
-        draw &= np.uint64(2**32 - 1)
-        # floor(width * draw / 2**32) without a product of more than 64 bits.
-        wide = widths.astype(np.uint64)
-        high, low = wide >> np.uint64(32), wide & np.uint64(2**32 - 1)
-        offset = high * draw + ((low * draw) >> np.uint64(32))
-        return begins + offset.astype(np.int64), widths

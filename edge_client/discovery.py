@@ -49,26 +49,26 @@ def find_server(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> s
 
 
 def choose_server(
-    offers: Sequence[AnnouncedServer], waited: float, answers: Callable[[str], bool]
+    servers: Sequence[AnnouncedServer], waited: float, answers: Callable[[str], bool]
 ) -> str:
-    """Return the only offer's first address that answers; raise ClientError if there is none."""
-    if not offers:
+    """Return the only server's first address that answers; raise ClientError if there is none."""
+    if not servers:
         raise ClientError(
             f"no server announced itself on this network within {waited:.0f} s; is it running, "
             'with [server] host = "0.0.0.0" in its run file, in the same network (a guest Wi-Fi '
             f"often keeps its devices apart)? Or {_HINT}"
         )
-    if len(offers) > 1:
-        lines = [f"  {offer.run} at {' or '.join(offer.addresses)}" for offer in offers]
+    if len(servers) > 1:
+        lines = [f"  {server.run} at {' or '.join(server.addresses)}" for server in servers]
         raise ClientError("\n".join([f"several servers announce themselves; {_HINT}", *lines]))
-    (offer,) = offers
-    for address in offer.addresses:
+    (server,) = servers
+    for address in server.addresses:
         if answers(address):
-            log.info("found run %s at %s", offer.run, address)
+            log.info("found run %s at %s", server.run, address)
             return address
     raise ClientError(
-        f"run {offer.run} announces itself at {' and '.join(offer.addresses)}, but nothing answers "
-        f"there; let TCP through the server's firewall, or {_HINT}"
+        f"run {server.run} announces itself at {' and '.join(server.addresses)}, but nothing "
+        f"answers there; let TCP through the server's firewall, or {_HINT}"
     )
 
 
@@ -93,8 +93,8 @@ def browse(timeout: float, loopback_only: bool = False) -> list[AnnouncedServer]
         infos = [
             zeroconf.get_service_info(SERVICE_TYPE, name, _RESOLVE_MILLISECONDS) for name in names
         ]
-    offers = [_offer(info) for info in infos if info is not None]
-    return sorted((o for o in offers if o.addresses), key=lambda o: (o.run, o.addresses))
+    servers = [_announced_server(info) for info in infos if info is not None]
+    return sorted((s for s in servers if s.addresses), key=lambda s: (s.run, s.addresses))
 
 
 def open_zeroconf(loopback_only: bool = False) -> Zeroconf:
@@ -151,7 +151,7 @@ def _listen(zeroconf: Zeroconf, timeout: float) -> list[str]:
     return sorted(names)
 
 
-def _offer(info: ServiceInfo) -> AnnouncedServer:
+def _announced_server(info: ServiceInfo) -> AnnouncedServer:
     run = (info.properties.get(RUN_KEY.encode()) or b"").decode("utf-8", "replace")
     found = [ipaddress.ip_address(address) for address in info.parsed_addresses()]
     # IPv4 first: a home network without IPv6 still gives every machine some IPv6 address.

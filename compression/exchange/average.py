@@ -54,20 +54,16 @@ class Average:
         self._round = round_
         self._num_examples = num_examples
         self._totals = [np.zeros(spec.shape, np.float32) for spec in manifest]
-        self._sent: list[Array | None] = [None] * len(
-            manifest
-        )  # weight of updates by value; None: all
+        # By tensor, the weight of the updates that sent each value; None where all sent all.
+        self._sent: list[Array | None] = [None] * len(manifest)
         self._weight = np.float32(0)
         self._reports: list[Report] = []
 
     def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
         codec = parse_codec(part.codec)
-        manifest, masks, context = (
-            self._manifest,
-            self._round.masks,
-            self._round.for_slot(part.slot),
-        )
+        manifest, masks = self._manifest, self._round.masks
+        context = self._round.for_slot(part.slot)
         update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
         report = read_report(codec, manifest, part.payload, masks=masks, context=context)
         if report is not None:
