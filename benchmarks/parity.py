@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from featherfed.cli.artifacts import machine
+from featherfed.cli.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed

@@ -10,10 +10,11 @@ import threading
 from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_local_only
-from featherfed.cli.artifacts import Artifacts, calibration_set
-from featherfed.cli.build import KerasEvaluator, build_model, offered_step
+from featherfed.cli.artifacts import Artifacts
+from featherfed.cli.build import KerasEvaluator, build_model, calibration_set
 from featherfed.cli.releases import build_releases
 from featherfed.cli.signals import stop_on_signal
+from featherfed.cli.training_step import offered_step
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel

@@ -1,9 +1,4 @@
-"""Draws the coordinates that a sketch sends: one from each stratum, by importance.
-
-All coordinates lie on a line, each as long as its importance weight. The line is cut into strata of
-equal length, and one point is drawn in each (systematic sampling); client k of K takes the point
-that lies k / K of a stratum further on, so clients of one round draw different coordinates.
-"""
+"""Stratified sampling of the coordinates that a sketch sends (steps 1 and 2 in sketch.py)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Device:
         self.looks += 1
         return values.pop(0) if len(values) > 1 else values[0]
 
-    def rest(
+    def pause(
         self, pause_above: float | None = None, pause_on_battery: bool = False
     ) -> PauseControl:
         def sleep(seconds: float) -> None:

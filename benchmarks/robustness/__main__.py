@@ -241,7 +241,7 @@ def main() -> None:
     for part in parser.parse_args().parts or PARTS:
         with tempfile.TemporaryDirectory() as scratch:
             figures = PARTS[part](Path(scratch))
-        from featherfed.cli.artifacts import machine  # TensorFlow's memory only now
+        from featherfed.cli.machine import machine  # TensorFlow's memory only now
 
         print(json.dumps({part: figures}, indent=1), flush=True)
         text = json.dumps({"machine": machine(), **figures}, indent=1)
