@@ -1,4 +1,4 @@
-"""How much of a round's progress a sketch keeps, by how its bits are allocated to coordinates.
+"""Measures how much of a round's progress a sketch keeps under several allocations of its bits.
 
 From a model after one round, the second round's updates are sketched at the size of `balanced`, and
 their mean is applied. The measure is the drop of the test loss (a smaller error of the mean is not

@@ -1,4 +1,4 @@
-"""Digests of what a codec does to known numbers, to compare between machines: part of `make arm64`.
+"""Digests of encoded and decoded updates, to compare machines by: part of `make arm64`.
 
 `codecdigests.py OWN GIVEN RESULT.json` encodes five clients' updates into the folder OWN and
 decodes those in GIVEN, which another machine may have made.
@@ -55,7 +55,7 @@ SPARSITIES = (0.0, 0.8)
 
 
 def update(slot: int) -> list[Array]:
-    """Return a client's update: products of uniform numbers, so of heavy tails; exact anywhere."""
+    """Return a client's update: products of uniform numbers (heavy tails), exact everywhere."""
     return [_values(Key.root(SEED).child("update", slot, i), s) for i, s in enumerate(SHAPES)]
 
 
@@ -68,7 +68,7 @@ def _values(key: Key, shape: tuple[int, ...]) -> Array:
 
 @contextlib.contextmanager
 def drawn() -> Iterator[list[Any]]:
-    """Yield a list that fills with the coordinates which sketches draw, flat and by tensor."""
+    """Yield a list to which sketches append the coordinates they draw: flat int64, by tensor."""
     seen: list[Any] = []
     draw = Sampler.draw
 

@@ -1,4 +1,4 @@
-"""What a device that only infers downloads, and what survives its death: part of `make bench`.
+"""Measures the downloads of an inference-only device, and kills it: part of `make bench`.
 
 Makes a run of the example (fewer epochs a round) over real gRPC, one process a client, and follows
 it; then kills a real `featherfed follow` again and again while it swaps those same files.
@@ -154,7 +154,7 @@ def tiny_run() -> Iterator[Coordinator]:
 
 @contextmanager
 def carousel(files: Sequence[Path]) -> Iterator[str]:
-    """Serve released files over gRPC, another one whenever a device asks; yield the address."""
+    """Serve `files` over gRPC in turn, the next one at each request; yield the address."""
     versions = itertools.cycle(range(1, len(files) + 1))
 
     def make(kind: str) -> tuple[int, bytes]:
@@ -186,7 +186,7 @@ def carousel(files: Sequence[Path]) -> Iterator[str]:
 
 
 def kill(directory: Path, files: Sequence[Path]) -> dict[str, int]:
-    """Kill a follower in mid-swap, again and again; return how often what was seen."""
+    """Kill a follower during swaps, again and again; return how often each outcome was seen."""
     rng = random.Random(0)
     _, test = load_train_test("fashion-mnist")
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in files}

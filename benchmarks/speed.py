@@ -1,4 +1,4 @@
-"""How fast codecs are on one core, against zstd in the same run: part of `make bench`."""
+"""Measures the speed of codecs on one core, and zstd's in the same run: part of `make bench`."""
 
 # ruff: noqa: E402 - one thread must be asked for before numpy is there
 from __future__ import annotations

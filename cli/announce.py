@@ -30,7 +30,10 @@ MAX_LABEL = 63
 
 
 def is_local_only(host: str) -> bool:
-    """Return whether only this machine can reach a server that listens on `host`."""
+    """Return whether only this machine can reach a server that listens on `host`.
+
+    True also for a host that cannot be resolved: such a server cannot start.
+    """
     return all(address.is_loopback for address in _resolve(host))
 
 

@@ -35,9 +35,9 @@ SAMPLES_PER_CLASS = 8
 
 
 class Artifacts:
-    """Writes the files of one run, each atomically.
+    """Writes the files of one run's output directory, each atomically.
 
-    The models are evaluated on `test`; int8 takes its ranges from `calibration`, which shares no
+    Models are evaluated on `test`; int8's ranges come from `calibration`, which must share no
     example with it.
     """
 

@@ -31,6 +31,7 @@ from featherfed.server.transfers.releases import Releases
 log = logging.getLogger(__name__)
 
 MAX_FILES = 65_536
+"""Most open files that are asked for; each client's connection is one."""
 
 
 def serve_run(settings: Settings) -> bool:
@@ -60,7 +61,7 @@ def serve_run(settings: Settings) -> bool:
 
 
 def _allow_many_files() -> None:
-    """Raise the limit of open files, as each client's connection is one; often it is 1024."""
+    """Raise this process's limit of open files, which is often 1024, to at most MAX_FILES."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -16,6 +16,7 @@ from featherfed.compression.key import Key
 
 MIN_BLOCK = 64
 MAX_BLOCK = 4096
+"""Smallest and largest block, in values; a tensor is cut into blocks, largest first."""
 
 
 def padded(count: int) -> int:
@@ -41,7 +42,7 @@ def rotate_back(z: Array, key: Key) -> Array:
 
 
 def block_scales(count: int) -> Array:
-    """Return float32 [padded(n)]: 1 / sqrt(size) of the block that each value lies in."""
+    """Return float32 [padded(count)]: for each value 1 / sqrt(size of its block)."""
     out = np.empty(padded(count), np.float32)
     for start, size, number in _runs(out.size):
         out[start : start + size * number] = np.float32(size**-0.5)

@@ -4,11 +4,12 @@ FedAvg needs only the mean over the clients, not any one update: noise that is z
 averages out over clients and rounds, progress that a biased code cuts away does not come back. So
 each client sends far less than one bit per parameter:
 
-1. All coordinates lie on a line, each as long as it is important (importance.py).
+1. All coordinates lie on a line, each as long as its importance weight (importance.py).
 2. The line is cut into as many equal strata as values are sent. Each stratum has one random point,
    the same for all clients of a round, and client k of K takes the one k/K of a stratum further
-   on: clients of one round send different coordinates. A coordinate is sent with a probability p
-   proportional to its length, and its value divided by p: unbiased (Horvitz and Thompson 1952).
+   on: clients of one round send different coordinates (sampler.py). A coordinate is sent with a
+   probability p proportional to its length, and its value divided by p: unbiased (Horvitz and
+   Thompson 1952).
 3. The values, scaled to be about equally large, are rotated (hadamard.py) and quantized to one bit
    each, with the scale that makes the result unbiased (DRIVE, Vargaftik et al. 2021).
 
@@ -57,11 +58,12 @@ _STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
 
 @dataclass(frozen=True)
 class Sketch:
-    """`density` bits per parameter, `bits` of them for each value sent.
+    """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
     `side`: "profile" if the payload also reports importance (a byte per tensor, and this client's
     part of the codes of rows and columns), "bare" if not. `statistics`: tensors that are not
-    trained are "sent" as 8-bit floats, or "held" at the values that they had. Raises CodecError.
+    trained are "sent" as 8-bit floats, or "held" at their old values. Raises CodecError for
+    arguments out of range.
     """
 
     density: float
@@ -85,7 +87,7 @@ class Sketch:
 
     @property
     def traits(self) -> Traits:
-        """Those of a random sample, with statistics beside it."""
+        """Keyed and sampled; statistics travel as values or not at all."""
         return Traits(
             keyed=True,
             takes_small_tensors=True,
@@ -95,7 +97,7 @@ class Sketch:
         )
 
     def encode(self, tensors: Sequence[Array], context: Context = NO_CONTEXT) -> bytes:
-        """Return the sketch of one client's update; raise CodecError for what is not finite."""
+        """Return the sketch of an update; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
         shapes = [t.shape for t in tensors]
         check_magnitudes(tensors)
         report, allocation = b"", context.allocation

@@ -38,7 +38,7 @@ class Credentials:
 
     @property
     def name(self) -> str | None:
-        """The client name that they prove; None without a token."""
+        """The client's name, from the token; None without a token."""
         return self.token.rpartition(".")[0] if self.token else None
 
     def ssl_context(self) -> ssl.SSLContext:
@@ -99,7 +99,7 @@ def load_credentials(folder: Path) -> Credentials:
 
 
 def own_certificate_error(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
-    """Return the error that a server will find in the client's certificate, None if it finds none.
+    """Return the error that a server finds in the client's certificate, None if it is valid.
 
     A gRPC server hangs up without saying why, so its check is made here, in memory.
     """
@@ -164,7 +164,7 @@ def _reason(error: Exception) -> str:
 
 
 def _system_authorities() -> bytes | None:
-    """Return the system's trusted authorities (PEM); None if it has no such file: gRPC's then."""
+    """Return the system's trusted authorities (PEM), None (gRPC's own) if it has no such file."""
     paths = ssl.get_default_verify_paths()
     for path in (paths.cafile, os.path.join(paths.capath or "", "ca-certificates.crt")):
         if path and os.path.isfile(path):

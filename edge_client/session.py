@@ -30,8 +30,8 @@ from featherfed.proto import federation_pb2 as pb
 log = logging.getLogger(__name__)
 
 EVICTED_WITHIN = 60.0
-"""Seconds: a session lost twice within them was taken by another client of the same name, rather
-than by a restart of the server."""
+"""Seconds: a session that is lost twice within them was taken over by another client of the same
+name; a restart of the server loses it once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Profile:
 
 
 class Session:
-    """Takes part in a run from joining to its end; a killed client may be started again."""
+    """Takes part in a run from joining to its end, and joins again if the server loses it."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Session:
 
 
 class TaskHandler:
-    """Answers each training task with one update, also across restarts."""
+    """Trains and sends one update for each training task, also across restarts."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class TaskHandler:
         sender: UpdateSender,
         num_examples: int,
     ) -> None:
-        self.manifest = manifest
+        self._manifest = manifest
         self._seed = seed
         self._state = state
         self._model = model
@@ -163,7 +163,7 @@ class TaskHandler:
                 f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
                 "refused"
             )
-        start = start_round(self.manifest, held.weights, task.sparsity)
+        start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
         trained = self._trainer.train(start.weights, task)
         update = subtract(trained.weights, start.weights)
@@ -173,7 +173,7 @@ class TaskHandler:
             codec = parse_codec(task.codec)
             encoded = encode_update(
                 codec,
-                self.manifest,
+                self._manifest,
                 update,
                 masks=start.masks,
                 residual=residual,

@@ -40,7 +40,7 @@ class HeldModel:
 class PendingUpdate:
     """An update that is not acknowledged yet.
 
-    Once it is accepted, `residual` becomes the client's residual; if it comes too late, `target`.
+    The client's residual becomes `residual` once it is accepted, `target` if it comes too late.
     """
 
     round: int

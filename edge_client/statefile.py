@@ -70,7 +70,7 @@ def warn_unwritable(path: Path, error: OSError, kept: str, loss: str) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes; the file's position is their end then."""
+    """Return the SHA-256 of the first `size` bytes, and leave the file's position behind them."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (piece := file.read(min(size, 2**20))):

@@ -28,7 +28,7 @@ class Trainer(Protocol):
 
 
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
-"""Plan, manifest and, for LiteRT, the exported training step -> a trainer."""
+"""(plan, manifest, exported training step for LiteRT or None) -> a `Trainer`."""
 
 OnStep = Callable[[int, int, int], None]
 """Called after each training step with round, steps done and steps in all."""

@@ -13,11 +13,11 @@ from featherfed.proto import federation_pb2 as pb
 log = logging.getLogger(__name__)
 
 _KEPT_FOR_LATER = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
-"""Refusals that find no fault with the update: all of it goes into the residual."""
+"""Refusals of a valid update that came at the wrong time: all of it goes into the residual."""
 
 
 class UpdateSender:
-    """Sends updates; the server's answer decides what becomes the residual."""
+    """Sends an update and settles the residual by the server's answer."""
 
     def __init__(self, transport: Transport, session: int, state: ClientState) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""Compute a model version from the one held, by the links that the server sends."""
+"""Compute a model version from the held one and the links that the server sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featherfed.proto import federation_pb2 as pb
 
 
 class DigestMismatch(Exception):
-    """The computed weights have another digest than the server's; only a snapshot helps."""
+    """The computed weights have another digest than the server's: a snapshot is needed."""
 
 
 def apply_links(

@@ -24,7 +24,7 @@ class _Section(BaseModel):
 
 
 class CodecChoice(_Section):
-    """One value of the codec axis: the run file's `[compression]` under a label."""
+    """One value of the codec axis: settings of `[compression]`, as in a run file, with a label."""
 
     label: str
     compression: dict[str, Any]
@@ -100,7 +100,7 @@ class Sweep(_Section):
     baseline: str = "float32"
     """The label that the loss of accuracy is measured against, seed by seed."""
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """For "bytes to reach it"; by default one point less than the baseline's mean."""
+    """Accuracy for "bytes to target"; by default one point less than the baseline's mean."""
     grid: Grid
     run: dict[str, Any] = {}
     """Settings of all runs, as in a run file."""

@@ -1,4 +1,4 @@
-"""A server and a transport in one process: the same messages, counted alike, without gRPC."""
+"""A server and its clients' transports in one process: gRPC's messages and counts without gRPC."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from featherfed.server.transfers.framing import framed_size
 
 
 class LocalServer:
-    """Takes the place of the server's loop and gRPC service: clients' own calls drive the run.
+    """Replaces the server's loop and gRPC service: rounds advance within the clients' calls.
 
-    Clients are threads of which one runs at a time: each holds `turn` unless it waits for a task.
-    So nothing they share has to be thread-safe, and a run repeats exactly.
+    Each client is a thread that holds `lock` except while it waits for a task, so one runs at a
+    time: nothing they share has to be thread-safe, and a run repeats exactly.
     """
 
     def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class LocalServer:
         self._changed = threading.Condition(self.lock)
 
     def drive(self) -> None:
-        """Open, close and aggregate rounds that are due, and wake clients that wait for it."""
+        """Open, close and aggregate rounds that are due, and wake clients that wait for a task."""
         with self._changed:
             state = self.coordinator.tick()
             while state.phase is Phase.AGGREGATING:
@@ -84,7 +84,7 @@ class LocalTransport:
         return reply
 
     def next_task(self, session: int) -> pb.NextTaskReply:
-        """Wait for something to do, as long as it takes."""
+        """Return the next task, however long it takes to come."""
         client = self._coordinator.members.client_of(session)
         reply = self._server.next_task(client)
         request = pb.NextTaskRequest(session=session, wait_seconds=1)
@@ -124,10 +124,10 @@ class LocalTransport:
         return pb.SubmitReply(outcome=outcome)
 
     def heartbeat(self, session: int, timeout: float) -> None:
-        """Do nothing: time stands still, so nobody is missed."""
+        """Do nothing: the clock stands still, so no client is ever lost."""
 
     def resume_update(self, header: pb.UpdateHeader) -> int:
-        """Return 0: nothing breaks off in one process."""
+        """Return 0: no upload breaks off in one process."""
         return 0
 
     def close(self) -> None:

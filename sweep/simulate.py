@@ -48,8 +48,8 @@ def simulate(
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
-    top-level entries of the result. Clients run one at a time and the clock stands still, so
-    nobody is ever late. Raises what a client raises.
+    top-level entries of the result. Clients run one at a time and the clock stands still, so no
+    client is ever late. Raises the first error that a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")

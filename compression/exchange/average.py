@@ -35,7 +35,8 @@ FULL_SHARE = 65536
 class WeightedUpdate:
     """One update as it was sent, with its weight in the mean.
 
-    `clip`: what clipping scales it by, in units of 1 / FULL_SHARE; 0 means that it is not clipped.
+    `clip`: the factor that clipping scales it by, in units of 1 / FULL_SHARE; 0 if it is not
+    clipped.
     """
 
     slot: int
@@ -78,7 +79,7 @@ class Average:
         return update
 
     def _add_coverage(self, number: int, covered: Mask | None, weight: np.float32) -> None:
-        """Record the weight of an update's values of tensor `number`, where it sent any."""
+        """Add an update's weight to the `covered` values of tensor `number`; None: to all."""
         sent = self._sent[number]
         if covered is not None and sent is None:
             sent = self._sent[number] = np.full(covered.shape, self._weight, np.float32)
@@ -86,7 +87,7 @@ class Average:
             sent += weight if covered is None else weight * covered
 
     def mean(self) -> list[Array]:
-        """Return the mean, of trainable tensors times the server's learning rate.
+        """Return the mean update, its trainable tensors times the server's learning rate.
 
         Values that only some clients sent are averaged over those; values that none sent are zero.
         """

@@ -70,7 +70,7 @@ class Federation:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def release(self, kind: str) -> tuple[int, bytes]:
-        """Stands for a .tflite: the newest weights as int8."""
+        """Return the newest version and a stand-in for its .tflite: the weights as int8."""
         version, weights = self.coordinator.newest_model()
         codes = [np.clip(np.rint(w * 500), -127, 127).astype(np.int8) for w in weights]
         return version, b"TFL3" + b"".join(c.tobytes() for c in codes)

@@ -35,7 +35,7 @@ BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 @dataclass
 class ManyClients:
-    """`count` clients of a run of one round, and what they measure."""
+    """`count` clients of a run of one round, and their measurements."""
 
     address: str
     count: int
@@ -48,7 +48,7 @@ class ManyClients:
     _final: tuple[pb.Plan, list[bytes], bytes] | None = None
 
     async def run(self) -> None:
-        """Be `count` clients from joining to the final model; raise if any of them fails."""
+        """Run all clients from joining to the final model; raise if any of them fails."""
         self._ready = asyncio.Barrier(self.count)
         await asyncio.gather(*(self._client(f"c{number:04}") for number in range(self.count)))
 

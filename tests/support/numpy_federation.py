@@ -30,7 +30,7 @@ from featherfed.proto import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Spec:
-    """The settings of a run, and how its clients train and its processes die."""
+    """The settings of a run: its plan, its clients' training, and where a process kills itself."""
 
     settings: dict[str, Any]
     model: str = "tiny"
@@ -112,7 +112,7 @@ class RandomWalk:
 
 
 def join(directory: Path, spec: Spec, name: str) -> None:
-    """Run a client to the end of the run; writes the digest it ends with to DIR/held-NAME."""
+    """Run a client to the end of the run; write its final model's digest to DIR/held-NAME."""
     from support.clients import profile
 
     from featherfed.edge_client.grpc_transport import GrpcTransport

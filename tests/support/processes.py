@@ -1,4 +1,4 @@
-"""Starting `featherfed` commands as processes, and waiting for what they do."""
+"""Start `featherfed` commands as processes, and wait for their effects."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def wait_until(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 def status(address: str) -> pb.StatusReply:
-    """Ask a server how it goes; an empty reply if there is no answer."""
+    """Return a server's status; an empty reply if there is no answer."""
     connection = GrpcConnection(address, give_up_after=0)
     try:
         return connection.status()
