@@ -57,7 +57,7 @@ class Sampler:
         self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
 
     def draw(self, count: int, context: Context) -> Iterator[Sample]:
-        """Yield which `count` coordinates are sent, one sample per tensor that has any of them."""
+        """Yield the `count` coordinates that are sent, as one sample per tensor that has any."""
         if not count:
             return
         points, widths = self._points(count, context.key.child("points"), context)

@@ -13,8 +13,8 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 def call_function(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
-    The function may also return ``(images, labels)``, read as by `Dataset.from_arrays`. An error
-    inside the function goes through untouched. Raises `DatasetError` when the module or the
+    The function may also return ``(images, labels)``, read as by `Dataset.from_arrays`. Exceptions
+    of the function itself are not caught. Raises `DatasetError` when the module or the
     function is missing or the result is something else.
     """
     module_name, _, function_name = spec.partition(":")

@@ -114,7 +114,7 @@ def decode_update(
 def coverage(codec: Codec, manifest: Manifest, context: Context = NO_CONTEXT) -> list[Mask | None]:
     """Return by tensor where an update holds a value, None if it does everywhere.
 
-    A tensor in the codec counts as everywhere, even in a sketch, which is right in the mean.
+    A tensor in the codec counts as sent everywhere, even in a sketch, which is unbiased.
     """
     layout = Layout(codec, manifest, no_masks(manifest), context)
     return layout.join([None] * len(layout.codec_shapes), layout.others.coverage())
