@@ -117,5 +117,5 @@ def _pause_control(options: JoinOptions) -> PauseControl | None:
 
 
 def _progress() -> tqdm[NoReturn]:
-    """Return a progress bar on standard error, erased at the end; disabled if that is no terminal."""
+    """Return a progress bar on standard error, erased at the end; none without a terminal."""
     return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)

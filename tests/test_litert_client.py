@@ -19,7 +19,7 @@ import tf_keras
 from support.clients import Pull, profile
 from support.federation import Federation
 
-from featherfed.cli import build
+from featherfed.cli import training_step
 from featherfed.cli.build import build_model
 from featherfed.cli.training_step import offered_step
 from featherfed.compression.arrays import Array
@@ -490,13 +490,13 @@ def test_a_runtime_is_a_plain_word(federation: Start) -> None:
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedModel]:
     """An empty cache; returns the models that were really exported."""
     exported: list[FederatedModel] = []
-    real = build.export_training_step
+    real = training_step.export_training_step
 
     def export(model: FederatedModel, training: Any) -> bytes:
         exported.append(model)
         return real(model, training)
 
-    monkeypatch.setattr(build, "export_training_step", export)
+    monkeypatch.setattr(training_step, "export_training_step", export)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return exported
 
