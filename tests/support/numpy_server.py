@@ -22,13 +22,13 @@ from featherfed.server.storage.store import Store
 
 
 class FaultyJudge(DistanceEvaluator):
-    """An evaluator without data that may kill the server before it returns."""
+    """The small evaluator, with a place where the server may die."""
 
     def __init__(self, fault: Callable[[str], None]) -> None:
         self._fault = fault
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        """Return an evaluation that depends on the weights alone."""
+        """Return a figure that follows from the weights."""
         self._fault("server: in mid-aggregation")
         return super().evaluate(weights)
 
@@ -36,7 +36,7 @@ class FaultyJudge(DistanceEvaluator):
 def build(
     directory: Path, spec: Spec, manifest: Manifest, fault: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
-    """Return a run's coordinator and store, new or reopened, with the places where it may die."""
+    """Return a run's coordinator and store, created or taken up, with places where it may die."""
     settings = Settings.model_validate({"output": str(directory), **spec.settings})
     store = Store(directory / "run.db")
     die_after(store.journal, "add_update", fault, "server: in the journal's transaction")
