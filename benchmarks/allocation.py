@@ -1,4 +1,4 @@
-"""How much of a round's progress a sketch keeps, by how its bits are allocated to coordinates.
+"""Measures how much of a round's progress a sketch keeps under several allocations of its bits.
 
 From a model after one round, the second round's updates are sketched at the size of `balanced`, and
 their mean is applied. The measure is the drop of the test loss (a smaller error of the mean is not
@@ -100,7 +100,7 @@ def measure_model(name: str, dataset: str, learning_rate: float) -> dict[str, ob
     ) -> float:
         mean = Average(manifest, shared, sum(map(len, shards)))
         for slot, update in enumerate(sent):
-            context = shared.update(slot)
+            context = shared.for_slot(slot)
             payload = encode_update(parse_codec(codec), manifest, update, context=context).payload
             mean.add(WeightedUpdate(slot, len(shards[slot]), codec, payload))
         model.set_weights(apply_update(manifest, base, mean.mean()))

@@ -1,6 +1,6 @@
-"""The real client on an emulated arm64 processor, beside the same on this machine: `make arm64`.
+"""Compares the real client on an emulated arm64 processor and on this machine: `make arm64`.
 
-1. Digests of what every codec does to known numbers, on each emulated processor and here.
+1. Digests of what every codec encodes and decodes, on each emulated processor and here.
 2. A run over gRPC: the server and two clients on this machine, and `featherfed join --runtime
    litert` in an arm64 Debian userland as the third.
 3. The arm64 client's training again, from the same start and batches, on this machine and on other
@@ -45,7 +45,7 @@ DEVICE, OTHERS = "pi", ("laptop", "desktop")
 NAMES = (DEVICE, *OTHERS)
 MUST_BE_EQUAL = ("coordinates", "decoded", "next version", "importance")
 TOLERANCE = 1e-4
-"""Of an update's norm: float32 sums in another order, over a round of steps."""
+"""Largest difference, as a share of an update's norm: float32 sums are added in another order."""
 
 RUN = """\
 name = "arm64"
@@ -132,7 +132,7 @@ class Bench:
 
 
 def codecs(bench: Bench, cpus: Sequence[str], log: Log) -> dict[str, Any]:
-    """Compare what codecs do to known numbers."""
+    """Compare digests of what every codec encodes and decodes."""
     script = str(HERE / "codec_digests.py")
     bench.run("codecs-here", None, script, "codecs-here", "codecs-here", "codecs-here.json")
     here = json.loads((bench.folder / "codecs-here.json").read_text("utf-8"))
@@ -303,7 +303,7 @@ def _encoded(
     manifest, task = manifest_of(plan), recorded.task
     start = start_round(manifest, recorded.start, task.sparsity)
     round_ = start.context(plan.seed, task.round, task.slots, recorded.allocation)
-    masks, context = round_.masks, round_.update(task.slot)
+    masks, context = round_.masks, round_.for_slot(task.slot)
     codec = parse_codec(task.codec)
     made, coordinates = [], []
     for update in (own, here):

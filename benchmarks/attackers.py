@@ -19,7 +19,7 @@ from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.evaluation import Evaluation
@@ -72,7 +72,7 @@ class Perceptron:
         self._attack = attack
         self._draw = np.random.default_rng(seed)
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Return the weights after some epochs."""
         new = [w.copy() for w in weights]
         for _ in range(EPOCHS):
@@ -80,7 +80,7 @@ class Perceptron:
             for at in range(0, len(order), BATCH):
                 self._descend(new, order[at : at + BATCH])
         moved = zip(weights, new, strict=True)
-        return Trained([w + self._corrupt(n - w) for w, n in moved], 0.0, 0.0)
+        return TrainingResult([w + self._corrupt(n - w) for w, n in moved], 0.0, 0.0)
 
     def _descend(self, w: list[Array], batch: Any) -> None:
         x = self._x[batch]

@@ -1,4 +1,4 @@
-"""Digests of what a codec does to known numbers, to compare between machines: part of `make arm64`.
+"""Digests of encoded and decoded updates, to compare machines by: part of `make arm64`.
 
 `codecdigests.py OWN GIVEN RESULT.json` encodes five clients' updates into the folder OWN and
 decodes those in GIVEN, which another machine may have made.
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression import sketch
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.average import WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -25,6 +24,7 @@ from featherfed.compression.exchange.round import RoundStart, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.sampler import Sampler
 
 SEED = 7
 SLOTS = 5
@@ -55,7 +55,7 @@ SPARSITIES = (0.0, 0.8)
 
 
 def update(slot: int) -> list[Array]:
-    """Return a client's update: products of uniform numbers, so of heavy tails; exact anywhere."""
+    """Return a client's update: products of uniform numbers (heavy tails), exact everywhere."""
     return [_values(Key.root(SEED).child("update", slot, i), s) for i, s in enumerate(SHAPES)]
 
 
@@ -68,20 +68,20 @@ def _values(key: Key, shape: tuple[int, ...]) -> Array:
 
 @contextlib.contextmanager
 def drawn() -> Iterator[list[Any]]:
-    """Yield a list that fills with the coordinates which sketches draw, flat and by tensor."""
+    """Yield a list to which sketches append the coordinates they draw: flat int64, by tensor."""
     seen: list[Any] = []
-    draw = sketch._Sampler.draw
+    draw = Sampler.draw
 
     def spy(self: Any, *arguments: Any) -> Iterator[Any]:
         for item in draw(self, *arguments):
             seen.append(item.positions.astype("<i8"))
             yield item
 
-    sketch._Sampler.draw = spy  # type: ignore[method-assign]
+    Sampler.draw = spy  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        sketch._Sampler.draw = draw  # type: ignore[method-assign]
+        Sampler.draw = draw  # type: ignore[method-assign]
 
 
 def measure(own: Path, given: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _codec(text: str, sparsity: float, start: RoundStart, own: Path, given: Path
     coordinates: list[Any] = []
     parts = []
     for slot in range(SLOTS):
-        context = round_.update(slot)
+        context = round_.for_slot(slot)
         with drawn() as where:
             encoded = encode_update(codec, MANIFEST, update(slot), masks=masks, context=context)
         coordinates += where
@@ -115,7 +115,7 @@ def _codec(text: str, sparsity: float, start: RoundStart, own: Path, given: Path
         sent.append(np.frombuffer(encoded.payload, np.uint8))
         parts.append(WeightedUpdate(slot, 100 + slot, text, (given / name).read_bytes()))
     decoded = [
-        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.update(p.slot))
+        decode_update(codec, MANIFEST, p.payload, masks=masks, context=round_.for_slot(p.slot))
         for p in parts
     ]
     mean = average(MANIFEST, round_, parts)

@@ -1,8 +1,8 @@
-"""What a finished run delivers, every kind of file from every method: part of `make bench`.
+"""Makes runs that deliver every kind of file from every method: part of `make bench`.
 
 Each method is a run of `featherfed demo` whose metrics.json is kept under
-benchmarks/results/delivery/. The question is what the kinds lose against float32 and cost, so by
-default the runs are short. Runs that are there already are not made again.
+benchmarks/results/delivery/. They are compared by what each kind loses against float32 and what
+it costs, so by default the runs are short. Runs that are there already are not made again.
 """
 
 from __future__ import annotations

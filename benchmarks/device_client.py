@@ -20,8 +20,8 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.importance import Allocation
 from featherfed.edge_client import litert_trainer
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.state import ClientState, Held, Pending
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 
 
@@ -43,7 +43,7 @@ class Recorded:
 def record(folder: Path, arguments: Sequence[str]) -> None:
     """Run a `featherfed` command; keep plan, training step and rounds in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    held: list[Held] = []
+    held: list[HeldModel] = []
 
     class Trainer(litert_trainer.LitertTrainer):
         def __init__(self, plan: pb.Plan, manifest: Any, step: bytes, *data: Any, **options: Any):
@@ -51,7 +51,7 @@ def record(folder: Path, arguments: Sequence[str]) -> None:
             (folder / "step.tflite").write_bytes(step)
             super().__init__(plan, manifest, step, *data, **options)
 
-        def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+        def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
             trained = super().train(weights, task)
             where.clear()  # what comes next is the update's own
             known = held[-1].allocation
@@ -68,12 +68,12 @@ def record(folder: Path, arguments: Sequence[str]) -> None:
             return trained
 
     class State(ClientState):
-        def save_held(self, now: Held) -> None:
+        def save_held(self, now: HeldModel) -> None:
             held.append(now)
             (folder / "final").write_text(now.digest.hex(), "utf-8")
             super().save_held(now)
 
-        def save_pending(self, pending: Pending) -> None:
+        def save_pending(self, pending: PendingUpdate) -> None:
             (folder / f"round-{pending.round}.payload").write_bytes(pending.payload)
             coordinates = folder / f"round-{pending.round}.coordinates"
             coordinates.write_text(digest(*where), "utf-8")

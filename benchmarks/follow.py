@@ -1,4 +1,4 @@
-"""What a device that only infers downloads, and what survives its death: part of `make bench`.
+"""Measures the downloads of an inference-only device, and kills it: part of `make bench`.
 
 Makes a run of the example (fewer epochs a round) over real gRPC, one process a client, and follows
 it; then kills a real `featherfed follow` again and again while it swaps those same files.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from featherfed.cli.artifacts import machine
+from featherfed.cli.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
@@ -33,7 +33,7 @@ from featherfed.compression.files import scratch_of
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.models.tflite import TfliteModel
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -87,12 +87,12 @@ def start_run(directory: Path) -> list[subprocess.Popen[bytes]]:
 def follow(address: str, directory: Path) -> list[Swap]:
     """Follow a run until its last version; return the swaps."""
     swaps: list[Swap] = []
-    transport = GrpcTransport(address, 600)
+    source = GrpcReleaseSource(address, 600)
     file = ModelFile(directory, "int8")
-    follower = Follower("camera", "int8", transport, file, swaps.append)
+    follower = Follower("camera", "int8", source, file, swaps.append)
     while not swaps or swaps[-1].version < ROUNDS:
         follower.refresh(20)
-    transport.close()
+    source.close()
     file.close()
     return swaps
 
@@ -154,7 +154,7 @@ def tiny_run() -> Iterator[Coordinator]:
 
 @contextmanager
 def carousel(files: Sequence[Path]) -> Iterator[str]:
-    """Serve released files over gRPC, another one whenever a device asks; yield the address."""
+    """Serve `files` over gRPC in turn, the next one at each request; yield the address."""
     versions = itertools.cycle(range(1, len(files) + 1))
 
     def make(kind: str) -> tuple[int, bytes]:
@@ -186,7 +186,7 @@ def carousel(files: Sequence[Path]) -> Iterator[str]:
 
 
 def kill(directory: Path, files: Sequence[Path]) -> dict[str, int]:
-    """Kill a follower in mid-swap, again and again; return how often what was seen."""
+    """Kill a follower during swaps, again and again; return how often each outcome was seen."""
     rng = random.Random(0)
     _, test = load_train_test("fashion-mnist")
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in files}

@@ -26,7 +26,7 @@ def receive(stream: BinaryIO) -> bytes:
 
 
 def main() -> None:
-    """Answer quantization step and array with a bitstream; 0 and a bitstream with its array."""
+    """Answer requests: (step, array) with a bitstream, (0, bitstream) with the decoded array."""
     from nncodec import nnc
 
     source, target = sys.stdin.buffer, sys.stdout.buffer

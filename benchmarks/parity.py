@@ -1,4 +1,4 @@
-"""How far training with LiteRT differs from Keras, and Keras from itself: part of `make bench`.
+"""Measures how far LiteRT's training differs from Keras, and Keras from itself: `make bench`.
 
 Every case starts from weights that some steps of Adam have trained, and goes 1 and 100 steps on the
 same batches of Fashion-MNIST with LiteRT and with Keras and one thread; then, for the noise, with
@@ -6,7 +6,7 @@ Keras and two threads (which split long sums), with the examples of each batch i
 (which are then added from the other end), and without oneDNN (whose kernels add in another order,
 within an example, too). Each has a process of its own, since TensorFlow's threads are set once.
 
-Noise is mostly nothing and now and then a jump, when it moves an activation across a ReLU's zero:
+The noise is mostly tiny but sometimes jumps, when it moves an activation across a ReLU's zero, so
 every case is repeated with other batches, and the medians are compared.
 """
 
@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from featherfed.cli.artifacts import machine
+from featherfed.cli.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed

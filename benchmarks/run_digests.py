@@ -1,4 +1,4 @@
-"""The model's digest after every round of some small real runs: what a refactoring must not change.
+"""Prints the model's digest after every round of small real runs; a refactoring must not change it.
 
 `python benchmarks/run_digests.py > before.json`, and the same after the change: equal files mean
 equal models, bit for bit. Digests hold for one machine and one TensorFlow, so they are not in git;

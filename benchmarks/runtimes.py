@@ -1,4 +1,4 @@
-"""The example with Keras clients and with LiteRT clients: part of `make bench`.
+"""Runs the example with Keras clients and with LiteRT clients: part of `make bench`.
 
 Runs `featherfed demo` for every plan, runtime and seed, and once with both kinds of clients in one
 run, and keeps each run's metrics.json, with what its clients' logs tell, under

@@ -1,4 +1,4 @@
-"""How fast codecs are on one core, against zstd in the same run: part of `make bench`."""
+"""Measures the speed of codecs on one core, and zstd's in the same run: part of `make bench`."""
 
 # ruff: noqa: E402 - one thread must be asked for before numpy is there
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     }
     round_ = RoundContext(round_key(0, 1), CLIENTS, [None] * len(manifest), None)
     for text in CODECS:
-        codec, context = parse_codec(text), round_.update(0)
+        codec, context = parse_codec(text), round_.for_slot(0)
 
         def encode(codec: Codec = codec, context: Context = context) -> bytes:
             return encode_update(codec, manifest, update, context=context).payload

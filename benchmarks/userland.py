@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-"""What Raspberry Pi OS is made of, and its Python."""
+"""Debian release under Raspberry Pi OS -> its Python version."""
 
 QEMU_SUITE = "trixie"  # the first Debian with a qemu of version 10
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -25,7 +25,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 
 
 class UserlandError(ValueError):
-    """The userland cannot be made here; says what is missing."""
+    """The userland cannot be made on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Userland:
     python: str
 
     def command(self, cpu: str, *arguments: str) -> list[str]:
-        """Return what runs Python with `arguments` on an emulated `cpu`."""
+        """Return the command that runs Python with `arguments` on an emulated `cpu`."""
         python = self.root / "usr" / "bin" / f"python{self.python}"
         return [str(self.qemu), "-cpu", cpu, "-L", str(self.root), str(python), *arguments]
 

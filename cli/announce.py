@@ -29,8 +29,11 @@ MAX_LABEL = 63
 """Most bytes of one part of a domain name."""
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server that listens on `host`."""
+def is_local_only(host: str) -> bool:
+    """Return whether only this machine can reach a server that listens on `host`.
+
+    True also for a host that cannot be resolved: such a server cannot start.
+    """
     return all(address.is_loopback for address in _resolve(host))
 
 
@@ -55,7 +58,7 @@ class Announcement:
 
     def _work(self) -> None:
         try:
-            with contextlib.closing(open_zeroconf(is_loopback(self._host))) as zeroconf:
+            with contextlib.closing(open_zeroconf(is_local_only(self._host))) as zeroconf:
                 self._announce(zeroconf, reachable(self._host))
         except ClientError as error:
             self._warn(error)

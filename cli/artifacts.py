@@ -6,9 +6,6 @@ import gzip
 import importlib.metadata
 import json
 import logging
-import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.cli.machine import machine
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
@@ -33,13 +31,13 @@ from featherfed.server.storage.store import Store
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_CLASS = 8
-CALIBRATION_EXAMPLES = 200
+"""Test images of each class in pictures.npz."""
 
 
 class Artifacts:
-    """Writes the files of one run, each atomically.
+    """Writes the files of one run's output directory, each atomically.
 
-    The models are evaluated on `test`; int8 takes its ranges from `calibration`, which shares no
+    Models are evaluated on `test`; int8's ranges come from `calibration`, which must share no
     example with it.
     """
 
@@ -68,14 +66,14 @@ class Artifacts:
 
     def write_metrics(self, final: dict[str, Any] | None = None) -> None:
         """Write metrics.json; log the newest round, unless `final` results are given."""
-        facts = {
+        fields = {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": len(self._test),
             "input_shape": self._test.input_shape,
             "class_names": self._test.class_names,
             "machine": machine(),
         }
-        data = metrics.collect(self._store, self._settings, self._model.manifest, facts)
+        data = metrics.collect(self._store, self._settings, self._model.manifest, fields)
         if final is not None:
             data["final"] = final
         elif data["rounds"]:
@@ -130,15 +128,6 @@ class Artifacts:
             )
 
 
-def calibration_set(train: Dataset) -> Dataset:
-    """Return at most 200 examples spread over a training split, for int8's ranges.
-
-    They must not come from the test set, which would then not be unseen.
-    """
-    count = min(CALIBRATION_EXAMPLES, len(train))
-    return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
-
-
 def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]:
     """Return `final.models` of metrics.json: each .tflite file measured on the whole test set."""
     rows = []
@@ -158,20 +147,3 @@ def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]
                 **asdict(measure(path, data)),
             })  # fmt: skip
     return rows
-
-
-def machine() -> dict[str, str]:
-    """Return what a measurement was made on: architecture, cores, Python, and commit if known."""
-    facts = {
-        "architecture": platform.machine(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-    }
-    repository = Path(__file__).resolve().parent.parent
-    found = subprocess.run(
-        ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {**facts, "commit": found.stdout.strip()} if found.returncode == 0 else facts

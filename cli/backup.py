@@ -49,9 +49,8 @@ def copy_database(source: Path, target: Path) -> None:
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
             closing(sqlite3.connect(target)) as new,
         ):
-            old.backup(
-                new
-            )  # in one step: a writer does not wait, and no half of a transaction is copied
+            # In one step: a writer does not wait, and no half of a transaction is copied.
+            old.backup(new)
             found = [row[0] for row in new.execute("PRAGMA integrity_check(5)")]
             # One file, without a -wal beside it that could get lost.
             new.execute("PRAGMA journal_mode=DELETE")

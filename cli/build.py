@@ -1,35 +1,25 @@
-"""Build a run's model, evaluator and training step from its settings."""
+"""Build a run's model, its evaluator and the calibration set of its int8 files."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from featherfed.compression.arrays import Array
-from featherfed.compression.files import write_whole
 from featherfed.datasets.dataset import Dataset
-from featherfed.exporter.errors import ExportError
-from featherfed.exporter.training_step import (
-    VERSION,
-    TrainingStepOptions,
-    export_training_step,
-    tf_version,
-)
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
-from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
 
-log = logging.getLogger(__name__)
+CALIBRATION_EXAMPLES = 200
 
 
 class KerasEvaluator:
@@ -66,54 +56,13 @@ def build_model(settings: Settings, test: Dataset) -> FederatedModel:
     return FederatedModel(_model_json(settings, test), optimization)
 
 
-def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
-    """Return the training step for clients without TensorFlow, or why there is none.
+def calibration_set(train: Dataset) -> Dataset:
+    """Return at most CALIBRATION_EXAMPLES of a training set, evenly spaced, for int8's ranges.
 
-    An exported step is kept in the user's cache, under a hash of everything it depends on.
+    Test examples must not be used for this, as the int8 model is evaluated on them.
     """
-    options = TrainingStepOptions(
-        settings.training.batch_size, settings.training.optimizer, settings.training.loss
-    )
-    facts = f"{VERSION} {tf_version()} {options} {model.optimization} {model.model_json}"
-    folder, key = _cache() / "steps", hashlib.sha256(facts.encode()).hexdigest()[:32]
-    content = _cached(folder, key)
-    if content is not None:
-        return ExportedStep(content)
-    try:
-        content = export_training_step(model, options)
-    except ExportError as error:
-        log.warning("no LiteRT clients in this run: %s", error)
-        return ExportedStep(missing=str(error))
-    try:
-        _keep(folder, key, content)
-    except OSError as error:
-        log.warning("the training step is exported anew at every start: %s", error)
-    return ExportedStep(content)
-
-
-def _cached(folder: Path, key: str) -> bytes | None:
-    """Return the undamaged content cached under `key`, None if there is none.
-
-    A file's name ends in its content's digest.
-    """
-    for path in folder.glob(f"{key}-*.tflite"):
-        content = path.read_bytes()
-        if path.stem == f"{key}-{_digest(content)}":
-            return content
-    return None
-
-
-def _keep(folder: Path, key: str, content: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{key}-{_digest(content)}.tflite", content)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featherfed"
+    count = min(CALIBRATION_EXAMPLES, len(train))
+    return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
 
 
 def _model_json(settings: Settings, test: Dataset) -> str:

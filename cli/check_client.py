@@ -28,7 +28,7 @@ def checks_of_client(directory: Path) -> list[Check]:
             yield f"{name}.npz: {error}; delete it, the client goes on without it"
 
     def together() -> Iterator[str]:
-        runs = {name: facts["run"] for name, (facts, _) in found.items()}
+        runs = {name: fields["run"] for name, (fields, _) in found.items()}
         if len(set(runs.values())) > 1:
             yield f"files of several runs: {runs}; all but those of the newest run are ignored"
         shapes = {
@@ -41,9 +41,9 @@ def checks_of_client(directory: Path) -> list[Check]:
 
     def digest() -> Iterator[str]:
         if "model" in found:
-            facts, groups = found["model"]
-            if weights_digest(groups["weights"]).hex() != facts["digest"]:
-                yield f"model.npz is not version {facts['version']} by its digest"
+            fields, groups = found["model"]
+            if weights_digest(groups["weights"]).hex() != fields["digest"]:
+                yield f"model.npz is not version {fields['version']} by its digest"
 
     reads: list[Check] = [(f"{name}.npz", partial(read, name)) for name in FILES]
     return [*reads, ("the model's digest", digest), ("files belong together", together)]

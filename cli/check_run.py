@@ -9,7 +9,7 @@ from functools import partial
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.transitions import Phase
@@ -61,7 +61,7 @@ def _chain(store: Store) -> Iterator[str]:
     if known is None or not known.seeded:
         return  # the weights of a version 0 that was given are not kept
     plan, manifest = known.plan, manifest_of(known.plan)
-    held: Held | None = None
+    held: HeldModel | None = None
     for version in store.versions.all():
         allocation = held.allocation if held else None
         link = version_link(version, allocation) if held else seed_link(version)

@@ -1,4 +1,4 @@
-"""What all commands share: order in the help text, logging options, error messages."""
+"""Options, help texts and error messages of all commands."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Unreachable
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.settings.settings import load_settings
 
@@ -223,18 +223,18 @@ def _progress() -> Progress:
 
 @contextmanager
 def _status(address: str) -> Iterator[Any]:
-    transport = GrpcTransport(address, give_up_after=0)
+    connection = GrpcConnection(address, give_up_after=0)
 
     def ask() -> pb.StatusReply | None:
         try:
-            return transport.status()
+            return connection.status()
         except Unreachable:
             return None  # it has just ended, or is busy; the loop checks the process itself
 
     try:
         yield ask
     finally:
-        transport.close()
+        connection.close()
 
 
 def _describe(reply: pb.StatusReply) -> str:

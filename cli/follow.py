@@ -9,7 +9,7 @@ from pathlib import Path
 from featherfed.cli.device import device_name
 from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def follow_run(
         )  # fmt: skip
 
     patience = math.inf if give_up_after is None else give_up_after
-    transport = GrpcTransport(address, patience, credentials)
+    source = GrpcReleaseSource(address, patience, credentials)
     try:
-        Follower(name, kind, transport, file, on_swap=log_swap).run(once)
+        Follower(name, kind, source, file, on_swap=log_swap).run(once)
     except KeyboardInterrupt:
         log.info("stopped; the file in %s stays as it is", directory)
     finally:
-        transport.close()
+        source.close()
         file.close()

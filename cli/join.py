@@ -17,12 +17,13 @@ from featherfed.cli.memory import limit_memory, peak_memory
 from featherfed.cli.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
-from featherfed.edge_client.credentials import Credentials, choose
+from featherfed.edge_client.credentials import Credentials, choose_credentials
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME
-from featherfed.edge_client.rest import Rest, device_sensors
+from featherfed.edge_client.pause import PauseControl, device_sensors
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.state import ClientState, lock_state
+from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state_directory import lock_state
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 
@@ -51,7 +52,7 @@ def join_run(options: JoinOptions) -> None:
     """Take part in the run at the options' address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
-    credentials = choose(options.address, options.credentials, options.insecure)
+    credentials = choose_credentials(options.address, options.credentials, options.insecure)
     name = device_name(options.name, credentials)
     directory = options.state_dir or state_home() / name
     with lock_state(directory):
@@ -62,7 +63,7 @@ def _take_part(
     options: JoinOptions, name: str, directory: Path, credentials: Credentials | None
 ) -> None:
     dataset = load_client_data(options.data)
-    rest = _rest(options)
+    pause = _pause_control(options)
     runtime = choose_runtime(options.runtime, options.threads)
     profile = Profile(
         name,
@@ -89,8 +90,8 @@ def _take_part(
                     bar.set_description_str(f"round {round_} of {plan.rounds}", refresh=False)
                     bar.reset(total)
                 bar.update(done - bar.n)
-                if rest is not None:
-                    rest.between_steps()
+                if pause is not None:
+                    pause.wait_until_ready()
 
             return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
 
@@ -109,12 +110,12 @@ def _take_part(
     click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
 
 
-def _rest(options: JoinOptions) -> Rest | None:
+def _pause_control(options: JoinOptions) -> PauseControl | None:
     if options.pause_above is None and not options.pause_on_battery:
         return None
-    return Rest(device_sensors(), options.pause_above, options.pause_on_battery)
+    return PauseControl(device_sensors(), options.pause_above, options.pause_on_battery)
 
 
 def _progress() -> tqdm[NoReturn]:
-    """Return a progress bar on standard error, erased at the end; none where that is a file."""
+    """Return a progress bar on standard error, erased at the end; none without a terminal."""
     return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)

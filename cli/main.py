@@ -148,9 +148,9 @@ def join(address: str | None, **options: Any) -> None:
     end_on_sigterm("ended by SIGTERM; nothing is lost: the same command goes on with the run")
     check_platform()
     from featherfed.cli.join import JoinOptions, join_run
-    from featherfed.edge_client.discovery import find
+    from featherfed.edge_client.discovery import find_server
 
-    join_run(JoinOptions(address or find(), **options))
+    join_run(JoinOptions(address or find_server(), **options))
 
 
 @app.command()
@@ -180,11 +180,11 @@ def follow(
     """
     end_on_sigterm(f"stopped; the file in {model_dir} stays as it is", status=0)
     from featherfed.cli.follow import follow_run
-    from featherfed.edge_client.credentials import choose
-    from featherfed.edge_client.discovery import find
+    from featherfed.edge_client.credentials import choose_credentials
+    from featherfed.edge_client.discovery import find_server
 
-    address = address or find()
-    chosen = choose(address, credentials, insecure)
+    address = address or find_server()
+    chosen = choose_credentials(address, credentials, insecure)
     follow_run(address, model_dir, kind, name, once, give_up_after, chosen)
 
 

@@ -1,4 +1,4 @@
-"""Hold a client to a limit of memory."""
+"""Measure a client's memory, and end it above a limit."""
 
 from __future__ import annotations
 

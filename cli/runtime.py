@@ -15,7 +15,7 @@ from featherfed.proto import federation_pb2 as pb
 
 
 class TrainerFactory(Protocol):
-    """Builds the trainer of one client in one run."""
+    """Builds a `Trainer` of this runtime on a client's data."""
 
     def __call__(
         self,

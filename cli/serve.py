@@ -9,11 +9,12 @@ import resource
 import threading
 from pathlib import Path
 
-from featherfed.cli.announce import Announcement, is_loopback
-from featherfed.cli.artifacts import Artifacts, calibration_set
-from featherfed.cli.build import KerasEvaluator, build_model, offered_step
+from featherfed.cli.announce import Announcement, is_local_only
+from featherfed.cli.artifacts import Artifacts
+from featherfed.cli.build import KerasEvaluator, build_model, calibration_set
 from featherfed.cli.releases import build_releases
 from featherfed.cli.signals import stop_on_signal
+from featherfed.cli.training_step import offered_step
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
@@ -30,6 +31,7 @@ from featherfed.server.transfers.releases import Releases
 log = logging.getLogger(__name__)
 
 MAX_FILES = 65_536
+"""Most open files that are asked for; each client's connection is one."""
 
 
 def serve_run(settings: Settings) -> bool:
@@ -59,7 +61,7 @@ def serve_run(settings: Settings) -> bool:
 
 
 def _allow_many_files() -> None:
-    """Raise the limit of open files, as each client's connection is one; often it is 1024."""
+    """Raise this process's limit of open files, which is often 1024, to at most MAX_FILES."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
@@ -79,7 +81,7 @@ async def _until_signal(
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
             settings = coordinator.settings.server
-            if not is_loopback(settings.host) if settings.announce is None else settings.announce:
+            if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
                 announcement = Announcement(coordinator.plan.run, settings.host, port)
                 announcement.start()

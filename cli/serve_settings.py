@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featherfed.cli.announce import is_loopback
+from featherfed.cli.announce import is_local_only
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings
@@ -29,7 +29,7 @@ def serve_settings(
         folder = None if credentials is None else str(credentials)
         changed = security.model_dump() | {"credentials": folder, "insecure": insecure}
         security = _security(changed)
-    if security.credentials is None and not security.insecure and not is_loopback(server.host):
+    if security.credentials is None and not security.insecure and not is_local_only(server.host):
         raise ServerError(
             f"{server.host} can be reached by others, and the run has no credentials. Make them:\n"
             "  featherfed certs init certs --host NAME_OR_ADDRESS_OF_THIS_MACHINE\n"

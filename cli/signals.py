@@ -1,4 +1,4 @@
-"""How commands end on SIGTERM and Ctrl-C."""
+"""End commands on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 

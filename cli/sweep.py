@@ -19,9 +19,10 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from featherfed.cli.artifacts import machine
-from featherfed.cli.build import KerasEvaluator, build_model, offered_step
+from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.cli.machine import machine
 from featherfed.cli.tables import show_sweep
+from featherfed.cli.training_step import offered_step
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test

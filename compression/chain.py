@@ -73,7 +73,7 @@ class Chain:
 
     @cached_property
     def traits(self) -> Traits:
-        """Those of its array stages together; byte stages lose nothing."""
+        """The combined traits of its array stages; byte stages are lossless."""
         return chain_traits([stage.traits for stage in self._array_stages])
 
     @property
@@ -135,7 +135,7 @@ class Chain:
         return x.astype(np.float32).reshape(shape)
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
-        """Return None: a chain reports nothing."""
+        """Return None: a chain's payload holds no report of importance."""
         return None
 
     def _shapes(self, shape: Shape) -> list[Shape]:

@@ -15,18 +15,18 @@ from featherfed.compression.stage import Shape
 from featherfed.compression.traits import Traits
 
 MAX_MAGNITUDE = 1e18
-"""No value is larger: sums and squares, and what any stage makes of it, stay finite in float32."""
+"""Largest magnitude that can be encoded: sums, squares and scaled values stay finite in float32."""
 
 
 class Codec(Protocol):
-    """Turns a list of float32 tensors into bytes and back. No hidden state: equal in, equal out.
+    """Turns a list of float32 tensors into bytes and back. Equal arguments give equal results.
 
     `str` of a codec is its canonical text (registry.py).
     """
 
     @property
     def traits(self) -> Traits:
-        """What sets it apart from other codecs."""
+        """The properties that callers depend on."""
 
     @property
     def needs(self) -> frozenset[str]:

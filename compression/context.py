@@ -1,4 +1,4 @@
-"""What both sides know of an update without sending it."""
+"""The context of an update: what sender and receiver both know, so that it is never sent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Context:
 
     @property
     def digest(self) -> bytes:
-        """What the checksum of a payload covers of the context; nothing of NO_CONTEXT."""
+        """Bytes that stand for the context in a payload's checksum; empty for NO_CONTEXT."""
         if self == NO_CONTEXT:
             return b""
         allocation = self.allocation.digest if self.allocation else b""

@@ -1,7 +1,6 @@
 """Files that are replaced whole or not at all, and locks that die with their process.
 
-Here because every part writes files and this folder is the one that all of them may import; needs
-the standard library alone.
+It stands in this folder because all parts may import it. Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """Yield a file, readable too, that takes the place of `path` when the block ends well.
+    """Yield a file, open for writing and reading, that replaces `path` if no exception is raised.
 
-    It is on disk then, name included. However the process dies, there is the old file or the new
-    one. A killed process leaves a scratch file that the next one removes. `mode` is as of os.open.
-    Raises OSError.
+    The file and its name are then synced to disk. If the process is killed, `path` is the old file
+    or the new one, whole; a scratch file that remains is removed by the next call for `path`.
+    `mode`: permissions, as in os.open. Raises OSError.
     """
     scratch = scratch_of(path)
     try:
@@ -42,9 +41,9 @@ def write_whole(path: Path, data: bytes | str, mode: int = 0o666) -> None:
 
 
 def scratch_of(path: Path) -> Path:
-    """Return where a file is written before it takes the place of `path`; the suffix is the same.
+    """Return the scratch file that takes the place of `path` later; the suffix is the same.
 
-    For what writes to paths only: follow it by `put_in_place`.
+    For libraries that write to a path only; call `put_in_place` when they have.
     """
     return path.with_name(f".new-{path.name}")
 
@@ -63,9 +62,9 @@ def put_in_place(scratch: Path, path: Path) -> None:
 
 
 def lock_file(path: Path) -> IO[bytes]:
-    """Return an open file that one process at a time can have; its end lets go, however it ends.
+    """Lock the file at `path` and return it; closing it or the end of the process unlocks it.
 
-    Raises BlockingIOError if another has it, OSError if it cannot be written.
+    Raises BlockingIOError if another process holds the lock, OSError if it cannot be written.
     """
     file = path.open("wb")
     try:

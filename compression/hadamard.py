@@ -14,13 +14,14 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.key import Key
 
-SMALLEST = 64
-LARGEST = 4096
+MIN_BLOCK = 64
+MAX_BLOCK = 4096
+"""Smallest and largest block, in values; a tensor is cut into blocks, largest first."""
 
 
 def padded(count: int) -> int:
-    """Return `count` rounded up to a multiple of SMALLEST."""
-    return -(-count // SMALLEST) * SMALLEST
+    """Return `count` rounded up to a multiple of MIN_BLOCK."""
+    return -(-count // MIN_BLOCK) * MIN_BLOCK
 
 
 def rotate(x: Array, key: Key) -> Array:
@@ -35,13 +36,13 @@ def rotate_back(z: Array, key: Key) -> Array:
     """Return float32 [padded(n)], sqrt(block size) times the inverse of `rotate`.
 
     Where `z` holds whole numbers (signs, levels) below 2**11 every sum is exact, hence the same on
-    every platform. Multiply by `roots` for the inverse itself.
+    every platform. Multiply by `block_scales` for the inverse itself.
     """
     return _transform(np.ascontiguousarray(z, np.float32), orthonormal=False) * key.signs(z.size)
 
 
-def roots(count: int) -> Array:
-    """Return float32 [padded(n)]: 1 / sqrt(size) of the block that each value lies in."""
+def block_scales(count: int) -> Array:
+    """Return float32 [padded(count)]: for each value 1 / sqrt(size of its block)."""
     out = np.empty(padded(count), np.float32)
     for start, size, number in _runs(out.size):
         out[start : start + size * number] = np.float32(size**-0.5)
@@ -50,7 +51,7 @@ def roots(count: int) -> Array:
 
 def _runs(total: int) -> Iterator[tuple[int, int, int]]:
     """Yield (start, block size, number of blocks) that cover `total` values, largest first."""
-    start, size = 0, LARGEST
+    start, size = 0, MAX_BLOCK
     while start < total:
         number = (total - start) // size
         if number:
@@ -64,8 +65,8 @@ def _transform(flat: Array, *, orthonormal: bool) -> Array:
     for start, size, number in _runs(flat.size):
         end = start + size * number
         # H of size a*b is the Kronecker product of H of size a and of size b: two small products.
-        left, right = _matrix(size // SMALLEST), _matrix(SMALLEST)
-        blocks = left @ (flat[start:end].reshape(number, size // SMALLEST, SMALLEST) @ right)
+        left, right = _matrix(size // MIN_BLOCK), _matrix(MIN_BLOCK)
+        blocks = left @ (flat[start:end].reshape(number, size // MIN_BLOCK, MIN_BLOCK) @ right)
         out[start:end] = blocks.ravel()
         if orthonormal:
             out[start:end] *= np.float32(size**-0.5)

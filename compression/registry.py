@@ -48,6 +48,7 @@ if AVAILABLE:
     STAGES[Range.name] = Range
 
 MAX_TEXT = 200
+"""Most characters of codec text."""
 
 _ARGUMENTS = "arguments are numbers or words, with commas between them, in ()"
 

@@ -4,11 +4,12 @@ FedAvg needs only the mean over the clients, not any one update: noise that is z
 averages out over clients and rounds, progress that a biased code cuts away does not come back. So
 each client sends far less than one bit per parameter:
 
-1. All coordinates lie on a line, each as long as it is important (importance.py).
+1. All coordinates lie on a line, each as long as its importance weight (importance.py).
 2. The line is cut into as many equal strata as values are sent. Each stratum has one random point,
    the same for all clients of a round, and client k of K takes the one k/K of a stratum further
-   on: clients of one round send different coordinates. A coordinate is sent with a probability p
-   proportional to its length, and its value divided by p: unbiased (Horvitz and Thompson 1952).
+   on: clients of one round send different coordinates (sampler.py). A coordinate is sent with a
+   probability p proportional to its length, and its value divided by p: unbiased (Horvitz and
+   Thompson 1952).
 3. The values, scaled to be about equally large, are rotated (hadamard.py) and quantized to one bit
    each, with the scale that makes the result unbiased (DRIVE, Vargaftik et al. 2021).
 
@@ -18,9 +19,9 @@ No error feedback: the noise is many times the signal, and feeding it back diver
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +30,18 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader
 from featherfed.compression.codec import check_magnitudes
 from featherfed.compression.context import NO_CONTEXT, Context
-from featherfed.compression.errors import CodecError, NonFiniteError, WireError
-from featherfed.compression.hadamard import LARGEST, SMALLEST, roots, rotate, rotate_back
+from featherfed.compression.errors import CodecError, NonFiniteError
+from featherfed.compression.hadamard import MAX_BLOCK, MIN_BLOCK, block_scales, rotate, rotate_back
 from featherfed.compression.importance import (
     Allocation,
-    Integers,
     Report,
     decode_report,
     encode_report,
     equal_importance,
-    grid_of,
-    importance_weights,
     measure_importance,
     report_size,
 )
-from featherfed.compression.key import Key
+from featherfed.compression.sampler import Sampler
 from featherfed.compression.stage import (
     Shape,
     pack,
@@ -60,11 +58,12 @@ _STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
 
 @dataclass(frozen=True)
 class Sketch:
-    """`density` bits per parameter, `bits` of them for each value sent.
+    """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
     `side`: "profile" if the payload also reports importance (a byte per tensor, and this client's
     part of the codes of rows and columns), "bare" if not. `statistics`: tensors that are not
-    trained are "sent" as 8-bit floats, or "held" at the values that they had. Raises CodecError.
+    trained are "sent" as 8-bit floats, or "held" at their old values. Raises CodecError for
+    arguments out of range.
     """
 
     density: float
@@ -88,7 +87,7 @@ class Sketch:
 
     @property
     def traits(self) -> Traits:
-        """Those of a random sample, with statistics beside it."""
+        """Keyed and sampled; statistics travel as values or not at all."""
         return Traits(
             keyed=True,
             takes_small_tensors=True,
@@ -98,7 +97,7 @@ class Sketch:
         )
 
     def encode(self, tensors: Sequence[Array], context: Context = NO_CONTEXT) -> bytes:
-        """Return the sketch of one client's update; raise CodecError for what is not finite."""
+        """Return the sketch of an update; raise CodecError for NaN or beyond MAX_MAGNITUDE."""
         shapes = [t.shape for t in tensors]
         check_magnitudes(tensors)
         report, allocation = b"", context.allocation
@@ -107,7 +106,7 @@ class Sketch:
             report = encode_report(own, context.slot, context.slots)
             if allocation is None:
                 allocation = Allocation(own.levels, equal_importance(shapes).profile)
-        sampler = _Sampler(allocation or equal_importance(shapes), shapes)
+        sampler = Sampler(allocation or equal_importance(shapes), shapes)
         count = self._count(shapes)
         values = np.zeros(count, np.float32)
         for sample in sampler.draw(count, context):
@@ -132,9 +131,9 @@ class Sketch:
         out = [np.zeros(math.prod(shape), np.float32) for shape in shapes]
         levels = raw.astype(np.float32) * 2 - np.float32(2**self.bits - 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = rotate_back(levels, context.update_key) * roots(count)
-            values *= np.repeat(scales.view(np.float32), LARGEST)[:count]
-            for sample in _Sampler(allocation, shapes).draw(count, context):
+            values = rotate_back(levels, context.update_key) * block_scales(count)
+            values *= np.repeat(scales.view(np.float32), MAX_BLOCK)[:count]
+            for sample in Sampler(allocation, shapes).draw(count, context):
                 received = values[sample.values] / sample.root
                 np.add.at(out[sample.tensor], sample.positions, received)
         if not np.isfinite(values).all():
@@ -170,8 +169,8 @@ class Sketch:
     def _count(self, shapes: Sequence[Shape]) -> int:
         """Return how many values are sent: whole blocks, at least one if there is anything."""
         total = sum(math.prod(shape) for shape in shapes)
-        blocks = round(total * self.density / self.bits / SMALLEST)
-        return SMALLEST * max(1, blocks) if total else 0
+        blocks = round(total * self.density / self.bits / MIN_BLOCK)
+        return MIN_BLOCK * max(1, blocks) if total else 0
 
     def _levels(self, rotated: Array) -> Array:
         """Return `rotated` quantized to odd whole numbers, float32, symmetric around zero."""
@@ -193,98 +192,15 @@ def _take_report(reader: Reader, shapes: Sequence[Shape], context: Context) -> R
 
 
 def _num_scales(count: int) -> int:
-    return -(-count // LARGEST)
+    return -(-count // MAX_BLOCK)
 
 
 def _scales(rotated: Array, levels: Array) -> npt.NDArray[np.uint16]:
-    """Return one unbiased scale for every LARGEST values, as the upper half of a float32."""
+    """Return one unbiased scale for every MAX_BLOCK values, as the upper half of a float32."""
     scales = []
-    for at in range(0, len(rotated), LARGEST):
-        z = rotated[at : at + LARGEST].astype(np.float64)
-        overlap = float(np.vdot(z, levels[at : at + LARGEST]))
+    for at in range(0, len(rotated), MAX_BLOCK):
+        z = rotated[at : at + MAX_BLOCK].astype(np.float64)
+        overlap = float(np.vdot(z, levels[at : at + MAX_BLOCK]))
         scales.append(float(np.vdot(z, z)) / overlap if overlap > 0 else 0.0)
     exact = np.array(scales, "<f4").view("<u4").astype(np.uint32)
     return ((exact + 0x8000) >> 16).astype("<u2")
-
-
-class _Sample(NamedTuple):
-    """The coordinates of one tensor that a sketch sends.
-
-    `values`: their range in the list of all values that are sent. `positions`: int64 indices into
-    the flattened tensor. `gain`, `root` (float32): a value is multiplied by `gain` before it is
-    sent and divided by `root` on arrival; gain / root is 1 / its probability of being sent.
-    """
-
-    tensor: int
-    values: slice
-    positions: Integers
-    gain: Array
-    root: Array
-
-
-class _Sampler:
-    """Draws coordinates from a line on which each is as long as its importance weight."""
-
-    def __init__(self, allocation: Allocation, shapes: Sequence[Shape]) -> None:
-        self._rows: list[Integers] = []
-        self._columns: list[Integers | None] = []
-        self._sizes = [math.prod(shape) for shape in shapes]
-        profile = np.frombuffer(allocation.profile, np.uint8)
-        at = total = 0
-        ends = []
-        for shape, level in zip(shapes, allocation.levels, strict=True):
-            grid = grid_of(shape)
-            codes = profile[at : at + grid.entries]
-            at += grid.entries
-            rows, columns = importance_weights(level, grid, codes)
-            length = grid.columns if columns is None else int(columns.sum())
-            total += int(rows.sum()) * length
-            if total >= 2**62:
-                raise WireError("the model is too large for this allocation of importance")
-            self._rows.append(rows)
-            self._columns.append(columns)
-            ends.append(rows * length)
-        self._total = total
-        self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
-
-    def draw(self, count: int, context: Context) -> Iterator[_Sample]:
-        """Yield which `count` coordinates are sent, one sample per tensor that has any of them."""
-        if not count:
-            return
-        points, widths = self._points(count, context.key.child("points"), context)
-        row = np.searchsorted(self._ends, points, side="right")
-        begins = np.concatenate([np.zeros(1, np.int64), self._ends])
-        within = points - begins[row]
-        first = 0
-        for tensor, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
-            values = slice(*np.searchsorted(row, [first, first + len(rows)]))
-            own_row = row[values] - first
-            first += len(rows)
-            if values.start == values.stop:
-                continue
-            weight = rows[own_row]
-            column = within[values] // weight
-            width = self._sizes[tensor] // len(rows)
-            if columns is not None:
-                column = np.searchsorted(np.cumsum(columns), column, side="right")
-                weight = weight * columns[column]
-            root = np.sqrt(weight.astype(np.float64)).astype(np.float32)
-            gain = (widths[values] / root).astype(np.float32)
-            yield _Sample(tensor, values, own_row * width + column, gain, root)
-
-    def _points(self, count: int, key: Key, context: Context) -> tuple[Integers, Integers]:
-        """Return a point of the line in each of `count` strata, rising, and the strata's widths."""
-        assert count <= self._total, "every coordinate weighs more than one"
-        quotient, rest = divmod(self._total, count)
-        stratum = np.arange(count, dtype=np.int64)
-        widths = quotient + (stratum < rest)
-        begins = stratum * quotient + np.minimum(stratum, rest)
-        draw = (key.words(count) >> np.uint64(32)) + np.uint64(
-            (context.slot % context.slots) * (2**32 // context.slots)
-        )
-        draw &= np.uint64(2**32 - 1)
-        # floor(width * draw / 2**32) without a product of more than 64 bits.
-        wide = widths.astype(np.uint64)
-        high, low = wide >> np.uint64(32), wide & np.uint64(2**32 - 1)
-        offset = high * draw + ((low * draw) >> np.uint64(32))
-        return begins + offset.astype(np.int64), widths

@@ -1,4 +1,4 @@
-"""Properties of stages and codecs: what a caller asks instead of asking for a codec's class.
+"""Properties of stages and codecs, which callers test instead of a codec's class.
 
 A new property is a field with a default, its line in `chain_traits`, and an entry in the `traits`
 of the stages that have it.
@@ -24,14 +24,14 @@ class Traits:
     keyed: bool = False
     """A payload decodes only in the `Context` that it was encoded in."""
     takes_small_tensors: bool = False
-    """Takes small trainable tensors too, which else travel near-lossless beside the codec."""
+    """Takes small trainable tensors too, which otherwise travel near-lossless beside the codec."""
     statistics_as_values: bool = False
-    """Statistics travel as new values in 8 bits, else as near-lossless changes.
+    """Statistics travel as new values in 8 bits, otherwise as near-lossless changes.
 
     Clipping an update's norm bounds changes, but not these values.
     """
     sends_statistics: bool = True
-    """Statistics are sent at all; else they keep the values that they had."""
+    """Statistics are sent; otherwise they keep their old values."""
     sampling_rate: float = 1.0
     """Share of the coordinates that an update sends, each divided by its chance of being sent.
 

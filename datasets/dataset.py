@@ -1,4 +1,4 @@
-"""A labelled set of images in memory, checked once when it is made."""
+"""A labelled set of images in memory: checked when it is made, saved and loaded as .npz."""
 
 from __future__ import annotations
 

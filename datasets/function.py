@@ -13,9 +13,9 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 def call_function(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
-    The function may also return ``(images, labels)``, read as by `Dataset.from_arrays`. An error
-    inside the function goes through untouched. Raises `DatasetError` when the module or the
-    function is missing or the result is something else.
+    The function may also return ``(images, labels)``, read as by `Dataset.from_arrays`. Exceptions
+    of the function itself are not caught. Raises `DatasetError` when the module or the function is
+    missing or the result is something else.
     """
     module_name, _, function_name = spec.partition(":")
     # A console script, unlike `python -m`, does not search the folder it is started in.

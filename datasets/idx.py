@@ -17,7 +17,7 @@ _KINDS = {"images-idx3-ubyte": 3, "labels-idx1-ubyte": 1}
 
 
 def has_idx_files(folder: Path) -> bool:
-    """Say whether ``folder`` holds all four idx files, each plain or as .gz."""
+    """Return whether ``folder`` holds all four idx files, each plain or as .gz."""
     return all(_find(folder, f"{split}-{kind}") for split in _SPLITS for kind in _KINDS)
 
 

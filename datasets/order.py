@@ -13,6 +13,6 @@ def round_seed(seed: int, round_: int, client: str) -> int:
     return zlib.crc32(f"{seed}/{round_}/{client}".encode())
 
 
-def epoch_order(samples: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the order of the samples in an epoch (from 0), int64 [samples]."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+def epoch_order(count: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the order of the `count` examples in an epoch (from 0), int64 [count]."""
+    return np.random.default_rng([seed, epoch]).permutation(count)

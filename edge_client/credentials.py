@@ -38,7 +38,7 @@ class Credentials:
 
     @property
     def name(self) -> str | None:
-        """The client name that they prove; None without a token."""
+        """The client's name, from the token; None without a token."""
         return self.token.rpartition(".")[0] if self.token else None
 
     def ssl_context(self) -> ssl.SSLContext:
@@ -52,7 +52,7 @@ class Credentials:
         return context
 
 
-def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | None:
+def choose_credentials(address: str, folder: Path | None, insecure: bool) -> Credentials | None:
     """Return the credentials for the server at `address` (host:port), None for plaintext.
 
     Raises ClientError if the folder cannot be used.
@@ -60,7 +60,7 @@ def choose(address: str, folder: Path | None, insecure: bool) -> Credentials | N
     if folder is not None:
         if insecure:
             raise ClientError("--insecure would send the token unencrypted; drop it")
-        return load(folder)
+        return load_credentials(folder)
     if insecure or is_loopback(address):
         return None
     return Credentials(authorities=_system_authorities())
@@ -75,7 +75,7 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def load(folder: Path) -> Credentials:
+def load_credentials(folder: Path) -> Credentials:
     """Return the credentials in `folder`; raise ClientError if they cannot be used."""
     authorities, token = _read(folder, "ca.pem"), _read(folder, "token")
     certificate = key = None
@@ -99,7 +99,7 @@ def load(folder: Path) -> Credentials:
 
 
 def own_certificate_error(credentials: Credentials) -> ssl.SSLCertVerificationError | None:
-    """Return the error that a server will find in the client's certificate, None if it finds none.
+    """Return the error that a server finds in the client's certificate, None if it is valid.
 
     A gRPC server hangs up without saying why, so its check is made here, in memory.
     """
@@ -164,7 +164,7 @@ def _reason(error: Exception) -> str:
 
 
 def _system_authorities() -> bytes | None:
-    """Return the system's trusted authorities (PEM); None if it has no such file: gRPC's then."""
+    """Return the system's trusted authorities (PEM), None (gRPC's own) if it has no such file."""
     paths = ssl.get_default_verify_paths()
     for path in (paths.cafile, os.path.join(paths.capath or "", "ca-certificates.crt")):
         if path and os.path.isfile(path):

@@ -33,40 +33,42 @@ _HINT = "give the server's address (HOST:PORT)"
 
 
 @dataclass(frozen=True)
-class Offer:
+class AnnouncedServer:
     """A server that announces itself: its run and its addresses (HOST:PORT, best first)."""
 
     run: str
     addresses: tuple[str, ...]
 
 
-def find(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> str:
+def find_server(timeout: float = FIND_SECONDS, loopback_only: bool = False) -> str:
     """Return the address of the only server that announces itself within `timeout` seconds.
 
     Raises ClientError if there are none or several, or if it cannot be reached.
     """
-    return choose(browse(timeout, loopback_only), timeout, answers)
+    return choose_server(browse(timeout, loopback_only), timeout, answers)
 
 
-def choose(offers: Sequence[Offer], waited: float, answers: Callable[[str], bool]) -> str:
-    """Return the only offer's first address that answers; raise ClientError if there is none."""
-    if not offers:
+def choose_server(
+    servers: Sequence[AnnouncedServer], waited: float, answers: Callable[[str], bool]
+) -> str:
+    """Return the only server's first address that answers; raise ClientError if there is none."""
+    if not servers:
         raise ClientError(
             f"no server announced itself on this network within {waited:.0f} s; is it running, "
             'with [server] host = "0.0.0.0" in its run file, in the same network (a guest Wi-Fi '
             f"often keeps its devices apart)? Or {_HINT}"
         )
-    if len(offers) > 1:
-        lines = [f"  {offer.run} at {' or '.join(offer.addresses)}" for offer in offers]
+    if len(servers) > 1:
+        lines = [f"  {server.run} at {' or '.join(server.addresses)}" for server in servers]
         raise ClientError("\n".join([f"several servers announce themselves; {_HINT}", *lines]))
-    (offer,) = offers
-    for address in offer.addresses:
+    (server,) = servers
+    for address in server.addresses:
         if answers(address):
-            log.info("found run %s at %s", offer.run, address)
+            log.info("found run %s at %s", server.run, address)
             return address
     raise ClientError(
-        f"run {offer.run} announces itself at {' and '.join(offer.addresses)}, but nothing answers "
-        f"there; let TCP through the server's firewall, or {_HINT}"
+        f"run {server.run} announces itself at {' and '.join(server.addresses)}, but nothing "
+        f"answers there; let TCP through the server's firewall, or {_HINT}"
     )
 
 
@@ -80,7 +82,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def browse(timeout: float, loopback_only: bool = False) -> list[Offer]:
+def browse(timeout: float, loopback_only: bool = False) -> list[AnnouncedServer]:
     """Return the servers that announce themselves within `timeout` seconds, sorted by run."""
     try:
         opened = open_zeroconf(loopback_only)
@@ -91,8 +93,8 @@ def browse(timeout: float, loopback_only: bool = False) -> list[Offer]:
         infos = [
             zeroconf.get_service_info(SERVICE_TYPE, name, _RESOLVE_MILLISECONDS) for name in names
         ]
-    offers = [_offer(info) for info in infos if info is not None]
-    return sorted((o for o in offers if o.addresses), key=lambda o: (o.run, o.addresses))
+    servers = [_announced_server(info) for info in infos if info is not None]
+    return sorted((s for s in servers if s.addresses), key=lambda s: (s.run, s.addresses))
 
 
 def open_zeroconf(loopback_only: bool = False) -> Zeroconf:
@@ -149,11 +151,11 @@ def _listen(zeroconf: Zeroconf, timeout: float) -> list[str]:
     return sorted(names)
 
 
-def _offer(info: ServiceInfo) -> Offer:
+def _announced_server(info: ServiceInfo) -> AnnouncedServer:
     run = (info.properties.get(RUN_KEY.encode()) or b"").decode("utf-8", "replace")
     found = [ipaddress.ip_address(address) for address in info.parsed_addresses()]
     # IPv4 first: a home network without IPv6 still gives every machine some IPv6 address.
     found.sort(key=lambda a: (a.version, a.is_loopback))
     texts = [str(a) if a.version == 4 else f"[{a}]" for a in found]
     name = info.name.removesuffix(f".{SERVICE_TYPE}")
-    return Offer(run or name, tuple(f"{text}:{info.port}" for text in texts))
+    return AnnouncedServer(run or name, tuple(f"{text}:{info.port}" for text in texts))

@@ -29,7 +29,8 @@ MAX_FILE_BYTES = 256 * 2**20
 """Most bytes of a release, compressed or not; protects the device's memory."""
 
 POLL_SECONDS = 20
-_SHORT_POLL = 1.0  # seconds; after a poll that finds nothing and was shorter, the device pauses
+"""How long the server may hold a request for the next release."""
+_SHORT_POLL = 1.0  # seconds; after a shorter poll without a release the device pauses
 
 _KIND = re.compile(r"[a-z0-9]{1,16}")
 
@@ -108,7 +109,7 @@ def _lock(directory: Path) -> IO[bytes]:
 
 
 class Follower:
-    """Keeps one file at the newest release of a source."""
+    """Replaces a model file by each new release of a source."""
 
     def __init__(
         self,
@@ -141,9 +142,9 @@ class Follower:
                 self._pause(random.uniform(1, 2) * _SHORT_POLL)
 
     def refresh(self, wait_seconds: int = 0) -> Swap | None:
-        """Replace the file if there is a newer release; wait `wait_seconds` for one.
+        """Replace the file if there is a newer release, waiting up to `wait_seconds` for one.
 
-        The old file is read each time, so one that was damaged or edited is replaced too.
+        The file's digest is computed anew each time, so a damaged or edited file is replaced too.
         """
         old = self._file.read()
         have = hashlib.sha256(old).digest() if old else b""
@@ -175,9 +176,9 @@ class Follower:
 
 
 def decode_release(release: pb.Release, payload: bytes, old: bytes) -> bytes:
-    """Return the announced file, decoded from `payload`; raise WireError if it is another.
+    """Return the file decoded from `payload`; raise WireError unless it is the announced one.
 
-    If the payload is a delta, it is one against the file `old`.
+    `old`: the file that the payload is a delta against, if `release.delta`.
     """
     if not 0 < release.size <= MAX_FILE_BYTES:
         raise WireError(f"{release.size} bytes announced; 1 to {MAX_FILE_BYTES} are possible")

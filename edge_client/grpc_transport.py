@@ -1,59 +1,26 @@
-"""The client's calls to a server over gRPC; no other module of the client imports grpc."""
+"""The calls of a training client over gRPC."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-import grpc
-
-from featherfed.edge_client.credentials import SERVER_NAME, Credentials
-from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
-from featherfed.edge_client.handshake import HandshakeCheck
+from featherfed.edge_client.credentials import Credentials
+from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.grpc_connection import CALL_TIMEOUT, TRANSFER_TIMEOUT, GrpcConnection
 from featherfed.edge_client.partial_download import PartialDownload
-from featherfed.edge_client.retry import Retry
 from featherfed.edge_client.training_step import check_step
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto import federation_pb2_grpc as pb_grpc
 
 RETRY_CHUNK_BYTES = 16 * 1024
 """Bytes of a message after an upload broke off: smaller ones also pass over a very thin link."""
 POLL_SECONDS = 20
 """How long the server may hold a request for the next task."""
-CALL_TIMEOUT = 60.0
-TRANSFER_TIMEOUT = 3600.0
-"""Seconds: long enough for a model over a thin link; keepalive detects a dead one sooner."""
-
-_OPTIONS = [
-    # Keeps the receive window at 64 KiB: with more, some MiB would be lost when a link is cut.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.initial_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 15_000),
-]
-
-# The server refuses the call itself; any other code may come from the link and is retried.
-_FINAL = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
-
-RETRY_AFTER = "retry-after"
-"""Key of the trailing metadata in which a busy server asks to wait, in seconds."""
-LONGEST_HINT = 300.0
-"""Most seconds that a client waits on a server's request."""
-
-T = TypeVar("T")
 
 
-class GrpcTransport:
-    """Implements `Transport` and `ReleaseSource` by gRPC; retries all calls but heartbeats."""
+class GrpcTransport(GrpcConnection):
+    """Implements `Transport` by gRPC; retries all calls but heartbeats."""
 
     def __init__(
         self,
@@ -67,12 +34,8 @@ class GrpcTransport:
         `credentials`: None for plaintext. `partial`: the file that keeps an unfinished model
         download, for this process or the next one to resume; None for memory only.
         """
-        self._address = address
+        super().__init__(address, give_up_after, credentials)
         self._partial = partial
-        self._retry = Retry(give_up_after)
-        self._handshake = HandshakeCheck(address, credentials)
-        self._channel = _channel(address, credentials)
-        self._stub = pb_grpc.FederationStub(self._channel)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:  # noqa: D102
         return self._call(lambda: self._stub.Join(request, timeout=CALL_TIMEOUT))
@@ -146,104 +109,6 @@ class GrpcTransport:
             self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
         except ValueError as error:  # raised by gRPC for a channel that is closed
             raise Unreachable(f"{self._address}: {error}") from error
-
-    def fetch_release(
-        self, request: pb.FetchReleaseRequest, limit: int
-    ) -> tuple[pb.Release, bytes] | None:
-        """Return a release and its data, at most `limit` bytes; None if nothing is newer."""
-        got = _PartialRelease()
-        self._call(lambda: self._fetch_release(request, limit, got), lambda: len(got.data))
-        return None if got.release is None else (got.release, bytes(got.data))
-
-    def _fetch_release(
-        self, request: pb.FetchReleaseRequest, limit: int, got: _PartialRelease
-    ) -> None:
-        ask = pb.FetchReleaseRequest()
-        ask.CopyFrom(request)
-        if got.release is not None:
-            ask.offset, ask.offset_digest = len(got.data), got.release.digest
-        release: pb.Release | None = None
-        for chunk in self._stub.FetchRelease(ask, timeout=TRANSFER_TIMEOUT):
-            if release is None:
-                release = chunk.release
-                if chunk.offset > (len(got.data) if release == got.release else 0):
-                    raise Rejected(
-                        f"{self._address}: the server resumes a transfer that never began"
-                    )
-                got.release = release
-                del got.data[chunk.offset :]
-            got.data += chunk.data
-            if len(got.data) > min(release.compressed, limit):
-                raise Rejected(f"{self._address}: the server sends more than it announced")
-
-    def status(self) -> pb.StatusReply:
-        """Return the run's progress; needs no session."""
-        return self._call(lambda: self._stub.GetStatus(pb.StatusRequest(), timeout=5))
-
-    def close(self) -> None:  # noqa: D102
-        self._channel.close()
-
-    def _call(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Return the result of `call`; retried, and with errors translated."""
-        return self._retry.run(lambda: self._translate(call), progress)
-
-    def _translate(self, call: Callable[[], T]) -> T:
-        """Return the result of `call`, with gRPC's errors turned into those of errors.py."""
-        try:
-            result = call()
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
-        self._handshake.answered()
-        return result
-
-    def _translated(self, error: grpc.RpcError) -> Exception:
-        text = f"{self._address}: {error.details()}"
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            return SessionLost(text)
-        if error.code() is grpc.StatusCode.NOT_FOUND:
-            return StaleTask(text)
-        if error.code() in _FINAL:
-            return Rejected(text)
-        fault = self._handshake.failed(error.code() is grpc.StatusCode.UNAVAILABLE)
-        if fault is not None:
-            return fault
-        unreachable = Unreachable(f"{text} ({error.code().name})")
-        unreachable.retry_after = _retry_after(error)
-        unreachable.busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        return unreachable
-
-
-def _retry_after(error: grpc.RpcError) -> float:
-    """Return the seconds that a server asks to wait; 0 if it asks for none, or not for a number."""
-    for item in error.trailing_metadata() or ():
-        if item.key == RETRY_AFTER:
-            with suppress(ValueError):
-                seconds = float(item.value)
-                return min(seconds, LONGEST_HINT) if seconds > 0 else 0.0
-    return 0.0
-
-
-def _channel(address: str, credentials: Credentials | None) -> grpc.Channel:
-    if credentials is None:
-        return grpc.insecure_channel(address, options=_OPTIONS)
-    secure = grpc.ssl_channel_credentials(
-        credentials.authorities, credentials.key, credentials.certificate
-    )
-    options: list[tuple[str, int | str]] = list(_OPTIONS)
-    if credentials.token is not None:  # gRPC never sends it unencrypted
-        token = grpc.access_token_call_credentials(credentials.token)
-        secure = grpc.composite_channel_credentials(secure, token)
-    if credentials.folder is not None:
-        options.append(("grpc.ssl_target_name_override", SERVER_NAME))
-    return grpc.secure_channel(address, secure, options=options)
-
-
-class _PartialRelease:
-    """The part of a release that was received so far."""
-
-    def __init__(self) -> None:
-        self.release: pb.Release | None = None
-        self.data = bytearray()
 
 
 def _chunks(header: pb.UpdateHeader, payload: bytes, size: int) -> Iterator[pb.UpdateChunk]:

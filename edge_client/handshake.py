@@ -21,8 +21,8 @@ from featherfed.edge_client.credentials import (
 )
 from featherfed.edge_client.errors import Rejected, Unreachable
 
-SECONDS = 5.0
-"""Timeout of connecting and of each read."""
+TIMEOUT = 5.0
+"""Seconds to connect, and for each read."""
 _NAME_MISMATCH, _IP_MISMATCH = 62, 64
 _HANG_UPS = 5  # fewer may also come from a bad link, or from a server that is being stopped
 _HINT = (
@@ -37,11 +37,11 @@ class Fault:
 
     message: str
     tries: float = 1
-    """Times in a row that it must be seen before the client gives up; infinite: it may pass."""
+    """Consecutive failures for this cause before the client gives up; infinite: it never does."""
 
 
 class HandshakeCheck:
-    """Distinguishes bad credentials from a bad link, when calls fail."""
+    """Decides whether a failed call is due to bad credentials or to a bad link."""
 
     def __init__(self, address: str, credentials: Credentials | None) -> None:
         self._address = address
@@ -74,7 +74,7 @@ def diagnose(address: str, credentials: Credentials | None) -> Fault | None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
-        with socket.create_connection((host, int(port)), SECONDS) as plain:
+        with socket.create_connection((host, int(port)), TIMEOUT) as plain:
             if credentials is None:
                 return _fault_of_plaintext(plain)
             return _fault_of_tls(plain, host, credentials)

@@ -11,7 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.trainer import OnStep, Trained
+from featherfed.edge_client.trainer import OnStep, TrainingResult
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
@@ -64,7 +64,7 @@ class KerasTrainer:
         self._labels = labels
         self._on_step = on_step
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
         self._model.set_weights(weights)
         on_step = self._on_step
@@ -82,4 +82,4 @@ class KerasTrainer:
             if on_step is None
             else lambda done, total: on_step(task.round, done, total),
         )
-        return Trained(self._model.get_weights(), loss, accuracy)
+        return TrainingResult(self._model.get_weights(), loss, accuracy)

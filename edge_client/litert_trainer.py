@@ -18,7 +18,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.trainer import OnStep, Trained
+from featherfed.edge_client.trainer import OnStep, TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method
 
@@ -55,7 +55,7 @@ class LitertTrainer:
         self._labels = labels.astype(np.int32)
         self._on_step = on_step
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
         step = self._step
         masks = magnitude_masks(self._manifest, weights, task.sparsity)
@@ -78,7 +78,8 @@ class LitertTrainer:
                 if self._on_step is not None:
                     self._on_step(task.round, done, total)
         # Masked again, as the step leaves -0.0 where it masked a negative value.
-        return Trained(mask_weights(step.weights(), masks), loss / count, num_correct / count)
+        trained = mask_weights(step.weights(), masks)
+        return TrainingResult(trained, loss / count, num_correct / count)
 
 
 class TrainingStep:

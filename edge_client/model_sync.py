@@ -7,7 +7,7 @@ import logging
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import DIGEST_PREFIX_BYTES, Transport
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
@@ -32,7 +32,7 @@ class ModelSync:
         self._seed = seed
         self._state = state
 
-    def catch_up(self, version: int, digest: bytes) -> Held:
+    def catch_up(self, version: int, digest: bytes) -> HeldModel:
         """Return the version of this digest; it is the held one from now on.
 
         Raises ClientError if the server sends another one, or one that cannot be used.
@@ -49,13 +49,13 @@ class ModelSync:
             self._state.save_held(held)
         return held
 
-    def _fetch_whole(self, version: int) -> Held:
+    def _fetch_whole(self, version: int) -> HeldModel:
         try:
             return self._fetch(version, None)
         except (DigestMismatch, WireError) as error:
             raise ClientError(f"the server's model cannot be used: {error}") from error
 
-    def _fetch(self, version: int, held: Held | None) -> Held:
+    def _fetch(self, version: int, held: HeldModel | None) -> HeldModel:
         request = pb.FetchModelRequest(session=self._session, version=version)
         if held is not None:
             request.have_version = held.version

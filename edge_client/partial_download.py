@@ -58,7 +58,7 @@ class PartialDownload:
         return sum(link.size for link in self._links)
 
     def begin(self, links: Iterable[pb.Link], offset: int) -> bool:
-        """Resume at byte `offset`; return False if more than was received of these links."""
+        """Resume at byte `offset`; return False if fewer bytes of these links were received."""
         known = list(links)
         if offset > (self.size if known == self._links else 0):
             return False

@@ -20,7 +20,7 @@ from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, St
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.state import ClientState, Held, Pending
+from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.trainer import MakeTrainer, Trainer
 from featherfed.edge_client.training_step import load_training_step
 from featherfed.edge_client.transport import Transport
@@ -30,8 +30,8 @@ from featherfed.proto import federation_pb2 as pb
 log = logging.getLogger(__name__)
 
 EVICTED_WITHIN = 60.0
-"""Seconds: a session lost twice within them was taken by another client of the same name, rather
-than by a restart of the server."""
+"""Seconds: a session that is lost twice within them was taken over by another client of the same
+name; a restart of the server loses it once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Profile:
 
 
 class Session:
-    """Takes part in a run from joining to its end; a killed client may be started again."""
+    """Takes part in a run from joining to its end, and joins again if the server loses it."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Session:
         self._make_trainer = make_trainer
         self._make_state = make_state
 
-    def run(self) -> Held:
+    def run(self) -> HeldModel:
         """Take part until the run is finished; return the final model.
 
         Raises ClientError, Rejected or Unreachable; the state on disk stays usable.
@@ -78,7 +78,7 @@ class Session:
                 lost_at = time.monotonic()
                 log.warning("session lost, joining again: %s", error)
 
-    def _take_part(self) -> Held:
+    def _take_part(self) -> HeldModel:
         transport = self._transport
         reply = transport.join(self._join_request())
         plan, session = reply.plan, reply.session
@@ -89,7 +89,7 @@ class Session:
         if reply.HasField("step"):
             step = load_training_step(reply.step, state, transport, session)
         model = ModelSync(transport, session, manifest, plan.seed, state)
-        work = RoundWork(
+        handler = TaskHandler(
             manifest,
             plan.seed,
             state,
@@ -106,7 +106,7 @@ class Session:
                     return model.catch_up(task.finished.version, task.finished.digest)
                 if task.HasField("train"):
                     with Heartbeat(beat, plan.heartbeat_seconds):
-                        work.answer(task.train)
+                        handler.handle(task.train)
             except StaleTask as error:
                 log.warning("the task is out of date, asking for the next one: %s", error)
 
@@ -124,8 +124,8 @@ class Session:
         )
 
 
-class RoundWork:
-    """Answers each training task with one update, also across restarts."""
+class TaskHandler:
+    """Trains and sends one update for each training task, also across restarts."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class RoundWork:
         sender: UpdateSender,
         num_examples: int,
     ) -> None:
-        self.manifest = manifest
+        self._manifest = manifest
         self._seed = seed
         self._state = state
         self._model = model
@@ -145,7 +145,7 @@ class RoundWork:
         self._sender = sender
         self._num_examples = num_examples
 
-    def answer(self, task: pb.Train) -> None:
+    def handle(self, task: pb.Train) -> None:
         """Train and send an update, or send the one that was made before a restart."""
         pending = self._state.pending()
         if pending is not None:  # of any round: only the server knows if it has it already
@@ -156,14 +156,14 @@ class RoundWork:
         self._state.save_pending(pending)
         self._sender.send(pending)
 
-    def _make_update(self, task: pb.Train) -> Pending:
+    def _make_update(self, task: pb.Train) -> PendingUpdate:
         held = self._model.catch_up(task.version, task.digest)
         if not 0 <= task.sparsity < 1 or not task.slots:
             raise ClientError(
                 f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
                 "refused"
             )
-        start = start_round(self.manifest, held.weights, task.sparsity)
+        start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
         trained = self._trainer.train(start.weights, task)
         update = subtract(trained.weights, start.weights)
@@ -173,18 +173,18 @@ class RoundWork:
             codec = parse_codec(task.codec)
             encoded = encode_update(
                 codec,
-                self.manifest,
+                self._manifest,
                 update,
                 masks=start.masks,
                 residual=residual,
-                context=round_.update(task.slot),
+                context=round_.for_slot(task.slot),
             )
         except CodecError as error:
             raise ClientError(
                 f"round {task.round}: training gave an update that cannot be sent ({error}); "
                 "check the data, or ask for a lower learning rate"
             ) from error
-        return Pending(
+        return PendingUpdate(
             task.round,
             task.version,
             self._num_examples,

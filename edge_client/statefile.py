@@ -34,11 +34,11 @@ class Damaged(Exception):
     """The file's digest or format is wrong; none of its content is used."""
 
 
-def save(path: Path, facts: dict[str, Any], groups: Groups) -> None:
+def save(path: Path, fields: dict[str, Any], groups: Groups) -> None:
     """Replace the file atomically; raises OSError."""
     arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}
     with replacing(path) as file:
-        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+        np.savez(file, facts=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
         file.write(_digest(file, file.tell()))
 
 
@@ -70,7 +70,7 @@ def warn_unwritable(path: Path, error: OSError, kept: str, loss: str) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes; the file's position is their end then."""
+    """Return the SHA-256 of the first `size` bytes, and leave the file's position behind them."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (piece := file.read(min(size, 2**20))):

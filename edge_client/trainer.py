@@ -12,7 +12,7 @@ from featherfed.proto import federation_pb2 as pb
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """Result of local training: weights in manifest order, loss and accuracy of the last epoch."""
 
     weights: list[Array]
@@ -23,12 +23,12 @@ class Trained:
 class Trainer(Protocol):
     """Trains the plan's model on the client's data."""
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train from `weights`, which are already masked to the task's sparsity."""
 
 
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
-"""Plan, manifest and, for LiteRT, the exported training step -> a trainer."""
+"""(plan, manifest, exported training step for LiteRT or None) -> a `Trainer`."""
 
 OnStep = Callable[[int, int, int], None]
 """Called after each training step with round, steps done and steps in all."""

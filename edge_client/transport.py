@@ -19,10 +19,10 @@ class Transport(Protocol):
         """Join the run; return the session and the plan."""
 
     def next_task(self, session: int) -> pb.NextTaskReply:
-        """Return the next task; wait for one at most half a minute."""
+        """Return the next task, waiting for it half a minute at most."""
 
     def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
-        """Return the links to a version and their payloads, one after the other."""
+        """Return the links that lead to a version, and their payloads concatenated in order."""
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:
         """Return the announced training step, compressed."""

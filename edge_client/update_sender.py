@@ -6,25 +6,25 @@ import hashlib
 import logging
 
 from featherfed.edge_client.errors import Rejected
-from featherfed.edge_client.state import ClientState, Pending
+from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.edge_client.transport import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 _KEPT_FOR_LATER = {pb.LATE, pb.NOT_SELECTED, pb.WRONG_VERSION}
-"""Refusals that find no fault with the update: all of it goes into the residual."""
+"""Refusals of a valid update that came at the wrong time: all of it goes into the residual."""
 
 
 class UpdateSender:
-    """Sends updates; the server's answer decides what becomes the residual."""
+    """Sends an update and settles the residual by the server's answer."""
 
     def __init__(self, transport: Transport, session: int, state: ClientState) -> None:
         self._transport = transport
         self._session = session
         self._state = state
 
-    def send(self, pending: Pending, again: bool = False) -> None:
+    def send(self, pending: PendingUpdate, again: bool = False) -> None:
         """Send an update; `again` if the server may already have some or all of it.
 
         Raises Rejected if the server refuses the update itself.

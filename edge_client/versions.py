@@ -1,4 +1,4 @@
-"""Compute a model version from the one held, by the links that the server sends."""
+"""Compute a model version from the held one and the links that the server sent."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from featherfed.compression.exchange.round import FULL_RATE, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 
 
 class DigestMismatch(Exception):
-    """The computed weights have another digest than the server's; only a snapshot helps."""
+    """The computed weights have another digest than the server's: a snapshot is needed."""
 
 
 def apply_links(
-    manifest: Manifest, seed: int, held: Held | None, links: Sequence[pb.Link], data: bytes
-) -> Held:
+    manifest: Manifest, seed: int, held: HeldModel | None, links: Sequence[pb.Link], data: bytes
+) -> HeldModel:
     """Return the version that results from applying `links` to `held`, one after the other.
 
     `data` holds the links' payloads in the same order. Raises DigestMismatch if a link gives other
@@ -38,7 +38,7 @@ def apply_links(
         payload = data[at : at + link.size]
         at += link.size
         weights, allocation = _apply_link(manifest, seed, held, link, payload)
-        held = Held(link.version, weights_digest(weights), weights, allocation)
+        held = HeldModel(link.version, weights_digest(weights), weights, allocation)
         if held.digest != link.digest:
             raise DigestMismatch(f"version {link.version} differs from the server's")
     if at != len(data) or held is None:
@@ -47,7 +47,7 @@ def apply_links(
 
 
 def _apply_link(
-    manifest: Manifest, seed: int, held: Held | None, link: pb.Link, payload: bytes
+    manifest: Manifest, seed: int, held: HeldModel | None, link: pb.Link, payload: bytes
 ) -> tuple[list[Array], Allocation | None]:
     if link.kind == pb.Link.SEED:
         return initial_weights(manifest, seed), None
@@ -65,7 +65,7 @@ def _apply_link(
         round_ = start.context(seed, link.version, bundle.slots, held.allocation, rate)
         mean = average(manifest, round_, _updates(bundle))
         return apply_update(manifest, start.weights, mean.mean()), mean.allocation()
-    context = start.context(seed, link.version, 1, held.allocation).mean
+    context = start.context(seed, link.version, 1, held.allocation).for_mean
     codec = _codec(link.codec)
     update = decode_update(codec, manifest, payload, masks=start.masks, context=context)
     return apply_update(manifest, start.weights, update), allocation or held.allocation

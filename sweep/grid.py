@@ -23,8 +23,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Scheme(_Section):
-    """One value of the codec axis: the run file's `[compression]` under a label."""
+class CodecChoice(_Section):
+    """One value of the codec axis: settings of `[compression]`, as in a run file, with a label."""
 
     label: str
     compression: dict[str, Any]
@@ -45,7 +45,7 @@ class Scheme(_Section):
 class Grid(_Section):
     """The axes of the grid: every combination of their values is run."""
 
-    codec: Annotated[tuple[Scheme, ...], Field(min_length=1)]
+    codec: Annotated[tuple[CodecChoice, ...], Field(min_length=1)]
     """Presets, budgets, codec text (for both directions), or tables with a label."""
     dataset: Axis = ("digits",)
     model: Axis = ("cnn",)
@@ -57,11 +57,11 @@ class Grid(_Section):
 
     @field_validator("codec")
     @classmethod
-    def _labels_differ(cls, schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
-        labels = [scheme.label for scheme in schemes]
+    def _labels_differ(cls, choices: tuple[CodecChoice, ...]) -> tuple[CodecChoice, ...]:
+        labels = [choice.label for choice in choices]
         if len(set(labels)) < len(labels):
             raise ValueError("two codecs have the same label; give one a label of its own")
-        return schemes
+        return choices
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Sweep(_Section):
     baseline: str = "float32"
     """The label that the loss of accuracy is measured against, seed by seed."""
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """For "bytes to reach it"; by default one point less than the baseline's mean."""
+    """Accuracy for "bytes to target"; by default one point less than the baseline's mean."""
     grid: Grid
     run: dict[str, Any] = {}
     """Settings of all runs, as in a run file."""
@@ -117,17 +117,17 @@ class Sweep(_Section):
         """Yield every run of the grid; seeds vary slowest, so that early results span codecs."""
         g = self.grid
         for seed, *place in itertools.product(g.seed, *(getattr(g, axis) for axis in _AXES)):
-            for scheme in g.codec:
+            for choice in g.codec:
                 dataset, model, partition, clients, runtime = place
                 # Keras runs keep the names that they had before there was another runtime.
-                label = scheme.label if runtime == "keras" else f"{scheme.label} ({runtime})"
-                settings = self._settings(label, scheme, dataset, model, partition, clients, seed)
+                label = choice.label if runtime == "keras" else f"{choice.label} ({runtime})"
+                settings = self._settings(label, choice, dataset, model, partition, clients, seed)
                 yield Case(label, dataset, model, partition, clients, seed, settings, runtime)
 
     def _settings(
         self,
         label: str,
-        scheme: Scheme,
+        choice: CodecChoice,
         dataset: str,
         model: str,
         partition: str,
@@ -140,7 +140,7 @@ class Sweep(_Section):
             "name": self.name,
             "seed": seed,
             "model": {"name": model},
-            "compression": scheme.compression,
+            "compression": choice.compression,
             "clients": {"minimum": clients, "quorum": 1.0},
             "evaluation": evaluation,
             "notes": {"clients": clients, "partition": partition, "codec": label},

@@ -1,9 +1,11 @@
-"""A server and a transport in one process: the same messages, counted alike, without gRPC."""
+"""A server and its clients' transports in one process: gRPC's messages and counts without gRPC."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+
+from google.protobuf.message import Message
 
 from featherfed.edge_client.errors import Rejected
 from featherfed.proto import federation_pb2 as pb
@@ -12,14 +14,14 @@ from featherfed.server.errors import Refused
 from featherfed.server.rounds.transitions import Phase
 from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.deliveries import Deliveries
-from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.framing import control_entries, framed_size
 
 
 class LocalServer:
-    """Takes the place of the server's loop and gRPC service: clients' own calls drive the run.
+    """Replaces the server's loop and gRPC service: rounds advance within the clients' calls.
 
-    Clients are threads of which one runs at a time: each holds `turn` unless it waits for a task.
-    So nothing they share has to be thread-safe, and a run repeats exactly.
+    Each client is a thread that holds `lock` except while it waits for a task, so one runs at a
+    time: nothing they share has to be thread-safe, and a run repeats exactly.
     """
 
     def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
@@ -29,11 +31,11 @@ class LocalServer:
         self._known: object = None
         self._changes = 0
         self._failed = False
-        self.turn = threading.RLock()
-        self._changed = threading.Condition(self.turn)
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
 
     def drive(self) -> None:
-        """Open, close and aggregate rounds that are due, and wake clients that wait for it."""
+        """Open, close and aggregate rounds that are due, and wake clients that wait for a task."""
         with self._changed:
             state = self.coordinator.tick()
             while state.phase is Phase.AGGREGATING:
@@ -80,15 +82,15 @@ class LocalTransport:
             reply = self._coordinator.admission.join(request)
         except Refused as refusal:
             raise Rejected(str(refusal)) from refusal
-        self._count_control(request.client, framed_size(request), framed_size(reply))
+        self._count_control(request.client, request, reply)
         return reply
 
     def next_task(self, session: int) -> pb.NextTaskReply:
-        """Wait for something to do, as long as it takes."""
+        """Return the next task, however long it takes to come."""
         client = self._coordinator.members.client_of(session)
         reply = self._server.next_task(client)
         request = pb.NextTaskRequest(session=session, wait_seconds=1)
-        self._count_control(client, framed_size(request), framed_size(reply))
+        self._count_control(client, request, reply)
         return reply
 
     def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
@@ -109,7 +111,7 @@ class LocalTransport:
         client = self._coordinator.members.client_of(session)
         data = self._coordinator.training_step.compressed
         request = pb.FetchStepRequest(session=session)
-        self._count_control(client, framed_size(request), framed_size(pb.FileChunk(data=data)))
+        self._count_control(client, request, pb.FileChunk(data=data))
         return data
 
     def submit_update(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitReply:
@@ -124,18 +126,15 @@ class LocalTransport:
         return pb.SubmitReply(outcome=outcome)
 
     def heartbeat(self, session: int, timeout: float) -> None:
-        """Do nothing: time stands still, so nobody is missed."""
+        """Do nothing: the clock stands still, so no client is ever lost."""
 
     def resume_update(self, header: pb.UpdateHeader) -> int:
-        """Return 0: nothing breaks off in one process."""
+        """Return 0: no upload breaks off in one process."""
         return 0
 
     def close(self) -> None:
         """Do nothing."""
 
-    def _count_control(self, client: str, up: int, down: int) -> None:
-        round_ = self._coordinator.run.ledger_round
-        self._coordinator.store.ledger.count(
-            LedgerEntry(round_, client, "uplink", "control", 0, up),
-            LedgerEntry(round_, client, "downlink", "control", 0, down),
-        )
+    def _count_control(self, client: str, request: Message, reply: Message) -> None:
+        entries = control_entries(self._coordinator.run.ledger_round, client, request, reply)
+        self._coordinator.store.ledger.count(*entries)

@@ -24,7 +24,7 @@ def result_path(output: Path, case: Case) -> Path:
 
 
 def is_done(output: Path, case: Case) -> bool:
-    """Whether there is a result for this case with exactly these settings."""
+    """Return whether there is a result for this case with exactly these settings."""
     return result_path(output, case).is_file()
 
 
@@ -42,7 +42,7 @@ def load(output: Path, case: Case) -> dict[str, Any]:
 
 
 def case_row(case: Case, metrics: dict[str, Any]) -> Row:
-    """Return one line for a run; bytes are means per client and round."""
+    """Return a run's row; bytes are means per client and round."""
     rounds = len(metrics["rounds"])
     share = case.clients * rounds
     final = metrics["final"]
@@ -65,7 +65,7 @@ def case_row(case: Case, metrics: dict[str, Any]) -> Row:
 
 
 def round_rows(case: Case, metrics: dict[str, Any]) -> list[Row]:
-    """Return a line per round; bytes are means per client.
+    """Return a row per round; bytes are means per client.
 
     `cumulative_bytes` is payload both ways until the clients hold the round's new version.
     """

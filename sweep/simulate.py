@@ -12,7 +12,7 @@ from typing import Any
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
@@ -25,7 +25,7 @@ from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
 
-MakeTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
+MakeClientTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
 """(client name, plan, manifest, training step) -> that client's `Trainer`."""
 
 
@@ -36,7 +36,7 @@ def simulate(
     manifest: Manifest,
     data_shape: DataShape,
     clients: Mapping[str, pb.DataSummary],
-    make_trainer: MakeTrainer,
+    make_trainer: MakeClientTrainer,
     evaluator: Evaluator,
     first_weights: list[Array] | None = None,
     on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
@@ -48,8 +48,8 @@ def simulate(
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
-    top-level entries of the result. Clients run one at a time and the clock stands still, so
-    nobody is ever late. Raises what a client raises.
+    top-level entries of the result. Clients run one at a time and the clock stands still, so no
+    client is ever late. Raises the first error that a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -92,12 +92,12 @@ def simulate(
             store.close()
 
 
-def _run_all(server: LocalServer, sessions: list[Session]) -> list[Held]:
-    held: list[Held] = []
+def _run_all(server: LocalServer, sessions: list[Session]) -> list[HeldModel]:
+    held: list[HeldModel] = []
     errors: list[BaseException] = []
 
     def run(session: Session) -> None:
-        with server.turn:
+        with server.lock:
             try:
                 held.append(session.run())
             except BaseException as error:

@@ -31,8 +31,8 @@ from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
-from featherfed.edge_client.state import Held
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.state import HeldModel
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation import robust
@@ -64,9 +64,9 @@ class Scaled(Pull):
         super().__init__(value)
         self.factor = np.float32(factor)
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         honest = super().train(weights, task).weights
-        return Trained(
+        return TrainingResult(
             [w + self.factor * (h - w) for w, h in zip(weights, honest, strict=True)], 0.5, 0.75
         )
 
@@ -225,7 +225,10 @@ def test_norms_are_comparable_between_codecs() -> None:
     update, zeros = random_update(3), constant(0)
     exact = update_norms(parse_codec("float32"), MANIFEST, update, zeros).trainable
     for text in ("sketch(0.02)", "sketch(0.1, 2)", "quantize(8)"):
-        codec, context = parse_codec(text), RoundContext(Key.root(3), 5, [None] * 3, None).update(1)
+        codec, context = (
+            parse_codec(text),
+            RoundContext(Key.root(3), 5, [None] * 3, None).for_slot(1),
+        )
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
         norm = update_norms(codec, MANIFEST, decoded, zeros).trainable
         assert 0.5 < norm / exact < 2
@@ -284,7 +287,7 @@ def test_a_hostile_or_missing_share_in_a_bundle_does_not_go_unnoticed() -> None:
         link = pb.Link(kind=pb.Link.BUNDLE, version=1, size=len(data), digest=weights_digest(half))
         return [link], data
 
-    held = Held(0, weights_digest(start), start)
+    held = HeldModel(0, weights_digest(start), start)
     assert apply_links(MANIFEST, 0, held, *link_of(bundle)).digest == weights_digest(half)
     bundle.parts[0].clip = 0
     with pytest.raises(DigestMismatch):

@@ -78,7 +78,7 @@ ROOMS = {
     },
 }
 """The rooms inside two folders, and which rooms of the same folder each may import."""
-GRPC = ("server/rpc/", "edge_client/grpc_transport.py")
+GRPC = ("server/rpc/", "edge_client/grpc_connection.py")
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},
@@ -172,6 +172,7 @@ PARTS = {
     "featherfed.edge_client.session": BASE - CLI,
     "featherfed.edge_client.follower": {"numpy", "backports"},
     "featherfed.edge_client.grpc_transport": BASE - CLI,
+    "featherfed.edge_client.grpc_releases": BASE - CLI,
     "featherfed.edge_client.litert_trainer": BASE - CLI,
     "featherfed.cli.follow": BASE,
     "featherfed.models.tflite": {"numpy"},

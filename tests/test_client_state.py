@@ -20,7 +20,8 @@ from featherfed.cli.check import check_directory
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.partial_download import FILE_NAME, WRITE_BYTES, PartialDownload
-from featherfed.edge_client.state import ClientState, Held, Pending, lock_state
+from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
+from featherfed.edge_client.state_directory import lock_state
 from featherfed.proto import federation_pb2 as pb
 
 Start = Callable[..., Federation]
@@ -37,9 +38,9 @@ def a_state(directory: Path) -> ClientState:
     state = ClientState(directory, "run")
     from featherfed.compression.exchange.manifest import weights_digest
 
-    state.save_held(Held(3, weights_digest(weights()), weights()))
+    state.save_held(HeldModel(3, weights_digest(weights()), weights()))
     state.save_residual(weights(2))
-    state.save_pending(Pending(4, 3, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
     return state
 
 
@@ -108,7 +109,7 @@ def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_state_directory_serves_one_client_at_a_time(tmp_path: Path) -> None:
     code = f"""
 import sys, pathlib
-from featherfed.edge_client.state import lock_state
+from featherfed.edge_client.state_directory import lock_state
 lock_state(pathlib.Path({str(tmp_path)!r}))"""
     with lock_state(tmp_path):
         done = subprocess.run(
@@ -152,7 +153,7 @@ def test_a_residual_is_never_used_twice(small_disk: Path) -> None:
     a_state(small_disk).settle(weights(2))
     state = ClientState(small_disk, "run")
     fill(small_disk)
-    state.save_pending(Pending(5, 4, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    state.save_pending(PendingUpdate(5, 4, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
     assert state.pending() is not None
     assert state.residual() is not None
     again = ClientState(small_disk, "run")

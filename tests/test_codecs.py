@@ -33,7 +33,7 @@ from featherfed.compression.exchange.manifest import (
 )
 from featherfed.compression.exchange.masks import magnitude_mask
 from featherfed.compression.exchange.update import (
-    Encoded,
+    EncodedUpdate,
     apply_update,
     decode_update,
     encode_update,
@@ -605,7 +605,7 @@ def test_an_update_that_does_not_fit_the_manifest_is_refused() -> None:
 def test_float32_updates_take_weights_exactly_where_they_should_go() -> None:
     base, codec = initial_weights(MODEL, 3), parse_codec("float32 | zstd")
     trained = [b + u for b, u in zip(base, some_update(), strict=True)]
-    encoded: Encoded = encode_update(codec, MODEL, subtract(trained, base))
+    encoded: EncodedUpdate = encode_update(codec, MODEL, subtract(trained, base))
     received = apply_update(MODEL, base, decode_update(codec, MODEL, encoded.payload))
     for t, r in zip(trained, received, strict=True):
         np.testing.assert_allclose(r, t, rtol=2.0**-22, atol=1e-9)

@@ -23,8 +23,9 @@ from featherfed.cli.device import device_name
 from featherfed.cli.serve_settings import serve_settings
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
-from featherfed.edge_client.credentials import Credentials, choose, load
+from featherfed.edge_client.credentials import Credentials, choose_credentials, load_credentials
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.handshake import diagnose
 from featherfed.proto import federation_pb2 as pb
@@ -58,7 +59,7 @@ def serve(start: Callable[..., Federation], authority: Authority, **more: object
 
 
 def of(authority: Authority, name: str) -> Credentials:
-    return load(authority.folder / "clients" / name)
+    return load_credentials(authority.folder / "clients" / name)
 
 
 def talk(
@@ -124,18 +125,18 @@ def test_tokens_alone_do_if_the_server_asks_for_no_certificates(
     folder = authority.folder / "clients" / "attic"
     (folder / "client.pem").unlink()
     (folder / "client-key.pem").unlink()
-    talk(server, load(folder)).status()
+    talk(server, load_credentials(folder)).status()
     (folder / "token").write_text("attic.wrong", "utf-8")
-    assert "not enrolled here" in refusal(server, load(folder))
+    assert "not enrolled here" in refusal(server, load_credentials(folder))
 
 
 def test_a_device_follows_under_its_own_name_only(served: Federation, authority: Authority) -> None:
-    transport = talk(served, of(authority, "attic"))
+    source = GrpcReleaseSource(served.address, 60, of(authority, "attic"))
     request = pb.FetchReleaseRequest(device="attic")
-    assert transport.fetch_release(request, 2**20) is None, "nothing yet"
+    assert source.fetch_release(request, 2**20) is None, "nothing yet"
     request.device = "kitchen"
     with pytest.raises(Rejected, match=r"WRONG_IDENTITY.*belong to 'attic'"):
-        transport.fetch_release(request, 2**20)
+        source.fetch_release(request, 2**20)
 
 
 def test_nobody_joins_or_acts_as_another(served: Federation, authority: Authority) -> None:
@@ -236,7 +237,7 @@ def test_an_expired_client_certificate(served: Federation, authority: Authority)
     authority.enrol(["old"], days=-SECOND)
     folder = authority.folder / "clients" / "old"
     with pytest.raises(ClientError, match=r"client.pem has expired \(this device's clock says"):
-        load(folder)
+        load_credentials(folder)
     assert "has expired" in refusal(served, unchecked(folder))
 
 
@@ -277,7 +278,7 @@ def test_a_client_certificate_of_another_authority(
     folder = other.folder / "clients" / "attic"
     shutil.copy(authority.folder / "ca.pem", folder / "ca.pem")
     with pytest.raises(ClientError, match=r"was not issued by an authority in ca\.pem"):
-        load(folder)
+        load_credentials(folder)
     assert "was not issued by" in refusal(served, unchecked(folder))
 
 
@@ -309,10 +310,10 @@ def test_without_credentials_the_system_decides_whom_to_trust(
 ) -> None:
     server = serve(federation, authority, client_certificates=False)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    untrusting = choose("server.example:1", None, False)
+    untrusting = choose_credentials("server.example:1", None, False)
     assert "this system trusts no authority of the server" in refusal(server, untrusting)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.folder / "ca.pem"))
-    trusting = choose("server.example:1", None, False)
+    trusting = choose_credentials("server.example:1", None, False)
     assert "no enrolment token" in refusal(server, trusting)
     monkeypatch.setattr(authority_module, "LOOPBACK", ("server.example",))
     authority.rotate(["server.example"])
@@ -393,7 +394,7 @@ def test_files_of_a_device_that_cannot_be_used(name: str, how: str, authority: A
     elif how == "damaged":
         (folder / name).write_bytes(b"\xff\x00")
     with pytest.raises(ClientError) as raised:
-        load(folder)
+        load_credentials(folder)
     assert str(folder) in str(raised.value)
     assert "featherfed certs client" in str(raised.value)
     assert ("cannot read" if how != "damaged" else "damaged") in str(raised.value)
@@ -621,14 +622,14 @@ def test_a_server_that_others_reach_needs_credentials(authority: Authority) -> N
 
 def test_a_client_speaks_tls_with_other_machines(authority: Authority) -> None:
     for here in ("127.0.0.1:1", "localhost:1", "[::1]:1", "127.9.9.9:1"):
-        assert choose(here, None, False) is None
+        assert choose_credentials(here, None, False) is None
     for there in ("10.0.0.7:1", "server.local:1", "[fd00::5]:1", "localhost.example:1"):
-        assert choose(there, None, False) is not None
-        assert choose(there, None, True) is None
+        assert choose_credentials(there, None, False) is not None
+        assert choose_credentials(there, None, True) is None
     folder = authority.folder / "clients" / "attic"
-    assert choose("127.0.0.1:1", folder, False) == load(folder)
+    assert choose_credentials("127.0.0.1:1", folder, False) == load_credentials(folder)
     with pytest.raises(ClientError, match="--insecure would send the token unencrypted"):
-        choose("127.0.0.1:1", folder, True)
+        choose_credentials("127.0.0.1:1", folder, True)
 
 
 def test_a_client_has_the_name_of_its_credentials(authority: Authority) -> None:

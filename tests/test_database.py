@@ -25,7 +25,8 @@ from support.processes import run
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.state import ClientState, lock_state
+from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state_directory import lock_state
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import loop as conduct
 from featherfed.server.coordinator.admission import DataShape

@@ -20,7 +20,7 @@ from support.federation import Federation, settings
 from support.models import MANIFEST
 from support.processes import wait_until
 
-from featherfed.edge_client import grpc_transport as transport_module
+from featherfed.edge_client import grpc_connection
 from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.heartbeat import Heartbeat
@@ -305,7 +305,7 @@ SCALED = {
 def test_training_longer_than_all_timeouts_is_not_cut_off(
     federation: Start, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:
-    for module in (rpc_server, transport_module):
+    for module in (rpc_server, grpc_connection):
         scaled = [(key, value // SCALED.get(key, 1)) for key, value in module._OPTIONS]
         monkeypatch.setattr(module, "_OPTIONS", scaled)
     monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 3)

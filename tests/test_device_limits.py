@@ -13,7 +13,13 @@ from support.processes import run
 from featherfed.cli import memory
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError
-from featherfed.edge_client.rest import COOL_DOWN, LOOK_EVERY, Rest, Sensors, device_sensors
+from featherfed.edge_client.pause import (
+    COOL_DOWN,
+    LOOK_EVERY,
+    PauseControl,
+    Sensors,
+    device_sensors,
+)
 
 
 class Device:
@@ -29,13 +35,17 @@ class Device:
         self.looks += 1
         return values.pop(0) if len(values) > 1 else values[0]
 
-    def rest(self, pause_above: float | None = None, pause_on_battery: bool = False) -> Rest:
+    def pause(
+        self, pause_above: float | None = None, pause_on_battery: bool = False
+    ) -> PauseControl:
         def sleep(seconds: float) -> None:
             self.slept += 1
             self.now += seconds
 
         sensors = Sensors(lambda: self._next(self._degrees), lambda: self._next(self._on_battery))
-        return Rest(sensors, pause_above, pause_on_battery, clock=lambda: self.now, sleep=sleep)
+        return PauseControl(
+            sensors, pause_above, pause_on_battery, clock=lambda: self.now, sleep=sleep
+        )
 
 
 def test_a_hot_device_rests_until_it_is_well_below_the_limit(
@@ -44,54 +54,54 @@ def test_a_hot_device_rests_until_it_is_well_below_the_limit(
     caplog.set_level(logging.INFO)
     # the first is read when the wish is checked
     device = Device([50, 71, 69, 66, 70 - COOL_DOWN], [None])
-    rest = device.rest(pause_above=70)
-    rest.between_steps()
+    pause = device.pause(pause_above=70)
+    pause.wait_until_ready()
     assert device.slept == 3, "at 69 and 66 degrees it is not cool yet"
     assert "resting: 71 degrees Celsius, more than 70" in caplog.text
     assert caplog.text.count("training goes on") == 1
-    rest.between_steps()
+    pause.wait_until_ready()
     assert device.slept == 3
 
 
 def test_a_device_at_its_limit_does_not_rest(caplog: pytest.LogCaptureFixture) -> None:
     device = Device([70], [None])
-    device.rest(pause_above=70).between_steps()
+    device.pause(pause_above=70).wait_until_ready()
     assert (device.slept, caplog.text) == (0, "")
 
 
 def test_a_device_on_battery_waits_for_mains_power() -> None:
     device = Device([None], [False, True, True, False])
-    device.rest(pause_on_battery=True).between_steps()
+    device.pause(pause_on_battery=True).wait_until_ready()
     assert device.slept == 2
 
 
 def test_a_device_rests_while_it_is_hot_or_on_battery() -> None:
     device = Device([20, 90, 90, 20], [False, True, False])
-    device.rest(pause_above=70, pause_on_battery=True).between_steps()
+    device.pause(pause_above=70, pause_on_battery=True).wait_until_ready()
     assert device.slept == 3
 
 
 def test_sensors_are_read_every_few_seconds_only() -> None:
     device = Device([20], [None])
-    rest = device.rest(pause_above=70)
+    pause = device.pause(pause_above=70)
     for _ in range(1000):
         device.now += LOOK_EVERY / 100
-        rest.between_steps()
+        pause.wait_until_ready()
     assert device.looks == pytest.approx(11, abs=2)
 
 
 def test_a_sensor_that_vanishes_lets_training_go_on() -> None:
     device = Device([20, 90, None], [None])
-    device.rest(pause_above=70).between_steps()
+    device.pause(pause_above=70).wait_until_ready()
     assert device.slept == 1
 
 
 def test_a_device_without_the_sensor_says_so() -> None:
     with pytest.raises(ClientError, match="--pause-above: this device shows no temperature"):
-        Device([None], [None]).rest(pause_above=70)
+        Device([None], [None]).pause(pause_above=70)
     with pytest.raises(ClientError, match="--pause-on-battery: this device shows no battery"):
-        Device([None], [None]).rest(pause_on_battery=True)
-    Device([None], [None]).rest()
+        Device([None], [None]).pause(pause_on_battery=True)
+    Device([None], [None]).pause()
 
 
 def test_the_sensors_of_this_machine_answer() -> None:

@@ -14,18 +14,18 @@ from collections.abc import Iterator
 import pytest
 
 from featherfed.cli import follow, join, main
-from featherfed.cli.announce import Announcement, is_loopback, label, reachable
+from featherfed.cli.announce import Announcement, is_local_only, label, reachable
 from featherfed.edge_client import discovery
-from featherfed.edge_client.discovery import Offer, answers, browse, choose
+from featherfed.edge_client.discovery import AnnouncedServer, answers, browse, choose_server
 from featherfed.edge_client.errors import ClientError
 
-DIGITS = Offer("digits", ("192.168.1.5:8765", "[fd00::5]:8765"))
-PHOTOS = Offer("photos", ("192.168.1.6:8765",))
+DIGITS = AnnouncedServer("digits", ("192.168.1.5:8765", "[fd00::5]:8765"))
+PHOTOS = AnnouncedServer("photos", ("192.168.1.6:8765",))
 
 
 def test_the_only_server_is_taken_at_the_first_address_that_answers() -> None:
-    assert choose([DIGITS], 5, lambda address: True) == "192.168.1.5:8765"
-    assert choose([DIGITS], 5, lambda address: address.startswith("[")) == "[fd00::5]:8765"
+    assert choose_server([DIGITS], 5, lambda address: True) == "192.168.1.5:8765"
+    assert choose_server([DIGITS], 5, lambda address: address.startswith("[")) == "[fd00::5]:8765"
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def test_the_only_server_is_taken_at_the_first_address_that_answers() -> None:
     ],
 )
 def test_without_a_choice_it_says_what_to_do(
-    offers: list[Offer], reached: bool, says: list[str]
+    offers: list[AnnouncedServer], reached: bool, says: list[str]
 ) -> None:
     with pytest.raises(ClientError) as raised:
-        choose(offers, 5, lambda address: reached)
+        choose_server(offers, 5, lambda address: reached)
     for part in says:
         assert part in str(raised.value)
 
@@ -52,11 +52,11 @@ def test_answers_knows_an_open_port() -> None:
 
 
 def test_a_loopback_server_is_for_this_machine() -> None:
-    assert is_loopback("127.0.0.1")
-    assert is_loopback("localhost")
-    assert is_loopback("[::1]")
-    assert not is_loopback("0.0.0.0")
-    assert not is_loopback("192.168.1.5")
+    assert is_local_only("127.0.0.1")
+    assert is_local_only("localhost")
+    assert is_local_only("[::1]")
+    assert not is_local_only("0.0.0.0")
+    assert not is_local_only("192.168.1.5")
 
 
 def test_a_wildcard_stands_for_every_address_that_others_reach(
@@ -88,7 +88,7 @@ def test_without_the_library_the_server_goes_on_and_says_so(
         announcement.close()
     assert "pip install zeroconf" in caplog.text
     with pytest.raises(ClientError, match="pip install zeroconf; or give the server's address"):
-        discovery.find(0.1)
+        discovery.find_server(0.1)
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def announced(run: str, port: int) -> Iterator[None]:
 @pytest.mark.usefixtures("multicast")
 def test_a_client_finds_the_server_that_announces_itself() -> None:
     with listening() as port:
-        offer = Offer("digits", (f"127.0.0.1:{port}",))
+        offer = AnnouncedServer("digits", (f"127.0.0.1:{port}",))
         with announced("digits", port):
-            assert discovery.find(10, loopback_only=True) == offer.addresses[0]
+            assert discovery.find_server(10, loopback_only=True) == offer.addresses[0]
         assert offer not in browse(1, loopback_only=True), "taken back"
 
 
@@ -147,7 +147,7 @@ def test_two_servers_are_two_offers() -> None:
         while len(browse(5, loopback_only=True)) < 2:  # the second may be heard a little later
             assert time.monotonic() < until
         with pytest.raises(ClientError, match="several servers") as raised:
-            discovery.find(10, loopback_only=True)
+            discovery.find_server(10, loopback_only=True)
     assert f"digits at 127.0.0.1:{one}" in str(raised.value)
     assert f"photos at 127.0.0.1:{two}" in str(raised.value)
 
@@ -157,7 +157,7 @@ def test_the_commands_look_for_the_server_if_they_are_given_none(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(discovery, "find", lambda: "10.0.0.7:8765")
+    monkeypatch.setattr(discovery, "find_server", lambda: "10.0.0.7:8765")
     monkeypatch.setattr(join, "join_run", lambda options: seen.append(options.address))
     monkeypatch.setattr(follow, "follow_run", lambda address, *rest: seen.append(address))
     needed = {"join": ["--data", "photos"], "follow": ["--model-dir", "models"]}[command]

@@ -31,7 +31,7 @@ from featherfed.compression.exchange.manifest import Role
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.litert_trainer import LitertTrainer
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.exporter.activations import ACTIVATIONS
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.losses import LOSSES
@@ -62,8 +62,8 @@ class Both:
     """What LiteRT and Keras made of the same start."""
 
     start: list[Array]
-    litert: Trained
-    keras: Trained
+    litert: TrainingResult
+    keras: TrainingResult
     names: list[str]
     trainable: list[bool]
 
@@ -160,7 +160,7 @@ def train_both(
     return Both(
         start,
         litert,
-        Trained(model.get_weights(), *result),
+        TrainingResult(model.get_weights(), *result),
         [spec.name for spec in model.manifest],
         [spec.role is Role.TRAINABLE for spec in model.manifest],
     )

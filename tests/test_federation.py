@@ -30,7 +30,7 @@ from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
-from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
@@ -255,7 +255,7 @@ def test_a_step_that_does_not_lead_to_the_servers_digest_is_refused() -> None:
     codec = parse_codec("float32")
     payload = encode_update(codec, MANIFEST, [w + 1 for w in start]).payload
     link = pb.Link(kind=pb.Link.DELTA, version=1, codec="float32", size=len(payload))
-    held = Held(0, weights_digest(start), start)
+    held = HeldModel(0, weights_digest(start), start)
     with pytest.raises(DigestMismatch, match="version 1 differs from the server's"):
         apply_links(MANIFEST, 0, held, [link], payload)
     link.digest = weights_digest([w + (w + 1) for w in start])

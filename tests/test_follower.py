@@ -25,7 +25,7 @@ from support.releases import FIRST, SECOND, moved, sha
 from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
 from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.report.page import totals_text
@@ -194,11 +194,11 @@ class Following:
     def __init__(self, server: Federation, directory: Path, name: str = "camera") -> None:
         self.swaps: list[Swap] = []
         self.digests: list[bytes] = []
-        self._transport = server.transport()
-        self.meter = Meter(self._transport._stub)
-        self._transport._stub = self.meter  # type: ignore[assignment]
+        self._source = GrpcReleaseSource(server.address, 10)
+        self.meter = Meter(self._source._stub)
+        self._source._stub = self.meter  # type: ignore[assignment]
         self.file = ModelFile(directory, "int8")
-        self._follower = Follower(name, "int8", self._transport, self.file, self._swapped)
+        self._follower = Follower(name, "int8", self._source, self.file, self._swapped)
         self._stop = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -214,7 +214,7 @@ class Following:
     def close(self) -> None:
         self._stop = True
         self._thread.join(10)
-        self._transport.close()
+        self._source.close()
         self.file.close()
 
 
@@ -295,22 +295,22 @@ def test_the_server_stays_for_a_device_that_does_not_have_the_final_model(
     federation: Start,
 ) -> None:
     server = federation(rounds=2, clients={"minimum": 1})
-    transport = server.transport()
+    source = GrpcReleaseSource(server.address, 10)
     request = pb.FetchReleaseRequest(device="d")
 
     def ask(task: pb.Train) -> None:
         if task.round == 2:
-            transport.fetch_release(request, 10**6)
+            source.fetch_release(request, 10**6)
 
     server.run_clients(server.client("a", trainer=Pull(1.0, ask)))
     time.sleep(0.7)
     assert not server.finished
-    found = transport.fetch_release(request, 10**6)
+    found = source.fetch_release(request, 10**6)
     assert found
     assert found[0].version == 2
     server.join()
     assert server.finished
-    transport.close()
+    source.close()
 
 
 def test_a_server_that_stays_serves_devices_that_come_after_the_run(federation: Start) -> None:
@@ -318,30 +318,30 @@ def test_a_server_that_stays_serves_devices_that_come_after_the_run(federation: 
     server = federation(rounds=1, clients={"minimum": 1}, server=stay)
     server.run_clients(server.client("a"))
     time.sleep(1.5)
-    transport = server.transport()
-    found = transport.fetch_release(pb.FetchReleaseRequest(device="late"), 10**6)
+    source = GrpcReleaseSource(server.address, 10)
+    found = source.fetch_release(pb.FetchReleaseRequest(device="late"), 10**6)
     assert found
     assert found[0].version == 1
-    transport.close()
+    source.close()
     server.close()
     assert server.finished
 
 
 def test_refusals_reach_the_device(federation: Start) -> None:
     server = federation(rounds=1)
-    transport = server.transport()
+    source = GrpcReleaseSource(server.address, 10)
     request = pb.FetchReleaseRequest(device="../../x", kind="int8")
     with pytest.raises(Rejected, match="1 to 64 letters"):
-        transport.fetch_release(request, 100)
+        source.fetch_release(request, 100)
     request = pb.FetchReleaseRequest(device="d", kind="exe")
     with pytest.raises(Rejected, match="no files of the kind 'exe'"):
-        transport.fetch_release(request, 100)
+        source.fetch_release(request, 100)
     assert server.store.ledger.entries() == [], "calls that were refused are not counted"
     request = pb.FetchReleaseRequest(device="d", wait_seconds=1)
     began = time.monotonic()
-    assert transport.fetch_release(request, 100) is None, "there is no version 1 yet"
+    assert source.fetch_release(request, 100) is None, "there is no version 1 yet"
     assert time.monotonic() - began > 0.9
-    transport.close()
+    source.close()
 
 
 class Liar(pb_grpc.FederationServicer):
@@ -357,11 +357,11 @@ def test_more_than_was_announced_is_not_read() -> None:
     pb_grpc.add_FederationServicer_to_server(Liar(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    transport = GrpcTransport(f"127.0.0.1:{port}", 5)
+    source = GrpcReleaseSource(f"127.0.0.1:{port}", 5)
     for limit in (100, 4):
         with pytest.raises(Rejected, match="sends more than it announced"):
-            transport.fetch_release(pb.FetchReleaseRequest(device="d"), limit)
-    transport.close()
+            source.fetch_release(pb.FetchReleaseRequest(device="d"), limit)
+    source.close()
     server.stop(None)
 
 

@@ -19,8 +19,9 @@ import tf_keras
 from support.clients import Pull, profile
 from support.federation import Federation
 
-from featherfed.cli import build
-from featherfed.cli.build import build_model, offered_step
+from featherfed.cli import training_step
+from featherfed.cli.build import build_model
+from featherfed.cli.training_step import offered_step
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
@@ -33,7 +34,7 @@ from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer, TrainingStep
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.training_step import MAX_STEP_BYTES, check_step, unpack_step
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
@@ -99,7 +100,7 @@ def task(round_: int = 1, sparsity: float = 0.0) -> pb.Train:
     return pb.Train(round=round_, version=round_ - 1, sparsity=sparsity, slots=1)
 
 
-def distance(one: Trained, other: Trained) -> float:
+def distance(one: TrainingResult, other: TrainingResult) -> float:
     pairs = zip(one.weights, other.weights, strict=True)
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
@@ -489,13 +490,13 @@ def test_a_runtime_is_a_plain_word(federation: Start) -> None:
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedModel]:
     """An empty cache; returns the models that were really exported."""
     exported: list[FederatedModel] = []
-    real = build.export_training_step
+    real = training_step.export_training_step
 
     def export(model: FederatedModel, training: Any) -> bytes:
         exported.append(model)
         return real(model, training)
 
-    monkeypatch.setattr(build, "export_training_step", export)
+    monkeypatch.setattr(training_step, "export_training_step", export)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return exported
 

@@ -19,7 +19,7 @@ from support.federation import settings
 from support.models import CLASSES, MANIFEST, SHAPE
 
 from featherfed.compression.arrays import Array
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.sweep.simulate import simulate
@@ -61,12 +61,12 @@ class Walk:
         self._seed = zlib.crc32(name.encode())
         self._scale = np.float32(1.0 if name == "c4" else 0.01)  # beyond the clip of 10 medians
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         draw = np.random.default_rng([self._seed, task.round])
         moved = [w + draw.standard_normal(w.shape, np.float32) * self._scale for w in weights]
         if task.sparsity:
             moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
-        return Trained(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5, 0.75)
 
 
 def digests(directory: Path, changes: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from featherfed.compression.exchange.update import (
     read_report,
     sketched_shapes,
 )
-from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
+from featherfed.compression.hadamard import block_scales, padded, rotate, rotate_back
 from featherfed.compression.importance import Allocation, grid_of, measure_importance, merge_reports
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
@@ -69,7 +69,7 @@ def test_rotation_keeps_lengths_and_can_be_undone(size: int) -> None:
     z = rotate(x, key)
     assert z.shape == (padded(size),)
     assert np.vdot(z, z) == pytest.approx(np.vdot(x, x), rel=1e-5)
-    assert rotate_back(z, key)[:size] * roots(size)[:size] == pytest.approx(x, abs=1e-5)
+    assert rotate_back(z, key)[:size] * block_scales(size)[:size] == pytest.approx(x, abs=1e-5)
 
 
 def test_rotating_whole_numbers_back_is_exact() -> None:
@@ -244,7 +244,7 @@ def parts_of(text: str, round_: RoundContext, updates: list[list[Array]]) -> lis
     codec = parse_codec(text)
     return [
         WeightedUpdate(slot, 10 * (slot + 1), text, encode_update(
-            codec, MODEL, update, context=round_.update(slot)
+            codec, MODEL, update, context=round_.for_slot(slot)
         ).payload)
         for slot, update in enumerate(updates)
     ]  # fmt: skip
@@ -254,14 +254,14 @@ def test_statistics_that_are_shared_out_average_over_those_who_sent_them() -> No
     round_ = the_round()
     update = [np.full(s.shape, np.float32(0.5)) for s in MODEL]
     parts = parts_of("sketch(0.005)", round_, [update] * 5)
-    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.update(0))
+    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.for_slot(0))
     assert covered[2] is not None
     assert 0 < covered[2].sum() < 40
     for present in (parts, parts[1:], parts[:1]):
         mean = average(MODEL, round_, present).mean()
         sent = np.zeros(40, bool)
         for part in present:
-            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.update(part.slot))[2]
+            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.for_slot(part.slot))[2]
             assert mask is not None
             sent |= mask
         assert mean[2] == pytest.approx(np.where(sent, 0.5, 0))
@@ -273,7 +273,7 @@ def test_statistics_travel_as_values_not_as_changes() -> None:
     base[3] += 1
     statistics = statistics_of(MODEL, base)
     assert statistics.tolist() == [0.0] * 40 + [1.0] * 40
-    context = replace(the_round(slots=1), statistics=statistics).update(0)
+    context = replace(the_round(slots=1), statistics=statistics).for_slot(0)
     update = [np.zeros(s.shape, np.float32) for s in MODEL]
     wanted = np.geomspace(0.001, 10, 40, dtype=np.float32)
     update[2], update[3] = -wanted, wanted - base[3]

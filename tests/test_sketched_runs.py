@@ -85,7 +85,7 @@ def test_statistics_are_sent_when_they_change_fast_and_at_the_end() -> None:
     held = [parse_codec(text).statistics == "held" for text in texts]
     assert held == [False, False, True, False, True, True, False]
     nothing = [np.zeros(spec.shape, np.float32) for spec in STATEFUL]
-    context = RoundContext(round_key(0, 1), 5, [None] * 3, None).update(0)
+    context = RoundContext(round_key(0, 1), 5, [None] * 3, None).for_slot(0)
     sizes = [
         len(encode_update(parse_codec(text), STATEFUL, nothing, context=context).payload)
         for text in texts

@@ -26,6 +26,7 @@ from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client import partial_download
 from featherfed.edge_client.follower import decode_release
+from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
@@ -608,9 +609,11 @@ def test_a_step_and_a_release_go_on_after_a_cut(federation: Start, relayed: Any)
     assert not relay.cuts["down"]
     server.releases._export = lambda kind: (1, noise)
     server.run_clients(server.client("lite"))
-    relay, transport = relayed(server)
+    relay, _ = relayed(server)
     relay.cuts["down"] = [CHUNK_BYTES + 4000] * 2
-    found = transport.fetch_release(pb.FetchReleaseRequest(device="d"), 10**6)
+    source = GrpcReleaseSource(relay.address, 20)
+    found = source.fetch_release(pb.FetchReleaseRequest(device="d"), 10**6)
+    source.close()
     assert found
     assert decode_release(*found, b"") == noise
     assert not relay.cuts["down"]

@@ -1,4 +1,4 @@
-"""What featherfed survives, in figures: `make robustness`, or some parts of it by name.
+"""Measures what featherfed survives: `make robustness`, or some parts of it by name.
 
 Each part prints what it measured and writes it to benchmarks/results/robustness/PART.json. The
 longest, `decoder`, goes on after a kill.
@@ -29,6 +29,7 @@ from support.hostile_calls import run_under_attack  # noqa: E402
 from support.load import measure_load  # noqa: E402
 from support.processes import wait_until  # noqa: E402
 
+from featherfed.cli.machine import machine  # noqa: E402
 from featherfed.datasets.partition import partition  # noqa: E402
 from featherfed.datasets.sources import load_train_test  # noqa: E402
 
@@ -45,7 +46,7 @@ LARGE_CROWDS = (10, 100)
 
 
 def decoder(_: Path) -> Figures:
-    """Ten million inputs on everything that decodes, guided by coverage; a share at a time."""
+    """Fuzz every decoder with ten million inputs, guided by coverage; resumable."""
     from support import fuzz  # instruments what it imports, and so slows it down
 
     found = SCRATCH / "fuzz" / "found"
@@ -70,7 +71,7 @@ def decoder(_: Path) -> Figures:
 
 
 def service(scratch: Path) -> Figures:
-    """A hundred thousand hostile calls on a server whose round is open."""
+    """Make a hundred thousand hostile calls on a server whose round is open."""
     run_under_attack(scratch / "undisturbed", 0)
     seen = run_under_attack(scratch / "attacked", CALLS)
     wanted = kills.outcome(scratch / "undisturbed" / "run.db").digests
@@ -82,7 +83,7 @@ def service(scratch: Path) -> Figures:
 
 
 def light_storms(scratch: Path) -> Figures:
-    """Processes without TensorFlow: kills hit them at work, not while TensorFlow starts."""
+    """Kill processes without TensorFlow, which spend their time in rounds and not in starting."""
     rows = {}
     for codec, uplink in CODECS.items():
         directory = scratch / codec.replace(" ", "-")
@@ -119,7 +120,7 @@ def _compare(directory: Path, database: str, kills: Figures, seconds: float) -> 
 
 
 def real_storm(scratch: Path) -> Figures:
-    """`featherfed serve` and `featherfed join --runtime litert` on digits."""
+    """Kill `featherfed serve` and `featherfed join --runtime litert` on digits."""
     base = scratch / "base"
     base.mkdir()
     commands = _real_commands(base)
@@ -174,7 +175,7 @@ def _real_commands(directory: Path) -> dict[str, list[str]]:
 
 
 def links(scratch: Path) -> Figures:
-    """The example's model over 64 kbit/s and 100 to 500 ms, all at the same time."""
+    """Train the example's model over links of 64 kbit/s and 100 to 500 ms, all at the same time."""
     uplinks = ("balanced", "quantize(8)")
     wanted = {
         uplink: lossy_link.undisturbed_digests(scratch / f"quiet-{number}", uplink, LINKED_ROUNDS)
@@ -197,7 +198,7 @@ def links(scratch: Path) -> Figures:
 
 
 def load(scratch: Path) -> Figures:
-    """One round of many clients, who all send at the same moment, on a server of its own."""
+    """Run one round of many clients that all send at the same moment, on a server of its own."""
     cases = [("cnn", count, "balanced") for count in CROWDS]
     cases += [("large", n, uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
     rows = []
@@ -208,7 +209,7 @@ def load(scratch: Path) -> Figures:
 
 
 def every_fault(scratch: Path) -> Figures:
-    """Everything in tests/support/faults.py, against a running round with four honest clients."""
+    """Try every fault of tests/support/faults.py on a running round with four honest clients."""
     rows = []
     for number, fault in enumerate(faults.FAULTS):
         result = faults.face(fault, scratch / str(number))
@@ -241,7 +242,6 @@ def main() -> None:
     for part in parser.parse_args().parts or PARTS:
         with tempfile.TemporaryDirectory() as scratch:
             figures = PARTS[part](Path(scratch))
-        from featherfed.cli.artifacts import machine  # TensorFlow's memory only now
 
         print(json.dumps({part: figures}, indent=1), flush=True)
         text = json.dumps({"machine": machine(), **figures}, indent=1)

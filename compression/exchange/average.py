@@ -35,7 +35,8 @@ FULL_SHARE = 65536
 class WeightedUpdate:
     """One update as it was sent, with its weight in the mean.
 
-    `clip`: what clipping scales it by, in units of 1 / FULL_SHARE; 0 means that it is not clipped.
+    `clip`: the factor that clipping scales it by, in units of 1 / FULL_SHARE; 0 if it is not
+    clipped.
     """
 
     slot: int
@@ -54,16 +55,16 @@ class Average:
         self._round = round_
         self._num_examples = num_examples
         self._totals = [np.zeros(spec.shape, np.float32) for spec in manifest]
-        self._sent: list[Array | None] = [None] * len(
-            manifest
-        )  # weight of updates by value; None: all
+        # By tensor, the weight of the updates that sent each value; None where all sent all.
+        self._sent: list[Array | None] = [None] * len(manifest)
         self._weight = np.float32(0)
         self._reports: list[Report] = []
 
     def add(self, part: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
         codec = parse_codec(part.codec)
-        manifest, masks, context = self._manifest, self._round.masks, self._round.update(part.slot)
+        manifest, masks = self._manifest, self._round.masks
+        context = self._round.for_slot(part.slot)
         update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
         report = read_report(codec, manifest, part.payload, masks=masks, context=context)
         if report is not None:
@@ -78,7 +79,7 @@ class Average:
         return update
 
     def _add_coverage(self, number: int, covered: Mask | None, weight: np.float32) -> None:
-        """Record the weight of an update's values of tensor `number`, where it sent any."""
+        """Add an update's weight to the `covered` values of tensor `number`; None: to all."""
         sent = self._sent[number]
         if covered is not None and sent is None:
             sent = self._sent[number] = np.full(covered.shape, self._weight, np.float32)
@@ -86,7 +87,7 @@ class Average:
             sent += weight if covered is None else weight * covered
 
     def mean(self) -> list[Array]:
-        """Return the mean, of trainable tensors times the server's learning rate.
+        """Return the mean update, its trainable tensors times the server's learning rate.
 
         Values that only some clients sent are averaged over those; values that none sent are zero.
         """

@@ -31,7 +31,7 @@ from featherfed.compression.wire import seal, unseal
 SMALL = 1024
 """Tensors with fewer values (biases, normalisation) are not worth a lossy codec."""
 
-_STATISTICS_SHARE = 8  # every client sends all statistics if a sketch takes this many times more
+_STATISTICS_SHARE = 8  # every client sends all statistics if its sketch is so many times larger
 
 T = TypeVar("T")
 

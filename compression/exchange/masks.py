@@ -53,7 +53,7 @@ def no_masks(manifest: Manifest) -> Masks:
 
 
 def kept_shapes(manifest: Manifest, masks: Masks) -> list[Shape]:
-    """Return the shapes of `kept_values`."""
+    """Return the shapes of the tensors that `kept_values` returns."""
     return [
         spec.shape if mask is None else (int(mask.sum()),)
         for spec, mask in zip(manifest, masks, strict=True)

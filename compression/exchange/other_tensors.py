@@ -19,7 +19,7 @@ _FLOAT8 = chain(Float8())
 
 
 class NearLossless:
-    """Changes of all values, in `float16`."""
+    """Encodes the changes of all values in `float16`."""
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
         self._shapes = shapes
@@ -33,7 +33,7 @@ class NearLossless:
         return _FLOAT16.decode(data, self._shapes)
 
     def coverage(self) -> list[Mask | None]:
-        """Return None for every tensor."""
+        """Return None for every tensor: all values are sent."""
         return [None] * len(self._shapes)
 
     def limit(self) -> int:
@@ -42,9 +42,10 @@ class NearLossless:
 
 
 class StatisticValues:
-    """New values of statistics in `float8`, all from every client or each from one of them.
+    """Encodes the new values of statistics in `float8`; a client sends all of them or a share.
 
-    Values and not changes: a variance that falls from 1 to 0.01 must be right to a part of 0.01.
+    Values, as changes would be too coarse: if a variance falls from 1 to 0.01, the rounding error
+    of the change -0.99 may exceed 0.01.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class StatisticValues:
     ) -> None:
         """`base`: the values before the update, float32 [n], zeros if None.
 
-        If `sent`, this client sends those number slot, slot + parts, ...
+        If `sent`, this client sends the values number slot, slot + parts, ...
         """
         self._shapes = shapes
         self._size = sum(math.prod(shape) for shape in shapes)

@@ -1,4 +1,4 @@
-"""What a round starts from and what its updates share: derived alike by server and clients."""
+"""A round's initial weights and its shared context, derived alike by server and clients."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class RoundContext:
     `key`: the round's shared randomness. `slots`: the number of places for clients. `masks`: the
     round's pruning masks. `allocation`: importance of coordinates, None if nothing is known yet.
     `server_rate`: the server learning rate (Reddi et al. 2021) in units of 1 / FULL_RATE; it scales
-    the mean of trainable tensors, other tensors take over all of it. `statistics`: the start's
-    values of all tensors that are not trained, float32 [n].
+    the mean of trainable tensors, not of others. `statistics`: the values before the round of all
+    tensors that are not trained, float32 [n].
     """
 
     key: Key
@@ -36,19 +36,19 @@ class RoundContext:
     server_rate: int = FULL_RATE
     statistics: Array | None = None
 
-    def update(self, slot: int) -> Context:
-        """Return the context of the update from `slot`; slots beyond `slots` wrap around."""
+    def for_slot(self, slot: int) -> Context:
+        """Return the context of the update from `slot`, taken modulo `slots`."""
         return Context(self.key, slot % self.slots, self.slots, self.allocation, self.statistics)
 
     @property
-    def mean(self) -> Context:
+    def for_mean(self) -> Context:
         """The context of the round's mean update, where the server encodes it."""
         return Context(self.key.child("mean"))
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """What a round trains from: a version's weights under the round's pruning masks."""
+    """The initial weights of a round: a model version under the round's pruning masks."""
 
     manifest: Manifest
     weights: list[Array]
@@ -69,7 +69,7 @@ class RoundStart:
 
 
 def start_round(manifest: Manifest, weights: Sequence[Array], sparsity: float) -> RoundStart:
-    """Return what a round trains from at a target sparsity in [0, 1)."""
+    """Return a round's masked initial weights for a target sparsity in [0, 1)."""
     masks = magnitude_masks(manifest, weights, sparsity)
     return RoundStart(manifest, mask_weights(weights, masks), masks)
 

@@ -37,7 +37,7 @@ _EXPANSION = 64  # a byte stage adds at most 1 / 64 to bytes that it cannot comp
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedUpdate:
     """A payload, what a receiver decodes it to, and what the sender keeps for its next update.
 
     `target` is the update with the old residual added; `residual` is `target` minus `decoded`, zero
@@ -63,7 +63,7 @@ def encode_update(
     masks: Masks | None = None,
     residual: Sequence[Array] | None = None,
     context: Context = NO_CONTEXT,
-) -> Encoded:
+) -> EncodedUpdate:
     """Encode `update` (float32, manifest shapes) plus the `residual` of the last one.
 
     The residual (error feedback, Seide et al. 2014, Karimireddy et al. 2019) is ignored by codecs
@@ -85,10 +85,10 @@ def encode_update(
         return decode_update(codec, manifest, payload, masks=masks, context=context)
 
     if not codec.traits.error_feedback:
-        return Encoded(payload, target, None, decode)
+        return EncodedUpdate(payload, target, None, decode)
     decoded = decode()
     residual = mask_weights(subtract(target, decoded), masks)
-    return Encoded(payload, target, residual, lambda: decoded)
+    return EncodedUpdate(payload, target, residual, lambda: decoded)
 
 
 def decode_update(
@@ -114,7 +114,7 @@ def decode_update(
 def coverage(codec: Codec, manifest: Manifest, context: Context = NO_CONTEXT) -> list[Mask | None]:
     """Return by tensor where an update holds a value, None if it does everywhere.
 
-    A tensor in the codec counts as everywhere, even in a sketch, which is right in the mean.
+    A tensor in the codec counts as sent everywhere, even in a sketch, which is unbiased.
     """
     layout = Layout(codec, manifest, no_masks(manifest), context)
     return layout.join([None] * len(layout.codec_shapes), layout.others.coverage())

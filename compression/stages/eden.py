@@ -10,7 +10,7 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.hadamard import padded, roots, rotate, rotate_back
+from featherfed.compression.hadamard import block_scales, padded, rotate, rotate_back
 from featherfed.compression.key import NO_KEY, Key
 from featherfed.compression.stage import Form, Shape, Values, symbols
 from featherfed.compression.traits import Traits
@@ -49,7 +49,7 @@ class Eden:
             raise WireError("eden scale is out of range")
         signs = np.where(values > 0, np.float32(1), np.float32(-1))
         with np.errstate(over="ignore"):
-            x: Array = rotate_back(signs, key) * (roots(signs.size) * scale)
+            x: Array = rotate_back(signs, key) * (block_scales(signs.size) * scale)
         return x[: math.prod(shape)].reshape(shape)
 
     def count(self, shape: Shape) -> int:

@@ -25,7 +25,7 @@ AVAILABLE = constriction is not None
 """Whether the package is installed."""
 
 _FIRST, _LARGEST = 16, 256  # sizes of blocks: their bytes are coded with the same counts
-_SEEN = 32  # weight of one occurrence; every byte has a weight of 1 besides
+_SEEN = 32  # weight of one occurrence; it is added to a weight of 1 that every byte has
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Range:
     def compress(self, data: bytes) -> bytes:
         """Return twice the length as a varint, then the coder's 32-bit words.
 
-        Or one more than that and the data as they are, if the words are not fewer bytes.
+        If the words are not shorter than the data: twice the length plus 1, then the data.
         """
         symbols = np.frombuffer(data, np.uint8).astype(np.int32)
         encoder, counts = constriction.stream.queue.RangeEncoder(), _Counts()

@@ -120,7 +120,7 @@ class RobustMean:
             self._manifest,
             update.payload,
             masks=self._context.masks,
-            context=self._context.update(update.slot),
+            context=self._context.for_slot(update.slot),
         )
         self._rows.append(decoded)
         return decoded

@@ -58,7 +58,7 @@ class RoundClosing:
         aggregate, models = self._fold(round_, start, context, weighting)
         _, residual = self._run.store.versions.model(self._run.manifest)
         made = next_version(
-            round_, start, self._open_round.sparsity, aggregate, self._downlink, context.mean,
+            round_, start, self._open_round.sparsity, aggregate, self._downlink, context.for_mean,
             residual,
         )  # fmt: skip
         result = self._evaluator.evaluate(made.weights)

@@ -133,7 +133,7 @@ def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> U
             manifest,
             sent.payload,
             masks=start.masks,
-            context=context.update(sent.slot),
+            context=context.for_slot(sent.slot),
         )
         weights = apply_update(manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
     except NonFiniteError as error:

@@ -90,7 +90,7 @@ def _is_report_round(round_: int, rounds: int) -> bool:
 def _overhead(manifest: Manifest, cohort: int, side: str, statistics: str) -> int:
     """Return the bytes of a sketch's payload besides its sketched bits, by encoding zeros."""
     zeros = [np.zeros(spec.shape, np.float32) for spec in manifest]
-    context = start_round(manifest, zeros, 0.0).context(0, 1, cohort, None).update(0)
+    context = start_round(manifest, zeros, 0.0).context(0, 1, cohort, None).for_slot(0)
     one_block = Sketch(1e-9, 1, side, statistics)
     payload = encode_update(one_block, manifest, zeros, context=context).payload
     return len(payload) - _BLOCK_BITS // 8

@@ -9,7 +9,7 @@ from support.models import SHAPE
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.trainer import Trained
+from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 
 
@@ -20,13 +20,13 @@ class Pull:
         self.value = value
         self.on_train = on_train
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> Trained:
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         if self.on_train:
             self.on_train(task)
         moved = [w + np.float32(0.5) * (np.float32(self.value) - w) for w in weights]
         if task.sparsity:
             moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
-        return Trained(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5, 0.75)
 
 
 def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:

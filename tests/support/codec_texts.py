@@ -35,4 +35,4 @@ CODECS = [
     "lowrank(2) | quantize(8) | zstd",
     *(["qsgd(1) | range", "topk(0.1) | sign | range"] if "range" in STAGES else []),
 ]
-"""A new stage belongs in here: test_codecs.py, test_golden.py and test_wire.py try every codec."""
+"""A new stage must be added here: test_codecs.py, test_golden.py and test_wire.py try all."""

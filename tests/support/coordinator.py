@@ -121,7 +121,7 @@ class DirectRun:
                 round_key(0, task.round), task.slots, [None] * len(MANIFEST), None
             )
             payload = encode_update(
-                parse_codec(task.codec), MANIFEST, list(tensors), context=round_.update(task.slot)
+                parse_codec(task.codec), MANIFEST, list(tensors), context=round_.for_slot(task.slot)
             ).payload
             header = pb.UpdateHeader(
                 session=joins[name].session, round=task.round, version=task.version,

@@ -1,4 +1,4 @@
-"""What a peer can do wrong, against a running round with four honest clients.
+"""Faults of a peer, injected into a running round with four honest clients.
 
 `PYTHONPATH=tests python -m support.faults` tries all of them and prints the table;
 tests/test_faults.py tests each.
@@ -30,10 +30,10 @@ from featherfed.compression.buffer import varint
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.wire import seal
-from featherfed.edge_client.credentials import Credentials, load
+from featherfed.edge_client.credentials import Credentials, load_credentials
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access.authority import Authority
@@ -43,7 +43,7 @@ CODEC = "float32 | zstd"
 HONEST = {"anna": 0.5, "bert": -1.0, "cleo": 2.0, "dora": 0.25}
 DEADLINE = 1.0
 SLACK = 5.0
-"""Seconds that two noisy cores may need beyond the deadline; without one it would be for ever."""
+"""Seconds that a round may take beyond its deadline on two busy cores."""
 
 
 class Mallory:
@@ -64,7 +64,7 @@ class Mallory:
         return reply
 
     def wait_for_task(self) -> pb.Train:
-        """Poll until there is something to train: Mallory is in the cohort then."""
+        """Poll until there is a training task, so that Mallory is in the cohort."""
         while True:
             request = pb.NextTaskRequest(session=self.session, wait_seconds=5)
             reply = self.stub.NextTask(request, timeout=20)
@@ -126,7 +126,7 @@ Attack = Callable[[Mallory], str]
 
 
 def sends(make: Callable[[], bytes], **header: Any) -> Attack:
-    """Join, be selected, and send this."""
+    """Return an attack that joins, is selected, and sends the payload of `make`."""
 
     def attack(mallory: Mallory) -> str:
         mallory.join()
@@ -137,7 +137,7 @@ def sends(make: Callable[[], bytes], **header: Any) -> Attack:
 
 
 def sends_many(make: Callable[[random.Random], bytes], count: int) -> Attack:
-    """Send `count` variants; all must have one fate."""
+    """Return an attack that sends `count` payloads, all of which must have the same outcome."""
 
     def attack(mallory: Mallory) -> str:
         mallory.join()
@@ -160,7 +160,7 @@ def truncated(rng: random.Random) -> bytes:
 
 
 def negative_count(mallory: Mallory) -> str:
-    """Put -50 on the wire, which protobuf's own classes would not."""
+    """Send -50 examples, which protobuf's own classes do not encode."""
     mallory.join()
     mallory.wait_for_task()
     data = payload()
@@ -198,7 +198,7 @@ def replays_an_old_round(mallory: Mallory) -> str:
 
 
 def other_run(mallory: Mallory) -> str:
-    """Use the session of a run that this server never had."""
+    """Use a session that this server never opened."""
     mallory.join()
     mallory.wait_for_task()
     return refused(lambda: mallory.submit(payload(), session=mallory.session ^ 1))
@@ -214,7 +214,7 @@ def refused(call: Callable[[], object]) -> str:
 
 
 def dies(after: str) -> Attack:
-    """Go so far in a session, then never be heard of again."""
+    """Return an attack that leaves without a word after the step `after` of a session."""
 
     def attack(mallory: Mallory) -> str:
         mallory.join()
@@ -245,7 +245,7 @@ def _half(session: int, hang: threading.Event) -> Iterator[pb.UpdateChunk]:
 
 
 def joins_a_thousand_times(mallory: Mallory) -> str:
-    """Join over and over; the last session that was given must work."""
+    """Join a thousand times; the last session must work."""
     told = {refused(mallory.join) for _ in range(1000)}
     request = pb.NextTaskRequest(session=mallory.session)
     told.add(refused(lambda: mallory.stub.NextTask(request, timeout=10)))
@@ -253,7 +253,7 @@ def joins_a_thousand_times(mallory: Mallory) -> str:
 
 
 def crawls(mallory: Mallory) -> str:
-    """Send a byte of an upload now and then."""
+    """Upload an update byte by byte, with pauses of seconds."""
     mallory.join()
     mallory.wait_for_task()
 
@@ -267,7 +267,7 @@ def crawls(mallory: Mallory) -> str:
 
 
 def turns_the_clock(seconds: float) -> Attack:
-    """Set the clock of server and clients, which are one process here, in mid-round."""
+    """Return an attack that sets the clock of server and clients (one process) during a round."""
 
     def attack(mallory: Mallory) -> str:
         mallory.join()
@@ -285,7 +285,7 @@ def turns_the_clock(seconds: float) -> Attack:
 
 
 def fills_the_disk(mallory: Mallory) -> str:
-    """Leave the server's database no page more for a while."""
+    """Let the server's database grow by no page for a while."""
     mallory.join()
     mallory.wait_for_task()
     store = mallory.server.store
@@ -320,7 +320,7 @@ def joins_with(make: Callable[[Path], Credentials | None], name: str = "mallory"
 
 
 def enrolled(certs: Path) -> Credentials:
-    return load(certs / "clients" / "mallory")
+    return load_credentials(certs / "clients" / "mallory")
 
 
 def without_token(certs: Path) -> Credentials:
@@ -328,7 +328,7 @@ def without_token(certs: Path) -> Credentials:
 
 
 def of_another_authority(certs: Path) -> Credentials:
-    """A certificate by an authority that Mallory has made; the trust in the server's is right."""
+    """Return a certificate issued by Mallory's own authority, with the right ca.pem."""
     other = Authority(certs.parent / "other")
     other.create([])
     other.enrol(["mallory"])
@@ -338,13 +338,13 @@ def of_another_authority(certs: Path) -> Credentials:
 
 
 def expired(certs: Path) -> Credentials:
-    """A certificate by the right authority that has ended."""
+    """Return an expired certificate of the right authority."""
     Authority(certs).enrol(["mallory"], days=-1 / 86400, renew=True)
     return unchecked(certs / "clients" / "mallory")
 
 
 def unchecked(folder: Path) -> Credentials:
-    """What a client sends that does not look at its own files first, as ours does."""
+    """Return credentials without the client's own checks of its files."""
     parts = [(folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client-key.pem")]
     return Credentials(folder, *parts, token=(folder / "token").read_text("utf-8").strip())
 
@@ -356,9 +356,9 @@ def revoked(certs: Path) -> Credentials:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done, and the reason or text that must be told (or a part of it).
+    """An attack, and the reason or text (or a part of it) that the server must answer with.
 
-    `alone`: Mallory is not in the cohort, and the honest train until the attack is over.
+    `alone`: Mallory is not in the cohort, and the honest clients train until the attack is over.
     """
 
     name: str
@@ -464,7 +464,7 @@ FAULTS = [
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a fault."""
+    """The result of injecting a fault."""
 
     told: str
     seconds: float
@@ -530,7 +530,7 @@ def honest(
 
     sessions = []
     for name, value in HONEST.items():
-        proof = load(certs / "clients" / name) if certs else None
+        proof = load_credentials(certs / "clients" / name) if certs else None
         transport = GrpcTransport(server.address, 20, proof)
         sessions.append(server.client(name, trainer=Pull(value, wait), transport=transport))
     return sessions
@@ -554,13 +554,13 @@ def reference(directory: Path, alone: bool) -> bytes:
                 silent = Mallory(server)
                 silent.join()
                 threading.Thread(target=silent.wait_for_task).start()
-            held: list[Held] = server.run_clients(*honest(server))
+            held: list[HeldModel] = server.run_clients(*honest(server))
             _references[alone] = held[0].digest
     return _references[alone]
 
 
 def main() -> int:
-    """Print what came of every fault; return 1 if anything went wrong."""
+    """Print the result of every fault; return 1 if anything went wrong."""
     failed = 0
     for fault in FAULTS:
         with tempfile.TemporaryDirectory() as scratch:

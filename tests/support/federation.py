@@ -17,7 +17,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
-from featherfed.edge_client.state import ClientState, Held
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import Transport
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -70,7 +70,7 @@ class Federation:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def release(self, kind: str) -> tuple[int, bytes]:
-        """Stands for a .tflite: the newest weights as int8."""
+        """Return the newest version and a stand-in for its .tflite: the weights as int8."""
         version, weights = self.coordinator.newest_model()
         codes = [np.clip(np.rint(w * 500), -127, 127).astype(np.int8) for w in weights]
         return version, b"TFL3" + b"".join(c.tobytes() for c in codes)
@@ -129,10 +129,10 @@ class Federation:
             lambda run: ClientState(self.directory / "clients" / name, run),
         )
 
-    def run_clients(self, *sessions: Session) -> list[Held]:
+    def run_clients(self, *sessions: Session) -> list[HeldModel]:
         """Run sessions side by side to the end; return the final model each holds."""
         waiting = RuntimeError("still running after a minute")
-        results: list[Held | BaseException] = [waiting] * len(sessions)
+        results: list[HeldModel | BaseException] = [waiting] * len(sessions)
 
         def run(index: int) -> None:
             try:

@@ -2,8 +2,8 @@
 """Coverage-guided fuzzing of everything that decodes a peer's bytes: `make fuzz`.
 
 An input is one byte that chooses a target, and the target's bytes. Every checksum is zero here:
-mutated bytes would never have the right one. Any bytes give a value or a typed error; all else is a
-finding. tests/corpus holds the fewest inputs that reach all that was ever reached.
+mutated bytes would never have the right one. Any bytes must give a value or a typed error; all
+else is a finding. tests/corpus is the smallest set of inputs that covers all code reached so far.
 """
 
 # ruff: noqa: E402 - what is fuzzed must be imported under instrumentation
@@ -55,7 +55,7 @@ from featherfed.compression.key import Key
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
 from featherfed.edge_client.follower import decode_release
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 
@@ -112,14 +112,14 @@ def envelope(data: bytes) -> None:
 
 
 def bundle(data: bytes) -> None:
-    held = Held(0, b"", WEIGHTS, KNOWN)
+    held = HeldModel(0, b"", WEIGHTS, KNOWN)
     link = pb.Link(kind=pb.Link.BUNDLE, version=1, size=len(data))
     apply_links(MODEL, 1, held, [link], data)
 
 
 def links(data: bytes) -> None:
     chunk = pb.ModelChunk.FromString(data)
-    apply_links(MODEL, 1, Held(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
+    apply_links(MODEL, 1, HeldModel(0, b"", WEIGHTS, KNOWN), chunk.links, chunk.data)
 
 
 def codec_text(data: bytes) -> None:
@@ -145,7 +145,7 @@ def one_input(data: bytes) -> None:
 
 
 def examples() -> list[bytes]:
-    """Return an input for every target that is right, and gives a value."""
+    """Return a valid input for every target."""
     with no_checksums:
         return list(_examples())
 
@@ -204,7 +204,7 @@ def _write_examples(found: Path) -> None:
 
 
 def fuzz(seconds: int, corpus: Path) -> int:
-    """Search for so long from `corpus` and the examples; return 0 and minimise it, or a failure."""
+    """Fuzz from `corpus` and the examples; return 0 and minimise `corpus`, or a failure's code."""
     with tempfile.TemporaryDirectory() as scratch:
         found = Path(scratch) / "found"
         _write_examples(found)
@@ -220,9 +220,9 @@ def fuzz(seconds: int, corpus: Path) -> int:
 
 
 def count(runs: int, seed: int, found: Path, workers: int = 1) -> dict[str, float]:
-    """Give `runs` inputs to each of some processes, which share what they find in `found`.
+    """Run `runs` inputs in each of `workers` processes, which share what they find in `found`.
 
-    Returns libFuzzer's own figures, the worst of the processes: executed, slowest_seconds, peak_mb.
+    Returns libFuzzer's own figures: executed (the sum), slowest_seconds and peak_mb (the worst).
     Raises RuntimeError with the end of its log if an input crashed, hung or took too much memory.
     """
     _write_examples(found)

@@ -55,7 +55,7 @@ class Attacker:
         self.slowest = 0.0
 
     async def join(self) -> None:
-        """Join as `evil`, wait for the round, and make the update that is never sent as it is."""
+        """Join as `evil`, wait for the round, and make a valid update for attacks to spoil."""
         self._channel = grpc.aio.insecure_channel(self._address)
         stub = pb_grpc.FederationStub(self._channel)
         self._hello = pb.JoinRequest(
@@ -81,7 +81,7 @@ class Attacker:
             manifest,
             [np.full(w.shape, 0.01, np.float32) for w in start],
             masks=shared.masks,
-            context=shared.update(task.train.slot),
+            context=shared.for_slot(task.train.slot),
         ).payload
 
     async def close(self) -> None:
@@ -120,7 +120,7 @@ class Attacker:
     # ---- kinds ----
 
     async def _bytes(self) -> None:
-        """Bytes that are no message, or one that was mutated."""
+        """Send random bytes, or a mutated message."""
         name = self.rng.choice([*METHODS])
         if self.rng.random() < 0.3:
             data = self.rng.randbytes(self.rng.choice((0, 1, 10, 100, 5000, 300_000)))
@@ -129,13 +129,13 @@ class Attacker:
         await self._raw(name, [data])
 
     async def _values(self) -> None:
-        """A message that parses, with hostile values."""
+        """Send a message that parses, with hostile values."""
         name = self.rng.choice([*METHODS])
         message = self._message(METHODS[name].input_type)
         await self._raw(name, [message.SerializeToString()])
 
     async def _update(self) -> None:
-        """An update with one thing wrong with it."""
+        """Send an update with one fault."""
         header = pb.UpdateHeader(
             session=self._session, round=1, num_examples=EXAMPLES, size=len(self._payload)
         )
@@ -166,7 +166,7 @@ class Attacker:
         self.reasons[pb.Reason.Name(reply.reason)] += 1
 
     async def _broken_stream(self) -> None:
-        """A stream that the attacker breaks off, before or after the server has said something."""
+        """Start a stream and break it off, before or after the server's first answer."""
         name = self.rng.choice(("SubmitUpdate", "FetchModel", "FetchRelease", "FetchStep"))
         messages = [
             self._message(METHODS[name].input_type).SerializeToString()
@@ -182,7 +182,7 @@ class Attacker:
                 raise
 
     async def _no_method(self) -> None:
-        """A method that there is not, or of the wrong kind."""
+        """Call a method that does not exist, or one of another kind."""
         path = self.rng.choice(
             ("/", "//", "/nope/Join", "/featherfed.v1.Federation/Nope", "/" + "x" * 5000)
         )
@@ -224,7 +224,7 @@ class Attacker:
         return bytes(out)
 
     def _message(self, descriptor: Any) -> Any:
-        """Return a message with some of its fields set to what they should not be."""
+        """Return a message some of whose fields have invalid values."""
         if descriptor is pb.JoinRequest.DESCRIPTOR and self.rng.random() < 0.5:
             message = pb.JoinRequest()
             message.CopyFrom(self._hello)

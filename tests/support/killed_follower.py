@@ -1,8 +1,8 @@
-"""Follows and is killed, again and again: started by test_follower.py as a process of its own.
+"""A follower that is killed again and again: started by test_follower.py as a process of its own.
 
-`python killed_follower.py DIR SEED KILLS` forks a follower KILLS times. Each of them is killed with
-SIGKILL in mid-swap, half of them by themselves at one step of a swap after the other, half from
-outside at a random moment. After each the file is judged; prints what was seen as JSON.
+`python killed_follower.py DIR SEED KILLS` forks a follower KILLS times. Each is killed with
+SIGKILL during a swap: half of them kill themselves, each at the next step of a swap, half are
+killed from outside at a random moment. Checks the file after each; prints the counts as JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def versions(rng: np.random.Generator, count: int = 12) -> list[bytes]:
 
 
 class Carousel:
-    """Serves the version after the one that a device has, and after the last the first."""
+    """Serves the version after the device's own, and the first after the last."""
 
     def __init__(self, files: list[bytes]) -> None:
         self.digests = [hashlib.sha256(file).digest() for file in files]
@@ -67,7 +67,7 @@ def die() -> None:
 
 
 def kill_at(step: int, when: str) -> None:
-    """Make this process die before, in the midst of, or after the given one of STEPS of a swap."""
+    """Make this process die before, during or after the given one of a swap's STEPS."""
     calls = 0
 
     def wrap(name: str) -> None:
@@ -95,7 +95,7 @@ def kill_at(step: int, when: str) -> None:
 
 
 def sleepy() -> None:
-    """Make every step of a swap take a while."""
+    """Delay every step of a swap."""
 
     def wrap(name: str) -> None:
         real = getattr(os, name)

@@ -24,7 +24,7 @@ from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.plan import manifest_of
-from featherfed.edge_client.state import Held
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
@@ -35,7 +35,7 @@ BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 @dataclass
 class ManyClients:
-    """`count` clients of a run of one round, and what they measure."""
+    """`count` clients of a run of one round, and their measurements."""
 
     address: str
     count: int
@@ -48,7 +48,7 @@ class ManyClients:
     _final: tuple[pb.Plan, list[bytes], bytes] | None = None
 
     async def run(self) -> None:
-        """Be `count` clients from joining to the final model; raise if any of them fails."""
+        """Run all clients from joining to the final model; raise if any of them fails."""
         self._ready = asyncio.Barrier(self.count)
         await asyncio.gather(*(self._client(f"c{number:04}") for number in range(self.count)))
 
@@ -88,7 +88,7 @@ class ManyClients:
         plan, links, data = self._final
         manifest, start = self._prepared(plan)
         route = [pb.Link.FromString(link) for link in links]
-        apply_links(manifest, plan.seed, Held(0, b"", start), route, data)
+        apply_links(manifest, plan.seed, HeldModel(0, b"", start), route, data)
 
     async def _call(self, what: str, call: Any) -> Any:
         begin = time.perf_counter()
@@ -149,7 +149,7 @@ class ManyClients:
             return self._unkeyed
         shared = start_round(manifest, start, 0).context(plan.seed, task.round, task.slots, None)
         encoded = encode_update(
-            codec, manifest, self._update, masks=shared.masks, context=shared.update(task.slot)
+            codec, manifest, self._update, masks=shared.masks, context=shared.for_slot(task.slot)
         )
         self._unkeyed = encoded.payload
         self.payload = max(self.payload, len(encoded.payload))

@@ -30,7 +30,7 @@ from featherfed.proto import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Spec:
-    """The settings of a run, and how its clients train and its processes die."""
+    """The settings of a run: its plan, its clients' training, and where a process kills itself."""
 
     settings: dict[str, Any]
     model: str = "tiny"
@@ -100,7 +100,7 @@ class RandomWalk:
         self._spec, self._directory, self._name = spec, directory, name
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> Any:
-        from featherfed.edge_client.trainer import Trained
+        from featherfed.edge_client.trainer import TrainingResult
 
         time.sleep(self._spec.seconds)
         if self._spec.hold_last_round and task.round == self._spec.settings["rounds"]:
@@ -108,11 +108,11 @@ class RandomWalk:
                 time.sleep(0.05)
         rng = np.random.default_rng([zlib.crc32(self._name.encode()), task.round])
         moved = [w + rng.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in weights]
-        return Trained(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5, 0.75)
 
 
 def join(directory: Path, spec: Spec, name: str) -> None:
-    """Run a client to the end of the run; writes the digest it ends with to DIR/held-NAME."""
+    """Run a client to the end of the run; write its final model's digest to DIR/held-NAME."""
     from support.clients import profile
 
     from featherfed.edge_client.grpc_transport import GrpcTransport

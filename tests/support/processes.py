@@ -1,4 +1,4 @@
-"""Starting `featherfed` commands as processes, and waiting for what they do."""
+"""Start `featherfed` commands as processes, and wait for their effects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featherfed.edge_client.errors import Unreachable
-from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.proto import federation_pb2 as pb
 
 TESTS = Path(__file__).parent.parent
@@ -87,11 +87,11 @@ def wait_until(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 def status(address: str) -> pb.StatusReply:
-    """Ask a server how it goes; an empty reply if there is no answer."""
-    transport = GrpcTransport(address, give_up_after=0)
+    """Return a server's status; an empty reply if there is no answer."""
+    connection = GrpcConnection(address, give_up_after=0)
     try:
-        return transport.status()
+        return connection.status()
     except Unreachable:
         return pb.StatusReply()
     finally:
-        transport.close()
+        connection.close()

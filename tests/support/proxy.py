@@ -2,8 +2,8 @@
 
 Every connection has its own bandwidth and delay each way, and carries segments of at most 1,460
 bytes in their order. A segment is lost with probability `loss`; TCP sends it again after its
-timeout, which doubles every time: the segment and all behind it come later, and it took up the link
-in vain. One lost segment in CUT takes the connection with it, as a link does that is gone for
+timeout, which doubles every time: the segment and all behind it arrive later, and its bandwidth is
+lost. One lost segment in CUT takes the connection with it, as a link does that is gone for
 longer than its ends will wait. (Segments that overtake each other reach nobody above TCP.)
 """
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0
 """Seconds between two readings of the sensors."""
 COOL_DOWN = 5.0
-"""Training goes on this many degrees Celsius below the limit."""
+"""Degrees Celsius below the limit at which training goes on."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def device_sensors() -> Sensors:
     return Sensors(temperature, on_battery)
 
 
-class Rest:
-    """Blocks between two training steps while the device should not work."""
+class PauseControl:
+    """Pauses training between two steps while the device is too hot or on its battery."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Rest:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Rest above `pause_above` degrees Celsius, and with `pause_on_battery` on battery.
+        """Pause above `pause_above` degrees Celsius, and with `pause_on_battery` on battery.
 
         Raises ClientError if the device has no sensor for it.
         """
@@ -72,8 +72,8 @@ class Rest:
         self._sleep = sleep
         self._read_at = float("-inf")
 
-    def between_steps(self) -> None:
-        """Return at once if the device may work, else as soon as it may."""
+    def wait_until_ready(self) -> None:
+        """Return as soon as the device may train; reads its sensors every LOOK_EVERY seconds."""
         if self._clock() - self._read_at < LOOK_EVERY:
             return
         reason, margin = self._reason(0.0), COOL_DOWN
@@ -87,7 +87,7 @@ class Rest:
         self._read_at = self._clock()
 
     def _reason(self, margin: float) -> str | None:
-        """Return why to rest; `margin` is subtracted from the limit. None: the device may work."""
+        """Return why to pause, or None; `margin` (degrees) is subtracted from the limit."""
         if self._pause_on_battery and self._sensors.on_battery():
             return "on battery"
         degrees = None if self._pause_above is None else self._sensors.temperature()
