@@ -104,13 +104,13 @@ def light_storms(scratch: Path) -> Figures:
     return rows
 
 
-def _compare(directory: Path, database: str, kills: Figures, seconds: float) -> Figures:
+def _compare(directory: Path, database: str, killed: Figures, seconds: float) -> Figures:
     wanted = kills.outcome(directory / "undisturbed" / database)
     left = kills.outcome(directory / "killed" / database)
     assert left.digests == wanted.digests, "another model came out after the kills"
     assert left.journal == wanted.journal, "an update was lost, or counted twice"
     return {
-        "kills": kills,
+        "kills": killed,
         "seconds": round(seconds),
         "updates": len(left.journal),
         "payload_bytes": sum(left.journal.values()),
