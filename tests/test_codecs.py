@@ -659,7 +659,7 @@ def test_the_manifest_digest_sees_order_and_number_and_nothing_else() -> None:
     assert Manifest((replace(SPEC),)).digest == Manifest((SPEC,)).digest
 
 
-# ---- genesis ----
+# ---- initial weights ----
 
 
 def philox(seed: int, stream: int, count: int) -> list[int]:
@@ -676,7 +676,7 @@ def philox(seed: int, stream: int, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 1, 2**63 + 1, 2**64 - 1])
-def test_genesis_can_be_written_anew_from_its_definition(seed: int) -> None:
+def test_initial_weights_can_be_written_anew_from_its_definition(seed: int) -> None:
     manifest = Manifest((TensorSpec("f", (2,)), TensorSpec("u", (3, 2), initial=Uniform(0.3))))
     _, drawn = initial_weights(manifest, seed)
     units = [((word >> 40) - 2**23) / 2**23 for word in philox(seed, 1, 6)]
@@ -684,12 +684,12 @@ def test_genesis_can_be_written_anew_from_its_definition(seed: int) -> None:
     assert drawn.tobytes() == expected.reshape(3, 2).tobytes()
 
 
-def test_genesis_gives_the_weights_it_always_gave() -> None:
+def test_initial_weights_are_what_they_always_were() -> None:
     digest = weights_digest(initial_weights(MODEL, 42)).hex()
     assert digest == "1669a6e0067d909335fbcc78165e22186d5cd3a4ff697057057b49950fe46c63"
 
 
-def test_genesis_is_uniform_up_to_the_limit() -> None:
+def test_initial_weights_are_uniform_up_to_the_limit() -> None:
     manifest = Manifest((TensorSpec("w", (200_000,), initial=Uniform(0.5)),))
     (w,) = initial_weights(manifest, 7)
     assert w.min() >= -0.5
