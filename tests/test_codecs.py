@@ -701,7 +701,7 @@ def test_initial_weights_are_uniform_up_to_the_limit() -> None:
     assert np.abs(counts - 10_000).max() < 500
 
 
-def test_genesis_fills_constants_exactly() -> None:
+def test_initial_weights_fill_constants_exactly() -> None:
     weights = initial_weights(MODEL, 1)
     assert (weights[3] == 1).all()
     assert not weights[1].any()
