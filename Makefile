@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check fuzz bench robustness arm64 readme clean
+.PHONY: help demo test test-all dev proto check fuzz bench robustness attacks arm64 readme clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,10 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 
 robustness: $(VENV)/.dev ## kill, fuzz, cut off and overload it, in full (about two hours)
 	$(BIN)/python benchmarks/robustness
+	$(BIN)/python benchmarks/tables.py
+
+attacks: $(VENV)/.dev ## make the attacks that once succeeded, and measure what they do now (minutes)
+	$(BIN)/python benchmarks/attacks
 	$(BIN)/python benchmarks/tables.py
 
 arm64: $(VENV)/.dev ## run the client on an emulated arm64 processor and compare (Debian; some minutes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.csv
+from attack_table import attacks_section
 from robustness_table import robustness_section
 
 from featherfed.report.frontier import Scenario, frontier_figure, group, table_rows
@@ -456,6 +457,9 @@ def results_section() -> Iterator[str]:
     if any((RESULTS / "robustness").glob("*.json")):
         yield from ("", "## Robustness", "")
         yield from robustness_section()
+    if any((RESULTS / "attacks" / "after").glob("*.json")):
+        yield from ("", "## Attacks", "")
+        yield from attacks_section()
 
 
 def _cell(text: str) -> str:
