@@ -1,4 +1,4 @@
-"""The section "Attacks" of docs/results.md: what each attack did before it was mended, and does now."""
+"""The section "Attacks" of docs/results.md: what each attack did before its mend, and does now."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RESULTS = HERE / "results" / "attacks"
 def attacks_section() -> Iterator[str]:
     """Yield a table with a row for every figure of every attack, before and after the mend."""
     yield (
-        "Made by `make attacks` (`benchmarks/attacks`); the figures of before by the same attacks on "
-        "the code of before the mends. A dash: this could not be measured there."
+        "Made by `make attacks` (`benchmarks/attacks`); the figures of before by the same attacks "
+        "on the code of before the mends. A dash: this could not be measured there."
     )
     yield ""
     yield "| attack | figure | before | after |"
