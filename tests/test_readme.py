@@ -109,3 +109,13 @@ def test_the_wire_format_names_tests_that_exist_and_every_stage() -> None:
     assert {name for name in named if f"def {name}(" not in tests} == set()
     assert {stage for stage in STAGES if f"**{stage}" not in text} == {"sketch"}
     assert "## sketch(" in text
+
+
+def test_each_defence_of_the_threat_model_names_what_shows_it() -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+) \| .+ \| (.+) \|$", text, re.MULTILINE)[1:]
+    assert len(rows) > 10
+    for threat, shown in rows:
+        paths = re.findall(r"`([\w./]+)`", shown)
+        assert paths or shown == "the same" or "make " in shown, threat
+        assert [path for path in paths if not (ROOT / path).exists()] == [], threat
