@@ -137,7 +137,7 @@ def _updates(more: float) -> dict[str, list[Array]]:
 def _speed() -> dict[str, Any]:
     """Time the noise alone, for the example's model and for one of 14 MB."""
     return {
-        f"seconds of drawing noise for {count:,} values": _round(_seconds(count))
+        f"seconds of CPU for the noise of {count:,} values": _round(_seconds(count))
         for count in (225_034, 3_500_000)
     }
 
@@ -149,12 +149,12 @@ def _seconds(count: int) -> float:
         from featherfed.compression.key import Key
         from featherfed.server.aggregation.privacy import _normal
 
-        begin = time.perf_counter()
+        begin = time.process_time()
         _normal(Key.root(0), count)
     else:
-        begin = time.perf_counter()
+        begin = time.process_time()
         DiscreteGaussian().draw(count)
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def _round(value: float) -> float:
