@@ -147,13 +147,20 @@ def test_no_update_adds_more_to_the_sums_than_the_noise_covers(size: float) -> N
         assert added > Fraction(0.999) * most**2, "and no less than it may"
 
 
-def test_a_vote_on_the_clip_weighs_no_more_than_its_noise_covers() -> None:
-    for n in (1, 5, 100, 10_000):
-        noisy = Mechanism(0.5, 1.0, n, 0.5, seeded(0))
-        noisy.gaussian.draw = lambda count: np.zeros(count, np.int64)  # type: ignore[method-assign]
-        assert noisy.next_clip([0.5] * n) == pytest.approx(math.exp(-RATE / 2)), "all within"
-        vote = math.floor(noisy.gaussian.deviation / (2 * noisy.count_noise))
-        assert 1 <= vote <= noisy.gaussian.deviation / (2 * noisy.count_noise)
+@pytest.mark.parametrize("n", [1, 5, 100, 10_000])
+def test_a_client_moves_the_clip_no_more_than_its_noise_covers(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy, drawn = Mechanism(0.5, 1.0, n, 0.5), np.zeros(1, np.int64)
+    monkeypatch.setattr(noisy.gaussian, "draw", lambda count: drawn)
+    everybody = noisy.next_clip([0.5] * n)
+    assert everybody == pytest.approx(math.exp(-RATE / 2))
+    one_less = noisy.next_clip([0.5] * (n - 1))
+    drawn += noisy.gaussian.deviation
+    deviation = abs(math.log(noisy.next_clip([0.5] * n) / everybody))
+    by_one_client = abs(math.log(one_less / everybody))
+    assert by_one_client / deviation == pytest.approx(1 / (2 * noisy.count_noise), rel=1e-3)
+    assert by_one_client / deviation <= 1 / (2 * noisy.count_noise) * (1 + 1e-9)
 
 
 def test_pruned_values_stay_zero_under_noise() -> None:
@@ -209,6 +216,18 @@ def test_epsilon_equals_the_accountants_and_is_above_the_exact_one(
 
     assert delta(told) <= 1e-5
     assert delta(told / 1.15) > 1e-5, "and not much above it"
+
+
+@pytest.mark.parametrize("deviation", [1, 4, 64])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 4.0])
+def test_epsilon_holds_for_integer_noise(noise: float, deviation: int) -> None:
+    shift = math.floor(deviation / noise)  # what a client adds at most, of the noise's deviation
+    values = np.arange(-60 * deviation, 60 * deviation + 1)
+    weights = np.exp(-((values / deviation) ** 2) / 2)
+    without = weights / weights.sum()
+    with_client = np.roll(without, shift)
+    delta = np.maximum(0, with_client - math.exp(epsilon(noise, 1, 1e-5)) * without).sum()
+    assert delta <= 1e-5
 
 
 def test_epsilon_keeps_to_published_values() -> None:
