@@ -407,7 +407,10 @@ def test_a_run_of_an_older_version_goes_on_and_is_counted_from_then_on(
     again = direct_run(**PRIVATE, privacy=FIXED)
     assert not caplog.text
     name = again.coordinator.plan.run
-    assert (again.store.publications.has_file, again.store.publications.in_file(name)) == (True, 1)
+    assert (again.store.publications.expects_file, again.store.publications.in_file(name)) == (
+        True,
+        1,
+    )
 
 
 def test_a_version_is_stored_only_with_its_count_in_the_file(

@@ -16,12 +16,12 @@ def notice_restore(settings: Settings, store: Store, run: str) -> None:
     """
     publications, newest = store.publications, store.versions.newest().version
     in_database, in_file = publications.in_database(), publications.in_file(run)
-    if in_file is None and publications.has_file:
+    if in_file is None and publications.expects_file:
         if settings.private:
             raise _unknown(settings, store, run)
         events.run_restored(run, newest, None)
     lost = max(0, (in_file or 0) - in_database)
-    if in_file != in_database or not publications.has_file:
+    if in_file != in_database or not publications.expects_file:
         with store.transaction():
             publications.set_repeated(publications.repeated + lost)
             publications.write_file(run)
@@ -36,6 +36,7 @@ def _unknown(settings: Settings, store: Store, run: str) -> ServerError:
         f"run's. It counts the versions that run {run} has published, and those after version "
         f"{newest} would be repeated, which costs its clients privacy. Copy the file from where "
         "the run was served last. If it is lost, write the newest version that any client got, or "
-        f"{settings.rounds} if nobody knows, in place of N into it: "
+        f"{settings.rounds} if nobody knows (more if the run was restored before), in place of N "
+        "into it: "
         f'{{"run": "{run}", "published": N}}'
     )

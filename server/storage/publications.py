@@ -33,8 +33,8 @@ class Publications:
         return self._repeated() or 0
 
     @property
-    def has_file(self) -> bool:
-        """Whether there must be a file beside this database; older versions wrote none."""
+    def expects_file(self) -> bool:
+        """Whether a file must stand beside this database; older versions of the code wrote none."""
         return self._repeated() is not None
 
     def in_database(self) -> int:
