@@ -370,12 +370,16 @@ def test_a_private_run_of_which_nobody_knows_what_it_published_is_not_served(
         direct_run("new", **PRIVATE, privacy=FIXED)
     with pytest.raises(ServerError) as told:
         direct_run("new", **PRIVATE, privacy=FIXED)
-    text = str(told.value).rpartition("into it: ")[2].replace("N", "3")
+    text = str(told.value).rpartition("knows: ")[2].replace("N", "3")
     (tmp_path / "new" / "run.published").write_text(text, "utf-8")
     again = direct_run("new", **PRIVATE, privacy=FIXED)
     assert again.store.publications.repeated == 2
     again.step(honest(5))
     assert again.metrics()["rounds"][1]["epsilon"] == epsilon(1.0, 4, 1e-5)
+    again.store.close()
+    (tmp_path / "new" / "run.published").unlink()
+    with pytest.raises(ServerError, match=r"after version 2 .* 3 if nobody .*, and 2 added to it"):
+        direct_run("new", **PRIVATE, privacy=FIXED)
 
 
 def test_any_other_run_goes_on_from_a_copy_and_says_so(

@@ -30,13 +30,13 @@ def notice_restore(settings: Settings, store: Store, run: str) -> None:
 
 
 def _unknown(settings: Settings, store: Store, run: str) -> ServerError:
-    path, newest = store.publications.path, store.publications.in_database()
+    repeated, newest = store.publications.repeated, store.versions.newest().version
     return ServerError(
-        f"{settings.output}/run.db is a copy, such as a backup: {path} is missing or another "
-        f"run's. It counts the versions that run {run} has published, and those after version "
-        f"{newest} would be repeated, which costs its clients privacy. Copy the file from where "
-        "the run was served last. If it is lost, write the newest version that any client got, or "
-        f"{settings.rounds} if nobody knows (more if the run was restored before), in place of N "
-        "into it: "
+        f"{settings.output}/run.db is a copy, such as a backup: {store.publications.path} is "
+        f"missing or another run's. It counts the versions that run {run} has published; those "
+        f"after version {newest} would be repeated, which costs its clients privacy. Copy the file "
+        "from where the run was served last. If it is lost, write this into it, with the newest "
+        f"version that any client got in place of N, or with {settings.rounds} if nobody knows"
+        f"{f', and {repeated} added to it' if repeated else ''}: "
         f'{{"run": "{run}", "published": N}}'
     )

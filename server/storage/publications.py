@@ -47,7 +47,7 @@ class Publications:
         try:
             found = json.loads(self.path.read_text("utf-8"))
             return int(found["published"]) if found["run"] == run else None
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return None
 
     def set_repeated(self, rounds: int) -> None:
