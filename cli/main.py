@@ -325,7 +325,7 @@ def backup(directory: Path, destination: Path) -> None:
     """Copy a run's database to the folder DEST, while its server goes on.
 
     DIR is the run's output directory. To go back: stop the server, move DIR/run.db* away, copy
-    DEST/run.db to DIR, and serve again.
+    DEST/run.db to DIR, and serve again; DIR/run.published stays.
     """
     log.set_up(False)
     from featherfed.cli.backup import back_up

@@ -483,6 +483,7 @@ def test_a_robust_rule_takes_dense_codecs(tmp_path: Path, uplink: str, name: str
         ("[privacy]\nnoise_multiplier = 1\n[compression]\nuplink = 'exact'\n"
          "fallback = 'sketch(0.1)'", r"compression\.fallback 'sketch\(0\.1\)' sends sketches"),
         ("[privacy]\nnoise_multiplier = inf", r"privacy\.noise_multiplier: .*finite"),
+        ("[privacy]\nnoise_multiplier = 1e-7", r"privacy\.noise_multiplier: .*from 1e-6.*to 1e6"),
     ],
 )  # fmt: skip
 def test_contradictory_settings_are_refused_at_load(

@@ -219,6 +219,27 @@ def test_a_backup_made_under_writes_is_consistent(federation: Start, tmp_path: P
     assert restored.store.versions.newest().digest == newest_digest(server.directory)
 
 
+def test_clients_of_a_newer_version_follow_a_restored_run(
+    federation: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[str, object] = {"rounds": 4, "clients": {"minimum": 2}}
+    server = federation(**changes)
+
+    def on_train(task: pb.Train) -> None:
+        if task.round == 2:
+            back_up(server.directory, tmp_path / "backup")
+
+    server.run_clients(server.client("a", trainer=Pull(1.0, on_train)), server.client("b"))
+    server.close()
+    for path in server.directory.glob("run.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "backup" / "run.db", server.directory / "run.db")
+    restored = federation(**changes)
+    assert "goes on from version 1; versions published after that: 3" in caplog.text
+    held = restored.run_clients(restored.client("a"), restored.client("b"))
+    assert {h.digest for h in held} == {restored.store.versions.newest().digest}
+
+
 def newest_digest(directory: Path) -> bytes:
     with closing(sqlite3.connect(directory / "run.db")) as db:
         sql = "SELECT digest FROM versions ORDER BY version DESC LIMIT 1"

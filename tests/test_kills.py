@@ -56,6 +56,7 @@ SERVER = [
     "journaled, before the acknowledgement",
     "in mid-aggregation",
     "in the version's transaction",
+    "the file counts the version, the database does not",
     "aggregated, before anyone hears of it",
 ]
 CLIENT = [

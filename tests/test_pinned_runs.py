@@ -46,12 +46,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "aggregation": {"rule": "median", "byzantine": 1},
         "compression": {"uplink": "float16 | zstd", "downlink": "quantize(8) | zstd"},
     },
-    "private": {
-        "privacy": {"noise_multiplier": 0.5},
-        "compression": {"uplink": "exact", "broadcast": "aggregate"},
-        "evaluation": {"every_client": False},
-    },
 }
+GONE = {"private"}
+"""Golden runs that nothing repeats: their noise followed from a stored secret; now it is random."""
 
 
 class Walk:
@@ -94,4 +91,4 @@ def test_a_pinned_run_gives_the_digests_that_it_always_gave(tmp_path: Path, name
 
 
 def test_the_golden_file_has_every_run_and_no_other() -> None:
-    assert set(json.loads(GOLDEN.read_text("utf-8"))) == set(RUNS)
+    assert set(json.loads(GOLDEN.read_text("utf-8"))) == set(RUNS) | GONE

@@ -5,23 +5,28 @@ Ramaswamy 2021, "Differentially Private Learning with Adaptive Clipping").
 Every update is clipped to norm C, all clients weigh alike, and the mean of n of them gets Gaussian
 noise of z * C / n. Neighbours differ in what one client adds to the sums: who took part, when, and
 so n, are taken for public ("zero-out", Kairouz et al. 2021), and the server is trusted.
+
+Sums and noise are integers, exact and drawn anew whenever a round is aggregated. Both are scaled so
+that the noise always has the same deviation, which is what it is drawn with fastest. What follows
+is computed from noisy integers and public numbers alone, in floating point.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.average import Average, WeightedUpdate
-from featherfed.compression.exchange.masks import Masks
+from featherfed.compression.exchange.average import WeightedUpdate
+from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.round import RoundContext
+from featherfed.compression.exchange.update import decode_update
 from featherfed.compression.importance import Allocation
-from featherfed.compression.key import Key
-from featherfed.server.aggregation.clipping import clip_share
+from featherfed.compression.registry import parse_codec
+from featherfed.server.aggregation.discrete_gaussian import DiscreteGaussian
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
@@ -30,6 +35,8 @@ RATE = 0.2
 
 _COUNT_NOISE = 1 / 20  # of n: the paper's noise of the count of updates within C
 
+_MARGIN = 2.0**-20  # of C: more than the rounding of float64 adds to norm and scale
+
 
 @dataclass(frozen=True)
 class Mechanism:
@@ -37,14 +44,14 @@ class Mechanism:
 
     `noise`: the multiplier z that the accountant sees. `clip`: C, an L2 norm. `quantile`: the
     quantile of the updates' norms that C follows, None for a fixed C; following it releases, with
-    noise, how many norms are within C. `key`: the randomness of the noise.
+    noise, how many norms are within C. `gaussian`: draws the noise.
     """
 
     noise: float
     clip: float
     n: int
     quantile: float | None
-    key: Key
+    gaussian: DiscreteGaussian = field(default_factory=DiscreteGaussian)
 
     @property
     def count_noise(self) -> float:
@@ -67,57 +74,79 @@ class Mechanism:
         """Standard deviation of the noise on every value of the mean."""
         return self.mean_noise * self.clip / self.n
 
+    @property
+    def grid(self) -> float:
+        """What one unit of the integer sums is worth; the noise of a sum has `gaussian`'s units."""
+        return self.mean_noise * self.clip / self.gaussian.deviation
+
+    def scale(self, norm: float) -> float:
+        """Return the factor that clips an update of this L2 norm to C, and counts it in units."""
+        return (1 - _MARGIN) * self.clip / max(norm, self.clip) / self.grid
+
     def next_clip(self, norms: Sequence[float]) -> float:
         """Return C for the next round, from the noisy share of `norms` that are within it."""
         if self.quantile is None:
             return self.clip
-        centred = sum(norm <= self.clip for norm in norms) - len(norms) / 2
-        noisy = centred + self.count_noise * float(_normal(self.key.child("count"), 1)[0])
-        return self.clip * math.exp(-RATE * (noisy / self.n + 0.5 - self.quantile))
+        # A client adds or takes one vote, which is as heavy as the noise allows.
+        vote = math.floor(self.gaussian.deviation / (2 * self.count_noise))
+        votes = sum(1 if norm <= self.clip else -1 for norm in norms)
+        noisy = vote * votes + int(self.gaussian.draw(1)[0])
+        share = noisy / (2 * vote * self.n) + 0.5
+        return self.clip * math.exp(-RATE * (share - self.quantile))
 
     def weigh(self, norms: Mapping[str, UpdateNorms], epsilon: float) -> Weighting:
-        """Clip each update to C, with equal weights.
+        """Give all updates the same weight; the mean clips them.
 
         Who was clipped, and how far, is not recorded: those figures have no noise.
         """
-        shares = {client: clip_share(own.whole, self.clip) for client, own in norms.items()}
         after = self.next_clip([own.whole for own in norms.values()])
         record = AggregationRecord(clip=self.clip, next_clip=after, epsilon=epsilon)
-        return Weighting(dict.fromkeys(norms, 1), self.n, record, shares)
+        return Weighting(dict.fromkeys(norms, 1), self.n, record)
 
 
 class PrivateMean:
-    """The mean of a round's updates with noise, drawn from the round's key.
+    """The mean of a round's clipped updates with noise.
 
-    A repeated call, or one after a restart, draws the same noise: two draws for one round could be
-    averaged by whoever saw both.
+    Every call of `mean` draws other noise. Only one may be published: two could be averaged, and
+    their noise with them. So a round is aggregated again only if its version was never stored.
     """
 
-    def __init__(self, mechanism: Mechanism, average: Average, masks: Masks) -> None:
+    def __init__(self, mechanism: Mechanism, manifest: Manifest, round_: RoundContext) -> None:
         self._mechanism = mechanism
-        self._average = average
-        self._masks = masks
+        self._manifest = manifest
+        self._round = round_
+        self._totals = [np.zeros(spec.shape, np.int64) for spec in manifest]
 
     def add(self, update: WeightedUpdate) -> list[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if that fails."""
-        return self._average.add(update)
+        decoded = decode_update(
+            parse_codec(update.codec),
+            self._manifest,
+            update.payload,
+            masks=self._round.masks,
+            context=self._round.for_slot(update.slot),
+        )
+        scale = self._mechanism.scale(_norm(decoded))
+        for total, tensor in zip(self._totals, decoded, strict=True):
+            # Rounded towards zero, so that no norm grows.
+            total += (scale * tensor.astype(np.float64)).astype(np.int64)
+        return decoded
 
     def mean(self) -> list[Array]:
         """Return the noisy mean, float32; what a mask removes is public, and stays zero."""
-        key = self._mechanism.key.child("mean")
+        worth = self._mechanism.grid / self._mechanism.n
         noisy = []
-        for i, (tensor, mask) in enumerate(zip(self._average.mean(), self._masks, strict=True)):
-            noise = self._mechanism.deviation * _normal(key.child(i), tensor.size)
-            both = tensor + noise.astype(np.float32).reshape(tensor.shape)
-            noisy.append(both if mask is None else np.where(mask, both, np.float32(0)))
+        for total, mask in zip(self._totals, self._round.masks, strict=True):
+            both = total + self._mechanism.gaussian.draw(total.size).reshape(total.shape)
+            values = (worth * both).astype(np.float32)
+            noisy.append(values if mask is None else np.where(mask, values, np.float32(0)))
         return noisy
 
     def allocation(self) -> Allocation | None:
         """Return the importance known before: dense codecs report none."""
-        return self._average.allocation()
+        return self._round.allocation
 
 
-def _normal(key: Key, count: int) -> npt.NDArray[np.float64]:
-    """Return `count` standard normal values of the stream that `key` names."""
-    pair = np.frombuffer(key.bits, "<u8").astype(np.uint64)
-    return np.random.Generator(np.random.Philox(key=pair)).standard_normal(count)
+def _norm(update: Sequence[Array]) -> float:
+    """Return the L2 norm of all values together, summed in float64."""
+    return math.sqrt(sum(float(np.sum(np.square(t, dtype=np.float64))) for t in update))

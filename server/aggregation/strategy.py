@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import RoundContext
-from featherfed.compression.key import Key
 from featherfed.server.aggregation.aggregate import Aggregate
 from featherfed.server.aggregation.clipping import clip_to_quantile
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
@@ -38,7 +37,7 @@ class AggregationStrategy:
         if self._epsilon is not None:
             spent = self._epsilon(
                 settings.privacy.noise_multiplier,
-                journal.most_rounds(round_),
+                journal.most_rounds(round_) + self._store.publications.repeated,
                 settings.privacy.delta,
             )
             return self._mechanism(round_, len(weights)).weigh(norms, spent)
@@ -57,11 +56,11 @@ class AggregationStrategy:
             with tempfile.TemporaryFile(dir=self._store.folder) as scratch:
                 yield RobustMean(rule, self._manifest, context, scratch)
             return
-        mean = Average(self._manifest, context, weighting.total)
         if self._settings.private:
-            yield PrivateMean(self._mechanism(round_, weighting.total), mean, context.masks)
+            mechanism = self._mechanism(round_, weighting.total)
+            yield PrivateMean(mechanism, self._manifest, context)
         else:
-            yield mean
+            yield Average(self._manifest, context, weighting.total)
 
     def _mechanism(self, round_: int, n: int) -> Mechanism:
         privacy = self._settings.privacy
@@ -71,7 +70,6 @@ class AggregationStrategy:
             privacy.clip if adapted is None else adapted,
             n,
             privacy.quantile if privacy.adaptive else None,
-            Key.root(self._store.runs.secret()).child("privacy", round_),
         )
 
 

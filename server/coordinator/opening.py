@@ -10,6 +10,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.restoring import notice_restore
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.settings.settings import Settings
@@ -30,8 +31,8 @@ def open_run(
     """Create the run that `settings` describe unless `store` has it, and name it in `plan.run`.
 
     `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of cohorts
-    and slots, random if None. Raises ServerError if the store has another run, or a model that is
-    not the newest version by its digest.
+    and slots, random if None. Raises ServerError if the store has another run, a model that is not
+    the newest version by its digest, or a private run of which nobody knows what it published.
     """
     model = hashlib.sha256(plan.model_json.encode() + manifest.digest).hexdigest()
     fingerprint = f"{settings.fingerprint} {model}"
@@ -47,6 +48,8 @@ def open_run(
             store.runs.create(record, seed, RunState(since=now))
             store.versions.add(version, weights, None)
             store.runs.save_plan(StoredPlan(plan, seeded))
+            store.publications.set_repeated(0)
+            store.publications.write_file(plan.run)
         return
     if stored.fingerprint != fingerprint:
         raise ServerError(
@@ -56,6 +59,7 @@ def open_run(
     plan.run = stored.name
     _check_model(settings, store, manifest)
     store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
+    notice_restore(settings, store, plan.run)
 
 
 def _check_model(settings: Settings, store: Store, manifest: Manifest) -> None:

@@ -118,6 +118,8 @@ class LiveRun:
             if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
                 self.store.journal.close_round(after.round, after.since, after.cohort)
                 self.store.transfers.drop_all()
+            if before.phase is Phase.AGGREGATING and after.phase is not Phase.AGGREGATING:
+                self.store.publications.write_file(self.plan.run)
             if replace(after, reported=before.reported) != before:  # the journal knows the rest
                 self.store.runs.save_state(after)
         return after

@@ -30,6 +30,20 @@ def run_opened(run: str, state: RunState, version: int, again: bool) -> None:
     )  # fmt: skip
 
 
+def run_restored(run: str, version: int, repeated: int | None) -> None:
+    """Log that a run goes on from an older state; `repeated`: rounds that clients got before."""
+    later = "nobody knows how many" if repeated is None else str(repeated)
+    _log(
+        logging.WARNING, "run_restored",
+        "run %s goes on from version %d; versions published after that: %s. Its database is an "
+        "older one, such as a backup, or the server died as it stored the last of them. Their "
+        "rounds are repeated, updates acknowledged in them are lost, and clients go back to "
+        "version %d by themselves",
+        run, version, later, version,
+        run=run, version=version, repeated=repeated,
+    )  # fmt: skip
+
+
 def client_joined(run: str, request: pb.JoinRequest, again: bool) -> None:
     """Log that a client joined."""
     runtime, examples = request.capabilities.runtime, request.data.num_examples

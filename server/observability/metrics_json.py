@@ -40,6 +40,7 @@ def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[st
         **extra,
         "rounds": _rounds(store, settings, entries, newest),
         "releases": _releases(entries),
+        **({"repeated_rounds": repeated} if (repeated := store.publications.repeated) else {}),
     }
 
 
@@ -124,7 +125,7 @@ def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
         "epsilon": store.journal.aggregation(settings.rounds).epsilon,
         "delta": privacy.delta,
         "noise_multiplier": privacy.noise_multiplier,
-        "rounds": store.journal.most_rounds(settings.rounds),
+        "rounds": store.journal.most_rounds(settings.rounds) + store.publications.repeated,
     }
 
 

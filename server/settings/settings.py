@@ -31,6 +31,12 @@ def _check_clip(times: float) -> float:
     raise ValueError("must be 0, for no clipping, or at least 1, since less would clip everybody")
 
 
+def _check_noise(multiplier: float) -> float:
+    if multiplier == 0 or 1e-6 <= multiplier <= 1e6:
+        return multiplier
+    raise ValueError("must be 0, for no noise, or from 1e-6, which protects nobody, to 1e6")
+
+
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Section = TypeVar("Section", bound=BaseModel)
@@ -125,7 +131,9 @@ class AggregationSettings(_Section):
 class PrivacySettings(_Section):
     """Client-level differential privacy; off unless there is noise."""
 
-    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    noise_multiplier: Annotated[
+        float, Field(ge=0, allow_inf_nan=False), AfterValidator(_check_noise)
+    ] = 0.0
     """Standard deviation of the noise in units of the clipping norm."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """L2 norm that updates are clipped to, in the first round if it adapts."""

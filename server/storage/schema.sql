@@ -69,6 +69,10 @@ CREATE TABLE IF NOT EXISTS aggregations (
     next_clip REAL,                     -- the same for the next round, under differential privacy
     epsilon   REAL                      -- privacy spent so far
 );
+CREATE TABLE IF NOT EXISTS publications (   -- none in databases of older versions
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    repeated INTEGER NOT NULL           -- rounds published before this database was put in place
+);
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown

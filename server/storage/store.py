@@ -11,6 +11,7 @@ from featherfed.server.storage.clients import Clients
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.journal import Journal
 from featherfed.server.storage.ledger import Ledger
+from featherfed.server.storage.publications import Publications
 from featherfed.server.storage.refusals import Refusals
 from featherfed.server.storage.runs import Runs
 from featherfed.server.storage.transfers import Transfers
@@ -32,6 +33,7 @@ class Store:
         self.clients = Clients(self._database)
         self.journal = Journal(self._database)
         self.versions = Versions(self._database)
+        self.publications = Publications(self._database)
         self.ledger = Ledger(self._database)
         self.transfers = Transfers(self._database)
         self.refusals = Refusals(self._database)

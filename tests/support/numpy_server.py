@@ -47,6 +47,11 @@ def build(
         lambda version, *rest: bool(version.version),
     )  # fmt: skip
     die_after(
+        store.publications, "write_file", kill_point,
+        "server: the file counts the version, the database does not",
+        lambda *args: bool(store.versions.newest().version),
+    )  # fmt: skip
+    die_after(
         store.ledger, "count", kill_point, "server: the model is sent",
         lambda *entries: any((e.direction, e.kind) == ("downlink", "transfer") for e in entries),
     )  # fmt: skip
