@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 import grpc
@@ -104,13 +105,15 @@ def test_bytes_that_do_not_parse_count_for_the_rate(federation: Start) -> None:
 
 def test_polls_of_one_client_are_limited() -> None:
     quotas = Quotas(LimitSettings())
-    for _ in range(8):
-        quotas.begin_poll("a")
-    with pytest.raises(Busy, match="8 polls of one client are open"):
-        quotas.begin_poll("a")
-    quotas.begin_poll("b")
-    quotas.end_poll("a")
-    quotas.begin_poll("a")
+    with ExitStack() as open_polls:
+        for _ in range(8):
+            open_polls.enter_context(quotas.poll("a"))
+        with pytest.raises(Busy, match="8 polls of one client are open"), quotas.poll("a"):
+            pass
+        with quotas.poll("b"):
+            pass
+    with quotas.poll("a"):
+        pass
 
 
 def test_a_client_of_a_busy_server_waits_and_goes_on(federation: Start) -> None:

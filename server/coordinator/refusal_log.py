@@ -16,16 +16,14 @@ class RefusalLog:
         self._run = run
 
     def record(self, client: str, refusal: Refused, round_: int | None = None) -> None:
-        """Count and log a refusal in round `round_`, by default the current one.
+        """Count and log a refusal in round `round_`, by default the current one. Does not block.
 
         `client`: empty for a stranger.
         """
         run = self._run
-        with run.lock:
-            reason = pb.Reason.Name(refusal.reason)
-            current = run.state.round
-            round_ = current if round_ is None else min(round_, current)
-            client = STRANGER if refusal.reason == pb.BAD_NAME or not client else client
-            detail, now = refusal.detail, run.clock()
-            first = run.store.refusals.add(round_, client, reason, detail, now)
+        reason = pb.Reason.Name(refusal.reason)
+        current = run.state.round
+        round_ = current if round_ is None else min(round_, current)
+        client = STRANGER if refusal.reason == pb.BAD_NAME or not client else client
+        first = run.store.refusals.add(round_, client, reason, refusal.detail, run.clock())
         events.refused(run.plan.run, round_, client, refusal, first)
