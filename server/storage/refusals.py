@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from featherfed.server.errors import CannotStore
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import RefusalRecord
+from featherfed.server.storage.records import OTHERS, RefusalRecord
 
 STRANGER = "(stranger)"
 """Stands for a caller whose name is unknown; no client can have this name."""
-OTHERS = "(others)"
-"""Stands for all further callers once there are MAX_ROWS rows."""
 MAX_ROWS = 10_000
+"""Rows that count a name apart; half of them at most are for names that have not joined."""
 
 _ADD = (
     "INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (round, client, reason) "
@@ -39,14 +38,17 @@ class Refusals:
         rows = database.run("SELECT round, client, reason FROM refused")
         self._known = {tuple(row) for row in rows}
 
-    def add(self, round_: int, client: str, reason: str, detail: str, now: float) -> bool:
+    def add(
+        self, round_: int, client: str, reason: str, detail: str, now: float, joined: bool = True
+    ) -> bool:
         """Count a refusal; return whether it is the first of its round, client and reason.
 
-        Does not block. `now`: seconds since the epoch.
+        Does not block. `now`: seconds since the epoch. `joined`: the name is not just claimed.
         """
         with self._lock:
             key = round_, client, reason
-            if key not in self._known and len(self._known) >= MAX_ROWS:
+            most = MAX_ROWS if joined else MAX_ROWS // 2
+            if key not in self._known and len(self._known) >= most:
                 key = round_, OTHERS, reason
             first = key not in self._known
             self._known.add(key)
