@@ -11,7 +11,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -26,9 +26,11 @@ _STRANGERS_FACTOR = 20  # times one client's rate, for all calls without a sessi
 _KEYS = 20_000
 _MAX_POLLS = 8  # a client needs one; polls of broken connections end late
 _MAX_CALLS = 64  # of one proven name, which needs four; those of broken connections end late
-_MAX_WATCHES = 8  # health checks and reflection of one peer
-_WATCHES_SHARE = 16  # of all streams, one in so many may be a health check or reflection
-_GREED = 3  # a peer may hold so many times what it leaves free
+_MAX_WATCHES = 8  # health checks and reflections of one proven name
+_WATCHES = 16  # of all calls, one in so many may be a health check or reflection
+_GREED = 3  # a key may hold so many times what is left for keys of its kind
+_FEW = 8  # calls that a key may hold while there is room at all
+_RESERVED = 8  # of all calls, one in so many is for keys that hold few
 
 
 class Rate:
@@ -67,7 +69,8 @@ class OpenCalls:
     """Limits how many calls each key has open, so that there is always room for another key.
 
     A key may hold `_GREED` times as many as are still free (dynamic thresholds of Choudhury and
-    Hahne, 1998): alone it gets three quarters of all, and n greedy keys leave 1 of 3n + 1.
+    Hahne, 1998), those not counted that are reserved for keys with few. So one gets two thirds of
+    all at most, and however many some greedy ones take, hundreds of others have room.
     """
 
     def __init__(self, what: str, in_all: float = math.inf) -> None:
@@ -80,8 +83,10 @@ class OpenCalls:
     @contextmanager
     def hold(self, key: Hashable, of_one: float = math.inf) -> Iterator[None]:
         """Count an open call; raise Busy if its key has `of_one`, or more than its share."""
-        mine = self._held.get(key, 0)
-        if mine >= of_one or mine >= _GREED * (self._in_all - self.open):
+        mine, free = self._held.get(key, 0), self._in_all - self.open
+        if mine >= _FEW:
+            of_one = min(of_one, _GREED * (free - self._in_all / _RESERVED))
+        if free < 1 or mine >= of_one:
             raise Busy(f"{mine} {self._what} are open", BURST_SECONDS)
         self._held[key] = mine + 1
         self.open += 1
@@ -101,48 +106,64 @@ class Peer(NamedTuple):
     proven: bool
 
 
+class PeerQuota:
+    """Limits all calls of a peer, to every method of the port."""
+
+    def __init__(self, per_second: float, in_all: int, of_one: float, watches: int) -> None:
+        """`in_all`, `of_one`: calls open at a time; `watches`: how many of these of one may be."""
+        self._rate = Rate(per_second)
+        self._calls = OpenCalls("calls of one peer", in_all)
+        self._watches = OpenCalls("health checks and reflections of one peer", in_all / _WATCHES)
+        self._of_one = of_one, watches
+
+    @contextmanager
+    def hold(self, key: str, watch: bool) -> Iterator[None]:
+        """Count a call; raise Busy if its peer makes too many or has too many open.
+
+        `watch`: it is one of health checking or reflection.
+        """
+        self._rate.check(key)
+        calls, watches = self._of_one
+        with ExitStack() as held:
+            held.enter_context(self._calls.hold(key, calls))
+            if watch:
+                held.enter_context(self._watches.hold(key, watches))
+            yield
+
+    def count(self, key: str) -> None:
+        """Count a call without regard to how many are open."""
+        self._rate.check(key)
+
+
 class Quotas:
     """Limits the calls of each peer, of each client, and of all callers without a session."""
 
     def __init__(self, limits: LimitSettings) -> None:
-        rate = limits.requests_per_second
-        self._clients = Rate(rate)
-        self._networks = Rate(_NETWORK_FACTOR * rate)
+        rate, streams = limits.requests_per_second, limits.streams
+        self._names = PeerQuota(rate, streams, _MAX_CALLS, _MAX_WATCHES)
+        self._networks = PeerQuota(
+            _NETWORK_FACTOR * rate, streams, math.inf, _ADDRESS_FACTOR * _MAX_WATCHES
+        )
         self._addresses = Rate(_ADDRESS_FACTOR * rate)
         self._strangers = Rate(_STRANGERS_FACTOR * rate)
-        self._calls = OpenCalls("calls of one peer", limits.streams)
-        self._watches = OpenCalls(
-            "health checks and reflections of one peer", limits.streams / _WATCHES_SHARE
-        )
         self._polls = OpenCalls("polls of one client")
 
-    @contextmanager
-    def call(self, peer: Peer, watch: bool) -> Iterator[None]:
-        """Count a call of any method; raise Busy if its peer makes too many or has too many open.
-
-        `watch`: it is one of health checking or reflection.
-        """
-        (self._clients if peer.proven else self._networks).check(peer.key)
-        with ExitStack() as held:
-            held.enter_context(self._calls.hold(peer, _MAX_CALLS if peer.proven else math.inf))
-            if watch:
-                held.enter_context(self._watches.hold(peer, _MAX_WATCHES))
-            yield
+    def call(self, peer: Peer, watch: bool) -> AbstractContextManager[None]:
+        """Count a call of any method, as `PeerQuota.hold` does."""
+        return (self._names if peer.proven else self._networks).hold(peer.key, watch)
 
     def count_client(self, client: str) -> None:
         """Count the call of a client that has proven no name; raise Busy if it makes too many."""
-        self._clients.check(client)
+        self._names.count(client)
 
     def count_stranger(self, network: str) -> None:
         """Count a call of somebody without session or proven name; raise Busy if many make them."""
         self._addresses.check(network)
         self._strangers.check("")
 
-    @contextmanager
-    def poll(self, client: str) -> Iterator[None]:
+    def poll(self, client: str) -> AbstractContextManager[None]:
         """Count an open poll of a client; raise Busy if it has too many."""
-        with self._polls.hold(client, _MAX_POLLS):
-            yield
+        return self._polls.hold(client, _MAX_POLLS)
 
 
 def network(peer: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -23,6 +22,7 @@ from featherfed.server.rpc.quotas import QuotaInterceptor
 from featherfed.server.rpc.service import FederationService
 from featherfed.server.rpc.streams import CHUNK_BYTES
 from featherfed.server.rpc.tls import ServerKeys
+from featherfed.server.rpc.unknown_methods import create_grpc_server
 from featherfed.server.settings.settings import Settings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
@@ -52,7 +52,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     if settings.security.credentials is not None:
         folder = Path(settings.security.credentials)
         keys = ServerKeys(folder, settings.security.client_certificates)
-    server = grpc.aio.server(
+    server = create_grpc_server(
         interceptors=_interceptors(service, settings),
         options=_OPTIONS,
         # Calls that the quotas refuse are open for a moment, too: theirs are to decide, not this.

@@ -162,7 +162,7 @@ class LimitSettings(_Section):
     devices: Annotated[int, Field(ge=1)] = 1000
     """How many inference-only devices have their bytes counted by name; others are one row."""
     streams: Annotated[int, Field(ge=1)] = 20_000
-    """Calls open at the same time, long polls included. One address has room for three quarters of
+    """Calls open at the same time, long polls included. One address has room for two thirds of
     them, a name that credentials prove for 64."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
     """Calls of one client, in bursts of up to five seconds' worth. From one address come a hundred
