@@ -73,7 +73,7 @@ class OpenCalls:
     all at most, and however many some greedy ones take, hundreds of others have room.
     """
 
-    def __init__(self, what: str, in_all: float = math.inf) -> None:
+    def __init__(self, what: str, in_all: float = 1e9) -> None:
         """`what`: the calls' name in errors; `in_all`: how many may be open."""
         self._what = what
         self._in_all = in_all

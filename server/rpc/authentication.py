@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.observability.once import LogOnce
 from featherfed.server.rpc.context import Context, Refuse
-from featherfed.server.rpc.handlers import Requests, call_of, handler_of
+from featherfed.server.rpc.handlers import CheckedRequests, Requests, call_of, handler_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
 
         async def guarded(requests: Requests, context: Context) -> Any:
             await self._admit(context)
-            return await call(_CheckedRequests(requests, lambda: self._prove(context)), context)
+            return await call(CheckedRequests(context, lambda: self._prove(context)), context)
 
         return handler_of(guarded, handler)
 
@@ -80,24 +79,6 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
             ) from error
         certificate = _certificate(context) if self._certificates else None
         return enrolled.prove(_token(context), certificate, time.time())
-
-
-class _CheckedRequests:
-    """Requests with a check at each of them and at their end, which raises for a revoked client."""
-
-    def __init__(self, requests: Requests, check: Callable[[], object]) -> None:
-        self._requests = requests
-        self._check = check
-
-    def __aiter__(self) -> _CheckedRequests:
-        return self
-
-    async def __anext__(self) -> Any:
-        request = await anext(self._requests, None)
-        self._check()
-        if request is None:
-            raise StopAsyncIteration
-        return request
 
 
 def _token(context: Context) -> str | None:

@@ -20,19 +20,25 @@ Requests = AsyncIterator[Any]
 Call = Callable[[Requests, Context], Awaitable[Any]]
 
 
-class ReadRequests:
-    """The messages of a call's caller, by reads alone: an iterator of gRPC's outlives its call."""
+class CheckedRequests:
+    """The messages of a call's caller, with a check at each of them and at their end.
 
-    def __init__(self, context: Context) -> None:
+    By reads alone: gRPC's own iterator outlives the call whose messages it has not all given.
+    """
+
+    def __init__(self, context: Context, check: Callable[[], object] = lambda: None) -> None:
+        """`check`: raises if the caller must send no more."""
         self._context = context
+        self._check = check
 
-    def __aiter__(self) -> ReadRequests:
+    def __aiter__(self) -> CheckedRequests:
         """Return this."""
         return self
 
     async def __anext__(self) -> Any:
         """Return the next message."""
         message = await self._context.read()
+        self._check()
         if message is grpc.aio.EOF:  # type: ignore[attr-defined]
             raise StopAsyncIteration
         return message

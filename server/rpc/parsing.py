@@ -16,7 +16,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.context import Context, Refuse
 from featherfed.server.rpc.draining import Draining
-from featherfed.server.rpc.handlers import Call, Requests, handler_of, method_of
+from featherfed.server.rpc.handlers import Call, CheckedRequests, Requests, handler_of, method_of
 from featherfed.server.transfers.leases import left_alone
 
 WATCH_SECONDS = 300.0
@@ -60,7 +60,8 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _reading(self, handler: Any) -> Call:
         method = method_of(handler)
 
-        async def call(requests: Requests, context: Context) -> Any:
+        async def call(given: Requests, context: Context) -> Any:
+            requests = given if isinstance(given, CheckedRequests) else CheckedRequests(context)
             try:
                 if handler.request_streaming:
                     return await method(self._messages(requests), context)

@@ -10,7 +10,7 @@ import grpc.aio
 from featherfed.server.access.limits import Peer, Quotas
 from featherfed.server.errors import Busy, Refused
 from featherfed.server.rpc.context import Context
-from featherfed.server.rpc.handlers import ReadRequests, Requests, call_of, handler_of
+from featherfed.server.rpc.handlers import Requests, call_of, handler_of
 
 RefuseNamed = Callable[[Context, str, Refused], Awaitable[None]]
 """Ends a call of a name, empty if nobody knows it, with a refusal."""
@@ -43,7 +43,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             peer = self._peer_of(context)
             try:
                 with self._quotas.call(peer, watch):
-                    return await call(ReadRequests(context), context)
+                    return await call(requests, context)
             except Busy as error:
                 busy = error.with_traceback(None)
             await self._refuse(context, peer.key if peer.proven else "", busy)
