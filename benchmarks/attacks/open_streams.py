@@ -2,6 +2,7 @@
 
 Four kinds in equal parts: Health.Watch, reflection, SubmitUpdate without a message, and GetStatus
 without one; what the server ends is begun again. It has its default limits and real credentials.
+Then one call of a method whose name is no text.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import resource
 import subprocess
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from support.load import memory_mb
 from support.models import EXAMPLES
 from support.numpy_federation import RandomWalk, Spec
 from support.processes import program
-from support.raw_calls import EMPTY_MESSAGE, RawCalls
+from support.raw_calls import EMPTY_MESSAGE, RawCalls, RawConnection
 
 from featherfed.edge_client.credentials import load_credentials
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.errors import ClientError, Unreachable
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
@@ -38,7 +40,7 @@ KINDS: dict[str, bytes | None] = {
     "/featherfed.v1.Federation/SubmitUpdate": None,
     "/featherfed.v1.Federation/GetStatus": None,
 }
-SECONDS = 20.0
+SECONDS = 15.0
 """How long honest clients try to finish their run beside the attack."""
 
 
@@ -51,10 +53,16 @@ def measure(scratch: Path) -> dict[str, Any]:
     authority.enrol([*HONEST, "evil", "probe"])
     undisturbed, _ = _run(scratch / "undisturbed", authority.folder, 0)
     digest, figures = _run(scratch / "attacked", authority.folder, CALLS)
-    return {**figures, "run_ends_with_the_same_digest": digest == undisturbed}
+    return {
+        **figures,
+        "run_ends_with_the_same_digest": digest == undisturbed,
+        "answers_after_a_method_name_that_is_no_text": _survives(scratch / "odd", authority.folder),
+    }
 
 
-def _run(directory: Path, certs: Path, calls: int) -> tuple[str, dict[str, Any]]:
+@contextmanager
+def _server(directory: Path, certs: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Spec]]:
+    """Run a server with credentials; give its process, address and spec."""
     directory.mkdir()
     spec = Spec({
         "name": "streams", "rounds": 3, "server": {"port": 0, "stay": True},
@@ -62,15 +70,36 @@ def _run(directory: Path, certs: Path, calls: int) -> tuple[str, dict[str, Any]]
         "security": {"credentials": str(certs)},
     })  # fmt: skip
     spec.write(directory)
-    log = directory / "server.log"
-    with log.open("wb") as out:
+    with (directory / "server.log").open("wb") as out:
         command = program("numpy_federation", "server", str(directory))
         server = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         while not (directory / "server.address").exists():
-            assert server.poll() is None, log.read_text("utf-8")
+            assert server.poll() is None
             time.sleep(0.05)
-        address = (directory / "server.address").read_text("utf-8")
+        yield server, (directory / "server.address").read_text("utf-8"), spec
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _survives(directory: Path, certs: Path) -> bool:
+    """Whether the server still answers after one call of a method whose name is no text."""
+    with _server(directory, certs) as (_, address, _):
+        RawConnection(address, certs / "clients" / "evil").open([b"/\xff\xfe"], EMPTY_MESSAGE)
+        time.sleep(1)
+        transport = GrpcTransport(address, 3, load_credentials(certs / "clients" / "probe"))
+        try:
+            return bool(transport.status().run)
+        except (ClientError, Unreachable):
+            return False
+        finally:
+            transport.close()
+
+
+def _run(directory: Path, certs: Path, calls: int) -> tuple[str, dict[str, Any]]:
+    log = directory / "server.log"
+    with _server(directory, certs) as (server, address, spec):
         before = memory_mb(server.pid)["resident_mb"]
         evil = RawCalls(address, certs / "clients" / "evil")
         begin = time.monotonic()
@@ -83,7 +112,7 @@ def _run(directory: Path, certs: Path, calls: int) -> tuple[str, dict[str, Any]]
         again.start()
         with _Probe(address, certs / "clients" / "probe") as probe:
             digest = _honest_run(address, directory, spec, certs)
-            time.sleep(5)
+            time.sleep(3)
         end.set()
         again.join()
         memory = memory_mb(server.pid)["peak_mb"] - before
@@ -92,9 +121,6 @@ def _run(directory: Path, certs: Path, calls: int) -> tuple[str, dict[str, Any]]
         code = server.wait(60)
         last = log.read_bytes()[told:]
         evil.close()
-    finally:
-        server.kill()
-        server.wait()
     return digest, {
         "calls_begun": sum(one.opened for one in evil.connections),
         "calls_the_attacker_holds": held,
@@ -117,7 +143,7 @@ def _honest_run(address: str, directory: Path, spec: Spec, certs: Path) -> str:
     def run(name: str) -> None:
         proof = load_credentials(certs / "clients" / name)
         transport = GrpcTransport(address, SECONDS, proof)
-        with suppress(ClientError):
+        with suppress(ClientError, Unreachable):
             session = Session(
                 profile(name, EXAMPLES),
                 transport,
