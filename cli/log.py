@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
+
+MAX_CHARACTERS = 4000
+"""How much of an event's message is logged."""
 
 
 def set_up(verbose: bool, format_: str = "text") -> None:
@@ -13,6 +17,7 @@ def set_up(verbose: bool, format_: str = "text") -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json() if format_ == "json" else TextFormatter())
+    handler.addFilter(cut)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for noisy in ("absl", "tensorflow", "h5py", "matplotlib", "asyncio", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -24,6 +29,23 @@ def plain(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def cut(record: logging.LogRecord) -> bool:
+    """Cut the texts of an event after MAX_CHARACTERS each, since they may be a peer's."""
+    with suppress(TypeError, ValueError):  # what does not fit its arguments; logging says so
+        message = record.getMessage()
+        if len(message) > MAX_CHARACTERS:
+            record.msg, record.args = _cut(message), None
+    for name, value in record.__dict__.items():
+        if isinstance(value, str) and name != "msg":
+            setattr(record, name, _cut(value))
+    return True
+
+
+def _cut(text: str) -> str:
+    more = len(text) - MAX_CHARACTERS
+    return f"{text[:MAX_CHARACTERS]}... ({more:,} characters more)" if more > 0 else text
 
 
 class TextFormatter(logging.Formatter):

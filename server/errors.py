@@ -12,9 +12,10 @@ Only rpc/calls.py turns them into gRPC status codes.
 from __future__ import annotations
 
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.peer_text import printable
 
 MAX_DETAIL = 400
-"""Characters of a refusal that are sent and stored; it may quote the peer's own text."""
+"""Characters of a refusal that are sent, stored and shown; it may quote the peer's own text."""
 
 
 class Refused(Exception):
@@ -22,7 +23,7 @@ class Refused(Exception):
 
     def __init__(self, reason: pb.Reason, detail: str) -> None:
         self.reason = reason
-        self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]} ..."
+        self.detail = printable(detail, MAX_DETAIL)
         super().__init__(f"{pb.Reason.Name(reason)}: {self.detail}")
 
 

@@ -445,10 +445,11 @@ def test_a_running_server_knows_new_and_revoked_clients_at_once(
     talk(served, of(authority, "attic")).status()
 
 
+@pytest.mark.parametrize("certificates", [True, False])
 def test_an_upload_of_a_client_that_was_revoked_meanwhile_does_not_count(
-    federation: Callable[..., Federation], authority: Authority
+    certificates: bool, federation: Callable[..., Federation], authority: Authority
 ) -> None:
-    security = {"credentials": str(authority.folder)}
+    security = {"credentials": str(authority.folder), "client_certificates": certificates}
     served = federation(security=security, clients={"minimum": 1})
     attic = talk(served, of(authority, "attic"))
     session = attic.join(join_request("attic")).session

@@ -19,10 +19,11 @@ from support.federation import Federation
 from support.models import MANIFEST
 from support.processes import run
 
-from featherfed.cli.log import TextFormatter, _json
+from featherfed.cli.log import TextFormatter, _json, cut
 from featherfed.edge_client.errors import Rejected, SessionLost
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
+from featherfed.report.render import render
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage import refusals
@@ -62,6 +63,93 @@ def test_a_peers_text_forges_no_line() -> None:
     first, *rest = lines(TextFormatter(), fail)
     assert first.isprintable()
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
+
+
+NASTY = (
+    HOSTILE,
+    "kitchen\u202egnp.exe",
+    "\x1b]0;title\x07\x1b[31mred",
+    "<script>alert(1)</script>|`*_[x](http://x)",
+    'a" b="c}\n# HELP x',
+    "\u2028\u2066\U000e0001\x00\x7f\x9b",
+    "../../etc/passwd",
+    "x" * 200_000,
+)
+"""Texts that a peer may send wherever a message has one."""
+
+
+def nasty_calls(server: Federation, text: str) -> None:
+    """Send a text in every field of every message that takes one."""
+    stub = server.transport()._stub
+    names, stages = join_request(text), join_request("stages")
+    stages.capabilities.stages[:], stages.capabilities.methods[:] = [text], [text]
+    runtime, version, classes = (join_request(n) for n in ("runtime", "version", "classes"))
+    runtime.capabilities.runtime = text
+    version.capabilities.featherfed = text
+    classes.data.class_names[:] = [text] * 2 if len(text) < 1000 else [text]
+    calls: list[Callable[[], object]] = [
+        *(lambda r=r: stub.Join(r, timeout=20) for r in (names, stages, runtime, version, classes)),
+        lambda: list(stub.FetchRelease(pb.FetchReleaseRequest(device=text), timeout=20)),
+        lambda: list(stub.FetchRelease(pb.FetchReleaseRequest(device="d", kind=text), timeout=20)),
+    ]
+    for call in calls:
+        try:
+            call()
+        except grpc.RpcError as error:
+            details = cast(Any, error).details()
+            assert details.isprintable(), details
+            assert len(details) < 5000
+
+
+def test_no_text_of_a_peer_reaches_an_operator_as_it_came(
+    federation: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by the log, metrics.json, the report, Prometheus or the status."""
+    with caplog.at_level(logging.DEBUG):
+        server, url = watched(federation, caplog)
+        for text in NASTY:
+            nasty_calls(server, text)
+        server.run_clients(server.client("a"), server.client("b"), server.client("c"))
+    handler = logging.StreamHandler()
+    handler.addFilter(cut)
+    ours = [record for record in caplog.records if record.name.startswith("featherfed")]
+    for record in filter(handler.filter, ours):
+        for formatter in (TextFormatter(), _json()):
+            line = formatter.format(record)
+            assert line.isprintable(), line
+            assert len(line) < 20_000
+    found = metrics.collect(server.store, server.settings, MANIFEST, {})
+    assert sum(len(one["refused"]) for one in found["rounds"]) > 3
+    found |= {"featherfed": "0", "num_test_examples": 1, "final": None}
+    (tmp_path / "metrics.json").write_text(json.dumps(found), "utf-8")
+    page = render(tmp_path).read_text("utf-8")
+    scraped = urllib.request.urlopen(url, timeout=5).read().decode()
+    state = str(server.coordinator.status())
+    for shown in (page, scraped, state, *strings(found)):
+        assert all(char.isprintable() or char == "\n" for char in shown)
+        assert "x" * 5000 not in shown
+    assert "<script>" not in page
+    assert all(text.isprintable() and len(text) < 5000 for text in strings(found))
+
+
+def strings(value: object) -> list[str]:
+    """Return all texts in a value of JSON."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in strings(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_a_log_lines_texts_are_cut() -> None:
+    record = logging.makeLogRecord({"msg": "%s", "args": ("x" * 3_000_000,), "detail": "y" * 9999})
+    assert cut(record)
+    (line,) = TextFormatter().format(record).splitlines()
+    assert len(line) < 4100
+    assert line.endswith("... (2,996,000 characters more)")
+    assert len(record.__dict__["detail"]) < 4100
+    wrong = logging.makeLogRecord({"msg": "%s %s", "args": ("x",)})
+    assert cut(wrong), "logging itself reports it"
 
 
 def test_json_lines_have_the_fields() -> None:

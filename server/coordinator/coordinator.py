@@ -72,7 +72,7 @@ class Coordinator:
         )
         self.tasks = Tasks(self.run, self.members, self.presence, open_round)
         self.updates = Updates(self.run, self.members, open_round, codecs)
-        self.refusals = RefusalLog(self.run)
+        self.refusals = RefusalLog(self.run, self.members)
         self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
         version = self.newest_version
         again = bool(self.members or version)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.rounds.transitions import Phase
+from featherfed.server.storage.records import OTHERS
 
 PRESENCE = 60.0
 """Seconds for which a client or device counts as present after a call; polls are shorter."""
@@ -67,9 +68,23 @@ class Devices:
     def __init__(self, run: LiveRun) -> None:
         self._run = run
         self._devices: dict[str, _Device] = {}
+        self._named = set(run.store.ledger.devices() - {OTHERS})
+
+    def name(self, device: str) -> str:
+        """Return the name that a device is known by: its own, or OTHERS if there are too many.
+
+        Nobody can make it forget a device by calling under many names, nor grow the ledger.
+        """
+        if device not in self._named:
+            if len(self._named) >= self._run.settings.limits.devices:
+                return OTHERS
+            self._named.add(device)
+        return device
 
     def hear(self, device: str, version: int | None = None) -> None:
-        """Record that a device is there, and its version if that is known anew."""
+        """Record that a device is there, and its version if that is known anew; not for OTHERS."""
+        if device == OTHERS:
+            return
         if version is None:
             version = self._devices.get(device, _Device(0, 0)).version
         self._devices[device] = _Device(self._run.clock(), version)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.proto.peer_text import printable
+from featherfed.server.errors import MAX_DETAIL
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, RoundRecord
 from featherfed.server.storage.store import Store
@@ -55,10 +57,10 @@ def _rounds(
     refused: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for refusal in store.refusals.all():
         refused[refusal.round].append({
-            "client": refusal.client,
+            "client": printable(refusal.client, MAX_DETAIL),  # older servers stored them as is
             "reason": refusal.reason,
             "count": refusal.count,
-            "detail": refusal.detail,
+            "detail": printable(refusal.detail),
         })  # fmt: skip
     runtimes = {name: record.runtime for name, record in store.clients.all().items()}
     rounds = []

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import grpc
 import grpc.aio
 
 from featherfed.proto import federation_pb2 as pb
@@ -21,6 +17,7 @@ from featherfed.server.access.watched_files import WatchedFiles
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.observability.once import LogOnce
 from featherfed.server.rpc.context import Context, Refuse
+from featherfed.server.rpc.handlers import CheckedRequests, Requests, call_of, handler_of
 
 log = logging.getLogger(__name__)
 
@@ -56,48 +53,13 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
         handler = await continuation(details)
         if handler is None:
             return None
-        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        method = getattr(handler, kind)
-        if inspect.isasyncgenfunction(method):
-            guarded: Callable[..., Any] = self._guarded_replies(method)
-        else:
-            guarded = self._guarded(method, handler.request_streaming)
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            guarded,
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        call = call_of(handler)
 
-    def _guarded(
-        self, method: Callable[..., Awaitable[Any]], streaming: bool
-    ) -> Callable[..., Awaitable[Any]]:
-        async def call(request: Any, context: Context) -> Any:
+        async def guarded(requests: Requests, context: Context) -> Any:
             await self._admit(context)
-            return await method(self._checked(request, context) if streaming else request, context)
+            return await call(CheckedRequests(context, lambda: self._prove(context)), context)
 
-        return call
-
-    async def _checked(
-        self, requests: AsyncIterator[Any], context: Context
-    ) -> AsyncGenerator[Any, None]:
-        """Yield requests; raise Refused between them, or at their end, for a revoked client."""
-        async for request in requests:
-            self._prove(context)
-            yield request
-        self._prove(context)
-
-    def _guarded_replies(
-        self, method: Callable[..., AsyncGenerator[Any, None]]
-    ) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            await self._admit(context)
-            # Closed with this generator, so that a call that broke off is counted at once.
-            async with contextlib.aclosing(method(request, context)) as replies:
-                async for reply in replies:
-                    await self._admit(context)
-                    yield reply
-
-        return call
+        return handler_of(guarded, handler)
 
     async def _admit(self, context: Context) -> None:
         try:
@@ -130,7 +92,3 @@ def _certificate(context: Context) -> bytes:
     """Return the caller's certificate (DER), which the handshake has verified."""
     (pem,) = context.auth_context()["x509_pem_cert"]
     return ssl.PEM_cert_to_DER_cert(pem.decode())
-
-
-def _arity(streaming: bool) -> str:
-    return "stream" if streaming else "unary"

@@ -1,13 +1,13 @@
-"""Who makes a call, and how many calls it may make."""
+"""Who makes a call, and how many calls without proof of a name it may make."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.access.limits import Quotas, network
+from featherfed.server.access.limits import Peer, Quotas, network
+from featherfed.server.access.names import is_plain
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.presence import Presence
 from featherfed.server.errors import Refused
@@ -22,7 +22,7 @@ class Callers:
     def __init__(self, members: Members, presence: Presence, limits: LimitSettings) -> None:
         self._members = members
         self._presence = presence
-        self._quotas = Quotas(limits)
+        self.quotas = Quotas(limits)
 
     def client(self, session: int, context: Context) -> str:
         """Return the client of a session, which is alive, and count its call.
@@ -37,7 +37,8 @@ class Callers:
             raise
         self._presence.hear(client)
         self.check_proven(client)
-        self._quotas.count_client(client)
+        if proven_name() is None:
+            self.quotas.count_client(client)
         return client
 
     def check_proven(self, name: str) -> None:
@@ -51,17 +52,12 @@ class Callers:
 
     def count_stranger(self, context: Context) -> None:
         """Count a call without a session; raise Busy if its address, or all together, make many."""
-        identities = context.peer_identities()
-        self._quotas.count_stranger(str(identities[0]) if identities else network(context.peer()))
+        if proven_name() is None:
+            self.quotas.count_stranger(connected_peer(context).key)
 
-    @contextmanager
-    def polling(self, client: str) -> Iterator[None]:
+    def polling(self, client: str) -> AbstractContextManager[None]:
         """Count an open poll of a client; raise Busy if it has too many."""
-        self._quotas.begin_poll(client)
-        try:
-            yield
-        finally:
-            self._quotas.end_poll(client)
+        return self.quotas.poll(client)
 
     def name_of(self, request: Any) -> str:
         """Return the caller's name as proven, or as the request's session or name claims, or ""."""
@@ -69,7 +65,21 @@ class Callers:
             return proven
         name = getattr(request, "client", "") or getattr(request, "device", "")
         if not hasattr(request, "session"):
-            return name
+            return name if is_plain(name) else ""
         with suppress(Refused):
             return self._members.client_of(request.session)
         return ""
+
+
+def connected_peer(context: Context) -> Peer:
+    """Return who a call comes from, as far as the connection shows."""
+    if identities := context.peer_identities():
+        return Peer(identities[0].decode("utf-8", "replace"), proven=True)
+    return Peer(network(context.peer()), proven=False)
+
+
+def authenticated_peer(context: Context) -> Peer:
+    """Return who a call comes from, once it is authenticated."""
+    name = proven_name()
+    assert name is not None, "authentication comes before"
+    return Peer(name, proven=True)

@@ -90,11 +90,13 @@ class Refuser:
         self._stall_seconds = coordinator.settings.limits.stall_seconds
 
     async def refuse(
-        self, context: Context, request: Any, refusal: Refused, write: Any = None
+        self, context: Context, name: str, refusal: Refused, write: Any = None
     ) -> NoReturn:
-        """Record the refusal of a request, and end its call; `write` as for `end`."""
-        name = self._callers.name_of(request)
-        await asyncio.to_thread(self._refusals.record, name, refusal)
+        """Record the refusal of a caller's request, and end its call; `write` as for `end`.
+
+        `name`: empty if nobody knows it.
+        """
+        self._refusals.record(name, refusal)
         await self.end(context, refusal, write)
 
     async def refuse_stranger(self, context: Context, refusal: Refused) -> NoReturn:
@@ -103,7 +105,7 @@ class Refuser:
             self._callers.count_stranger(context)
         except Busy as busy:
             refusal = busy
-        await self.refuse(context, None, refusal)
+        await self.refuse(context, self._callers.name_of(None), refusal)
 
     async def end(self, context: Context, refusal: Refused, write: Any = None) -> NoReturn:
         """End a call whose refusal is recorded.
@@ -150,7 +152,7 @@ def call(method: Method) -> Method:
             refused = refusal.with_traceback(None)
         # Not in the handlers above: this waits for a peer that reads nothing, and meanwhile the
         # exception would keep all local variables of the method in memory.
-        await self.refuser.refuse(context, request, refused, write)
+        await self.refuser.refuse(context, self.callers.name_of(request), refused, write)
 
     return cast(Method, wrapper)
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 from grpc_health.v1 import health
 
 from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
+from featherfed.server.rpc.handlers import Requests
 from featherfed.server.transfers.leases import now
 from featherfed.server.transfers.uploads import Uploads
+
+LAST_SECONDS = 1.0
+"""How long a call that begins while the server goes down may wait for its caller."""
+TOLD_SECONDS = 0.1
+"""Time in which those who watch the server's health are told that it goes down."""
 
 GOING_DOWN = "the server is going down, try again; nothing is lost"
 
@@ -27,9 +34,20 @@ class Draining:
         """Whether new calls are refused."""
         self._changes = changes
         self._uploads = uploads
+        self._limits: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def limit(self, seconds: float) -> AsyncIterator[None]:
+        """Limit the block to `seconds`, or to now once the server goes down, by TimeoutError."""
+        async with asyncio.timeout(LAST_SECONDS if self.begun else seconds) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
 
     async def drain(self, grace: float) -> None:
-        """Refuse new calls, release long polls, and wait `grace` seconds for uploads to end.
+        """Refuse new calls, release those that wait, and give uploads `grace` seconds to end.
 
         Safe to call again.
         """
@@ -37,6 +55,10 @@ class Draining:
             self.begun = True
             self._changes.close()
             await self.health.enter_graceful_shutdown()
+            await asyncio.sleep(TOLD_SECONDS)
+            for limit in self._limits:
+                if not limit.expired():
+                    limit.reschedule(now())
         until = now() + grace
         while self._uploads.under_way and now() < until:
             await asyncio.sleep(0.05)
@@ -54,7 +76,7 @@ class DrainingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if not self._draining.begun or not details.method.startswith(self._prefix):
             return await continuation(details)
 
-        async def refuse(request: Message, context: Context) -> None:
+        async def refuse(requests: Requests, context: Context) -> None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
 
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(refuse)

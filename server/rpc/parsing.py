@@ -1,11 +1,11 @@
-"""Refusing bytes that do not parse: they are the sender's fault.
+"""Reading what callers send: in time, and refusing what is no message of the method.
 
-gRPC itself would answer UNKNOWN and log a traceback, as for a bug of the server.
+gRPC itself would wait for ever, answer UNKNOWN, and log a traceback as for a bug of the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import grpc
@@ -15,66 +15,110 @@ from google.protobuf.message import DecodeError
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.context import Context, Refuse
+from featherfed.server.rpc.draining import Draining
+from featherfed.server.rpc.handlers import Call, CheckedRequests, Requests, handler_of, method_of
+from featherfed.server.transfers.leases import left_alone
+
+WATCH_SECONDS = 300.0
+"""How long a call of health checking or reflection may last; its caller may begin another."""
+MAX_WATCH_BYTES = 1024
+"""Bytes of a request of theirs."""
 
 _UNPARSABLE = object()
 
 
 class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses requests of one service that do not parse, with the reason MALFORMED."""
+    """Gives methods requests that parse; the last interceptor, which meets the methods as is."""
 
-    def __init__(self, service: str, refuse: Refuse) -> None:
-        """`service`: its full name."""
+    def __init__(
+        self, service: str, refuse: Refuse, draining: Draining, stall_seconds: float
+    ) -> None:
+        """`service`: the full name of ours, whose calls end by themselves.
+
+        `stall_seconds`: how long a caller may take to send its first message.
+        """
         self._prefix = f"/{service}/"
         self._refuse = refuse
+        self._draining = draining
+        self._stall_seconds = stall_seconds
         self._handlers: dict[str, Any] = {}
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
-    ) -> Any:
-        """Return the method's handler with a parser that does not raise."""
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Return the method's handler with the reading before it."""
+        if details.method in self._handlers:
+            return self._handlers[details.method]
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(self._prefix):
-            return handler
-        if details.method not in self._handlers:
-            self._handlers[details.method] = self._parsing(handler)
-        return self._handlers[details.method]
+        if handler is None:
+            return None
+        call, most = self._reading(handler), None
+        if not details.method.startswith(self._prefix):
+            call, most = self._ending(call), MAX_WATCH_BYTES
+        made = handler_of(call, handler, _parser(handler.request_deserializer, most))
+        self._handlers[details.method] = made
+        return made
 
-    def _parsing(self, handler: Any) -> Any:
-        def parse(data: bytes) -> object:
+    def _reading(self, handler: Any) -> Call:
+        method = method_of(handler)
+
+        async def call(given: Requests, context: Context) -> Any:
+            requests = given if isinstance(given, CheckedRequests) else CheckedRequests(context)
             try:
-                return handler.request_deserializer(data)
-            except DecodeError:
-                return _UNPARSABLE
+                if handler.request_streaming:
+                    return await method(self._messages(requests), context)
+                return await method(await self._first(requests), context)
+            except Refused as error:
+                refusal = error.with_traceback(None)
+            await self._refuse(context, refusal)
 
-        async def unary_unary(request: Any, context: Context) -> Any:
-            await self._check(request, context)
-            return await handler.unary_unary(request, context)
+        return call
 
-        async def unary_stream(request: Any, context: Context) -> None:
-            await self._check(request, context)
-            await handler.unary_stream(request, context)
+    def _ending(self, call: Call) -> Call:
+        """Return a call that ends, which else would last as long as its caller likes."""
 
-        async def stream_unary(requests: AsyncIterator[Any], context: Context) -> Any:
-            return await handler.stream_unary(_checked(requests), context)
+        async def limited(requests: Requests, context: Context) -> Any:
+            try:
+                async with self._draining.limit(WATCH_SECONDS):
+                    return await call(requests, context)
+            except TimeoutError:
+                pass
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this has lasted; call again")
 
-        serialize = handler.response_serializer
-        if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(stream_unary, parse, serialize)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(unary_stream, parse, serialize)
-        return grpc.unary_unary_rpc_method_handler(unary_unary, parse, serialize)
+        return limited
 
-    async def _check(self, request: object, context: Context) -> None:
-        if request is _UNPARSABLE:
-            await self._refuse(context, _refusal())
+    async def _messages(self, requests: Requests) -> AsyncGenerator[Any, None]:
+        """Yield the messages; raise Refused if there is none, or one that is no message."""
+        message = await self._first(requests)
+        while message is not None:
+            yield message
+            message = _checked(await left_alone(anext(requests, None)))
+
+    async def _first(self, requests: Requests) -> Any:
+        """Return the first message; raise Refused if it is late, missing or no message."""
+        try:
+            async with self._draining.limit(self._stall_seconds):
+                message = await left_alone(anext(requests, None))
+        except TimeoutError:
+            raise Refused(pb.TOO_SLOW, "no message came; call again") from None
+        if message is None:
+            raise Refused(pb.MALFORMED, "a call without a message")
+        return _checked(message)
 
 
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        if request is _UNPARSABLE:
-            raise _refusal()
-        yield request
+def _checked(message: Any) -> Any:
+    if message is _UNPARSABLE:
+        raise Refused(pb.MALFORMED, "the request is no message of this method")
+    return message
 
 
-def _refusal() -> Refused:
-    return Refused(pb.MALFORMED, "the request is no message of this method")
+def _parser(deserialize: Callable[[bytes], Any], most: int | None) -> Callable[[bytes], Any]:
+    """Return a parser that does not raise, of messages of at most `most` bytes."""
+
+    def parse(data: bytes) -> object:
+        if most is not None and len(data) > most:
+            return _UNPARSABLE
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _UNPARSABLE
+
+    return parse

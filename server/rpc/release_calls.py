@@ -51,17 +51,19 @@ class ReleaseCalls:
         self._callers.check_proven(request.device)
         if self._releases is None:
             raise Refused(pb.MISSING_CAPABILITY, "this server releases no files")
-        releases = self._releases
+        releases, device = self._releases, self._devices.name(request.device)
         offer = await self._changes.poll(
-            lambda: self._ask(releases, request), lambda found: found is not None, wait_seconds
+            lambda: self._ask(releases, request, device),
+            lambda found: found is not None,
+            wait_seconds,
         )
-        round_, device = self._run.ledger_round, request.device
+        round_ = self._run.ledger_round
         asked = LedgerEntry(round_, device, "uplink", "release", 0, framed_size(request))
         if offer is None:
             await self._bytes.count(asked)
             return
         release = offer.release
-        async with self._leases.acquire(device) as lease:
+        async with self._leases.acquire(request.device) as lease:
             key = DownloadKey(device, "release", round_, message_digest(release))
             offset = request.offset if request.offset_digest == release.digest else 0
             download = await asyncio.to_thread(Download, self._store, key, offer.data, offset)
@@ -70,10 +72,12 @@ class ReleaseCalls:
             await self._sender.send(context, lease, messages, download, asked)
             self._devices.hear(device, release.version)
 
-    async def _ask(self, releases: Releases, request: pb.FetchReleaseRequest) -> Offer | None:
+    async def _ask(
+        self, releases: Releases, request: pb.FetchReleaseRequest, device: str
+    ) -> Offer | None:
         newest = self._run.ledger_round - 1
-        self._devices.hear(request.device)
+        self._devices.hear(device)
         offer = await asyncio.wrap_future(releases.offer(request.kind, request.have_digest))
         if offer is None:
-            self._devices.hear(request.device, newest)
+            self._devices.hear(device, newest)
         return offer

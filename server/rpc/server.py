@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.server.access.limits import Peer
 from featherfed.server.errors import ServerError
 from featherfed.server.rpc.authentication import AuthenticationInterceptor
+from featherfed.server.rpc.callers import authenticated_peer, connected_peer
+from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import DrainingInterceptor
 from featherfed.server.rpc.parsing import ParsingInterceptor
+from featherfed.server.rpc.quotas import QuotaInterceptor
 from featherfed.server.rpc.service import FederationService
 from featherfed.server.rpc.streams import CHUNK_BYTES
 from featherfed.server.rpc.tls import ServerKeys
+from featherfed.server.rpc.unknown_methods import create_grpc_server
 from featherfed.server.settings.settings import Settings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
@@ -43,17 +48,15 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
 
     Raises ServerError if the address cannot be listened on, or the credentials cannot be used.
     """
-    interceptors: list[Any] = [DrainingInterceptor(service.draining, SERVICE)]
-    refuse, security, keys = service.refuser.refuse_stranger, settings.security, None
-    if security.credentials is not None:
-        folder = Path(security.credentials)
-        interceptors.append(AuthenticationInterceptor(folder, security.client_certificates, refuse))
-        keys = ServerKeys(folder, security.client_certificates)
-    interceptors.append(ParsingInterceptor(SERVICE, refuse))
-    server = grpc.aio.server(
-        interceptors=interceptors,
+    keys = None
+    if settings.security.credentials is not None:
+        folder = Path(settings.security.credentials)
+        keys = ServerKeys(folder, settings.security.client_certificates)
+    server = create_grpc_server(
+        interceptors=_interceptors(service, settings),
         options=_OPTIONS,
-        maximum_concurrent_rpcs=settings.limits.streams,
+        # Calls that the quotas refuse are open for a moment, too: theirs are to decide, not this.
+        maximum_concurrent_rpcs=2 * settings.limits.streams,
     )
     pb_grpc.add_FederationServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(service.draining.health, server)
@@ -75,6 +78,26 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     for name in ("", SERVICE):
         await service.draining.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, port
+
+
+def _interceptors(service: FederationService, settings: Settings) -> list[Any]:
+    """Return what a call passes, in this order."""
+    security, quotas, refuser = settings.security, service.callers.quotas, service.refuser
+
+    def quota(peer_of: Callable[[Context], Peer]) -> QuotaInterceptor:
+        return QuotaInterceptor(quotas, peer_of, SERVICE, refuser.refuse)
+
+    passed: list[Any] = [quota(connected_peer), DrainingInterceptor(service.draining, SERVICE)]
+    if security.credentials is not None:
+        folder, certificates = Path(security.credentials), security.client_certificates
+        passed.append(AuthenticationInterceptor(folder, certificates, refuser.refuse_stranger))
+        if not certificates:  # the connection shows no name, the token does
+            passed.append(quota(authenticated_peer))
+    stall_seconds = settings.limits.stall_seconds
+    return [
+        *passed,
+        ParsingInterceptor(SERVICE, refuser.refuse_stranger, service.draining, stall_seconds),
+    ]
 
 
 def join_address(host: str, port: int) -> str:

@@ -167,11 +167,14 @@ class LimitSettings(_Section):
 
     clients: Annotated[int, Field(ge=1)] = 10_000
     """How many names may join the run."""
+    devices: Annotated[int, Field(ge=1)] = 1000
+    """How many inference-only devices have their bytes counted by name; others are one row."""
     streams: Annotated[int, Field(ge=1)] = 20_000
-    """Calls open at the same time, long polls included."""
+    """Calls open at the same time, long polls included. One address has room for two thirds of
+    them, a name that credentials prove for 64."""
     requests_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Calls of one client, in bursts of up to five seconds' worth. Callers without a session may
-    make ten times as many from one address (or with one certificate), and twenty times together."""
+    """Calls of one client, in bursts of up to five seconds' worth. From one address come a hundred
+    times as many at most, and without a session ten times, twenty times from all together."""
     queued_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """Bytes of all updates that are being received at the same time."""
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0

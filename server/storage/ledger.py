@@ -82,6 +82,11 @@ class Ledger:
         )
         return {row[0] for row in self._database.run(sql, *values)}
 
+    def devices(self) -> frozenset[str]:
+        """Return the inference-only devices that bytes are counted for."""
+        sql = "SELECT DISTINCT client FROM ledger WHERE kind IN ('release', 'release_retry')"
+        return frozenset(row[0] for row in self._database.run(sql))
+
     def entries(self) -> list[LedgerEntry]:
         """Return the whole ledger in order of round, client, direction and kind."""
         self.flush()

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
 
+OTHERS = "(others)"
+"""Stands for all further names where no more are counted apart; no client can have this name."""
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 
 from featherfed.server.errors import CannotStore
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import RefusalRecord
+from featherfed.server.storage.records import OTHERS, RefusalRecord
 
 STRANGER = "(stranger)"
 """Stands for a caller whose name is unknown; no client can have this name."""
-OTHERS = "(others)"
-"""Stands for all further callers once there are MAX_ROWS rows."""
 MAX_ROWS = 10_000
-FLUSH_SECONDS = 1.0
-"""Least time between two writes."""
+"""Rows that count a name apart; half of them at most are for names that have not joined."""
 
 _ADD = (
     "INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (round, client, reason) "
@@ -33,7 +29,7 @@ class _Unwritten:
 
 
 class Refusals:
-    """Counts refusals, and writes at most once a second, so no peer can keep the disk busy."""
+    """Counts refusals in memory until `flush`, so that no peer can keep the disk busy."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,25 +37,23 @@ class Refusals:
         self._unwritten: dict[tuple[int, str, str], _Unwritten] = {}
         rows = database.run("SELECT round, client, reason FROM refused")
         self._known = {tuple(row) for row in rows}
-        self._flushed = float("-inf")
 
-    def add(self, round_: int, client: str, reason: str, detail: str, now: float) -> bool:
+    def add(
+        self, round_: int, client: str, reason: str, detail: str, now: float, joined: bool = True
+    ) -> bool:
         """Count a refusal; return whether it is the first of its round, client and reason.
 
-        It is on disk within about a second; a full disk delays that and raises nothing.
-        `now`: seconds since the epoch.
+        Does not block. `now`: seconds since the epoch. `joined`: the name is not just claimed.
         """
         with self._lock:
             key = round_, client, reason
-            if key not in self._known and len(self._known) >= MAX_ROWS:
+            most = MAX_ROWS if joined else MAX_ROWS // 2
+            if key not in self._known and len(self._known) >= most:
                 key = round_, OTHERS, reason
             first = key not in self._known
             self._known.add(key)
             entry = self._unwritten.setdefault(key, _Unwritten(0, detail, now, now))
             entry.count, entry.detail, entry.last = entry.count + 1, detail, now
-            due = time.monotonic() - self._flushed >= FLUSH_SECONDS
-        if due:
-            self.flush()
         return first
 
     def add_in_transaction(
@@ -72,7 +66,6 @@ class Refusals:
         """Write the counts that wait in memory; keep them if the disk takes nothing now."""
         with self._lock:
             unwritten, self._unwritten = self._unwritten, {}
-            self._flushed = time.monotonic()
         if not unwritten:
             return
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featherfed.server.storage.records import DownloadKey, LedgerEntry, TransferredBytes
+from featherfed.server.storage.records import OTHERS, DownloadKey, LedgerEntry, TransferredBytes
 from featherfed.server.storage.store import Store
 
 COUNTED_CHUNK_BYTES = 2**20
@@ -16,7 +16,8 @@ class Download:
     """Counts what one call sends of `data`, from byte `begin` on.
 
     Bytes of a download that broke off count as retry until a later call sends the rest. Only bytes
-    that this server sent count, whatever the client claims to have.
+    that this server sent count, whatever the client claims to have. What each of OTHERS was sent is
+    not remembered: theirs resume where they say, and count by the call.
     """
 
     def __init__(
@@ -26,16 +27,17 @@ class Download:
 
         `again`: the client has already downloaded a whole model in this round.
         """
-        before = store.transfers.sent(key)
         self._store = store
         self._key = key
         self._data = data
-        self._had_all = bool(data) and before.payload == len(data)
+        self._remembered = key.client != OTHERS
+        before = store.transfers.sent(key) if self._remembered else TransferredBytes(len(data))
+        self._had_all = self._remembered and bool(data) and before.payload == len(data)
         self._again = again or self._had_all
         self.begin = min(offset, before.payload)
         # In proportion: message bytes of what was sent and did not arrive remain retry.
         resumed = before.message * self.begin // max(1, before.payload)
-        self._sent = TransferredBytes(self.begin, resumed)
+        self._sent = TransferredBytes(self.begin if self._remembered else 0, resumed)
         self._counted = self._sent
 
     @property
@@ -46,7 +48,8 @@ class Download:
     @property
     def _complete(self) -> bool:
         """Whether all was sent, in this call and those before."""
-        return self._sent.payload == len(self._data)
+        before = 0 if self._remembered else self.begin
+        return before + self._sent.payload == len(self._data)
 
     @property
     def uncounted(self) -> int:
@@ -73,7 +76,7 @@ class Download:
             entries = [self._entry(_RETRY[kind], *new)] if new[1] else []
         with self._store.transaction():
             self._store.ledger.count(*more, *entries)
-            if not self._had_all:  # a complete download stays complete
+            if self._remembered and not self._had_all:  # a complete download stays complete
                 self._store.transfers.save_sent(self._key, sent)
         self._counted = sent
 

@@ -34,17 +34,13 @@ class Lease:
     async def wait_for(self, work: Awaitable[T], until: float) -> T:
         """Return what `work` returns; raise Refused if it takes beyond `until` or is interrupted.
 
-        `until`: the event loop's time in seconds. `work` is then left to go on by itself: gRPC
-        never frees what a cancelled read or write holds, 64 KiB with a message that arrives later
-        (grpc/grpc#43360).
+        `until`: the event loop's time in seconds. `work` is then left alone.
         """
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(_ignore_outcome)
         if self._revoked:
             until = 0.0
         try:
             async with asyncio.timeout_at(until) as self._limit:
-                return await asyncio.shield(task)
+                return await left_alone(work)
         except TimeoutError:
             pass
         finally:
@@ -85,6 +81,17 @@ class Leases:
 def now() -> float:
     """Return the event loop's time in seconds."""
     return asyncio.get_running_loop().time()
+
+
+async def left_alone(work: Awaitable[T]) -> T:
+    """Return what `work` returns; it goes on by itself if the caller is cancelled.
+
+    gRPC never frees what a cancelled read or write holds, 64 KiB with a message that arrives later
+    (grpc/grpc#43360).
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_ignore_outcome)
+    return await asyncio.shield(task)
 
 
 def _ignore_outcome(done: asyncio.Future[Any]) -> None:

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ LOCAL = "Internal error from Core"
 _INTEGERS = (0, 1, 2, 3, 7, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _FLOATS = (0.0, -1.0, 1e-300, 1e38, float("nan"), float("inf"), float("-inf"))
 _TEXTS = ("", "c0", "evil", "..", "/etc/passwd", "a" * 70, "x\x00y", "\u202e", "'; --", "int8")
+
+_NO_TEXT: Any = b"/\xff\xfe\xfd"  # gRPC's types say that a method has a str, its code takes bytes
+_WATCHES: tuple[tuple[Any, ...], ...] = (
+    ("/grpc.health.v1.Health/Check", b"\x0a\x04nope"),
+    ("/grpc.health.v1.Health/Watch", b""),
+    ("/grpc.health.v1.Health/Watch", b"\x0a\x04nope"),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", b"\x3a\x00", b"\x3a\x00"),
+)
+"""Method and requests of calls that last, of services that are not ours."""
 
 
 class Attacker:
@@ -93,7 +103,7 @@ class Attacker:
         numbers = iter(range(calls))
         kinds = (
             self._bytes, self._bytes, self._values, self._values, self._values, self._update,
-            self._update, self._broken_stream, self._no_method,
+            self._update, self._broken_stream, self._no_method, self._silence, self._watch,
         )  # fmt: skip
 
         async def work() -> None:
@@ -181,10 +191,34 @@ class Attacker:
             if error.details() != LOCAL:
                 raise
 
+    async def _silence(self) -> None:
+        """Begin a call of any method and send nothing, not even that this was all."""
+        await self._break_off(f"/{SERVICE.full_name}/{self.rng.choice([*METHODS])}", [])
+
+    async def _watch(self) -> None:
+        """Begin a call of health checking or reflection that lasts, with garbage or with sense."""
+        path, *requests = self.rng.choice(_WATCHES)
+        await self._break_off(path, self.rng.choice((requests, [self.rng.randbytes(9)], [])))
+
+    async def _break_off(self, path: str, messages: Sequence[bytes]) -> None:
+        """Make a call, wait for an answer a moment, and break it off."""
+
+        async def stream() -> AsyncIterator[bytes]:
+            for message in messages:
+                yield message
+            await asyncio.sleep(10)
+
+        call = self._channel.stream_stream(path)(stream(), timeout=20)
+        task = asyncio.ensure_future(call.read())
+        await asyncio.wait({task}, timeout=self.rng.random() * 0.05)
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
     async def _no_method(self) -> None:
         """Call a method that does not exist, or one of another kind."""
         path = self.rng.choice(
-            ("/", "//", "/nope/Join", "/featherfed.v1.Federation/Nope", "/" + "x" * 5000)
+            ("/", "//", "/nope/Join", "/featherfed.v1.Federation/Nope", "/" + "x" * 5000, _NO_TEXT)
         )
         await self._channel.unary_unary(path)(self.rng.randbytes(20), timeout=20)
 
