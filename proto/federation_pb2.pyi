@@ -453,11 +453,7 @@ class StatusReply(_message.Message):
     def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ...) -> None: ...
 
 class ClientStatus(_message.Message):
-    __slots__ = ("client", "state", "num_examples")
-    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("state",)
     STATE_FIELD_NUMBER: _ClassVar[int]
-    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    client: str
     state: str
-    num_examples: int
-    def __init__(self, client: _Optional[str] = ..., state: _Optional[str] = ..., num_examples: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[str] = ...) -> None: ...

@@ -143,7 +143,7 @@ class FederationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """For people and dashboards; needs no session.
+        """For people and dashboards; needs no session, and so names no client.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

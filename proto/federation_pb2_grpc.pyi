@@ -81,7 +81,7 @@ class FederationStub:
         featherfed.proto.federation_pb2.StatusRequest,
         featherfed.proto.federation_pb2.StatusReply,
     ]
-    """For people and dashboards; needs no session."""
+    """For people and dashboards; needs no session, and so names no client."""
 
 class FederationAsyncStub:
     Join: grpc.aio.UnaryUnaryMultiCallable[
@@ -140,7 +140,7 @@ class FederationAsyncStub:
         featherfed.proto.federation_pb2.StatusRequest,
         featherfed.proto.federation_pb2.StatusReply,
     ]
-    """For people and dashboards; needs no session."""
+    """For people and dashboards; needs no session, and so names no client."""
 
 class FederationServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -217,6 +217,6 @@ class FederationServicer(metaclass=abc.ABCMeta):
         request: featherfed.proto.federation_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> typing.Union[featherfed.proto.federation_pb2.StatusReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.StatusReply]]:
-        """For people and dashboards; needs no session."""
+        """For people and dashboards; needs no session, and so names no client."""
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

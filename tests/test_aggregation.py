@@ -1,4 +1,4 @@
-"""How updates are combined: example counts, clipping and robust rules."""
+"""How updates are combined: example counts, coarse weights, clipping and robust rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import FULL_SHARE
+from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
@@ -36,12 +36,14 @@ from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation import robust
+from featherfed.server.aggregation.bundle import BundleBuilder
 from featherfed.server.aggregation.clipping import (
     clip_share,
     clip_to_quantile,
     norm_limit,
     update_norms,
 )
+from featherfed.server.aggregation.coarse_weights import coarse_weights
 from featherfed.server.aggregation.robust import Rows, combine, krum_choice
 from featherfed.server.coordinator import state
 from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
@@ -77,7 +79,7 @@ class Scaled(Pull):
 @pytest.mark.parametrize(
     ("uplink", "clients", "digest"),
     [
-        ("balanced", 5, "5ff9c5a90c2f7db40d045214081466b5a46d8f65a397805dda9f4688b81dad5b"),
+        ("balanced", 5, "3a248e8ea7fd1d8d0ebd8636cb55c4061492d54f333dbe734b38e72ba4bd8711"),
         ("balanced", 2, "b7ff0c99843a1a0ce523a4c6b9bee59d824c4d3ef754e03f0d9646ba95ed858b"),
         ("exact", 5, "08326d993dc596033fa547e4a3af9b93f3b63f232521a2c2ddbe3df2daccee38"),
         ("float32", 5, "fe540f62a1dfd2e35fd9eb6a1f496e7a7cad7752b25140f8b4fdc09a9a267196"),
@@ -90,7 +92,8 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
         tmp_path, rounds=4, clients={"minimum": clients, "quorum": 1.0},
         compression={"uplink": uplink},
     )  # fmt: skip
-    data = {f"c{i}": profile(f"c{i}", 100 * (i + 1)).data for i in range(clients)}
+    unequal = (uplink, clients) != ("balanced", 5)  # forwarded, and so with coarse weights
+    data = {f"c{i}": profile(f"c{i}", 100 * (1 + unequal * i)).data for i in range(clients)}
     told = simulate(
         run, model_json="{}", manifest=MANIFEST, data_shape=DataShape(SHAPE, CLASSES),
         clients=data, evaluator=DistanceEvaluator(),
@@ -120,8 +123,94 @@ def test_max_examples_caps_the_weight_that_is_counted_and_sent(
     run.submit(honest(3), num_examples=10**6)
     run.coordinator.aggregate()
     bundle = pb.Bundle.FromString(run.store.versions.newest().payload)
-    assert [part.num_examples for part in bundle.parts] == [30] * 3
+    assert [part.num_examples for part in bundle.parts] == [1] * 3
     assert [c["num_examples"] for c in run.metrics()["rounds"][0]["clients"]] == [30] * 3
+
+
+# ---- coarse weights of forwarded updates ----
+
+COUNTS = st.dictionaries(st.text("abcdefgh", min_size=1), st.integers(1, MAX_EXAMPLES), min_size=1)
+UNEQUAL = {"c0": 10, "c1": 25, "c2": 30, "c3": 77, "c4": 350}
+
+
+@given(counts=COUNTS, seed=st.integers(0, 2**63))
+def test_a_coarse_weight_is_one_of_the_two_powers_next_to_the_count(
+    counts: dict[str, int], seed: int
+) -> None:
+    weights = coarse_weights(counts, Key.root(seed))
+    assert weights == coarse_weights(counts, Key.root(seed)), "the same again after a crash"
+    assert min(weights.values()) == 1
+    assert max(weights.values()) < 2**32, "they fit into the message"
+    assert all(weight & (weight - 1) == 0 for weight in weights.values())
+    off = [math.log2(weights[client] / count) for client, count in counts.items()]
+    assert max(off) - min(off) < 2
+
+
+@given(count=st.integers(1, MAX_EXAMPLES), clients=st.integers(1, 9), seed=st.integers(0, 99))
+def test_clients_with_equally_many_examples_weigh_the_same(
+    count: int, clients: int, seed: int
+) -> None:
+    counts = {f"c{i}": count for i in range(clients)}
+    assert coarse_weights(counts, Key.root(seed)) == dict.fromkeys(counts, 1)
+
+
+def test_coarse_weights_are_right_in_the_mean() -> None:
+    sums = dict.fromkeys(UNEQUAL, 0.0)
+    for seed in range(4000):
+        weights = coarse_weights(UNEQUAL, Key.root(seed))
+        for client, weight in weights.items():
+            sums[client] += weight / weights["c2"]  # the median is not rounded
+    for client, count in UNEQUAL.items():
+        assert sums[client] / 4000 == pytest.approx(count / 30, rel=0.03)
+
+
+def test_a_bundle_tells_no_number_of_examples(direct_run: Callable[..., DirectRun]) -> None:
+    run = direct_run(compression={"uplink": "sketch(0.3)"}, rounds=3)
+    seen = []
+    for _ in range(3):
+        run.submit(honest(5), UNEQUAL)
+        run.coordinator.aggregate()
+        newest = run.store.versions.newest()
+        assert newest.kind == "bundle"
+        bundle = pb.Bundle.FromString(newest.payload)
+        owners = {u.slot: u.client for u in run.store.journal.updates(newest.version)}
+        weights = {owners[part.slot]: part.num_examples for part in bundle.parts}
+        assert {weight & (weight - 1) for weight in weights.values()} == {0}
+        seen.append(weights)
+    assert len({tuple(sorted(weights.items())) for weights in seen}) > 1, "drawn in every round"
+    counted = {c["client"]: c["num_examples"] for c in run.metrics()["rounds"][0]["clients"]}
+    assert counted == UNEQUAL, "the operator knows the true numbers"
+
+
+@pytest.mark.parametrize(
+    "compression", [DENSE, {"uplink": "sketch(0.3)", "broadcast": "aggregate"}]
+)
+def test_a_round_that_is_not_forwarded_weighs_by_the_exact_numbers(
+    direct_run: Callable[..., DirectRun], compression: dict[str, str]
+) -> None:
+    exact = {**compression, "downlink": "float32"}
+    run = direct_run(compression=exact, rounds=1, aggregation={"clip": 0})
+    updates = {name: constant(i / 10) for i, name in enumerate(UNEQUAL)}
+    before = run.coordinator.newest_weights()
+    run.submit(updates, UNEQUAL)
+    run.coordinator.aggregate()
+    assert run.store.versions.newest().kind == "delta"
+    step = run.coordinator.newest_weights()[0] - before[0]
+    mean = sum(i / 10 * count for i, count in enumerate(UNEQUAL.values())) / sum(UNEQUAL.values())
+    if compression is DENSE:
+        np.testing.assert_allclose(step, mean, rtol=1e-4)
+    else:
+        assert step.mean() == pytest.approx(mean, rel=0.1)  # a sketch is right in the mean
+
+
+def test_a_round_of_two_codecs_is_not_forwarded() -> None:
+    """Else whoever alone sends the fallback could be followed."""
+    context = RoundContext(Key.root(0), 3, [None] * 3, None)
+    for codecs, forwarded in (("xx", True), ("xy", False), ("xyx", False)):
+        bundle = BundleBuilder(context, MANIFEST, dict.fromkeys("012", 1))
+        for slot, codec in enumerate(codecs):
+            bundle.add(str(slot), WeightedUpdate(slot, 100, codec, b"payload"))
+        assert (bundle.result() is not None) == forwarded
 
 
 # ---- clipping ----

@@ -202,6 +202,21 @@ def test_the_life_of_a_run_is_logged(federation: Start, caplog: pytest.LogCaptur
         assert f"`{event}`" in DOCS, "docs/observability.md lists every event"
 
 
+def test_the_status_names_no_client_and_tells_no_number_of_examples(federation: Start) -> None:
+    server = federation(clients={"minimum": 3, "quorum": 1.0, "deadline": 30})
+    for name, count in (("zoe", 70_001), ("adam", 70_002)):
+        server.coordinator.admission.join(Session(
+            profile(name, count), None, None, None,  # type: ignore[arg-type]
+        )._join_request())  # fmt: skip
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(f"{SERVICE}/GetStatus")
+        told = call(pb.StatusRequest().SerializeToString())
+    assert [c.state for c in pb.StatusReply.FromString(told).clients] == ["present", "present"]
+    for secret in (b"zoe", b"adam", pb.DataSummary(num_examples=70_001).SerializeToString()[1:]):
+        assert secret not in told
+    assert set(pb.ClientStatus.DESCRIPTOR.fields_by_name) == {"state"}
+
+
 def test_a_million_refusals_are_one_row(federation: Start) -> None:
     server = federation(rounds=1)
     transport = server.transport()

@@ -1,6 +1,12 @@
-"""Collecting a round's updates to forward them to all clients."""
+"""Collecting a round's updates to forward them to all clients.
+
+A bundle tells no more of its updates than they tell themselves: they have no names, coarse weights
+and one codec, since a client that alone sends another one could be followed from round to round.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
@@ -11,29 +17,41 @@ _LIMIT = 4  # bytes per parameter: a bundle larger than the float32 model is nev
 
 
 class BundleBuilder:
-    """Builds the bundle of a round's updates, unless it is forbidden or grows too large."""
+    """Builds a round's bundle, unless it is forbidden, grows too large or mixes codecs."""
 
-    def __init__(self, context: RoundContext, manifest: Manifest, allowed: bool) -> None:
-        """`allowed`: whether clients may get each other's updates at all."""
+    def __init__(
+        self, context: RoundContext, manifest: Manifest, weights: Mapping[str, int] | None
+    ) -> None:
+        """`weights`: of the forwarded updates by client, None if there must be no bundle."""
         rate = context.server_rate % FULL_RATE  # the default of 0, which takes no byte, is 1.0
         self._limit = _LIMIT * manifest.num_values
-        self._bundle = pb.Bundle(slots=context.slots, server_rate=rate) if allowed else None
+        self._weights = weights or {}
+        self._bundle = pb.Bundle(slots=context.slots, server_rate=rate) if weights else None
 
-    def add(self, update: WeightedUpdate) -> None:
-        """Add one update as it was sent."""
+    def add(self, client: str, update: WeightedUpdate) -> None:
+        """Add one client's update as it was sent."""
         bundle = self._bundle
-        if bundle is None or bundle.ByteSize() > self._limit:
-            self._bundle = None
+        if bundle is None:
             return
         bundle.codec = bundle.codec or update.codec
+        if update.codec != bundle.codec or bundle.ByteSize() > self._limit:
+            self._bundle = None
+            return
         bundle.parts.add(
             slot=update.slot,
-            num_examples=update.num_examples,
-            codec="" if update.codec == bundle.codec else update.codec,
+            num_examples=self._weights[client],
             payload=update.payload,
             clip=update.clip,
         )
 
     def result(self) -> pb.Bundle | None:
-        """Return the bundle, None if it is forbidden or too large."""
+        """Return the bundle, None if there is none."""
         return self._bundle
+
+
+def bundled_updates(bundle: pb.Bundle) -> list[WeightedUpdate]:
+    """Return a bundle's updates in its order, as clients read them."""
+    return [
+        WeightedUpdate(part.slot, part.num_examples, bundle.codec, part.payload, part.clip)
+        for part in bundle.parts
+    ]

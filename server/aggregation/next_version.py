@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
-from featherfed.compression.context import Context
+from featherfed.compression.exchange.average import average
 from featherfed.compression.exchange.manifest import weights_digest
-from featherfed.compression.exchange.round import RoundStart
+from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update, encode_update
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.aggregation.bundle import bundled_updates
 from featherfed.server.storage.records import ModelVersion
 
 
@@ -20,7 +21,8 @@ class RoundAggregate(NamedTuple):
     """What aggregation makes of a round's updates.
 
     `mean`: float32 in manifest shapes. `allocation`: the importance of coordinates that is known
-    now. `bundle`: the updates as they were sent, None if they are not to be forwarded.
+    now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean is
+    another one, of coarse weights.
     """
 
     mean: Sequence[Array]
@@ -42,31 +44,29 @@ def next_version(
     sparsity: float,
     aggregate: RoundAggregate,
     codec: Codec,
-    context: Context,
+    context: RoundContext,
     residual: Sequence[Array] | None,
 ) -> NextVersion:
     """Adopt what clients will decode as version `number`: the bundle, or the mean in `codec`.
 
-    The bundle loses nothing and is taken if it is no larger. `residual`: what the codec lost in
-    earlier rounds; it is encoded with the mean, and what is lost now is the new residual.
+    The bundle loses nothing and is taken if it is no larger; the server then averages it as clients
+    do. `residual`: what the codec lost in earlier rounds; it is encoded with the mean, and what is
+    lost now is the new residual.
     """
     encoded = encode_update(
         codec, start.manifest, aggregate.mean,
-        masks=start.masks, residual=residual, context=context,
+        masks=start.masks, residual=residual, context=context.for_mean,
     )  # fmt: skip
+    kind, text, payload, left = "delta", str(codec), encoded.payload, encoded.residual
     bundle = aggregate.bundle
-    payload = b"" if bundle is None else bundle.SerializeToString(deterministic=True)
-    forward = bundle is not None and len(payload) <= len(encoded.payload)
-    update = aggregate.mean if forward else encoded.decoded
+    if bundle is not None and bundle.ByteSize() <= len(encoded.payload):
+        update = average(start.manifest, context, bundled_updates(bundle)).mean()
+        kind, text, payload = "bundle", "", bundle.SerializeToString(deterministic=True)
+        left = None if residual is None else list(residual)
+    else:
+        update = encoded.decoded
     weights = apply_update(start.manifest, start.weights, update)
     version = ModelVersion(
-        number,
-        weights_digest(weights),
-        "bundle" if forward else "delta",
-        "" if forward else str(codec),
-        sparsity,
-        payload if forward else encoded.payload,
-        aggregate.allocation,
+        number, weights_digest(weights), kind, text, sparsity, payload, aggregate.allocation
     )
-    unchanged = list(residual) if residual is not None else None
-    return NextVersion(version, weights, unchanged if forward else encoded.residual)
+    return NextVersion(version, weights, left)

@@ -11,6 +11,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import RoundContext
 from featherfed.server.aggregation.aggregate import Aggregate
 from featherfed.server.aggregation.clipping import clip_to_quantile
+from featherfed.server.aggregation.coarse_weights import coarse_weights
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
 from featherfed.server.aggregation.robust import RobustMean
 from featherfed.server.aggregation.weighting import Weighting
@@ -45,6 +46,15 @@ class AggregationStrategy:
             return Weighting(dict.fromkeys(weights, 1), len(weights), AggregationRecord())
         aggregation = settings.aggregation
         return clip_to_quantile(weights, norms, aggregation.clip, aggregation.quantile)
+
+    def forwarded_weights(self, round_: int, weighting: Weighting) -> dict[str, int] | None:
+        """Return what each update weighs if the round is forwarded, None if it must not be."""
+        if not self._settings.forwards:
+            return None
+        left_out = weighting.record.left_out
+        counted = {c: weight for c, weight in weighting.weights.items() if c not in left_out}
+        key = Key.root(self._store.runs.secret()).child("weights", round_)
+        return coarse_weights(counted, key)
 
     @contextmanager
     def begin(

@@ -58,8 +58,7 @@ class RoundClosing:
         aggregate, models = self._fold(round_, start, context, weighting)
         _, residual = self._run.store.versions.model(self._run.manifest)
         made = next_version(
-            round_, start, self._open_round.sparsity, aggregate, self._downlink, context.for_mean,
-            residual,
+            round_, start, self._open_round.sparsity, aggregate, self._downlink, context, residual
         )  # fmt: skip
         result = self._evaluator.evaluate(made.weights)
         version = replace(made.version, loss=result.loss, accuracy=result.accuracy)
@@ -69,7 +68,8 @@ class RoundClosing:
         self, round_: int, start: RoundStart, context: RoundContext, weighting: Weighting
     ) -> tuple[RoundAggregate, list[_ClientModel]]:
         """Decode and add the updates one at a time, in order of slots."""
-        bundle = BundleBuilder(context, self._run.manifest, self._run.settings.forwards)
+        weights = self._strategy.forwarded_weights(round_, weighting)
+        bundle = BundleBuilder(context, self._run.manifest, weights)
         models = []
         with self._strategy.begin(round_, context, weighting) as aggregate:
             for update in self._run.store.journal.updates(round_):
@@ -78,7 +78,7 @@ class RoundClosing:
                     models.append(_ClientModel(update.client))
                     continue
                 decoded = aggregate.add(sent)
-                bundle.add(sent)
+                bundle.add(update.client, sent)
                 models.append(self._evaluate(update.client, start, decoded))
             mean = aggregate.mean()
         return RoundAggregate(mean, aggregate.allocation(), bundle.result()), models

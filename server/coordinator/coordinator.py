@@ -121,5 +121,5 @@ class Coordinator:
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""
         with self.run.lock:
-            counts = self.members.num_examples()
-            return describe(self.plan.run, self.run.state, self.run.policy, self.store, counts)
+            names = self.members.names()
+            return describe(self.plan.run, self.run.state, self.run.policy, self.store, names)

@@ -29,10 +29,6 @@ class Members:
         """Return what a client said on joining; raise KeyError for an unknown one."""
         return self._records[client]
 
-    def num_examples(self) -> dict[str, int]:
-        """Return each client's number of examples."""
-        return {client: record.num_examples for client, record in self._records.items()}
-
     def add(self, client: str, record: ClientRecord) -> bool:
         """Store a client, whose former session ends; return whether it had joined before.
 

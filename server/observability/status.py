@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.transitions import Phase, Policy, RunState
@@ -10,9 +10,13 @@ from featherfed.server.storage.store import Store
 
 
 def describe(
-    run: str, state: RunState, policy: Policy, store: Store, num_examples: Mapping[str, int]
+    run: str, state: RunState, policy: Policy, store: Store, clients: Iterable[str]
 ) -> pb.StatusReply:
-    """Return the run's status; `num_examples` by client."""
+    """Return the run's status; `clients`: all that have joined.
+
+    Whoever reaches the server may ask, other clients too: it says how many are in which state, not
+    who, in an order that says nothing.
+    """
     newest = store.versions.newest()
     reply = pb.StatusReply(
         run=run,
@@ -27,9 +31,8 @@ def describe(
     reply.uplink_bytes = store.ledger.message_bytes("uplink")
     reply.downlink_bytes = store.ledger.message_bytes("downlink")
     cohort = frozenset(state.cohort)
-    for client, count in num_examples.items():
-        client_state = _client_state(state, cohort, client)
-        reply.clients.add(client=client, num_examples=count, state=client_state)
+    for client_state in sorted(_client_state(state, cohort, client) for client in clients):
+        reply.clients.add(state=client_state)
     return reply
 
 

@@ -107,10 +107,17 @@ class DirectRun:
             self.store.close()
             raise
 
-    def submit(self, updates: Mapping[str, Sequence[Array]], num_examples: int = 100) -> None:
-        """Play a round up to its close."""
+    def submit(
+        self, updates: Mapping[str, Sequence[Array]], num_examples: int | Mapping[str, int] = 100
+    ) -> None:
+        """Play a round up to its close; `num_examples` of all clients, or by client."""
         run = self.coordinator
-        joins = {name: run.admission.join(join_request(name, num_examples)) for name in updates}
+        counts = (
+            dict.fromkeys(updates, num_examples)
+            if isinstance(num_examples, int)
+            else (num_examples)
+        )
+        joins = {name: run.admission.join(join_request(name, counts[name])) for name in updates}
         for name in updates:
             run.tasks.next_task(name)
         run.tick()
@@ -125,7 +132,7 @@ class DirectRun:
             ).payload
             header = pb.UpdateHeader(
                 session=joins[name].session, round=task.round, version=task.version,
-                num_examples=num_examples, size=len(payload), train_loss=0.25,
+                num_examples=counts[name], size=len(payload), train_loss=0.25,
             )  # fmt: skip
             assert run.updates.submit(name, header, payload, len(payload)) == pb.ACCEPTED
         assert run.phase is Phase.AGGREGATING
