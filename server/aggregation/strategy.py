@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import RoundContext
+from featherfed.compression.key import Key
 from featherfed.server.aggregation.aggregate import Aggregate
 from featherfed.server.aggregation.clipping import clip_to_quantile
 from featherfed.server.aggregation.coarse_weights import coarse_weights
