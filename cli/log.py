@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from featherfed.proto.peer_text import escape
+
 
 def set_up(verbose: bool, format_: str = "text") -> None:
     """Log to standard error, one line an event, as `format_`: text or json."""
@@ -18,14 +20,6 @@ def set_up(verbose: bool, format_: str = "text") -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def plain(text: str) -> str:
-    """Return `text` with line ends and control characters escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
-
-
 class TextFormatter(logging.Formatter):
     """One line an event, even if it contains text from a peer; tracebacks are indented."""
 
@@ -34,13 +28,13 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        record.message = plain(record.message)
+        record.message = escape(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:
         """Return the traceback, indented so that none of its lines looks like an event."""
         lines = super().formatException(ei).split("\n")  # type: ignore[arg-type]
-        return "\n".join(f"    {plain(line)}" for line in lines)
+        return "\n".join(f"    {escape(line)}" for line in lines)
 
 
 def _json() -> logging.Formatter:

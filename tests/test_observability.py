@@ -23,6 +23,7 @@ from featherfed.cli.log import TextFormatter, _json
 from featherfed.edge_client.errors import Rejected, SessionLost
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.peer_text import printable
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage import refusals
@@ -62,6 +63,14 @@ def test_a_peers_text_forges_no_line() -> None:
     first, *rest = lines(TextFormatter(), fail)
     assert first.isprintable()
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
+
+
+def test_a_peers_text_is_escaped_and_cut() -> None:
+    assert printable("plain: ä 中 ✓ \\") == "plain: ä 中 ✓ \\"
+    assert printable(HOSTILE) == r"x\n12:00:00 INFO round 9: closed\r\x1b[2J\u202e"
+    assert printable("\ud800\0\u2028\U000e0001") == r"\ud800\x00\u2028\U000e0001"
+    assert printable("x" * 3_000_000, 5) == "xxxxx... (2,999,995 characters more)"
+    assert printable("x" * 5, 5) == "xxxxx"
 
 
 def test_json_lines_have_the_fields() -> None:
