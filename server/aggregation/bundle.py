@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featherfed.compression.exchange.average import WeightedUpdate
+from featherfed.compression.exchange.average import MAX_UPDATES, WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.proto import federation_pb2 as pb
@@ -22,7 +22,7 @@ class BundleBuilder:
     def add(self, update: WeightedUpdate) -> None:
         """Add one update as it was sent."""
         bundle = self._bundle
-        if bundle is None or bundle.ByteSize() > self._limit:
+        if bundle is None or self._is_full(bundle):
             self._bundle = None
             return
         bundle.codec = bundle.codec or update.codec
@@ -33,6 +33,9 @@ class BundleBuilder:
             payload=update.payload,
             clip=update.clip,
         )
+
+    def _is_full(self, bundle: pb.Bundle) -> bool:
+        return len(bundle.parts) == MAX_UPDATES or bundle.ByteSize() > self._limit
 
     def result(self) -> pb.Bundle | None:
         """Return the bundle, None if it is forbidden or too large."""
