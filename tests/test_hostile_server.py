@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from support.changed_answers import ChangedAnswers
 from support.clients import Pull, profile
 from support.federation import Federation
 from support.hostile_server import (
@@ -371,6 +372,35 @@ def test_a_refusal_is_one_line(
             assert str(error.value).isprintable()
     assert all(record.message.isprintable() for record in caplog.records)
     assert len(caplog.text) < 2_000
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [range(200), pytest.param(range(200, 20_000), marks=pytest.mark.slow)],
+    ids=["short", "long"],
+)
+def test_any_field_may_be_wrong(
+    seeds: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer, in random fields: the run goes on, or ends with an error that is meant."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    taken, refused = 0, []
+    for seed in seeds:
+        session = Session(
+            profile("client"),
+            ChangedAnswers(seed),
+            lambda plan, manifest, step: Pull(1.0),
+            lambda run: ClientState(tmp_path, run),
+        )
+        try:
+            session.run()
+            taken += 1
+        except (ClientError, Rejected) as error:
+            refused.append(str(error))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+    assert all(text.isprintable() and len(text) < 700 for text in refused)
+    assert min(taken, len(refused)) > len(seeds) / 20
 
 
 # ---- memory and disk, in processes of their own ----
