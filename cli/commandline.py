@@ -11,6 +11,7 @@ import click
 from featherfed.cli import log
 from featherfed.compression.errors import CodecError
 from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.proto.peer_text import escape
 
 INTERRUPTED = 130  # a shell's exit status of a process that Ctrl-C ended
 
@@ -102,6 +103,6 @@ def _extra_for(module: str) -> str:
 
 def _fail(message: str) -> None:
     # It may contain text from a peer, whose control characters must not reach the terminal.
-    lines = [log.plain(line) for line in message.split("\n")]
+    lines = [escape(line) for line in message.split("\n")]
     click.echo("featherfed: " + "\n".join(lines), err=True)
     raise click.exceptions.Exit(1)

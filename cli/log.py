@@ -7,6 +7,8 @@ import os
 import sys
 from contextlib import suppress
 
+from featherfed.proto.peer_text import cut, escape
+
 MAX_CHARACTERS = 4000
 """How much of an event's message is logged."""
 
@@ -17,35 +19,22 @@ def set_up(verbose: bool, format_: str = "text") -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json() if format_ == "json" else TextFormatter())
-    handler.addFilter(cut)
+    handler.addFilter(cut_texts)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for noisy in ("absl", "tensorflow", "h5py", "matplotlib", "asyncio", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def plain(text: str) -> str:
-    """Return `text` with line ends and control characters escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
-
-
-def cut(record: logging.LogRecord) -> bool:
+def cut_texts(record: logging.LogRecord) -> bool:
     """Cut the texts of an event after MAX_CHARACTERS each, since they may be a peer's."""
     with suppress(TypeError, ValueError):  # what does not fit its arguments; logging says so
         message = record.getMessage()
         if len(message) > MAX_CHARACTERS:
-            record.msg, record.args = _cut(message), None
+            record.msg, record.args = cut(message, MAX_CHARACTERS), None
     for name, value in record.__dict__.items():
         if isinstance(value, str) and name != "msg":
-            setattr(record, name, _cut(value))
+            setattr(record, name, cut(value, MAX_CHARACTERS))
     return True
-
-
-def _cut(text: str) -> str:
-    more = len(text) - MAX_CHARACTERS
-    return f"{text[:MAX_CHARACTERS]}... ({more:,} characters more)" if more > 0 else text
 
 
 class TextFormatter(logging.Formatter):
@@ -56,13 +45,13 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        record.message = plain(record.message)
+        record.message = escape(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:
         """Return the traceback, indented so that none of its lines looks like an event."""
         lines = super().formatException(ei).split("\n")  # type: ignore[arg-type]
-        return "\n".join(f"    {plain(line)}" for line in lines)
+        return "\n".join(f"    {escape(line)}" for line in lines)
 
 
 def _json() -> logging.Formatter:

@@ -32,11 +32,15 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes."""
+        begin = self._at
+        self.skip(count)
+        return bytes(self._data[begin : self._at])
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` bytes."""
         if count > self.remaining:
             raise WireError(f"truncated: {count} bytes announced, {self.remaining} left")
-        chunk = self._data[self._at : self._at + count]
         self._at += count
-        return bytes(chunk)
 
     def varint(self) -> int:
         """Return the next varint, at most MAX_VARINT_BYTES long and without padding."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featherfed.edge_client.errors import ClientError
+from featherfed.proto.peer_text import printable
 
 if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf
@@ -29,6 +30,9 @@ FIND_SECONDS = 10.0
 _SETTLE_SECONDS = 2.0  # to wait for a second server after the first, as the user must choose then
 _RESOLVE_MILLISECONDS = 3000
 _CONNECT_SECONDS = 2.0
+MAX_SERVERS = 16
+"""Most servers that are asked who they are, and most addresses of one that are tried."""
+_MAX_RUN = 64  # characters of a run's name
 _HINT = "give the server's address (HOST:PORT)"
 
 
@@ -148,7 +152,7 @@ def _listen(zeroconf: Zeroconf, timeout: float) -> list[str]:
             time.sleep(min(timeout, _SETTLE_SECONDS))
     finally:
         browser.cancel()
-    return sorted(names)
+    return sorted(names)[:MAX_SERVERS]
 
 
 def _announced_server(info: ServiceInfo) -> AnnouncedServer:
@@ -158,4 +162,5 @@ def _announced_server(info: ServiceInfo) -> AnnouncedServer:
     found.sort(key=lambda a: (a.version, a.is_loopback))
     texts = [str(a) if a.version == 4 else f"[{a}]" for a in found]
     name = info.name.removesuffix(f".{SERVICE_TYPE}")
-    return AnnouncedServer(run or name, tuple(f"{text}:{info.port}" for text in texts))
+    addresses = tuple(f"{text}:{info.port}" for text in texts[:MAX_SERVERS])
+    return AnnouncedServer(printable(run or name, _MAX_RUN), addresses)

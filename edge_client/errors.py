@@ -3,6 +3,7 @@
 Exception
 ├── ClientError (ValueError)  data, plan or state directory cannot be used: the user must act
 ├── Rejected                  the server refuses this client and says why: the user must act
+│   └── TooLarge              the server answers with more than any answer can be
 ├── SessionLost               the server does not know the session: join again
 ├── BadRelease (ValueError)   the server sent another file than it announced
 ├── StaleTask                 the task's model version is outdated: ask for the next task
@@ -22,6 +23,10 @@ class BadRelease(ValueError):
 
 class Rejected(Exception):
     """The server refuses the call, now and later; the message is its reason."""
+
+
+class TooLarge(Rejected):
+    """The server's answer is larger than any can be by its plan; the rest of it was not read."""
 
 
 class SessionLost(Exception):

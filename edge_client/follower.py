@@ -10,6 +10,7 @@ import hashlib
 import logging
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import IO, Protocol
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.filedelta import decode_file
 from featherfed.compression.files import lock_file, scratch_of, write_whole
+from featherfed.edge_client.answers import check_expansion
 from featherfed.edge_client.errors import BadRelease, ClientError
 from featherfed.proto import federation_pb2 as pb
 
@@ -30,7 +32,7 @@ MAX_FILE_BYTES = 256 * 2**20
 
 POLL_SECONDS = 20
 """How long the server may hold a request for the next release."""
-_SHORT_POLL = 1.0  # seconds; after a shorter poll without a release the device pauses
+_SHORT_POLL = 1.0  # seconds; after a shorter poll the device pauses, and its disk rests
 
 _KIND = re.compile(r"[a-z0-9]{1,16}")
 
@@ -41,7 +43,10 @@ class ReleaseSource(Protocol):
     def fetch_release(
         self, request: pb.FetchReleaseRequest, limit: int
     ) -> tuple[pb.Release, bytes] | None:
-        """Return a release and its data, at most `limit` bytes; None if nothing is newer."""
+        """Return a release and its data, each at most `limit` bytes; None if nothing is newer.
+
+        Raises TooLarge before it reads more.
+        """
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,13 @@ class ModelFile:
         except OSError as error:
             raise self._unusable(error) from error
         return data if len(data) <= MAX_FILE_BYTES else b""
+
+    def room(self) -> int:
+        """Return the most bytes that a new file may have: half of what is free on its disk."""
+        try:
+            return min(MAX_FILE_BYTES, shutil.disk_usage(self._directory).free // 2)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def replace(self, data: bytes) -> None:
         """Replace the file by `data`; it is synced to disk on return."""
@@ -138,7 +150,7 @@ class Follower:
             swap = self.refresh(0 if once else POLL_SECONDS)
             if once and (swap or self._file.read()):
                 return
-            if not swap and time.monotonic() - began < _SHORT_POLL:
+            if time.monotonic() - began < _SHORT_POLL:
                 self._pause(random.uniform(1, 2) * _SHORT_POLL)
 
     def refresh(self, wait_seconds: int = 0) -> Swap | None:
@@ -162,7 +174,7 @@ class Follower:
         request = pb.FetchReleaseRequest(
             device=self._device, kind=self._kind, have_digest=have, wait_seconds=wait_seconds
         )
-        found = self._source.fetch_release(request, MAX_FILE_BYTES)
+        found = self._source.fetch_release(request, self._file.room())
         if found is None:
             return None
         release, payload = found
@@ -182,6 +194,7 @@ def decode_release(release: pb.Release, payload: bytes, old: bytes) -> bytes:
     """
     if not 0 < release.size <= MAX_FILE_BYTES:
         raise WireError(f"{release.size} bytes announced; 1 to {MAX_FILE_BYTES} are possible")
+    check_expansion(release, len(payload), len(old))
     data = decode_file(payload, release.size, old if release.delta else b"")
     if hashlib.sha256(data).digest() != release.digest:
         raise WireError("another digest than announced")

@@ -5,25 +5,31 @@ No other module of the client imports grpc.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
 from featherfed.edge_client.credentials import SERVER_NAME, Credentials
-from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, Unreachable
+from featherfed.edge_client.errors import Rejected, SessionLost, StaleTask, TooLarge, Unreachable
 from featherfed.edge_client.handshake import HandshakeCheck
 from featherfed.edge_client.retry import Retry
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.peer_text import printable
 
 CALL_TIMEOUT = 60.0
 """Seconds that a call without a payload may take."""
 TRANSFER_TIMEOUT = 3600.0
 """Seconds: long enough for a model over a thin link; keepalive detects a dead one sooner."""
 
+MAX_MESSAGE_BYTES = 2 * 2**20
+"""Most bytes of one message from a server: a plan of a large model, or a chunk with its links."""
+
 _OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Keeps the receive window at 64 KiB: with more, some MiB would be lost when a link is cut.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_time_ms", 30_000),
@@ -39,6 +45,9 @@ _FINAL = {
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
+
+# gRPC gives an answer that it did not read, being too large, the status of a busy server.
+_UNREAD = re.compile(r"message larger than max|metadata size exceeds")
 
 RETRY_AFTER = "retry-after"
 """Key of the trailing metadata in which a busy server asks to wait, in seconds."""
@@ -72,6 +81,13 @@ class GrpcConnection:
         """Close the connection."""
         self._channel.close()
 
+    def _check_chunk(self, chunk: Any, first: bool, received: int, announced: int) -> None:
+        """Raise Rejected for a message of a stream that brings nothing, or more than announced."""
+        if received + len(chunk.data) > announced:
+            raise Rejected(f"{self._address}: the server sends more than it announced")
+        if not first and not chunk.data:
+            raise Rejected(f"{self._address}: the server sends messages without data")
+
     def _call(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         """Return the result of `call`; retried, and with errors translated."""
         return self._retry.run(lambda: self._translate(call), progress)
@@ -87,13 +103,16 @@ class GrpcConnection:
 
     def _translated(self, error: grpc.RpcError) -> Exception:
         """Return the error of errors.py that corresponds to gRPC's `error`."""
-        text = f"{self._address}: {error.details()}"
+        details = error.details() or ""
+        text = f"{self._address}: {printable(details)}"
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             return SessionLost(text)
         if error.code() is grpc.StatusCode.NOT_FOUND:
             return StaleTask(text)
         if error.code() in _FINAL:
             return Rejected(text)
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _UNREAD.search(details):
+            return TooLarge(f"{text}; no answer of a server is as large as that")
         fault = self._handshake.failed(error.code() is grpc.StatusCode.UNAVAILABLE)
         if fault is not None:
             return fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featherfed.edge_client.answers import check_release
 from featherfed.edge_client.errors import Rejected
 from featherfed.edge_client.grpc_connection import TRANSFER_TIMEOUT, GrpcConnection
 from featherfed.proto import federation_pb2 as pb
@@ -27,17 +28,18 @@ class GrpcReleaseSource(GrpcConnection):
             ask.offset, ask.offset_digest = len(got.data), got.release.digest
         release: pb.Release | None = None
         for chunk in self._stub.FetchRelease(ask, timeout=TRANSFER_TIMEOUT):
+            first = release is None
             if release is None:
                 release = chunk.release
+                check_release(release, limit)
                 if chunk.offset > (len(got.data) if release == got.release else 0):
                     raise Rejected(
                         f"{self._address}: the server resumes a transfer that never began"
                     )
                 got.release = release
                 del got.data[chunk.offset :]
+            self._check_chunk(chunk, first, len(got.data), release.compressed)
             got.data += chunk.data
-            if len(got.data) > min(release.compressed, limit):
-                raise Rejected(f"{self._address}: the server sends more than it announced")
 
 
 class _PartialRelease:

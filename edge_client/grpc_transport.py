@@ -45,9 +45,9 @@ class GrpcTransport(GrpcConnection):
         return self._call(lambda: self._stub.NextTask(request, timeout=CALL_TIMEOUT))
 
     def fetch_model(  # noqa: D102
-        self, request: pb.FetchModelRequest
+        self, request: pb.FetchModelRequest, limit: int
     ) -> tuple[list[pb.Link], bytes]:
-        with PartialDownload(self._partial, request) as partial:
+        with PartialDownload(self._partial, request, limit) as partial:
             self._call(lambda: self._fetch(request, partial), lambda: partial.size)
             return partial.finish()
 
@@ -59,10 +59,9 @@ class GrpcTransport(GrpcConnection):
         for chunk in self._stub.FetchModel(ask, timeout=TRANSFER_TIMEOUT):
             if first and not partial.begin(chunk.links, chunk.offset):
                 raise Rejected(f"{self._address}: the server resumes a transfer that never began")
+            self._check_chunk(chunk, first, partial.size, partial.announced)
             first = False
             partial.add(chunk.data)
-            if partial.size > partial.announced:
-                raise Rejected(f"{self._address}: the server sends more than it announced")
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:  # noqa: D102
         check_step(step)
@@ -72,10 +71,11 @@ class GrpcTransport(GrpcConnection):
 
     def _fetch_step(self, session: int, step: pb.Step, data: bytearray) -> None:
         request = pb.FetchStepRequest(session=session, offset=len(data))
+        first = True
         for chunk in self._stub.FetchStep(request, timeout=TRANSFER_TIMEOUT):
+            self._check_chunk(chunk, first, len(data), step.compressed)
+            first = False
             data += chunk.data
-            if len(data) > step.compressed:
-                raise Rejected(f"{self._address}: the server sends more than it announced")
 
     def submit_update(  # noqa: D102
         self, header: pb.UpdateHeader, payload: bytes

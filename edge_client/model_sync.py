@@ -6,7 +6,8 @@ import logging
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.answers import ComputingTime, check_links, max_answer
+from featherfed.edge_client.errors import ClientError, TooLarge
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import DIGEST_PREFIX_BYTES, Transport
 from featherfed.edge_client.versions import DigestMismatch, apply_links
@@ -31,6 +32,7 @@ class ModelSync:
         self._manifest = manifest
         self._seed = seed
         self._state = state
+        self._limit = max_answer(manifest)
 
     def catch_up(self, version: int, digest: bytes) -> HeldModel:
         """Return the version of this digest; it is the held one from now on.
@@ -39,20 +41,24 @@ class ModelSync:
         """
         held = self._state.held()
         if held is None or (held.version, held.digest) != (version, digest):
-            try:
-                held = self._fetch(version, held)
-            except (DigestMismatch, WireError) as error:
-                log.warning("%s; fetching the whole model", error)
-                held = self._fetch_whole(version)
+            held = self._fetch_from(version, held) or self._fetch_whole(version)
             if (held.version, held.digest) != (version, digest):
                 raise ClientError(f"the server sent another model than version {version}")
             self._state.save_held(held)
         return held
 
+    def _fetch_from(self, version: int, held: HeldModel | None) -> HeldModel | None:
+        """Return the version by the links from `held`, None if they cannot be used."""
+        try:
+            return self._fetch(version, held)
+        except (DigestMismatch, WireError, TooLarge) as error:
+            log.warning("%s; fetching the whole model", error)
+            return None
+
     def _fetch_whole(self, version: int) -> HeldModel:
         try:
             return self._fetch(version, None)
-        except (DigestMismatch, WireError) as error:
+        except (DigestMismatch, WireError, TooLarge) as error:
             raise ClientError(f"the server's model cannot be used: {error}") from error
 
     def _fetch(self, version: int, held: HeldModel | None) -> HeldModel:
@@ -60,5 +66,8 @@ class ModelSync:
         if held is not None:
             request.have_version = held.version
             request.have_digest = held.digest[:DIGEST_PREFIX_BYTES]
-        links, data = self._transport.fetch_model(request)
-        return apply_links(self._manifest, self._seed, held, links, data)
+        links, data = self._transport.fetch_model(request, self._limit)
+        computing = ComputingTime()
+        begin = None if held is None else held.version
+        check_links(self._manifest, begin, version, links, computing)
+        return apply_links(self._manifest, self._seed, held, links, data, computing)

@@ -8,13 +8,14 @@ download is checked by digest. Where it cannot be written, the download goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from google.protobuf.message import DecodeError
 
+from featherfed.edge_client.errors import Rejected, TooLarge
 from featherfed.edge_client.statefile import warn_unwritable
 from featherfed.proto import federation_pb2 as pb
 
@@ -25,12 +26,20 @@ WRITE_BYTES = 2**20
 """Bytes of new data after which the file is written."""
 
 
+_SMALLEST_LINK = 32  # bytes: a link holds a SHA-256
+_HEAD_BYTES = 4096  # more than the first line of the file takes beside the links
+
+
 class PartialDownload:
     """The links and data of one download, as far as received; used in a `with` block."""
 
-    def __init__(self, path: Path | None, request: pb.FetchModelRequest) -> None:
-        """Start from the file at `path` if it is of the same request; None: memory only."""
+    def __init__(self, path: Path | None, request: pb.FetchModelRequest, limit: int) -> None:
+        """Start from the file at `path` if it is of the same request; None: memory only.
+
+        `limit`: the most bytes of links and data together.
+        """
         self._path = path
+        self._limit = limit
         self._request = _key(request)
         self._links: list[pb.Link] = []
         self._data = bytearray()
@@ -57,8 +66,13 @@ class PartialDownload:
         """Bytes of data of the whole download."""
         return sum(link.size for link in self._links)
 
-    def begin(self, links: Iterable[pb.Link], offset: int) -> bool:
-        """Resume at byte `offset`; return False if fewer bytes of these links were received."""
+    def begin(self, links: Sequence[pb.Link], offset: int) -> bool:
+        """Resume at byte `offset`; return False if fewer bytes of these links were received.
+
+        Raises TooLarge if the links and what they announce are beyond the limit, Rejected if
+        their number alone is.
+        """
+        self._check(links)
         known = list(links)
         if offset > (self.size if known == self._links else 0):
             return False
@@ -80,13 +94,28 @@ class PartialDownload:
                 self._path.unlink(missing_ok=True)
         return self._links, bytes(self._data)
 
+    def _check(self, links: Sequence[pb.Link]) -> None:
+        # No honest server, and before there is an object for each: not worth another try.
+        if len(links) * _SMALLEST_LINK > self._limit:
+            raise Rejected(f"the server announces {len(links)} links, more than any model needs")
+        announced = sum(link.ByteSize() + link.size for link in links)
+        if announced > self._limit:
+            raise TooLarge(
+                f"the server announces {announced} bytes of a model; at most {self._limit} are "
+                "possible"
+            )
+
     def _read(self, path: Path) -> None:
         # A file that cannot be read is ignored: the download starts from the beginning.
-        with suppress(OSError, ValueError, KeyError, DecodeError):
+        with suppress(OSError, ValueError, KeyError, DecodeError, Rejected):
+            if path.stat().st_size > 2 * self._limit + _HEAD_BYTES:  # links take two digits a byte
+                path.unlink()
+                return
             head, _, data = path.read_bytes().partition(b"\n")
             fields = json.loads(head)
             if fields["asked"] == self._request:
                 chunk = pb.ModelChunk.FromString(bytes.fromhex(fields["links"]))
+                self._check(chunk.links)
                 self._links = list(chunk.links)
                 self._data += data[: self.announced]
                 self._written = self.size

@@ -1,29 +1,92 @@
-"""Read the manifest out of the server's plan, refusing a plan that cannot be trained."""
+"""Read the manifest out of the server's plan, refusing a plan or a task that no server may send.
+
+A plan is small, but tells how much a client allocates and how long it works, so all of it is
+bounded here; what the answers after it may hold follows from its manifest (answers.py).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+from featherfed.compression.codec import MAX_MAGNITUDE
 from featherfed.compression.exchange.manifest import Fill, Manifest, Role, TensorSpec, Uniform
 from featherfed.edge_client.errors import ClientError
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.peer_text import printable
 
-MAX_VALUES = 2**31
-"""Most parameters of a plan: more are a mistake, or an attack on the client's memory."""
+MAX_VALUES = 2**26
+"""Most parameters of a model, 256 MiB as float32; servers refuse larger ones too."""
+MAX_TENSORS = 2**14
+MAX_AXES = 8
+MAX_NAME = 500
+"""Most characters of a tensor's name."""
+MAX_WORD = 64
+"""Most characters of the run's name, a role, an optimizer, a loss or a method."""
+MAX_EPOCHS = 1000
+MAX_BATCH = 2**20
+MAX_CLUSTERS = 256
 
 
 def manifest_of(plan: pb.Plan) -> Manifest:
-    """Return the plan's manifest; raise ClientError if it or a training setting is invalid."""
-    try:
-        manifest = Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
-    except ValueError as error:
-        raise ClientError(f"the server's plan cannot be used: {error}") from error
+    """Return the plan's manifest; raise ClientError if the plan holds what no plan may."""
+    for problem in _problems(plan):
+        raise ClientError(f"the server's plan {problem}; refused")
+    return Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
+
+
+def check_task(task: pb.Train, plan: pb.Plan) -> None:
+    """Raise ClientError if a task is not one of the plan's rounds, or cannot be done."""
+    if not 1 <= task.round <= plan.rounds or task.version >= task.round:
+        raise ClientError(
+            f"the server asks for round {task.round} of {plan.rounds} from version {task.version}; "
+            "refused"
+        )
+    if not 0 <= task.sparsity < 1 or not task.slots:
+        raise ClientError(
+            f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
+            "refused"
+        )
+
+
+def _problems(plan: pb.Plan) -> Iterator[str]:
+    """Yield what is wrong with a plan; nothing costs more than the plan's own size."""
     training, optimization = plan.training, plan.optimization
-    if min(training.epochs, training.batch_size, optimization.num_clusters - 1) < 1:
-        raise ClientError("the server's plan has no epochs, no batch or no clusters; refused")
+    words = [plan.run, training.optimizer, training.loss, optimization.method]
+    yield from (f"holds the word {printable(w, MAX_WORD)!r}" for w in words if not _is_word(w))
+    if not 1 <= training.epochs <= MAX_EPOCHS:
+        yield f"has {training.epochs} epochs; 1 to {MAX_EPOCHS} are possible"
+    if not 1 <= training.batch_size <= MAX_BATCH:
+        yield f"has batches of {training.batch_size}; 1 to {MAX_BATCH} are possible"
+    if not 2 <= optimization.num_clusters <= MAX_CLUSTERS:
+        yield f"has {optimization.num_clusters} clusters; 2 to {MAX_CLUSTERS} are possible"
     if not 0 < training.learning_rate < float("inf"):
-        raise ClientError(f"the server's plan has learning rate {training.learning_rate}; refused")
-    if not 0 < manifest.num_values <= MAX_VALUES:
-        raise ClientError(f"the server's plan has {manifest.num_values} parameters; refused")
-    return manifest
+        yield f"has learning rate {training.learning_rate}"
+    if len(plan.manifest) > MAX_TENSORS:
+        yield f"has {len(plan.manifest)} tensors; at most {MAX_TENSORS} are possible"
+    values = 0
+    for tensor in plan.manifest:
+        yield from _problems_of_tensor(tensor)
+        values += math.prod(tensor.shape)
+    if not 0 < values <= MAX_VALUES:
+        yield f"has {values} parameters; 1 to {MAX_VALUES} are possible"
+
+
+def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:
+    name = printable(tensor.name, MAX_WORD)
+    if len(tensor.name) > MAX_NAME or not tensor.name.isprintable():
+        yield f"names a tensor {name!r}"
+    if not _is_word(tensor.role) or tensor.role not in set(Role):
+        yield f"gives tensor {name!r} the role {printable(tensor.role, MAX_WORD)!r}"
+    # Axes of length 0 hide the others from the product, but not from numpy.
+    if len(tensor.shape) > MAX_AXES or math.prod(max(1, n) for n in tensor.shape) > MAX_VALUES:
+        yield f"has a tensor {name!r} of a shape that no model has"
+    if not abs(tensor.fill) <= MAX_MAGNITUDE or not abs(tensor.uniform_limit) <= MAX_MAGNITUDE:
+        yield f"gives tensor {name!r} initial values that are not finite"
+
+
+def _is_word(text: str) -> bool:
+    return len(text) <= MAX_WORD and text.isprintable()
 
 
 def _spec(tensor: pb.Tensor) -> TensorSpec:

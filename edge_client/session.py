@@ -6,6 +6,7 @@ Knows neither gRPC nor TensorFlow: a Transport calls the server, a Trainer train
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
-from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.plan import check_task, manifest_of
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.trainer import MakeTrainer, Trainer
 from featherfed.edge_client.training_step import load_training_step
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 EVICTED_WITHIN = 60.0
 """Seconds: a session that is lost twice within them was taken over by another client of the same
 name; a restart of the server loses it once."""
+
+_SHORT_POLL = 1.0  # seconds; after a shorter poll that brought no work the client pauses
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,20 @@ class Session:
         )
         beat = partial(transport.heartbeat, session)
         while True:
+            began = time.monotonic()
             task = transport.next_task(session)
             try:
                 if task.HasField("finished"):
                     return model.catch_up(task.finished.version, task.finished.digest)
                 if task.HasField("train"):
+                    check_task(task.train, plan)
                     with Heartbeat(beat, plan.heartbeat_seconds):
                         handler.handle(task.train)
+                    continue
             except StaleTask as error:
                 log.warning("the task is out of date, asking for the next one: %s", error)
+            if time.monotonic() - began < _SHORT_POLL:
+                time.sleep(random.uniform(1, 2) * _SHORT_POLL)
 
     def _join_request(self) -> pb.JoinRequest:
         profile = self._profile
@@ -158,11 +166,6 @@ class TaskHandler:
 
     def _make_update(self, task: pb.Train) -> PendingUpdate:
         held = self._model.catch_up(task.version, task.digest)
-        if not 0 <= task.sparsity < 1 or not task.slots:
-            raise ClientError(
-                f"the server asks for a sparsity of {task.sparsity} in one of {task.slots} slots; "
-                "refused"
-            )
         start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
         trained = self._trainer.train(start.weights, task)

@@ -21,8 +21,11 @@ class Transport(Protocol):
     def next_task(self, session: int) -> pb.NextTaskReply:
         """Return the next task, waiting for it half a minute at most."""
 
-    def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
-        """Return the links that lead to a version, and their payloads concatenated in order."""
+    def fetch_model(self, request: pb.FetchModelRequest, limit: int) -> tuple[list[pb.Link], bytes]:
+        """Return the links that lead to a version, and their payloads concatenated in order.
+
+        Raises TooLarge if both together are announced to have more than `limit` bytes.
+        """
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:
         """Return the announced training step, compressed."""

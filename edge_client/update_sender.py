@@ -9,6 +9,7 @@ from featherfed.edge_client.errors import Rejected
 from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.edge_client.transport import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.peer_text import printable
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,13 @@ class UpdateSender:
             if again:
                 header.offset = self._transport.resume_update(header)
         reply = self._transport.submit_update(header, pending.payload)
+        detail = printable(reply.detail)
         if reply.outcome in (pb.ACCEPTED, pb.DUPLICATE):
             log.info("round %d: sent %d bytes", pending.round, len(pending.payload))
             self._state.settle(pending.residual)
         elif reply.reason in _KEPT_FOR_LATER:
-            log.warning("round %d: not counted: %s", pending.round, reply.detail)
+            log.warning("round %d: not counted: %s", pending.round, detail)
             self._state.settle(None if pending.residual is None else pending.target)
         else:
             self._state.settle(self._state.residual())
-            raise Rejected(f"round {pending.round}: update refused: {reply.detail}")
+            raise Rejected(f"round {pending.round}: update refused: {detail}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -16,6 +16,7 @@ from featherfed.compression.exchange.round import FULL_RATE, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
+from featherfed.edge_client.answers import ComputingTime, check_bundle
 from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 
@@ -25,19 +26,27 @@ class DigestMismatch(Exception):
 
 
 def apply_links(
-    manifest: Manifest, seed: int, held: HeldModel | None, links: Sequence[pb.Link], data: bytes
+    manifest: Manifest,
+    seed: int,
+    held: HeldModel | None,
+    links: Sequence[pb.Link],
+    data: bytes,
+    computing: ComputingTime | None = None,
 ) -> HeldModel:
     """Return the version that results from applying `links` to `held`, one after the other.
 
-    `data` holds the links' payloads in the same order. Raises DigestMismatch if a link gives other
-    weights than the server says, WireError if a payload does not decode or a link does not fit the
-    version before it.
+    `data` holds the links' payloads in the same order. `computing`: what the time is measured by,
+    None for a server that is trusted. Raises DigestMismatch if a link gives other weights than the
+    server says, WireError if a payload does not decode, a link does not fit the version before it,
+    or all takes too long.
     """
     at = 0
+    check = computing.check if computing else lambda: None
     for link in links:
+        check()
         payload = data[at : at + link.size]
         at += link.size
-        weights, allocation = _apply_link(manifest, seed, held, link, payload)
+        weights, allocation = _apply_link(manifest, seed, held, link, payload, check)
         held = HeldModel(link.version, weights_digest(weights), weights, allocation)
         if held.digest != link.digest:
             raise DigestMismatch(f"version {link.version} differs from the server's")
@@ -47,7 +56,12 @@ def apply_links(
 
 
 def _apply_link(
-    manifest: Manifest, seed: int, held: HeldModel | None, link: pb.Link, payload: bytes
+    manifest: Manifest,
+    seed: int,
+    held: HeldModel | None,
+    link: pb.Link,
+    payload: bytes,
+    check: Callable[[], None],
 ) -> tuple[list[Array], Allocation | None]:
     if link.kind == pb.Link.SEED:
         return initial_weights(manifest, seed), None
@@ -63,7 +77,7 @@ def _apply_link(
         bundle = _parse_bundle(payload)
         rate = bundle.server_rate or FULL_RATE
         round_ = start.context(seed, link.version, bundle.slots, held.allocation, rate)
-        mean = average(manifest, round_, _updates(bundle))
+        mean = average(manifest, round_, _updates(bundle), check)
         return apply_update(manifest, start.weights, mean.mean()), mean.allocation()
     context = start.context(seed, link.version, 1, held.allocation).for_mean
     codec = _codec(link.codec)
@@ -73,6 +87,7 @@ def _apply_link(
 
 def _parse_bundle(payload: bytes) -> pb.Bundle:
     """Return a bundle whose counts and rate are in range; raise WireError otherwise."""
+    check_bundle(payload)
     try:
         bundle = pb.Bundle.FromString(payload)
     except DecodeError as error:

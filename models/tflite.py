@@ -22,11 +22,13 @@ import numpy.typing as npt
 
 from featherfed.models.errors import ModelError
 from featherfed.models.images import Source, load_images
+from featherfed.proto.peer_text import printable
 
 LABELS = "labels.txt"
 """The member that holds the class names, one a line; `unzip -p FILE.tflite labels.txt` shows it."""
 
 _MAX_LABELS_BYTES = 1 << 20
+_MAX_NAME = 100  # characters of a class name
 
 
 class TfliteModel:
@@ -41,8 +43,9 @@ class TfliteModel:
             raise ModelError(f"no model file {path}; a run's output folder holds model_*.tflite")
         try:
             self._interpreter: Any = _interpreter_class()(str(path), num_threads=num_threads)
-        except ValueError as error:
-            raise ModelError(f"{path} is not a TFLite model: {error}") from error
+        except (ValueError, RuntimeError) as error:
+            why = printable(str(error))  # it may hold names from the file
+            raise ModelError(f"{path} is not a TFLite model: {why}") from error
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
@@ -100,12 +103,19 @@ class TfliteModel:
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if len(images) != self._allocated:
-            self._interpreter.resize_tensor_input(self._input["index"], list(images.shape))
-            self._interpreter.allocate_tensors()
+            self._allocate(images.shape)
             self._allocated = len(images)
         self._interpreter.set_tensor(self._input["index"], _encode(images, self._input))
         self._interpreter.invoke()
         return _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
+
+    def _allocate(self, shape: Sequence[int]) -> None:
+        try:
+            self._interpreter.resize_tensor_input(self._input["index"], list(shape))
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            why = printable(str(error))
+            raise ModelError(f"the model cannot be run: {why}") from error
 
 
 class Classifier:
@@ -163,7 +173,7 @@ def with_labels(model: bytes, class_names: Sequence[str]) -> bytes:
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Return the class names in a TFLite file, none if it holds none.
+    """Return the class names in a TFLite file, fit to be printed; none if it holds none.
 
     Raises ModelError if what follows the model is damaged.
     """
@@ -175,7 +185,8 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
                 return ()
             if archive.getinfo(LABELS).file_size > _MAX_LABELS_BYTES:
                 raise ModelError(f"{path}: {LABELS} is larger than {_MAX_LABELS_BYTES} bytes")
-            return tuple(archive.read(LABELS).decode("utf-8").split("\n")[:-1])
+            names = archive.read(LABELS).decode("utf-8").split("\n")[:-1]
+            return tuple(printable(name, _MAX_NAME) for name in names)
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             f"{path}: its class names are damaged ({error}); export it again"

@@ -14,8 +14,12 @@ def escape(text: str) -> str:
     )
 
 
+def cut(text: str, limit: int) -> str:
+    """Return `text`, cut after `limit` characters with a note of how many are left out."""
+    more = len(text) - limit
+    return f"{text[:limit]}... ({more:,} characters more)" if more > 0 else text
+
+
 def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """Return a peer's text on one line: escaped, and cut after `limit` of its characters."""
-    if len(text) <= limit:
-        return escape(text)
-    return f"{escape(text[:limit])}... ({len(text) - limit:,} characters more)"
+    """Return a peer's text on one line: cut after `limit` of its characters, and escaped."""
+    return escape(cut(text, limit))

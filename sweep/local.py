@@ -93,7 +93,7 @@ class LocalTransport:
         self._count_control(client, request, reply)
         return reply
 
-    def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
+    def fetch_model(self, request: pb.FetchModelRequest, limit: int) -> tuple[list[pb.Link], bytes]:
         """Return links and payloads, counted as one message."""
         client = self._coordinator.members.client_of(request.session)
         delivery = self._server.deliveries.deliver(client, request)

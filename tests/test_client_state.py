@@ -173,7 +173,8 @@ def test_a_download_that_cannot_be_kept_goes_on_in_memory(
 ) -> None:
     fill(small_disk)
     link = pb.Link(version=1, size=3 * WRITE_BYTES)
-    with PartialDownload(small_disk / FILE_NAME, pb.FetchModelRequest(version=1)) as partial:
+    request = pb.FetchModelRequest(version=1)
+    with PartialDownload(small_disk / FILE_NAME, request, 4 * WRITE_BYTES) as partial:
         assert partial.begin([link], 0)
         for _ in range(3):
             partial.add(bytes(WRITE_BYTES))

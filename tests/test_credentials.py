@@ -147,7 +147,7 @@ def test_nobody_joins_or_acts_as_another(served: Federation, authority: Authorit
     header = pb.UpdateHeader(session=session, round=1, num_examples=1, size=1)
     forged: list[Callable[[], object]] = [
         lambda: attic.next_task(session),
-        lambda: attic.fetch_model(pb.FetchModelRequest(session=session)),
+        lambda: attic.fetch_model(pb.FetchModelRequest(session=session), 1000),
         lambda: attic.fetch_step(session, pb.Step(digest=b"x" * 32, size=1, compressed=1)),
         lambda: attic.submit_update(header, b"x"),
     ]

@@ -174,6 +174,8 @@ def test_class_names_that_do_not_fit(exported: dict[str, Path], tmp_path: Path) 
     path.write_bytes(content.replace("Ångström".encode(), b"Angstrom 8"))
     with refused("class names are damaged"):
         Classifier(path)
+    path.write_bytes(with_labels(bare, ["a\r\x1b[2Jb", "x" * 200]))
+    assert read_labels(path) == (r"a\r\x1b[2Jb", "x" * 100 + "... (100 characters more)")
     path.write_bytes(with_labels(bare, ["x" * (1 << 21)]))
     with refused("labels.txt is larger"):
         read_labels(path)

@@ -45,6 +45,23 @@ def test_without_a_choice_it_says_what_to_do(
         assert part in str(raised.value)
 
 
+def test_what_a_server_says_of_itself_is_escaped_and_cut() -> None:
+    zeroconf = pytest.importorskip("zeroconf")
+    service = discovery.SERVICE_TYPE
+    info = zeroconf.ServiceInfo(
+        service, f"x.{service}", addresses=[bytes([127, 0, 0, n]) for n in range(1, 100)],
+        port=1, properties={"run": "photos at 10.0.0.1:1\n  digits\x1b[2J" + "y" * 100},
+    )  # fmt: skip
+    server = discovery._announced_server(info)
+    assert server.run == r"photos at 10.0.0.1:1\n  digits\x1b[2J" + "y" * 31 + (
+        "... (69 characters more)"
+    )
+    assert len(server.addresses) == discovery.MAX_SERVERS
+    with pytest.raises(ClientError) as raised:
+        choose_server([server, server], 5, lambda address: True)
+    assert len(str(raised.value).split("\n")) == 3
+
+
 def test_answers_knows_an_open_port() -> None:
     with listening() as port:
         assert answers(f"127.0.0.1:{port}")

@@ -274,13 +274,13 @@ def test_a_round_that_closes_before_the_download_costs_the_client_nothing(
     fetch = transport.fetch_model
     delayed = []
 
-    def fetch_late(request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
+    def fetch_late(request: pb.FetchModelRequest, limit: int) -> tuple[list[pb.Link], bytes]:
         if request.version == 0:
             deadline = time.monotonic() + 20
             while server.store.versions.newest().version == 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
             delayed.append(server.store.versions.newest().version)
-        return fetch(request)
+        return fetch(request, limit)
 
     transport.fetch_model = fetch_late  # type: ignore[method-assign]
     held = server.run_clients(server.client("slow", transport=transport), server.client("quick"))

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from support.clients import Pull
 from support.federation import Federation
+from support.hostile_server import HostileServer
 from support.models import MANIFEST
 from support.processes import Processes, wait_until
 from support.releases import FIRST, SECOND, moved, sha
 
+from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.filedelta import encode_file
-from featherfed.edge_client.errors import BadRelease, ClientError, Rejected
-from featherfed.edge_client.follower import MAX_FILE_BYTES, Follower, ModelFile, Swap
+from featherfed.edge_client.errors import BadRelease, ClientError, Rejected, TooLarge
+from featherfed.edge_client.follower import (
+    MAX_FILE_BYTES,
+    Follower,
+    ModelFile,
+    Swap,
+    decode_release,
+)
 from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.report.page import totals_text
 from featherfed.report.schema import parse_metrics
 from featherfed.server.observability import metrics_json as metrics
@@ -120,12 +126,47 @@ def test_a_whole_file_that_does_not_fit_is_an_error_and_the_old_one_stays(
     assert not script.answers, "asked for the whole file once"
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "says"),
+    [(bytes(10**8), b"", "1[0-9]{6} are possible"), (bytes(1_200_000), FIRST, "1054826 are")],
+    ids=["whole", "delta"],
+)
+def test_a_release_does_not_become_far_larger_than_it_travelled(
+    file: ModelFile, new: bytes, old: bytes, says: str
+) -> None:
+    release, data = answer(new, old)
+    with pytest.raises(WireError, match=rf"{len(data)} bytes that become {len(new)}; {says}"):
+        decode_release(release, data, old)
+    file.replace(FIRST)
+    script = Script(answer(new, old), answer(bytes(10**8)))
+    with pytest.raises(BadRelease, match="not what it announced"):
+        Follower("d", "int8", script, file).refresh()
+    assert file.path.read_bytes() == FIRST
+
+
+def test_a_release_takes_at_most_half_of_the_room(
+    file: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < file.room() <= MAX_FILE_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 9))
+    assert file.room() == 4
+
+
 def test_once_waits_for_a_first_file_and_then_ends(file: ModelFile) -> None:
     pauses: list[float] = []
     script = Script(None, None, answer(FIRST))
     Follower("d", "int8", script, file, pause=pauses.append).run(once=True)
     assert len(pauses) == 2, "a server that answers at once is not asked without end"
     Follower("d", "int8", Script(None), file).run(once=True)
+
+
+def test_releases_that_come_at_once_are_not_fetched_without_end(file: ModelFile) -> None:
+    pauses: list[float] = []
+    script = Script(answer(FIRST), answer(SECOND))
+    with pytest.raises(IndexError):  # there is no third answer
+        Follower("d", "int8", script, file, pause=pauses.append).run()
+    assert len(pauses) == 2
+    assert all(1 <= seconds <= 2 for seconds in pauses)
 
 
 def test_a_directory_has_one_follower(file: ModelFile) -> None:
@@ -344,25 +385,36 @@ def test_refusals_reach_the_device(federation: Start) -> None:
     source.close()
 
 
-class Liar(pb_grpc.FederationServicer):
-    """Announces little and sends much."""
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ((10, 10), "sends more than it announced"),
+        ((101, 10), "a release of 101 bytes in 10; at most 100 are possible"),
+        ((10, 101), "a release of 10 bytes in 101; at most 100 are possible"),
+        ((10, 20), "sends messages without data"),
+    ],
+)
+def test_more_than_was_announced_or_is_possible_is_not_read(
+    sizes: tuple[int, int], says: str
+) -> None:
+    release = pb.Release(size=sizes[0], compressed=sizes[1])
+    first = pb.ReleaseChunk(release=release, data=bytes(5))
+    rest = [pb.ReleaseChunk(data=bytes(6)), pb.ReleaseChunk(), pb.ReleaseChunk(data=bytes(1))]
+    with HostileServer(FetchRelease=[first, *rest]) as server:
+        source = GrpcReleaseSource(server.address, 5)
+        with pytest.raises(Rejected, match=says) as raised:
+            source.fetch_release(pb.FetchReleaseRequest(device="d"), 100)
+        assert isinstance(raised.value, TooLarge) == ("possible" in says)
+        source.close()
 
-    def FetchRelease(self, request: Any, context: Any) -> Iterator[pb.ReleaseChunk]:
-        yield pb.ReleaseChunk(release=pb.Release(size=10, compressed=10), data=bytes(5))
-        yield pb.ReleaseChunk(data=bytes(6))
 
-
-def test_more_than_was_announced_is_not_read() -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    pb_grpc.add_FederationServicer_to_server(Liar(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    source = GrpcReleaseSource(f"127.0.0.1:{port}", 5)
-    for limit in (100, 4):
-        with pytest.raises(Rejected, match="sends more than it announced"):
-            source.fetch_release(pb.FetchReleaseRequest(device="d"), limit)
-    source.close()
-    server.stop(None)
+def test_few_bytes_that_are_sent_as_many_are_not_read() -> None:
+    release = pb.Release(size=10, compressed=2000)
+    with HostileServer(FetchRelease=[pb.ReleaseChunk(release=release)]) as server:
+        source = GrpcReleaseSource(server.address, 5)
+        with pytest.raises(TooLarge, match="a release of 10 bytes in 2000"):
+            source.fetch_release(pb.FetchReleaseRequest(device="d"), 10**6)
+        source.close()
 
 
 def test_the_command_follows_until_it_is_told_to_stop(federation: Start, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from support.federation import Federation
 from support.models import MANIFEST
 from support.processes import run
 
-from featherfed.cli.log import TextFormatter, _json, cut
+from featherfed.cli.log import TextFormatter, _json, cut_texts
 from featherfed.edge_client.errors import Rejected, SessionLost
 from featherfed.edge_client.session import Session
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.peer_text import printable
 from featherfed.report.render import render
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rpc.calls import STATUS_OF_REASON
@@ -111,7 +112,7 @@ def test_no_text_of_a_peer_reaches_an_operator_as_it_came(
             nasty_calls(server, text)
         server.run_clients(server.client("a"), server.client("b"), server.client("c"))
     handler = logging.StreamHandler()
-    handler.addFilter(cut)
+    handler.addFilter(cut_texts)
     ours = [record for record in caplog.records if record.name.startswith("featherfed")]
     for record in filter(handler.filter, ours):
         for formatter in (TextFormatter(), _json()):
@@ -143,13 +144,21 @@ def strings(value: object) -> list[str]:
 
 def test_a_log_lines_texts_are_cut() -> None:
     record = logging.makeLogRecord({"msg": "%s", "args": ("x" * 3_000_000,), "detail": "y" * 9999})
-    assert cut(record)
+    assert cut_texts(record)
     (line,) = TextFormatter().format(record).splitlines()
     assert len(line) < 4100
     assert line.endswith("... (2,996,000 characters more)")
     assert len(record.__dict__["detail"]) < 4100
     wrong = logging.makeLogRecord({"msg": "%s %s", "args": ("x",)})
-    assert cut(wrong), "logging itself reports it"
+    assert cut_texts(wrong), "logging itself reports it"
+
+
+def test_a_peers_text_is_escaped_and_cut() -> None:
+    assert printable("plain: ä 中 ✓ \\") == "plain: ä 中 ✓ \\"
+    assert printable(HOSTILE) == r"x\n12:00:00 INFO round 9: closed\r\x1b[2J\u202e"
+    assert printable("\ud800\0\u2028\U000e0001") == r"\ud800\x00\u2028\U000e0001"
+    assert printable("x" * 3_000_000, 5) == "xxxxx... (2,999,995 characters more)"
+    assert printable("x" * 5, 5) == "xxxxx"
 
 
 def test_json_lines_have_the_fields() -> None:

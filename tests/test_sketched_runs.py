@@ -176,8 +176,8 @@ class _Old:
             self.codecs.append(reply.train.codec)
         return reply
 
-    def fetch_model(self, request: pb.FetchModelRequest) -> Any:
-        links, data = self._inner.fetch_model(request)
+    def fetch_model(self, request: pb.FetchModelRequest, limit: int) -> Any:
+        links, data = self._inner.fetch_model(request, limit)
         self.kinds += [link.kind for link in links]
         return links, data
 

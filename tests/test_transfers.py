@@ -143,6 +143,7 @@ def ledger(server: Federation, direction: str) -> dict[str, LedgerEntry]:
     return found
 
 
+LIMIT = 2**30
 FIRST = [np.random.default_rng(5).normal(0, 0.1, spec.shape).astype(np.float32) for spec in LARGE]
 
 
@@ -220,11 +221,11 @@ def test_a_client_killed_in_a_download_goes_on_in_a_new_process(
     assert kept.stat().st_size > 4 * CHUNK_BYTES
     session = second.join(_join("a")).session
     request = pb.FetchModelRequest(session=session, version=0)
-    links, data = second.fetch_model(request)
+    links, data = second.fetch_model(request, LIMIT)
     assert sum(link.size for link in links) == len(data)
     assert relay.bytes["down"] < len(data) - 3 * CHUNK_BYTES
     assert not kept.exists()
-    assert server.transport().fetch_model(request) == (links, data)
+    assert server.transport().fetch_model(request, LIMIT) == (links, data)
 
 
 def _join(name: str) -> pb.JoinRequest:
@@ -571,7 +572,7 @@ def test_a_reader_that_reads_nothing_is_let_go(
         assert ledger(server, "downlink")["retry"].payload_bytes > 0
         with pytest.raises(grpc.RpcError, match="TOO_SLOW"):
             list(stream)
-    links, data = peer.transport.fetch_model(request)
+    links, data = peer.transport.fetch_model(request, LIMIT)
     assert sum(link.size for link in links) == len(data)
     assert server.store.ledger.has_model(1, "peer")
 
@@ -586,7 +587,8 @@ def test_a_lie_about_a_download_marks_nothing_as_sent(federation: Start) -> None
     stream.cancel()
     time.sleep(0.5)
     ledger(server, "downlink")
-    links, data = peer.transport.fetch_model(pb.FetchModelRequest(session=peer.session, version=0))
+    request = pb.FetchModelRequest(session=peer.session, version=0)
+    links, data = peer.transport.fetch_model(request, LIMIT)
     assert len(data) == sum(link.size for link in links)
     ledger(server, "downlink")
     again = list(peer.stub.FetchModel(ask))

@@ -9,7 +9,7 @@ The server may scale down an update that is much larger than the others (norm cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ from featherfed.compression.exchange.update import (
 from featherfed.compression.importance import Allocation, Report, merge_reports
 from featherfed.compression.registry import parse_codec
 
+MAX_UPDATES = 10_000
+"""Most updates of a bundle: it is averaged again by every client, which takes time for each."""
 FULL_SHARE = 65536
 """1.0 in units of 1/65536 (clip shares are fixed-point)."""
 
@@ -110,9 +112,18 @@ class Average:
         return merge_reports(self._round.allocation, self._reports, sketched_shapes(self._manifest))
 
 
-def average(manifest: Manifest, round_: RoundContext, parts: Sequence[WeightedUpdate]) -> Average:
-    """Return the average of `parts`, which must be in order of their slots."""
+def average(
+    manifest: Manifest,
+    round_: RoundContext,
+    parts: Sequence[WeightedUpdate],
+    on_part: Callable[[], None] = lambda: None,
+) -> Average:
+    """Return the average of `parts`, which must be in order of their slots.
+
+    `on_part` is called before each; what it raises ends the work.
+    """
     result = Average(manifest, round_, sum(part.num_examples for part in parts))
     for part in parts:
+        on_part()
         result.add(part)
     return result

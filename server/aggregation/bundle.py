@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featherfed.compression.exchange.average import WeightedUpdate
+from featherfed.compression.exchange.average import MAX_UPDATES, WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.proto import federation_pb2 as pb
@@ -34,7 +34,7 @@ class BundleBuilder:
         if bundle is None:
             return
         bundle.codec = bundle.codec or update.codec
-        if update.codec != bundle.codec or bundle.ByteSize() > self._limit:
+        if update.codec != bundle.codec or self._is_full(bundle):
             self._bundle = None
             return
         bundle.parts.add(
@@ -43,6 +43,9 @@ class BundleBuilder:
             payload=update.payload,
             clip=update.clip,
         )
+
+    def _is_full(self, bundle: pb.Bundle) -> bool:
+        return len(bundle.parts) == MAX_UPDATES or bundle.ByteSize() > self._limit
 
     def result(self) -> pb.Bundle | None:
         """Return the bundle, None if there is none."""

@@ -122,8 +122,10 @@ def join(directory: Path, spec: Spec, name: str) -> None:
     kill_point = KillPoint(directory, spec.kill_at)
 
     class Transport(GrpcTransport):
-        def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
-            found = super().fetch_model(request)
+        def fetch_model(
+            self, request: pb.FetchModelRequest, limit: int
+        ) -> tuple[list[pb.Link], bytes]:
+            found = super().fetch_model(request, limit)
             kill_point("client: downloaded")
             return found
 
