@@ -37,7 +37,6 @@ _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNIMPLEMENTED,
 }
 
 RETRY_AFTER = "retry-after"
@@ -92,6 +91,8 @@ class GrpcConnection:
             return SessionLost(text)
         if error.code() is grpc.StatusCode.NOT_FOUND:
             return StaleTask(text)
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Rejected(f"{text} The server is older than this client: update featherfed on it")
         if error.code() in _FINAL:
             return Rejected(text)
         fault = self._handshake.failed(error.code() is grpc.StatusCode.UNAVAILABLE)

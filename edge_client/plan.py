@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Fill, Manifest, Role, TensorSpec, Uniform
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError
 from featherfed.proto import federation_pb2 as pb
 
 MAX_VALUES = 2**31
@@ -27,11 +27,13 @@ def manifest_of(plan: pb.Plan) -> Manifest:
 
 
 def _spec(tensor: pb.Tensor) -> TensorSpec:
-    seeded = tensor.WhichOneof("initial") == "uniform_limit"
+    initial = tensor.WhichOneof("initial")
+    if tensor.role not in set(Role) or initial is None:
+        raise ValueError(f"role or initial value of {tensor.name!r} is {UNKNOWN_HERE}")
     return TensorSpec(
         tensor.name,
         tuple(tensor.shape),
         Role(tensor.role),
-        Uniform(tensor.uniform_limit) if seeded else Fill(tensor.fill),
+        Uniform(tensor.uniform_limit) if initial == "uniform_limit" else Fill(tensor.fill),
         tensor.prunable,
     )

@@ -16,7 +16,13 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
+from featherfed.edge_client.errors import (
+    UNKNOWN_HERE,
+    ClientError,
+    Rejected,
+    SessionLost,
+    StaleTask,
+)
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.plan import manifest_of
@@ -26,6 +32,7 @@ from featherfed.edge_client.training_step import load_training_step
 from featherfed.edge_client.transport import Transport
 from featherfed.edge_client.update_sender import UpdateSender
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import OLDEST, PROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +89,7 @@ class Session:
         transport = self._transport
         reply = transport.join(self._join_request())
         plan, session = reply.plan, reply.session
+        _check_protocol(reply.protocol)
         manifest = manifest_of(plan)
         state = self._make_state(f"{plan.run} {manifest.digest.hex()}")
         log.info("joined run %s as %s", plan.run, self._profile.name)
@@ -107,6 +115,8 @@ class Session:
                 if task.HasField("train"):
                     with Heartbeat(beat, plan.heartbeat_seconds):
                         handler.handle(task.train)
+                elif not task.HasField("wait"):
+                    raise ClientError(f"the server gives a kind of task that is {UNKNOWN_HERE}")
             except StaleTask as error:
                 log.warning("the task is out of date, asking for the next one: %s", error)
 
@@ -120,7 +130,16 @@ class Session:
                 methods=profile.methods,
                 runtime=profile.runtime,
                 featherfed=profile.version,
+                protocol=PROTOCOL,
             ),
+        )
+
+
+def _check_protocol(number: int) -> None:
+    if number < OLDEST:
+        raise ClientError(
+            f"the server speaks protocol {number}, this client {OLDEST} to {PROTOCOL}; update "
+            "featherfed on the server"
         )
 
 
@@ -157,6 +176,12 @@ class TaskHandler:
         self._sender.send(pending)
 
     def _make_update(self, task: pb.Train) -> PendingUpdate:
+        try:
+            codec = parse_codec(task.codec)
+        except CodecError as error:
+            raise ClientError(
+                f"the server wants a codec that is {UNKNOWN_HERE}: {error}"
+            ) from error
         held = self._model.catch_up(task.version, task.digest)
         if not 0 <= task.sparsity < 1 or not task.slots:
             raise ClientError(
@@ -170,7 +195,6 @@ class TaskHandler:
         round_ = start.context(self._seed, task.round, task.slots, held.allocation)
         residual = self._state.residual()
         try:
-            codec = parse_codec(task.codec)
             encoded = encode_update(
                 codec,
                 self._manifest,

@@ -16,6 +16,7 @@ from featherfed.compression.exchange.round import FULL_RATE, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
+from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError
 from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 
@@ -31,7 +32,7 @@ def apply_links(
 
     `data` holds the links' payloads in the same order. Raises DigestMismatch if a link gives other
     weights than the server says, WireError if a payload does not decode or a link does not fit the
-    version before it.
+    version before it, ClientError for a kind of link that is unknown here.
     """
     at = 0
     for link in links:
@@ -49,6 +50,10 @@ def apply_links(
 def _apply_link(
     manifest: Manifest, seed: int, held: HeldModel | None, link: pb.Link, payload: bytes
 ) -> tuple[list[Array], Allocation | None]:
+    if link.kind not in pb.Link.Kind.values():
+        raise ClientError(
+            f"the server sends the model by a link of kind {link.kind}, {UNKNOWN_HERE}"
+        )
     if link.kind == pb.Link.SEED:
         return initial_weights(manifest, seed), None
     allocation = allocation_of(link, manifest)
@@ -104,7 +109,7 @@ def _codec(text: str) -> Codec:
     try:
         return parse_codec(text)
     except CodecError as error:
-        raise WireError(f"the server uses an unknown codec: {error}") from error
+        raise WireError(f"the server uses a codec {UNKNOWN_HERE} ({error})") from error
 
 
 def allocation_of(link: pb.Link, manifest: Manifest) -> Allocation | None:

@@ -38,9 +38,9 @@ def translate(error: sqlite3.Error, path: object) -> Exception:
 def damaged(path: object, what: str) -> ServerError:
     """Return the error for a database that must not be used any more."""
     return ServerError(
-        f"the run database {path} is damaged ({what}); nothing was changed. Move it away together "
-        "with its -wal and -shm files and put a backup (`featherfed backup`) in its place, or "
-        "choose another output directory to start anew"
+        f"the run database {path} is damaged ({what}); nothing was changed. Move run.db* away "
+        "and put a backup (`featherfed backup`) in its place, or choose another output directory "
+        "to start anew"
     )
 
 
