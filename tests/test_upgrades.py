@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.clients import Pull
+from support.clients import Pull, join_request
+from support.coordinator import DirectRun
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import CLASSES, SHAPE
@@ -25,14 +26,18 @@ from support.models import CLASSES, SHAPE
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
-from featherfed.edge_client import statefile
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client import session, statefile
+from featherfed.edge_client.errors import ClientError, Rejected
+from featherfed.edge_client.partial_download import FILE_NAME, PartialDownload
 from featherfed.edge_client.state import ClientState
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import PROTOCOL
+from featherfed.server.coordinator import admission
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import Refused, ServerError
 from featherfed.server.settings.plan import make_plan
-from featherfed.server.storage.schema import APPLICATION_ID, MIGRATIONS, VERSION
+from featherfed.server.storage.schema import APPLICATION_ID, VERSION
 from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
@@ -201,5 +206,148 @@ def test_a_migration_that_is_killed_begins_again(tmp_path: Path, place: str) -> 
             assert store.load_state().round == 2
 
 
-def test_every_version_has_its_migration() -> None:
-    assert len(MIGRATIONS) == VERSION
+def test_there_is_a_sample_of_every_numbered_version() -> None:
+    assert {f"format-{number}" for number in range(1, VERSION + 1)} <= set(TAKEN_OVER)
+
+
+def test_one_changed_byte_in_an_unfinished_download_costs_only_bytes(tmp_path: Path) -> None:
+    request, path = pb.FetchModelRequest(version=2), tmp_path / FILE_NAME
+    links = [pb.Link(kind=pb.Link.SNAPSHOT, version=2, codec="float32", size=40)]
+    with suppress(ConnectionError), PartialDownload(path, request) as part:
+        part.begin(links, 0)
+        part.add(bytes(30))
+        raise ConnectionError
+    good = path.read_bytes()
+    for at in range(good.index(b"\n") + 1):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with PartialDownload(path, request) as part:
+            assert part.begin(links, part.size), "else the client could not go on, ever"
+
+
+# ---- peers of other versions ----
+
+FROM_THE_FUTURE = bytes([0x9A, 0x3F, 3]) + b"new"
+"""Field 1011, a text: what a newer peer adds to a message."""
+
+
+def test_a_client_that_says_no_protocol_joins(direct_run: Callable[..., DirectRun]) -> None:
+    """As clients of before there were numbers send it."""
+    run, request = direct_run().coordinator, join_request("old")
+    request.capabilities.ClearField("protocol")
+    assert run.admission.join(request).protocol == PROTOCOL
+    del request.capabilities.methods[:]
+    with pytest.raises(Refused, match=r"the run needs .* update featherfed on it"):
+        run.admission.join(request)
+
+
+def test_an_old_client_that_may_not_know_the_loss_is_told_so(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run = direct_run(training={"loss": "mean_squared_error"}).coordinator
+    request = join_request("new")
+    assert run.admission.join(request).session
+    request.capabilities.ClearField("protocol")
+    with pytest.raises(Refused, match=r"loss mean_squared_error.* update featherfed on the client"):
+        run.admission.join(request)
+
+
+def test_each_side_refuses_the_other_below_its_oldest_protocol(
+    federation: Start, direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "OLDEST", PROTOCOL + 1)
+    with pytest.raises(Refused, match=r"speaks protocol 1, .*; update featherfed on the client"):
+        direct_run("direct").coordinator.admission.join(join_request("old"))
+    monkeypatch.undo()
+    monkeypatch.setattr(session, "OLDEST", PROTOCOL + 1)
+    server = federation(clients={"minimum": 1})
+    with pytest.raises(ClientError, match=r"speaks protocol 1, .* update featherfed on the server"):
+        server.run_clients(server.client("a"))
+
+
+def test_a_run_goes_on_with_fields_that_are_unknown_here(federation: Start) -> None:
+    server = federation(rounds=2, clients={"minimum": 1})
+    transport = server.transport()
+    stub = transport._stub
+    for name in ("Join", "NextTask", "FetchModel"):
+        call = getattr(stub, name)
+
+        def both(request: Any, call: Any = call, **options: Any) -> Any:
+            reply = call(type(request).FromString(from_the_future(request)), **options)
+            if hasattr(reply, "SerializeToString"):
+                return type(reply).FromString(from_the_future(reply))
+            return (type(chunk).FromString(from_the_future(chunk)) for chunk in reply)
+
+        setattr(stub, name, both)
+    (held,) = server.run_clients(server.client("a", transport=transport))
+    assert held.digest == server.store.versions.newest().digest
+
+
+def from_the_future(message: Any) -> bytes:
+    return bytes(message.SerializeToString()) + FROM_THE_FUTURE
+
+
+def changed_reply(server: Federation, call: str, change: Callable[[Any], Any]) -> Any:
+    """Run a client for which the replies of one call are changed."""
+    transport = server.transport()
+    original = getattr(transport, call)
+    setattr(transport, call, lambda *args: change(original(*args)))
+    return server.run_clients(server.client("a", transport=transport))
+
+
+def with_role(reply: pb.JoinReply) -> pb.JoinReply:
+    reply.plan.manifest[0].role = "quaternion"
+    return reply
+
+
+def with_initial(reply: pb.JoinReply) -> pb.JoinReply:
+    reply.plan.manifest[0].ClearField("uniform_limit")
+    return reply
+
+
+def with_kind(found: Any) -> Any:
+    found[0][0].kind = 9
+    return found
+
+
+def with_codec(reply: pb.NextTaskReply) -> pb.NextTaskReply:
+    if reply.HasField("train"):
+        reply.train.codec = "sketch(0.1, 0.2, entangled)"
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("call", "change", "says"),
+    [
+        ("next_task", lambda _: pb.NextTaskReply.FromString(FROM_THE_FUTURE), "kind of task"),
+        ("next_task", with_codec, "wants a codec"),
+        ("fetch_model", with_kind, "link of kind 9"),
+        ("submit_update", lambda _: pb.SubmitReply(outcome=9), "round 1: the server's answer 9"),
+        ("join", with_role, "role or initial value of 'kernel'"),
+        ("join", with_initial, "role or initial value of 'kernel'"),
+    ],
+)
+def test_what_only_a_newer_server_sends_is_named(
+    federation: Start, call: str, change: Callable[[Any], Any], says: str
+) -> None:
+    server = federation(rounds=1, clients={"minimum": 1})
+    with pytest.raises(ClientError, match=f"{says}.*unknown to this version: update featherfed"):
+        changed_reply(server, call, change)
+
+
+def test_an_unknown_reason_is_told_in_the_servers_words(federation: Start) -> None:
+    refusal = pb.SubmitReply(outcome=pb.REFUSED, reason=99, detail="it rains")  # type: ignore[arg-type]
+    server = federation(rounds=1, clients={"minimum": 1})
+    with pytest.raises(Rejected, match="update refused: it rains"):
+        changed_reply(server, "submit_update", lambda _: refusal)
+
+
+def test_a_call_that_an_older_server_does_not_know_says_who_is_old(federation: Start) -> None:
+    server = federation(rounds=1, clients={"minimum": 1})
+    transport = server.transport()
+    transport._stub.Join = transport._channel.unary_unary(
+        "/featherfed.v1.Federation/JoinTwice",
+        request_serializer=pb.JoinRequest.SerializeToString,
+        response_deserializer=pb.JoinReply.FromString,
+    )
+    with pytest.raises(Rejected, match="older than this client: update featherfed on it"):
+        server.run_clients(server.client("a", transport=transport))

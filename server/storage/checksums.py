@@ -19,6 +19,10 @@ _PART = ("round", "version")
 """Columns whose value tells the parts of a table that are checked apart; else there is one part."""
 
 
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError, SystemError)
+"""What sqlite3 raises for text that is none: the last two come from arguments of functions."""
+
+
 def install(connection: sqlite3.Connection) -> None:
     """Let a connection maintain the checksums from now on."""
     add_functions(connection)
@@ -74,7 +78,11 @@ def differences_of(
     connection: sqlite3.Connection, table: str, part: int | None = None
 ) -> Iterator[str]:
     """Yield each part of a table, or the one named, whose rows are not those that were written."""
-    computed, stored = _computed(connection, table, part), _stored(connection, table, part)
+    try:
+        computed, stored = _computed(connection, table, part), _stored(connection, table, part)
+    except UNREADABLE as error:
+        yield f"table {table} ({error})"
+        return
     for each in sorted(computed.keys() | stored.keys()):
         if computed.get(each, 0) != stored.get(each, 0):
             column = _part_column(connection, table)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from featherfed.server.errors import ServerError
-from featherfed.server.storage.checksums import add_functions, differences
+from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.storage.checksums import UNREADABLE, add_functions, differences
 from featherfed.server.storage.commit_count import Commits, read_count
 from featherfed.server.storage.failures import damaged, translate
 from featherfed.server.storage.schema import check_version
@@ -32,25 +32,34 @@ def check_file(path: Path) -> None:
 
 def damaged_pages(path: Path) -> Iterator[str]:
     """Yield the first faults in pages and indices; raise ServerError for an unknown version."""
-    try:
-        with closing(_read_only(path)) as connection:
-            check_version(connection, path)
-            for row in connection.execute("PRAGMA integrity_check(3)"):
-                if row[0] != "ok":
-                    yield " ".join(row[0].split())
-    except sqlite3.DatabaseError as error:
-        if translate(error, path) is error:  # of the disk, not of its content
-            raise
-        yield str(error)
+    with _reading(path) as (connection, faults):
+        check_version(connection, path)
+        for row in connection.execute("PRAGMA integrity_check(3)"):
+            if row[0] != "ok":
+                faults.append(" ".join(row[0].split()))
+    yield from faults
 
 
 def damaged_rows(path: Path) -> Iterator[str]:
     """Yield the tables, or parts of them, whose rows are not those that were written."""
-    with closing(_read_only(path)) as connection:
+    with _reading(path) as (connection, faults):
         if check_version(connection, path):
             add_functions(connection)
-            for what in differences(connection):
-                yield f"{what}: not what was written"
+            faults += [f"{what}: not what was written" for what in differences(connection)]
+    yield from faults
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
+    """Give a connection that changes nothing, and a list of faults; what it raises is one, too."""
+    faults: list[str] = []
+    with closing(_read_only(path)) as connection:
+        try:
+            yield connection, faults
+        except UNREADABLE as error:
+            if isinstance(error, sqlite3.Error) and isinstance(translate(error, path), CannotStore):
+                raise  # the disk's fault, not the content's
+            faults.append(f"{type(error).__name__}: {error}")
 
 
 def counted_commits(path: Path) -> Commits | None:
@@ -66,14 +75,17 @@ def counted_commits(path: Path) -> Commits | None:
 
 def missing_commits(path: Path, counted: Commits | None) -> Iterator[str]:
     """Yield a text if a database, or a copy of it, lacks commits that were counted."""
+    if counted is None:
+        return
+    commits = Commits(counted.database, 0)  # without a version there is nothing: all were lost
     with closing(_read_only(path)) as connection:
-        if not check_version(connection, path):
-            return
-        row = connection.execute("SELECT database, commits FROM provenance").fetchone()
-    commits = Commits(*row)
-    if counted and counted.database == commits.database and counted.number > commits.number:
+        if check_version(connection, path):
+            row = connection.execute("SELECT database, commits FROM provenance").fetchone()
+            commits = Commits(*row)
+    missing = counted.number - commits.number
+    if counted.database == commits.database and missing > 0:
         yield (
-            f"its last {counted.number - commits.number} commits are missing, with updates that "
+            f"its last {missing} commits are missing, with updates that "
             "may have been acknowledged: run.db-wal is damaged or gone. Nothing was changed; "
             "move run.db* away and put a backup (`featherfed backup`) in its place, or delete "
             "run.db-commits to go on with what is left"
