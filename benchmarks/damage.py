@@ -71,6 +71,7 @@ from featherfed.server.storage.records import (  # noqa: E402
 from featherfed.server.storage.store import Store  # noqa: E402
 
 FLIPS = 1000
+MEMORY = Path("/dev/shm")
 MANIFEST = Manifest(
     (
         TensorSpec("kernel", (12, 16), initial=Uniform(0.1), prunable=True),
@@ -346,22 +347,33 @@ def undisturbed(folder: Path) -> Figures:
     return expected
 
 
-def cost(scratch: Path) -> Figures:
-    """Measure acknowledged updates a second, and the start with a large run, on this disk."""
-    rates = []
-    for attempt in range(5):
-        folder = scratch / f"rate{attempt}"
-        folder.mkdir()
-        rates.append(updates_per_second(folder))
+def cost(disk: Path, memory: Path) -> Figures:
+    """Measure acknowledged updates a second, on disk and without one, and a large run's start."""
     return {
-        "updates_per_second": round(statistics.median(rates)),
-        "updates_per_second_least_and_most": [round(min(rates)), round(max(rates))],
-        **large_start(scratch / "large"),
+        **rates("updates_per_second", disk),
+        **rates("updates_per_second_in_memory", memory),
+        **large_start(disk / "large"),
     }
 
 
-def updates_per_second(folder: Path, count: int = 300) -> float:
-    """Return how many updates of one round are accepted a second, one after the other."""
+def rates(name: str, scratch: Path) -> Figures:
+    """Return the median of five measurements, the least and the most, and the processor's time."""
+    measured, processor = [], []
+    for attempt in range(5):
+        folder = scratch / f"rate{attempt}"
+        folder.mkdir()
+        rate, milliseconds = updates_per_second(folder)
+        measured.append(rate)
+        processor.append(milliseconds)
+    return {
+        name: round(statistics.median(measured)),
+        f"{name}_least_and_most": [round(min(measured)), round(max(measured))],
+        f"{name}_cpu_ms_per_update": round(statistics.median(processor), 3),
+    }
+
+
+def updates_per_second(folder: Path, count: int = 300) -> tuple[float, float]:
+    """Return how many updates are accepted a second, one after the other, and CPU ms for each."""
     changed = settings(folder, compression=CODECS, clients={"minimum": count}, output="run")
     store = Store(folder / "run.db")
     run = Coordinator(
@@ -385,12 +397,12 @@ def updates_per_second(folder: Path, count: int = 300) -> float:
             session=sessions[name], round=1, version=0, num_examples=100, size=len(payload)
         )
         calls.append((name, header, payload, len(payload) + 40))
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     for call in calls:
         run.updates.submit(*call)
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
     store.close()
-    return count / seconds
+    return count / seconds, 1000 * processor / count
 
 
 def large_start(folder: Path, rounds: int = 100, clients: int = 1000) -> Figures:
@@ -412,13 +424,14 @@ def large_start(folder: Path, rounds: int = 100, clients: int = 1000) -> Figures
                         values = round_, name, side, kind, 800, 900
                         run("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", *values)
     store.close()
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     Store(folder / "run.db").close()
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
     return {
         "large_run_rows": rounds * clients * 6,
         "large_run_mb": round((folder / "run.db").stat().st_size / 1e6),
         "large_run_start_seconds": round(seconds, 1),
+        "large_run_start_cpu_seconds": round(processor, 1),
     }
 
 
@@ -426,17 +439,22 @@ def main() -> None:
     """Measure, and write the results of this code beside those of the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", action="store_true", help="this is the code of before")
+    parser.add_argument("--cost", action="store_true", help="measure only what the checks cost")
     parser.add_argument("-v", action="store_true", help="print each flip that was silent")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    memory = Path("/dev/shm")  # flips need no disk
-    with tempfile.TemporaryDirectory(dir=memory if memory.exists() else None) as scratch:
-        figures = damage(Path(scratch))
-    with tempfile.TemporaryDirectory() as scratch:
-        figures["cost"] = cost(Path(scratch))
-    print(json.dumps(figures, indent=1))
     known = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
-    known[("before" if options.before else "after")] = figures
+    side = "before" if options.before else "after"
+    figures = known.get(side, {})
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as memory,
+        tempfile.TemporaryDirectory() as disk,
+    ):
+        if not options.cost:
+            figures = damage(Path(memory))  # flips need no disk
+        figures["cost"] = cost(Path(disk), Path(memory))
+    print(json.dumps(figures, indent=1))
+    known[side] = figures
     known["machine"] = machine()
     RESULT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
 

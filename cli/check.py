@@ -48,18 +48,19 @@ def _check_run(path: Path) -> bool:
             pages = list(damaged_pages(copy))
         except ServerError as error:
             pages = [str(error)]
+        checks: list[Check] = [(_PAGES, partial(iter, pages))]
         if pages:
-            return _report([(_PAGES, partial(iter, pages))])
+            return _report(checks)
         rows = list(damaged_rows(copy))  # before the copy is opened as a run
         missing = list(missing_commits(copy, counted))
-        store = Store(copy, checked=True)
+        checks.append(("rows as they were written", partial(iter, rows)))
+        checks.append(("no commit is missing", partial(iter, missing)))
         try:
-            return _report([
-                (_PAGES, partial(iter, ())),
-                ("rows as they were written", partial(iter, rows)),
-                ("no commit is missing", partial(iter, missing)),
-                *checks_of_run(store),
-            ])  # fmt: skip
+            store = Store(copy, checked=True)
+        except ServerError:
+            return _report(checks) and False
+        try:
+            return _report([*checks, *checks_of_run(store)])
         finally:
             store.close()
 

@@ -234,3 +234,20 @@ def test_no_backup_is_made_of_a_damaged_run(direct_run: Make, tmp_path: Path) ->
         back_up(run.store.folder, tmp_path / "backup")
     assert copy.read_bytes() == good
     assert [path.name for path in (tmp_path / "backup").iterdir()] == ["run.db"]
+
+
+def test_check_goes_on_where_a_column_is_gone(
+    direct_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(direct_run)
+    run.store.close()
+    path = run.store.folder / "run.db"
+    assert check_directory(path.parent)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, 'opened', 'openee')")
+        db.commit()
+    capsys.readouterr()
+    assert not check_directory(path.parent)
+    said = capsys.readouterr().out
+    assert "WRONG rows as they were written\n      the tables' definitions: not what" in said

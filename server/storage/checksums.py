@@ -39,7 +39,7 @@ def install(connection: sqlite3.Connection) -> None:
 
 def add_functions(connection: sqlite3.Connection) -> None:
     """Give a connection the SQL functions that compute checksums."""
-    connection.create_function("row_checksum", -1, _row_checksum, deterministic=True)
+    connection.create_function("toggle_row", -1, _toggle_row, deterministic=True)
     connection.create_aggregate("rows_checksum", -1, _RowsChecksum)
 
 
@@ -99,8 +99,7 @@ def _change(connection: sqlite3.Connection, table: str, row: str) -> str:
     return (
         f"INSERT INTO checksums SELECT {part}, '{table}', 0 "
         f"WHERE NOT EXISTS (SELECT 1 FROM checksums WHERE {where}); "
-        f"UPDATE checksums SET value = (SELECT (value | c) - (value & c) FROM "
-        f"(SELECT row_checksum({values}) AS c)) WHERE {where}; "
+        f"UPDATE checksums SET value = toggle_row(value, {values}) WHERE {where}; "
     )
 
 
@@ -138,6 +137,11 @@ def _part_column(connection: sqlite3.Connection, table: str) -> str | None:
     """Return the column that tells a table's parts apart; the model has one row, so one part."""
     columns = [] if table == "model" else _columns(connection, table)
     return next((name for name in _PART if name in columns), None)
+
+
+def _toggle_row(checksum: int, *values: object) -> int:
+    """Take a row into a checksum, or out of it: both are the same exclusive or."""
+    return checksum ^ _row_checksum(*values)
 
 
 def _row_checksum(*values: object) -> int:

@@ -42,7 +42,9 @@ class Database:
         self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
         try:
-            self._connection = _open(path, checked)
+            if not checked and path.exists() and path.stat().st_size:
+                check_file(path)
+            self._connection = _open(path)
             row = self._connection.execute("SELECT database, commits FROM provenance").fetchone()
             self._commits = Commits(*row)
             self._count = CommitCount(path, self._commits)
@@ -73,11 +75,11 @@ class Database:
                 yield
                 return
             self._execute("BEGIN IMMEDIATE")
-            before = self._connection.total_changes
+            before = self._changes()
             try:
                 yield
                 with self.around_commit():
-                    changed = self._connection.total_changes != before
+                    changed = self._changes() != before
                     self._commit(changed)
             except BaseException:
                 if self._connection.in_transaction:  # SQLite rolls back by itself on some errors
@@ -86,13 +88,17 @@ class Database:
             if changed:
                 self.failures.succeeded()
 
+    def _changes(self) -> int:
+        return int(self._execute("SELECT total_changes()")[0][0])
+
     def _commit(self, changed: bool) -> None:
         commits = self._commits._replace(number=self._commits.number + changed)
         if changed:
             self._execute("UPDATE provenance SET commits = ?", commits.number)
         self._execute("COMMIT")  # a full disk may show only here
         self._commits = commits
-        self._count.write(commits.number)
+        if changed:
+            self._count.write(commits.number)
 
     def run(self, sql: str, *values: Any) -> list[Any]:
         """Execute one statement with `values` for its placeholders; return its rows.
@@ -137,10 +143,8 @@ def _lock_for_one_server(path: Path) -> IO[bytes]:
         ) from error
 
 
-def _open(path: Path, checked: bool) -> sqlite3.Connection:
-    """Return a connection to the file, checked, of today's version, and writable."""
-    if not checked and path.exists() and path.stat().st_size:
-        check_file(path)
+def _open(path: Path) -> sqlite3.Connection:
+    """Return a connection to the file, of today's version, and writable."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.row_factory = sqlite3.Row
