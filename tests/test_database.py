@@ -185,6 +185,7 @@ def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None
     directory = finished(federation)
     with closing(sqlite3.connect(directory / "run.db")) as db:
         db.executescript(OLD_REFUSALS)
+    (directory / "run.db-commits").unlink()
     server = federation(rounds=2)
     rows = [astuple(row) for row in server.store.refusals.all()]
     assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]

@@ -8,6 +8,7 @@ loss of power it is merely too low, which accuses nobody.
 from __future__ import annotations
 
 import os
+import sqlite3
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,15 @@ def read_count(database: Path) -> Commits | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def commits_of(connection: sqlite3.Connection) -> Commits | None:
+    """Return what a database itself says; None if it does not."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'provenance'").fetchall():
+        return None
+    sql = "SELECT CAST(database AS TEXT), CAST(commits AS INTEGER) FROM provenance"
+    rows = connection.execute(sql).fetchall()
+    return Commits(*rows[0]) if rows else None
 
 
 class CommitCount:

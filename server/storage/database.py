@@ -15,7 +15,7 @@ from typing import IO, Any
 from featherfed.compression.files import lock_file
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.storage.checksums import add_functions, differences_of, install
-from featherfed.server.storage.commit_count import CommitCount, Commits
+from featherfed.server.storage.commit_count import CommitCount, Commits, commits_of
 from featherfed.server.storage.failures import WriteFailures, damaged, translate
 from featherfed.server.storage.file_check import check_file
 from featherfed.server.storage.schema import bring_up_to_date
@@ -45,8 +45,7 @@ class Database:
             if not checked and path.exists() and path.stat().st_size:
                 check_file(path)
             self._connection = _open(path)
-            row = self._connection.execute("SELECT database, commits FROM provenance").fetchone()
-            self._commits = Commits(*row)
+            self._commits = commits_of(self._connection) or Commits("", 0)
             self._count = CommitCount(path, self._commits)
         except sqlite3.Error as error:
             self._process_lock.close()

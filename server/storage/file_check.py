@@ -12,7 +12,7 @@ from pathlib import Path
 
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.storage.checksums import UNREADABLE, add_functions, differences
-from featherfed.server.storage.commit_count import Commits, read_count
+from featherfed.server.storage.commit_count import Commits, commits_of, read_count
 from featherfed.server.storage.failures import damaged, translate
 from featherfed.server.storage.schema import check_version
 
@@ -77,11 +77,8 @@ def missing_commits(path: Path, counted: Commits | None) -> Iterator[str]:
     """Yield a text if a database, or a copy of it, lacks commits that were counted."""
     if counted is None:
         return
-    commits = Commits(counted.database, 0)  # without a version there is nothing: all were lost
     with closing(_read_only(path)) as connection:
-        if check_version(connection, path):
-            row = connection.execute("SELECT database, commits FROM provenance").fetchone()
-            commits = Commits(*row)
+        commits = commits_of(connection) or Commits(counted.database, 0)  # all were lost
     missing = counted.number - commits.number
     if counted.database == commits.database and missing > 0:
         yield (
