@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import shutil
 import sqlite3
@@ -251,3 +252,18 @@ def test_check_goes_on_where_a_column_is_gone(
     assert not check_directory(path.parent)
     said = capsys.readouterr().out
     assert "WRONG rows as they were written\n      the tables' definitions: not what" in said
+
+
+@pytest.mark.slow
+def test_no_flipped_byte_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As benchmarks/damage.py measures it, with a tenth of the flips."""
+    path = Path(__file__).parent.parent / "benchmarks" / "damage.py"
+    spec = importlib.util.spec_from_file_location("damage", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "FLIPS", 100)
+    for name, figures in module.damage(tmp_path).items():
+        assert figures["silent"] == figures["found_by_start_as_traceback"] == 0, name
+        assert figures["found_while_serving"] == 0, name
