@@ -173,7 +173,8 @@ def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) ->
 
 OLD_REFUSALS = """
 DROP TABLE refused; DROP TABLE counts; DROP TABLE plan;
-DROP TABLE checksums; DROP TABLE provenance; PRAGMA user_version = 0; PRAGMA application_id = 0;
+DROP VIEW refusals; DROP TABLE checksums; DROP TABLE provenance;
+PRAGMA user_version = 0; PRAGMA application_id = 0;
 CREATE TABLE refusals (round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
     detail TEXT NOT NULL, at REAL NOT NULL);
 INSERT INTO refusals VALUES (1, 'a', 'LATE', 'x', 3), (1, 'a', 'LATE', 'x', 4),

@@ -206,6 +206,18 @@ def test_a_migration_that_is_killed_begins_again(tmp_path: Path, place: str) -> 
             assert store.load_state().round == 2
 
 
+def test_versions_without_numbers_refuse_a_numbered_file(tmp_path: Path) -> None:
+    """They run these statements when they open it (featherfed of 2026-11-24 to -27)."""
+    Store(tmp_path / "run.db").close()
+    with closing(sqlite3.connect(tmp_path / "run.db")) as db:
+        assert db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refusals'").fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="written by a newer featherfed, update"):
+            db.execute(
+                "INSERT INTO refused SELECT round, client, reason, COUNT(*), detail, MIN(at), "
+                "MAX(at) FROM refusals GROUP BY round, client, reason"
+            )
+
+
 def test_there_is_a_sample_of_every_numbered_version() -> None:
     assert {f"format-{number}" for number in range(1, VERSION + 1)} <= set(TAKEN_OVER)
 

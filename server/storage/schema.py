@@ -63,6 +63,15 @@ def bring_up_to_date(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
+_STOPS_OLDER_VERSIONS = (
+    "CREATE VIEW IF NOT EXISTS refusals AS "
+    'SELECT * FROM "written by a newer featherfed, update it on the server"'
+)
+"""Versions without numbers open any file, and would write rows without checksums. But they migrate
+what is called refusals, and then fail and print the name of a table that this view lacks. A later
+migration that renames a table must drop it first: SQLite reads all views then."""
+
+
 def _statements() -> list[str]:
     """Return the statements of schema.sql, which change nothing where all tables exist."""
     statements, text = [], ""
@@ -77,6 +86,7 @@ def _statements() -> list[str]:
 def _number_and_checksums(connection: sqlite3.Connection) -> None:
     """Count refusals of the oldest files, name the file, and compute checksums of its rows."""
     _count_refusals(connection)
+    connection.execute(_STOPS_OLDER_VERSIONS)
     if not connection.execute("SELECT 1 FROM provenance").fetchall():
         connection.execute("INSERT INTO provenance VALUES (1, ?, 0, '')", (secrets.token_hex(8),))
     checksums.add_functions(connection)
@@ -85,7 +95,7 @@ def _number_and_checksums(connection: sqlite3.Connection) -> None:
 
 def _count_refusals(connection: sqlite3.Connection) -> None:
     """Move the rows of `refusals`, one a refusal in older versions, to the counts in `refused`."""
-    sql = "SELECT 1 FROM sqlite_master WHERE name = 'refusals'"
+    sql = "SELECT 1 FROM sqlite_master WHERE name = 'refusals' AND type = 'table'"
     if not connection.execute(sql).fetchall():
         return
     connection.execute(
