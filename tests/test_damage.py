@@ -16,7 +16,7 @@ from support.updates import honest
 
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check_directory
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.storage import checksums
 from featherfed.server.storage.commit_count import CommitCount, count_path, read_count
 from featherfed.server.storage.records import DownloadKey, StoredChunk, TransferredBytes
@@ -139,6 +139,23 @@ def test_damage_while_serving_stops_the_aggregation(direct_run: Make, sql: str, 
     with pytest.raises(ServerError, match=rf"table {table}: not what was written.* put a backup"):
         run.coordinator.aggregate()
     assert run.coordinator.newest_version == 1
+
+
+def test_a_disk_that_cannot_be_read_now_is_no_damage(
+    direct_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(direct_run)
+
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(checksums, "_computed", fail)
+    with pytest.raises(CannotStore):
+        run.coordinator.aggregate()
+    monkeypatch.undo()
+    run.coordinator.aggregate()
 
 
 # ---- the write-ahead log ----

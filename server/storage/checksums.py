@@ -11,6 +11,8 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 
+from featherfed.server.storage.failures import is_of_the_disk
+
 _OWN = ("checksums", "provenance")
 """Tables without checksums: the second's only number is compared with the commit count."""
 _SCHEMA = "sqlite_master"
@@ -81,6 +83,8 @@ def differences_of(
     try:
         computed, stored = _computed(connection, table, part), _stored(connection, table, part)
     except UNREADABLE as error:
+        if is_of_the_disk(error):
+            raise
         yield f"table {table} ({error})"
         return
     for each in sorted(computed.keys() | stored.keys()):
@@ -130,7 +134,8 @@ def _tables(connection: sqlite3.Connection) -> list[str]:
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [row[1] for row in connection.execute(f"PRAGMA main.table_info({table})")]
+    sql = "SELECT name FROM pragma_table_info(?, 'main') ORDER BY cid"
+    return [row[0] for row in connection.execute(sql, (table,))]
 
 
 def _part_column(connection: sqlite3.Connection, table: str) -> str | None:

@@ -115,8 +115,12 @@ class Database:
         if self._trusted:
             return
         with self.lock:
-            for what in differences_of(self._connection, table, part):
-                raise damaged(self.path, f"{what}: not what was written")
+            try:
+                found = list(differences_of(self._connection, table, part))
+            except sqlite3.Error as error:
+                raise translate(error, self.path) from error
+        if found:
+            raise damaged(self.path, f"{found[0]}: not what was written")
 
     def _execute(self, sql: str, *values: Any) -> list[Any]:
         try:

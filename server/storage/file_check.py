@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.errors import ServerError
 from featherfed.server.storage.checksums import UNREADABLE, add_functions, differences
 from featherfed.server.storage.commit_count import Commits, commits_of, read_count
-from featherfed.server.storage.failures import damaged, translate
+from featherfed.server.storage.failures import damaged, is_of_the_disk
 from featherfed.server.storage.schema import check_version
 
 _ROLLBACK_JOURNAL = b"\1\1"
@@ -57,8 +57,8 @@ def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
         try:
             yield connection, faults
         except UNREADABLE as error:
-            if isinstance(error, sqlite3.Error) and isinstance(translate(error, path), CannotStore):
-                raise  # the disk's fault, not the content's
+            if is_of_the_disk(error):
+                raise
             faults.append(f"{type(error).__name__}: {error}")
 
 
