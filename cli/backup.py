@@ -8,7 +8,14 @@ from pathlib import Path
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.server.errors import ServerError
+from featherfed.server.storage.commit_count import Commits
 from featherfed.server.storage.failures import damaged
+from featherfed.server.storage.file_check import (
+    counted_commits,
+    damaged_pages,
+    damaged_rows,
+    missing_commits,
+)
 
 DATABASE = "run.db"
 KEPT = ("run.toml", "metrics.json")
@@ -32,7 +39,9 @@ def back_up(directory: Path, destination: Path) -> Path:
         if any((destination / f"{DATABASE}{end}").exists() for end in ("-wal", "-shm")):
             raise ServerError(f"{destination} holds a run in use, not a backup; choose another")
         scratch_of(copy).unlink(missing_ok=True)
+        counted = counted_commits(directory / DATABASE)
         copy_database(directory / DATABASE, scratch_of(copy))
+        _check_copy(directory / DATABASE, scratch_of(copy), counted)
         put_in_place(scratch_of(copy), copy)
         for name in KEPT:
             if (directory / name).is_file():
@@ -43,7 +52,7 @@ def back_up(directory: Path, destination: Path) -> Path:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database, in use or not; raise ServerError if damaged."""
+    """Copy a consistent snapshot of a database, in use or not; raise ServerError if it cannot."""
     try:
         with (
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
@@ -51,7 +60,6 @@ def copy_database(source: Path, target: Path) -> None:
         ):
             # In one step: a writer does not wait, and no half of a transaction is copied.
             old.backup(new)
-            found = [row[0] for row in new.execute("PRAGMA integrity_check(5)")]
             # One file, without a -wal beside it that could get lost.
             new.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.DatabaseError as error:
@@ -59,6 +67,15 @@ def copy_database(source: Path, target: Path) -> None:
         if isinstance(error, sqlite3.OperationalError):
             raise ServerError(f"cannot copy {source} to {target.parent}: {error}") from error
         raise damaged(source, str(error)) from error
-    if found != ["ok"]:
-        target.unlink(missing_ok=True)
-        raise damaged(source, "; ".join(" ".join(text.split()) for text in found))
+
+
+def _check_copy(source: Path, copy: Path, counted: Commits | None) -> None:
+    """Raise ServerError, and delete the copy, if it is one of a damaged database."""
+    try:
+        if found := [*damaged_pages(copy)] or [*damaged_rows(copy)]:
+            raise damaged(source, "; ".join(found))
+        for text in missing_commits(copy, counted):
+            raise ServerError(f"the run database {source}: {text}")
+    except ServerError:
+        copy.unlink()
+        raise

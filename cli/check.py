@@ -13,6 +13,12 @@ from featherfed.cli.check_client import FILES, Check, checks_of_client
 from featherfed.cli.check_run import checks_of_run
 from featherfed.edge_client.errors import ClientError
 from featherfed.server.errors import ServerError
+from featherfed.server.storage.file_check import (
+    counted_commits,
+    damaged_pages,
+    damaged_rows,
+    missing_commits,
+)
 from featherfed.server.storage.store import Store
 
 _PAGES = "pages and indices of the database"
@@ -37,12 +43,24 @@ def _check_run(path: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         copy = Path(scratch) / DATABASE
         try:
+            counted = counted_commits(path)
             copy_database(path, copy)
-            store = Store(copy)
+            pages = list(damaged_pages(copy))
         except ServerError as error:
-            return _report([(_PAGES, partial(iter, [str(error)]))])
+            pages = [str(error)]
+        checks: list[Check] = [(_PAGES, partial(iter, pages))]
+        if pages:
+            return _report(checks)
+        rows = list(damaged_rows(copy))  # before the copy is opened as a run
+        missing = list(missing_commits(copy, counted))
+        checks.append(("rows as they were written", partial(iter, rows)))
+        checks.append(("no commit is missing", partial(iter, missing)))
         try:
-            return _report([(_PAGES, partial(iter, ())), *checks_of_run(store)])
+            store = Store(copy, checked=True)
+        except ServerError:
+            return _report(checks) and False
+        try:
+            return _report([*checks, *checks_of_run(store)])
         finally:
             store.close()
 

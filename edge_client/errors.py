@@ -12,6 +12,9 @@ Exception
 
 from __future__ import annotations
 
+UNKNOWN_HERE = "unknown to this version: update featherfed on this device"
+"""Ends a message on something that a newer server sent."""
+
 
 class ClientError(ValueError):
     """Data, a plan or a state directory cannot be used; the message says what to do."""

@@ -43,7 +43,6 @@ _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNIMPLEMENTED,
 }
 
 # gRPC gives an answer that it did not read, being too large, the status of a busy server.
@@ -109,6 +108,8 @@ class GrpcConnection:
             return SessionLost(text)
         if error.code() is grpc.StatusCode.NOT_FOUND:
             return StaleTask(text)
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Rejected(f"{text} The server is older than this client: update featherfed on it")
         if error.code() in _FINAL:
             return Rejected(text)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _UNREAD.search(details):

@@ -1,13 +1,15 @@
 """Keep an unfinished model download in a file, so that the next try or process can resume it.
 
-The file holds a line of JSON, with the request and the links that were received, and then the data.
-It is written when a download breaks off and after every MiB. It is not synced, since the finished
-download is checked by digest. Where it cannot be written, the download goes on in memory.
+The file holds a line of JSON, with the request, the links that were received and a checksum of
+both, and then the data. It is written when a download breaks off and after every MiB. It is not
+synced, since the finished download is checked by digest. Where it cannot be written, the download
+goes on in memory.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -113,7 +115,7 @@ class PartialDownload:
                 return
             head, _, data = path.read_bytes().partition(b"\n")
             fields = json.loads(head)
-            if fields["asked"] == self._request:
+            if fields == _head(self._request, fields["links"]):
                 chunk = pb.ModelChunk.FromString(bytes.fromhex(fields["links"]))
                 self._check(chunk.links)
                 self._links = list(chunk.links)
@@ -124,7 +126,7 @@ class PartialDownload:
         if self._path is None:
             return
         links = pb.ModelChunk(links=self._links).SerializeToString()
-        head = json.dumps({"asked": self._request, "links": links.hex()}).encode() + b"\n"
+        head = json.dumps(_head(self._request, links.hex())).encode() + b"\n"
         try:
             with self._path.open("ab") as file:
                 if not self._written:
@@ -139,6 +141,11 @@ class PartialDownload:
             self._path = None
             return
         self._written = self.size
+
+
+def _head(asked: str, links: str) -> dict[str, str | int]:
+    # A changed link would let the server resume what this client then cannot.
+    return {"asked": asked, "links": links, "crc32": zlib.crc32(f"{asked} {links}".encode())}
 
 
 def _key(request: pb.FetchModelRequest) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from featherfed.compression.codec import MAX_MAGNITUDE
 from featherfed.compression.exchange.manifest import Fill, Manifest, Role, TensorSpec, Uniform
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.peer_text import printable
 
@@ -90,11 +90,13 @@ def _is_word(text: str) -> bool:
 
 
 def _spec(tensor: pb.Tensor) -> TensorSpec:
-    seeded = tensor.WhichOneof("initial") == "uniform_limit"
+    initial = tensor.WhichOneof("initial")
+    if tensor.role not in set(Role) or initial is None:
+        raise ValueError(f"role or initial value of {tensor.name!r} is {UNKNOWN_HERE}")
     return TensorSpec(
         tensor.name,
         tuple(tensor.shape),
         Role(tensor.role),
-        Uniform(tensor.uniform_limit) if seeded else Fill(tensor.fill),
+        Uniform(tensor.uniform_limit) if initial == "uniform_limit" else Fill(tensor.fill),
         tensor.prunable,
     )

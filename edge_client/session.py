@@ -17,7 +17,13 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
 from featherfed.compression.registry import STAGES, parse_codec
-from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
+from featherfed.edge_client.errors import (
+    UNKNOWN_HERE,
+    ClientError,
+    Rejected,
+    SessionLost,
+    StaleTask,
+)
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.plan import check_task, manifest_of
@@ -27,6 +33,7 @@ from featherfed.edge_client.training_step import load_training_step
 from featherfed.edge_client.transport import Transport
 from featherfed.edge_client.update_sender import UpdateSender
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import OLDEST, PROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +92,7 @@ class Session:
         transport = self._transport
         reply = transport.join(self._join_request())
         plan, session = reply.plan, reply.session
+        _check_protocol(reply.protocol)
         manifest = manifest_of(plan)
         state = self._make_state(f"{plan.run} {manifest.digest.hex()}")
         log.info("joined run %s as %s", plan.run, self._profile.name)
@@ -113,6 +121,8 @@ class Session:
                     with Heartbeat(beat, plan.heartbeat_seconds):
                         handler.handle(task.train)
                     continue
+                if not task.HasField("wait"):
+                    raise ClientError(f"the server gives a kind of task that is {UNKNOWN_HERE}")
             except StaleTask as error:
                 log.warning("the task is out of date, asking for the next one: %s", error)
             if time.monotonic() - began < _SHORT_POLL:
@@ -128,7 +138,16 @@ class Session:
                 methods=profile.methods,
                 runtime=profile.runtime,
                 featherfed=profile.version,
+                protocol=PROTOCOL,
             ),
+        )
+
+
+def _check_protocol(number: int) -> None:
+    if number < OLDEST:
+        raise ClientError(
+            f"the server speaks protocol {number}, this client {OLDEST} to {PROTOCOL}; update "
+            "featherfed on the server"
         )
 
 
@@ -165,6 +184,12 @@ class TaskHandler:
         self._sender.send(pending)
 
     def _make_update(self, task: pb.Train) -> PendingUpdate:
+        try:
+            codec = parse_codec(task.codec)
+        except CodecError as error:
+            raise ClientError(
+                f"the server wants a codec that is {UNKNOWN_HERE}: {error}"
+            ) from error
         held = self._model.catch_up(task.version, task.digest)
         start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
@@ -173,7 +198,6 @@ class TaskHandler:
         round_ = start.context(self._seed, task.round, task.slots, held.allocation)
         residual = self._state.residual()
         try:
-            codec = parse_codec(task.codec)
             encoded = encode_update(
                 codec,
                 self._manifest,

@@ -1,7 +1,7 @@
 """Save and load one file of a client's state: an .npz followed by its SHA-256.
 
 numpy reads such a file like any other .npz. The digest is needed because zip's own checksums cover
-neither names nor the end of the file.
+neither names nor the end of the file. Files of before there was a digest, format 0, are read too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.files import replacing
+from featherfed.edge_client.errors import ClientError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,12 @@ Groups = dict[str, Sequence[Array]]
 Content = tuple[dict[str, Any], dict[str, list[Array]]]
 """The file's fields that JSON can hold, and the tensors of each group."""
 
+FORMAT = 1
+"""Number of the format written here; it is in each file."""
+
 _DIGEST_BYTES = 32
+_ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22
+"""How the last record of a zip file begins, and its size: format 0 ends with it."""
 
 
 class Damaged(Exception):
@@ -37,24 +43,29 @@ class Damaged(Exception):
 def save(path: Path, fields: dict[str, Any], groups: Groups) -> None:
     """Replace the file atomically; raises OSError."""
     arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}
+    facts, number = np.array(json.dumps(fields)), np.array(FORMAT)
     with replacing(path) as file:
-        np.savez(file, facts=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
+        np.savez(file, facts=facts, format=number, **arrays)  # type: ignore[arg-type]
         file.write(_digest(file, file.tell()))
 
 
 def load(path: Path) -> Content:
-    """Return fields and tensors. Raises FileNotFoundError, PermissionError or Damaged."""
+    """Return fields and tensors.
+
+    Raises FileNotFoundError, PermissionError, Damaged, or ClientError for a newer format.
+    """
     try:
         with path.open("rb") as file:
-            size = max(0, path.stat().st_size - _DIGEST_BYTES)
-            if _digest(file, size) != file.read():
+            size = path.stat().st_size
+            if not _is_format_0(file, size) and not _digest_fits(file, size):
                 raise Damaged("its checksum does not fit")
         with np.load(path, allow_pickle=False) as archive:
+            _check_format(path, int(archive["format"]) if "format" in archive.files else 0)
             groups: dict[str, list[Array]] = {}
-            for key in sorted(set(archive.files) - {"facts"}):
+            for key in sorted(set(archive.files) - {"facts", "format"}):
                 groups.setdefault(key.split("/")[0], []).append(archive[key])
             return json.loads(str(archive["facts"])), groups
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, ClientError):
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise Damaged(str(error)) from error
@@ -67,6 +78,24 @@ def warn_unwritable(path: Path, error: OSError, kept: str, loss: str) -> None:
         "process end before that, %s",
         path, error.strerror, kept, loss, extra={"event": "state_unsaved", "file": path.name},
     )  # fmt: skip
+
+
+def _check_format(path: Path, number: int) -> None:
+    if number > FORMAT:
+        raise ClientError(
+            f"{path} was written by a newer featherfed: it has format {number}, this version knows "
+            f"{FORMAT}. Update featherfed on this device, or choose another --state-dir"
+        )
+
+
+def _is_format_0(file: IO[bytes], size: int) -> bool:
+    """Whether a file ends as a zip file does, with no digest behind it."""
+    file.seek(max(0, size - _ZIP_END_BYTES))
+    return file.read().startswith(_ZIP_END)
+
+
+def _digest_fits(file: IO[bytes], size: int) -> bool:
+    return _digest(file, max(0, size - _DIGEST_BYTES)) == file.read()
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:

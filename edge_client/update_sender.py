@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from featherfed.edge_client.errors import Rejected
+from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError, Rejected
 from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.edge_client.transport import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Transport
 from featherfed.proto import federation_pb2 as pb
@@ -28,7 +28,8 @@ class UpdateSender:
     def send(self, pending: PendingUpdate, again: bool = False) -> None:
         """Send an update; `again` if the server may already have some or all of it.
 
-        Raises Rejected if the server refuses the update itself.
+        Raises Rejected if the server refuses the update itself, ClientError if its answer is not
+        understood: the update is then kept.
         """
         header = pb.UpdateHeader(
             session=self._session,
@@ -51,6 +52,10 @@ class UpdateSender:
         elif reply.reason in _KEPT_FOR_LATER:
             log.warning("round %d: not counted: %s", pending.round, detail)
             self._state.settle(None if pending.residual is None else pending.target)
+        elif reply.outcome != pb.REFUSED:
+            raise ClientError(
+                f"round {pending.round}: the server's answer {reply.outcome} is {UNKNOWN_HERE}"
+            )
         else:
             self._state.settle(self._state.residual())
             raise Rejected(f"round {pending.round}: update refused: {detail}")

@@ -85,26 +85,30 @@ class DataSummary(_message.Message):
     def __init__(self, num_examples: _Optional[int] = ..., example_shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("stages", "methods", "runtime", "featherfed")
+    __slots__ = ("stages", "methods", "runtime", "featherfed", "protocol")
     STAGES_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     FEATHERFED_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedScalarFieldContainer[str]
     methods: _containers.RepeatedScalarFieldContainer[str]
     runtime: str
     featherfed: str
-    def __init__(self, stages: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., runtime: _Optional[str] = ..., featherfed: _Optional[str] = ...) -> None: ...
+    protocol: int
+    def __init__(self, stages: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., runtime: _Optional[str] = ..., featherfed: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("session", "plan", "step")
+    __slots__ = ("session", "plan", "step", "protocol")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     session: int
     plan: Plan
     step: Step
-    def __init__(self, session: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+    protocol: int
+    def __init__(self, session: _Optional[int] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("digest", "size", "compressed")

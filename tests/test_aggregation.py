@@ -595,6 +595,7 @@ def test_a_database_of_the_version_before_is_opened(direct_run: Callable[..., Di
     with sqlite3.connect(run.store.folder / "run.db") as db:
         db.execute("DROP TABLE norms")
         db.execute("DROP TABLE aggregations")
+        db.execute("PRAGMA user_version = 0")
     db.close()
     again = direct_run(clients=3)
     again.coordinator.aggregate()

@@ -140,7 +140,7 @@ def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
 
 def test_a_damaged_database_is_refused_and_the_remedy_named(federation: Start) -> None:
     directory = finished(federation)
-    damage(directory / "run.db", at=0.5)
+    damage(directory / "run.db", at=0.35)
     with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
         Store(directory / "run.db")
     (directory / "run.db").write_bytes(b"not at all a database" * 1000)
@@ -154,7 +154,9 @@ def test_a_model_with_a_flipped_bit_is_refused(federation: Start) -> None:
         blob = bytearray(db.execute("SELECT weights FROM model").fetchone()[0])
         blob[1000] ^= 1
         db.execute("UPDATE model SET weights = ?", (bytes(blob),))
-    with closing(Store(directory / "run.db")) as store:
+    with pytest.raises(ServerError, match=r"damaged .table model: not what was written"):
+        Store(directory / "run.db")
+    with closing(Store(directory / "run.db", checked=True)) as store:
         changed = settings(directory, rounds=2)
         plan, shape = make_plan(changed, "{}", MANIFEST), DataShape(SHAPE, CLASSES)
         with pytest.raises(ServerError, match="the model is not version 2 by its digest"):
@@ -171,6 +173,8 @@ def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) ->
 
 OLD_REFUSALS = """
 DROP TABLE refused; DROP TABLE counts; DROP TABLE plan;
+DROP VIEW refusals; DROP TABLE checksums; DROP TABLE provenance;
+PRAGMA user_version = 0; PRAGMA application_id = 0;
 CREATE TABLE refusals (round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
     detail TEXT NOT NULL, at REAL NOT NULL);
 INSERT INTO refusals VALUES (1, 'a', 'LATE', 'x', 3), (1, 'a', 'LATE', 'x', 4),
@@ -182,6 +186,7 @@ def test_a_database_of_an_older_version_is_taken_over(federation: Start) -> None
     directory = finished(federation)
     with closing(sqlite3.connect(directory / "run.db")) as db:
         db.executescript(OLD_REFUSALS)
+    (directory / "run.db-commits").unlink()
     server = federation(rounds=2)
     rows = [astuple(row) for row in server.store.refusals.all()]
     assert rows == [(1, "a", "LATE", 2, "x", 3, 4), (2, "b", "MALFORMED", 1, "y", 5, 5)]
@@ -323,6 +328,6 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
 
 def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFixture[str]) -> None:
     directory = finished(federation)
-    damage(directory / "run.db", at=0.5)
+    damage(directory / "run.db", at=0.35)
     assert not check_directory(directory)
     assert "WRONG pages and indices" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from featherfed.compression.registry import STAGES
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import LOSSES, OLDEST, PROTOCOL
 from featherfed.server.access.names import check_name, is_plain
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.members import Members
@@ -63,6 +64,7 @@ class Admission:
         with run.lock:
             check_name(request.client)
             self._check_room(request.client)
+            check_protocol(has.protocol, run.plan)
             check_data(request.data, self._data_shape)
             check_runtime(has.runtime)
             # First, since the reason why there is no step says more than a lacking method does.
@@ -75,7 +77,7 @@ class Admission:
             again = self._members.add(request.client, record)
             self._presence.add(request.client)
             events.client_joined(run.plan.run, request, again)
-            return pb.JoinReply(session=session, plan=run.plan, step=step)
+            return pb.JoinReply(session=session, plan=run.plan, step=step, protocol=PROTOCOL)
 
     def _check_room(self, client: str) -> None:
         most = self._run.settings.limits.clients
@@ -91,6 +93,22 @@ class Admission:
 def _interned(stages: frozenset[str]) -> frozenset[str]:
     """Intern a stage set, so that equal clients share one object."""
     return stages
+
+
+def check_protocol(number: int, plan: pb.Plan) -> None:
+    """Refuse a client whose protocol is too old for this server, or for the run's plan."""
+    if number < OLDEST:
+        raise Refused(
+            pb.MISSING_CAPABILITY,
+            f"this client speaks protocol {number}, the server {OLDEST} to {PROTOCOL}; update "
+            "featherfed on the client",
+        )
+    if plan.training.loss and number < LOSSES:
+        raise Refused(
+            pb.MISSING_CAPABILITY,
+            f"the run trains with the loss {plan.training.loss}, which a client of protocol "
+            f"{number} may ignore; update featherfed on the client",
+        )
 
 
 def check_runtime(runtime: str) -> None:

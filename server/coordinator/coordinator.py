@@ -67,6 +67,7 @@ class Coordinator:
         self.devices = Devices(self.run)
         codecs = UpdateCodecs(settings, manifest)
         open_round = OpenRound(self.run, codecs)
+        open_round.check_journal()
         self.admission = Admission(
             self.run, self.members, self.presence, codecs, data_shape, self.training_step
         )

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
+from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.round import RoundContext, RoundStart, start_round
+from featherfed.compression.exchange.update import decode_update
+from featherfed.compression.registry import parse_codec
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
+from featherfed.server.errors import ServerError
+from featherfed.server.rounds.transitions import Phase
 
 
 class OpenRound:
@@ -43,3 +50,24 @@ class OpenRound:
         """Return the codec text for a client that knows these stages."""
         state = self._run.state
         return self._codecs.choose(state.round, state.slots, stages)
+
+    def check_journal(self) -> None:
+        """Raise ServerError if the round's first stored update does not decode.
+
+        No row is damaged, so another version of featherfed wrote it.
+        """
+        state = self._run.state
+        if state.phase not in (Phase.TRAINING, Phase.AGGREGATING):
+            return
+        for update in itertools.islice(self._run.store.journal.updates(state.round), 1):
+            start, context = self.start(), self.context().for_slot(update.slot)
+            try:
+                codec, payload = parse_codec(update.codec), update.payload or b""
+                decode_update(codec, start.manifest, payload, masks=start.masks, context=context)
+            except (CodecError, WireError) as error:
+                raise ServerError(
+                    f"{self._run.settings.output}/run.db: the update of {update.client} in round "
+                    f"{state.round} was written by another version of featherfed and does not "
+                    f"decode here ({error}); finish the run with that version, or choose another "
+                    "output directory"
+                ) from error

@@ -14,9 +14,11 @@ from typing import IO, Any
 
 from featherfed.compression.files import lock_file
 from featherfed.server.errors import CannotStore, ServerError
+from featherfed.server.storage.checksums import add_functions, differences_of, install
+from featherfed.server.storage.commit_count import CommitCount, Commits, commits_of
 from featherfed.server.storage.failures import WriteFailures, damaged, translate
-
-_SCHEMA = Path(__file__).with_name("schema.sql")
+from featherfed.server.storage.file_check import check_file
+from featherfed.server.storage.schema import bring_up_to_date
 
 
 class Database:
@@ -26,17 +28,25 @@ class Database:
     CannotStore and has changed nothing; a damaged database raises ServerError.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file; raise ServerError if it is in use, damaged or not writable."""
+    def __init__(self, path: Path, checked: bool = False) -> None:
+        """Open or create the file; raise ServerError if it is in use, damaged or not writable.
+
+        `checked`: the caller has looked for damage, and reads what there is nevertheless.
+        """
         self.path = path
         self.lock = threading.RLock()
         """Held during every statement and transaction."""
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered before each commit and left after it; writes rows that wait in memory."""
+        self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
         try:
+            if not checked and path.exists() and path.stat().st_size:
+                check_file(path)
             self._connection = _open(path)
+            self._commits = commits_of(self._connection) or Commits("", 0)
+            self._count = CommitCount(path, self._commits)
         except sqlite3.Error as error:
             self._process_lock.close()
             meaning = translate(error, path)
@@ -53,6 +63,7 @@ class Database:
         """Close the file and let another server use it."""
         with self.lock:
             self._connection.close()
+            self._count.close()
             self._process_lock.close()
 
     @contextmanager
@@ -62,29 +73,65 @@ class Database:
             if self._connection.in_transaction:
                 yield
                 return
-            self.run("BEGIN IMMEDIATE")
+            self._execute("BEGIN IMMEDIATE")
+            before = self._changes()
             try:
                 yield
                 with self.around_commit():
-                    self.run("COMMIT")  # a full disk may show only here
+                    changed = self._changes() != before
+                    self._commit(changed)
             except BaseException:
                 if self._connection.in_transaction:  # SQLite rolls back by itself on some errors
                     self._connection.execute("ROLLBACK")
                 raise
-            self.failures.succeeded()
+            if changed:
+                self.failures.succeeded()
+
+    def _changes(self) -> int:
+        return int(self._execute("SELECT total_changes()")[0][0])
+
+    def _commit(self, changed: bool) -> None:
+        commits = self._commits._replace(number=self._commits.number + changed)
+        if changed:
+            self._execute("UPDATE provenance SET commits = ?", commits.number)
+        self._execute("COMMIT")  # a full disk may show only here
+        self._commits = commits
+        if changed:
+            self._count.write(commits.number)
 
     def run(self, sql: str, *values: Any) -> list[Any]:
-        """Execute one statement with `values` for its placeholders; return its rows."""
+        """Execute one statement with `values` for its placeholders; return its rows.
+
+        One that changes something outside a transaction is a transaction of its own.
+        """
+        with self.lock:
+            if self._connection.in_transaction or sql.startswith(("SELECT", "PRAGMA")):
+                return self._execute(sql, *values)
+            with self.transaction():
+                return self._execute(sql, *values)
+
+    def check(self, table: str, part: int | None = None) -> None:
+        """Raise ServerError if a table's rows, all or one round's, are not what was written."""
+        if self._trusted:
+            return
         with self.lock:
             try:
-                return self._connection.execute(sql, values).fetchall()
+                found = list(differences_of(self._connection, table, part))
             except sqlite3.Error as error:
-                meaning = translate(error, self.path)
-                if isinstance(meaning, CannotStore):
-                    self.failures.failed(error)
-                if meaning is error:
-                    raise
-                raise meaning from error
+                raise translate(error, self.path) from error
+        if found:
+            raise damaged(self.path, f"{found[0]}: not what was written")
+
+    def _execute(self, sql: str, *values: Any) -> list[Any]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            meaning = translate(error, self.path)
+            if isinstance(meaning, CannotStore):
+                self.failures.failed(error)
+            if meaning is error:
+                raise
+            raise meaning from error
 
 
 def _lock_for_one_server(path: Path) -> IO[bytes]:
@@ -100,32 +147,16 @@ def _lock_for_one_server(path: Path) -> IO[bytes]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Return a connection to the file, checked, with today's schema, and writable."""
+    """Return a connection to the file, of today's version, and writable."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
-        if found != ["ok"]:
-            raise damaged(path, "; ".join(" ".join(text.split()) for text in found))
-        connection.executescript(_SCHEMA.read_text("utf-8"))
-        connection.execute("BEGIN IMMEDIATE")  # fails now if the file cannot be written
-        _migrate_refusals(connection)
-        connection.execute("COMMIT")
+        add_functions(connection)
+        bring_up_to_date(connection)
+        install(connection)
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _migrate_refusals(connection: sqlite3.Connection) -> None:
-    """Move the rows of `refusals`, one a refusal in older versions, to the counts in `refused`."""
-    sql = "SELECT 1 FROM sqlite_master WHERE name = 'refusals'"
-    if not connection.execute(sql).fetchall():
-        return
-    connection.execute(
-        "INSERT INTO refused SELECT round, client, reason, COUNT(*), detail, MIN(at), MAX(at) "
-        "FROM refusals GROUP BY round, client, reason"
-    )
-    connection.execute("DROP TABLE refusals")

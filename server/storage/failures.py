@@ -27,20 +27,28 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 def translate(error: sqlite3.Error, path: object) -> Exception:
     """Return the CannotStore or ServerError that an error of the disk means, or `error` itself."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    if code in _NOT_WRITABLE:
+    if is_of_the_disk(error):
         return CannotStore(str(error))
-    if code in _DAMAGED:
+    if _code(error) in _DAMAGED:
         return damaged(path, str(error))
     return error
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether a failure is the disk's, and not one of what stands on it."""
+    return _code(error) in _NOT_WRITABLE
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # without the extended part
 
 
 def damaged(path: object, what: str) -> ServerError:
     """Return the error for a database that must not be used any more."""
     return ServerError(
-        f"the run database {path} is damaged ({what}); nothing was changed. Move it away together "
-        "with its -wal and -shm files and put a backup (`featherfed backup`) in its place, or "
-        "choose another output directory to start anew"
+        f"the run database {path} is damaged ({what}); nothing was changed. Move run.db* away "
+        "and put a backup (`featherfed backup`) in its place, or choose another output directory "
+        "to start anew"
     )
 
 

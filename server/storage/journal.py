@@ -61,7 +61,11 @@ class Journal:
         return frozenset(row[0] for row in rows)
 
     def updates(self, round_: int) -> Iterator[JournaledUpdate]:
-        """Yield a round's updates in order of slots, one payload in memory at a time."""
+        """Yield a round's updates in order of slots, one payload in memory at a time.
+
+        Raises ServerError if one of them is not what was accepted.
+        """
+        self._database.check("updates", round_)
         for client in self.example_counts(round_):
             sql = "SELECT * FROM updates WHERE round = ? AND client = ?"
             yield JournaledUpdate(*self._database.run(sql, round_, client)[0])
@@ -73,6 +77,7 @@ class Journal:
 
     def norms(self, round_: int) -> dict[str, UpdateNorms]:
         """Return the norms of a round's updates by client, in order of names."""
+        self._database.check("norms", round_)
         sql = "SELECT client, whole, trainable, state FROM norms WHERE round = ? ORDER BY client"
         return {row[0]: UpdateNorms(*row[1:]) for row in self._database.run(sql, round_)}
 

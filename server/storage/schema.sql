@@ -120,3 +120,15 @@ CREATE TABLE IF NOT EXISTS downloads (  -- how much of a download was sent to a 
     message_bytes INTEGER NOT NULL,     -- of the messages that carried them
     PRIMARY KEY (client, kind)
 );
+CREATE TABLE IF NOT EXISTS checksums (  -- of all other tables' rows, kept by triggers; see checksums.py
+    part  INTEGER NOT NULL,             -- the rows' round or version, 0 where they have none
+    name  TEXT NOT NULL,                -- their table
+    value INTEGER NOT NULL,
+    PRIMARY KEY (part, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS provenance ( -- of this file
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    database   TEXT NOT NULL,           -- its random name
+    commits    INTEGER NOT NULL,        -- how many changed it; see commit_count.py
+    featherfed TEXT NOT NULL            -- the package version that opened it last
+);

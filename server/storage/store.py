@@ -25,10 +25,13 @@ class Store:
     takes nothing now, and ServerError if the database is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the database; raise ServerError if it cannot be used."""
+    def __init__(self, path: Path, checked: bool = False) -> None:
+        """Open or create the database; raise ServerError if it cannot be used.
+
+        `checked`: see `Database`.
+        """
         self.folder = path.parent
-        self._database = Database(path)
+        self._database = Database(path, checked)
         self.runs = Runs(self._database)
         self.clients = Clients(self._database)
         self.journal = Journal(self._database)

@@ -60,7 +60,11 @@ class Versions:
         return self.after(-1)
 
     def model(self, manifest: Manifest) -> tuple[list[Array], list[Array] | None]:
-        """Return the newest version's weights and the server's residual, float32."""
+        """Return the newest version's weights and the server's residual, float32.
+
+        Raises ServerError if they are not those that were stored.
+        """
+        self._database.check("model")
         weights, residual = self._database.run("SELECT weights, residual FROM model")[0]
         return (
             _from_blob(weights, manifest),
