@@ -26,7 +26,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.update import max_payload, sketched_shapes
 from featherfed.compression.importance import equal_importance
 from featherfed.compression.registry import parse_codec
-from featherfed.edge_client.errors import TooLarge
+from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError, TooLarge
 from featherfed.proto import federation_pb2 as pb
 
 COMPUTING_SECONDS = 60.0
@@ -69,10 +69,15 @@ def check_links(
     links: Sequence[pb.Link],
     computing: ComputingTime,
 ) -> None:
-    """Raise WireError unless `links` lead step by step from version `held` to `version`."""
+    """Raise WireError unless `links` lead step by step from version `held` to `version`.
+
+    Raises ClientError for a kind of link that is unknown here.
+    """
     last = held
     for number, link in enumerate(links):
         computing.check()
+        if link.kind not in pb.Link.Kind.values():
+            raise ClientError(f"the server sends a link of kind {link.kind}, {UNKNOWN_HERE}")
         if not _follows(link, number, last) or link.version > version:
             raise WireError(f"a link to version {link.version} after version {last}")
         if link.size > _max_size(manifest, link):

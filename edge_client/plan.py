@@ -76,8 +76,10 @@ def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:
     name = printable(tensor.name, MAX_WORD)
     if len(tensor.name) > MAX_NAME or not tensor.name.isprintable():
         yield f"names a tensor {name!r}"
-    if not _is_word(tensor.role) or tensor.role not in set(Role):
-        yield f"gives tensor {name!r} the role {printable(tensor.role, MAX_WORD)!r}"
+    if tensor.role not in set(Role):
+        yield f"gives {name!r} the role {printable(tensor.role, MAX_WORD)!r}, {UNKNOWN_HERE}"
+    if tensor.WhichOneof("initial") is None:
+        yield f"gives {name!r} an initial value of a kind that is {UNKNOWN_HERE}"
     # Axes of length 0 hide the others from the product, but not from numpy.
     if len(tensor.shape) > MAX_AXES or math.prod(max(1, n) for n in tensor.shape) > MAX_VALUES:
         yield f"has a tensor {name!r} of a shape that no model has"
@@ -90,13 +92,11 @@ def _is_word(text: str) -> bool:
 
 
 def _spec(tensor: pb.Tensor) -> TensorSpec:
-    initial = tensor.WhichOneof("initial")
-    if tensor.role not in set(Role) or initial is None:
-        raise ValueError(f"role or initial value of {tensor.name!r} is {UNKNOWN_HERE}")
+    uniform = tensor.HasField("uniform_limit")
     return TensorSpec(
         tensor.name,
         tuple(tensor.shape),
         Role(tensor.role),
-        Uniform(tensor.uniform_limit) if initial == "uniform_limit" else Fill(tensor.fill),
+        Uniform(tensor.uniform_limit) if uniform else Fill(tensor.fill),
         tensor.prunable,
     )

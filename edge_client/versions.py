@@ -17,7 +17,7 @@ from featherfed.compression.exchange.update import apply_update, decode_update, 
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.answers import ComputingTime, check_bundle
-from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError
+from featherfed.edge_client.errors import UNKNOWN_HERE
 from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 
@@ -39,7 +39,7 @@ def apply_links(
     `data` holds the links' payloads in the same order. `computing`: what the time is measured by,
     None for a server that is trusted. Raises DigestMismatch if a link gives other weights than the
     server says, WireError if a payload does not decode, a link does not fit the version before it,
-    or all takes too long, ClientError for a kind of link that is unknown here.
+    or all takes too long.
     """
     at = 0
     check = computing.check if computing else lambda: None
@@ -64,10 +64,6 @@ def _apply_link(
     payload: bytes,
     check: Callable[[], None],
 ) -> tuple[list[Array], Allocation | None]:
-    if link.kind not in pb.Link.Kind.values():
-        raise ClientError(
-            f"the server sends the model by a link of kind {link.kind}, {UNKNOWN_HERE}"
-        )
     if link.kind == pb.Link.SEED:
         return initial_weights(manifest, seed), None
     allocation = allocation_of(link, manifest)

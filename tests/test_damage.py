@@ -86,6 +86,7 @@ CHANGES = {
     "aggregations, round 1": "UPDATE aggregations SET clip = 1",
     "refused, round 1": "UPDATE refused SET count = 2",
     "counts": "UPDATE counts SET value = value + 1",
+    "publications": "UPDATE publications SET repeated = repeated + 1",
     "plan": "UPDATE plan SET seeded = 1 - seeded",
     "ledger, round 2": "DELETE FROM ledger WHERE client = 'c0' AND round = 2",
     "uploads, round 2": "UPDATE uploads SET data = x'00'",

@@ -140,7 +140,7 @@ def finished(federation: Start, folder: str = "run", **changes: Any) -> Path:
 
 def test_a_damaged_database_is_refused_and_the_remedy_named(federation: Start) -> None:
     directory = finished(federation)
-    damage(directory / "run.db", at=0.35)
+    damage(directory / "run.db", at=0.1, length=40_000)
     with pytest.raises(ServerError, match=r"is damaged .* put a backup"):
         Store(directory / "run.db")
     (directory / "run.db").write_bytes(b"not at all a database" * 1000)
@@ -328,6 +328,6 @@ def test_check_notices_an_open_round_that_lost_an_update(federation: Start) -> N
 
 def test_check_notices_damaged_pages(federation: Start, capsys: pytest.CaptureFixture[str]) -> None:
     directory = finished(federation)
-    damage(directory / "run.db", at=0.35)
+    damage(directory / "run.db", at=0.1, length=40_000)
     assert not check_directory(directory)
     assert "WRONG pages and indices" in capsys.readouterr().out

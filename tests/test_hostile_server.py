@@ -94,7 +94,9 @@ def payload_of(codec: str, manifest: Manifest = MODEL) -> bytes:
 
 
 def tensor(*shape: int, **changes: Any) -> pb.Tensor:
-    return pb.Tensor(**{"name": "kernel", "shape": shape, "role": "trainable", **changes})
+    return pb.Tensor(
+        **{"name": "kernel", "shape": shape, "role": "trainable", "fill": 0.0, **changes}
+    )
 
 
 PLANS: dict[str, tuple[dict[str, Any], str]] = {

@@ -225,14 +225,14 @@ def test_there_is_a_sample_of_every_numbered_version() -> None:
 def test_one_changed_byte_in_an_unfinished_download_costs_only_bytes(tmp_path: Path) -> None:
     request, path = pb.FetchModelRequest(version=2), tmp_path / FILE_NAME
     links = [pb.Link(kind=pb.Link.SNAPSHOT, version=2, codec="float32", size=40)]
-    with suppress(ConnectionError), PartialDownload(path, request) as part:
+    with suppress(ConnectionError), PartialDownload(path, request, 1000) as part:
         part.begin(links, 0)
         part.add(bytes(30))
         raise ConnectionError
     good = path.read_bytes()
     for at in range(good.index(b"\n") + 1):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        with PartialDownload(path, request) as part:
+        with PartialDownload(path, request, 1000) as part:
             assert part.begin(links, part.size), "else the client could not go on, ever"
 
 
@@ -334,8 +334,8 @@ def with_codec(reply: pb.NextTaskReply) -> pb.NextTaskReply:
         ("next_task", with_codec, "wants a codec"),
         ("fetch_model", with_kind, "link of kind 9"),
         ("submit_update", lambda _: pb.SubmitReply(outcome=9), "round 1: the server's answer 9"),
-        ("join", with_role, "role or initial value of 'kernel'"),
-        ("join", with_initial, "role or initial value of 'kernel'"),
+        ("join", with_role, "gives 'kernel' the role 'quaternion'"),
+        ("join", with_initial, "gives 'kernel' an initial value of a kind"),
     ],
 )
 def test_what_only_a_newer_server_sends_is_named(
