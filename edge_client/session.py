@@ -15,7 +15,7 @@ from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
-from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.registry import abilities, parse_codec
 from featherfed.edge_client.errors import ClientError, Rejected, SessionLost, StaleTask
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
@@ -116,7 +116,7 @@ class Session:
             client=profile.name,
             data=profile.data,
             capabilities=pb.Capabilities(
-                stages=sorted(STAGES),
+                stages=sorted(abilities()),
                 methods=profile.methods,
                 runtime=profile.runtime,
                 featherfed=profile.version,

@@ -77,7 +77,7 @@ class Scaled(Pull):
 @pytest.mark.parametrize(
     ("uplink", "clients", "digest"),
     [
-        ("balanced", 5, "5ff9c5a90c2f7db40d045214081466b5a46d8f65a397805dda9f4688b81dad5b"),
+        ("balanced", 5, "6b1ce7ab3c80f60e5d9a50a5495203a9738b427630fb2619016a40650e7bb558"),
         ("balanced", 2, "b7ff0c99843a1a0ce523a4c6b9bee59d824c4d3ef754e03f0d9646ba95ed858b"),
         ("exact", 5, "08326d993dc596033fa547e4a3af9b93f3b63f232521a2c2ddbe3df2daccee38"),
         ("float32", 5, "fe540f62a1dfd2e35fd9eb6a1f496e7a7cad7752b25140f8b4fdc09a9a267196"),
