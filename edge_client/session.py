@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
@@ -32,6 +35,9 @@ log = logging.getLogger(__name__)
 EVICTED_WITHIN = 60.0
 """Seconds: a session that is lost twice within them was taken over by another client of the same
 name; a restart of the server loses it once."""
+
+ABSURD_WEIGHT = 1e4
+"""Far above the weights of any model that training gives."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class TaskHandler:
         except CodecError as error:
             raise ClientError(
                 f"round {task.round}: training gave an update that cannot be sent ({error}); "
-                "check the data, or ask for a lower learning rate"
+                f"{_advice(start.weights)}"
             ) from error
         return PendingUpdate(
             task.round,
@@ -194,3 +200,15 @@ class TaskHandler:
             encoded.target,
             encoded.residual,
         )
+
+
+def _advice(start: Sequence[Array]) -> str:
+    """Return what to do about training from weights `start` that has diverged."""
+    largest = max((float(np.abs(tensor).max(initial=0)) for tensor in start), default=0.0)
+    if not largest <= ABSURD_WEIGHT:
+        return (
+            f"the global model that it started from has weights up to {largest:.3g}, which no "
+            "training gives: not these data, but another client has spoilt it; tell whoever runs "
+            "the server"
+        )
+    return "check the data, or ask for a lower learning rate"

@@ -69,6 +69,10 @@ CREATE TABLE IF NOT EXISTS aggregations (
     next_clip REAL,                     -- the same for the next round, under differential privacy
     epsilon   REAL                      -- privacy spent so far
 );
+CREATE TABLE IF NOT EXISTS discarded (  -- rounds whose model was not adopted
+    round  INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown
