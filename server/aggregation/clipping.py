@@ -24,6 +24,7 @@ from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
 MIN_UPDATES = 3
 """With fewer updates there is no majority to tell an outlier by."""
+_STATE_GROWTH = 1000  # training at a high rate from a normalisation's first statistics
 
 
 def update_norms(
@@ -74,19 +75,19 @@ def clip_share(norm: float, limit: float) -> int:
     return min(FULL_SHARE - 1, math.floor(FULL_SHARE * (limit / norm)))
 
 
-def norm_limit(norms: Sequence[float], clip: float, quantile: float, start: float) -> float:
+def norm_limit(
+    norms: Sequence[float], clip: float, quantile: float, least: float, most: float
+) -> float:
     """Return `clip` times the quantile of the norms that are not zero, infinity if `clip` is 0.
 
-    Of fewer than MIN_UPDATES, `clip` times the smallest, but at least `start`, the norm of what the
-    round starts from, so that a tiny update shrinks no other, and at most `clip` times that.
+    Of two it is `clip` times the smaller, but at least `least`, so that a tiny update shrinks no
+    other, and at most `most`; of one it is `most`.
     """
     moved = [norm for norm in norms if norm > 0]
     if not clip or not moved:
         return math.inf
-    if len(moved) == 1:
-        return clip * start
     if len(moved) < MIN_UPDATES:
-        return min(max(clip * min(moved), start), clip * start)
+        return most if len(moved) == 1 else min(max(clip * min(moved), least), most)
     # One of the norms and no interpolation of two: an attacker's norm could raise that.
     return clip * float(np.quantile(moved, quantile, method="inverted_cdf"))
 
@@ -104,9 +105,15 @@ def clip_to_quantile(
     other state have limits of their own; an update keeps the smaller of the two shares.
     """
     limits = [
-        norm_limit([own.trainable for own in norms.values()], clip, quantile, start.trainable),
-        norm_limit([own.state for own in norms.values()], clip, quantile, start.state),
-    ]
+        norm_limit(
+            [own.trainable for own in norms.values()], clip, quantile,
+            least=start.trainable, most=clip * start.trainable,
+        ),
+        norm_limit(
+            [own.state for own in norms.values()], clip, quantile,
+            least=start.state, most=_STATE_GROWTH * clip * start.state,
+        ),
+    ]  # fmt: skip
     shares: dict[str, int] = {}
     outliers = []
     for client, own in norms.items():
