@@ -6,6 +6,7 @@ import gzip
 import importlib.metadata
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -80,7 +81,8 @@ class Artifacts:
             last = data["rounds"][-1]
             log.info(
                 "round %d of %d: accuracy %.4f from %d clients in %.1f s",
-                last["round"], self._settings.rounds, last["accuracy"], len(last["clients"]),
+                last["round"], self._settings.rounds,
+                math.nan if last["accuracy"] is None else last["accuracy"], len(last["clients"]),
                 last["seconds"],
             )  # fmt: skip
         write_whole(self._directory / "metrics.json", json.dumps(data, indent=1))

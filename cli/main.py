@@ -101,7 +101,8 @@ def serve(
     """Serve a run; started again after any kind of death, it goes on where it was.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
-    after the run's end, 3 before it, 1 after an error, 130 or 143 after a second signal.
+    after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
+    error, 130 or 143 after a second signal.
     """
     from featherfed.cli.serve_settings import serve_settings
     from featherfed.server.settings.settings import load_settings
@@ -110,7 +111,7 @@ def serve(
     settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
     from featherfed.cli.serve import serve_run
 
-    sys.exit(0 if serve_run(settings) else 3)
+    sys.exit(serve_run(settings))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from featherfed.cli.training_step import offered_step
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.optimized import FederatedModel
+from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
@@ -30,12 +31,16 @@ from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 
+FINISHED, STOPPED, NO_PROGRESS = 0, 3, 4
+"""Exit status: after the run's end, before it, and after the end of a run of which every round was
+discarded, so that the final model is the first."""
+
 MAX_FILES = 65_536
 """Most open files that are asked for; each client's connection is one."""
 
 
-def serve_run(settings: Settings) -> bool:
-    """Serve the run that `settings` describe; return whether it has finished."""
+def serve_run(settings: Settings) -> int:
+    """Serve the run that `settings` describe; return FINISHED, STOPPED or NO_PROGRESS."""
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -53,11 +58,25 @@ def serve_run(settings: Settings) -> bool:
         artifacts = Artifacts(output, settings, store, coordinator, model, test, calibration)
         releases = build_releases(output, coordinator, model, calibration, lock)
         try:
-            return asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
+            finished = asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
+            return _exit_status(finished, coordinator.status())
         finally:
             releases.close()
     finally:
         store.close()
+
+
+def _exit_status(finished: bool, status: pb.StatusReply) -> int:
+    """Return the process's exit status; say so if rounds of a finished run were discarded."""
+    if not finished:
+        return STOPPED
+    if status.discarded_rounds:
+        log.warning(
+            "%d of %d rounds were discarded, because their models could not be used; metrics.json "
+            "says why, and `refused` there whose updates were too large",
+            status.discarded_rounds, status.rounds,
+        )  # fmt: skip
+    return NO_PROGRESS if status.discarded_rounds == status.rounds else FINISHED
 
 
 def _allow_many_files() -> None:

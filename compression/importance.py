@@ -9,6 +9,11 @@ input and by output (as in Adafactor, Shazeer and Stern 2018).
 
 Importance is kept in small integer codes on a logarithmic scale, two codes per factor of 2, so
 that both sides sample the same coordinates on every platform.
+
+A report is a client's word. Levels are reported by all and merged by their median, which a minority
+cannot move beyond what the others say (Yin et al. 2018). A code of a row or column is one client's
+alone, so it counts only between half and four times the mean: a lie then costs that client's share
+of the coordinates some noise, and starves none.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ _MIN_PROFILED = 1024  # values: smaller tensors are not worth a profile
 _MIN_VALUES_PER_CODE = 8  # nor are tensors whose profile would have more codes than that
 _TINY = 1e-12
 _FLOOR = 0.2  # of the mean: a row that did not move in this round may move in the next
+_LEAST_CODE, _MOST_CODE = NEUTRAL - 2, NEUTRAL + 4  # half and four times the tensor's mean
+_LEAST_SHARE = 4  # a coordinate is sent at least 1/4 as often as the mean of all
 
 # round(2**(code / 2) * unit) as exact integers.
 _LEVEL_WEIGHT = np.array([round(2 ** (code / 2)) for code in range(LEVELS)], np.int64)
@@ -155,16 +162,20 @@ def encode_report(own: Allocation, slot: int, slots: int) -> bytes:
 class Report:
     """The importance that the client in `slot` measured: all levels, and a part of the profile.
 
-    `codes`: the codes number slot, slot + slots, ... of the profile, one byte each.
+    `codes`: the codes number slot, slot + slots, ... of the profile, one byte each. `bounded`: it
+    is merged by the median and within bounds, not by the mean, as older versions did.
     """
 
     slot: int
     slots: int
     levels: bytes
     codes: bytes
+    bounded: bool = True
 
 
-def decode_report(data: bytes, shapes: Sequence[Shape], slot: int, slots: int) -> Report:
+def decode_report(
+    data: bytes, shapes: Sequence[Shape], slot: int, slots: int, bounded: bool = True
+) -> Report:
     """Return the report in exactly `report_size` bytes; raise WireError if they hold none."""
     raw = np.frombuffer(data, np.uint8)
     levels, pairs = raw[: len(shapes)], raw[len(shapes) :]
@@ -172,26 +183,50 @@ def decode_report(data: bytes, shapes: Sequence[Shape], slot: int, slots: int) -
     count = _num_reported(shapes, slot, slots)
     if (levels > _TOP_LEVEL).any() or codes[count:].any():
         raise WireError("a report of importance is out of range")
-    return Report(slot, slots, levels.tobytes(), codes[:count].tobytes())
+    return Report(slot, slots, levels.tobytes(), codes[:count].tobytes(), bounded)
 
 
 def merge_reports(
     before: Allocation | None, reports: Sequence[Report], shapes: Sequence[Shape]
 ) -> Allocation | None:
-    """Return the mean of the reported levels, and the profile with all reported codes put in.
+    """Return the reported levels merged into one, and the profile with all reported codes put in.
 
-    Codes that nobody reported stay as they were `before`, or NEUTRAL. The order of reports does
-    not matter unless two come from the same slot.
+    Levels are merged by their median, and codes put in within bounds; without a bounded report
+    levels by their mean, and codes as they are. Codes that nobody reported stay as they were
+    `before`, or NEUTRAL. The order of reports does not matter unless two come from the same slot.
     """
     if not reports:
         return before
+    bounded = any(report.bounded for report in reports)
     profile = np.frombuffer((before or equal_importance(shapes)).profile, np.uint8).copy()
-    levels = np.zeros(len(shapes), np.int64)
     for report in reports:
-        levels += np.frombuffer(report.levels, np.uint8)
-        profile[report.slot % report.slots :: report.slots] = np.frombuffer(report.codes, np.uint8)
-    mean = (levels + len(reports) // 2) // len(reports)
-    return Allocation(mean.astype(np.uint8).tobytes(), profile.tobytes())
+        codes = np.frombuffer(report.codes, np.uint8)
+        within = np.clip(codes, _LEAST_CODE, _MOST_CODE) if bounded else codes
+        profile[report.slot % report.slots :: report.slots] = within
+    levels = np.stack([np.frombuffer(r.levels, np.uint8).astype(np.int64) for r in reports])
+    merged = _raise_least(_median(levels), shapes) if bounded else _mean(levels)
+    return Allocation(merged.astype(np.uint8).tobytes(), profile.tobytes())
+
+
+def _mean(levels: Integers) -> Integers:
+    """Return the mean of each column, rounded half up."""
+    mean: Integers = (levels.sum(axis=0) + len(levels) // 2) // len(levels)
+    return mean
+
+
+def _median(levels: Integers) -> Integers:
+    """Return the median of each column; between two, their mean rounded half up."""
+    ordered, last = np.sort(levels, axis=0), len(levels) - 1
+    median: Integers = (ordered[last // 2] + ordered[(last + 1) // 2] + 1) // 2
+    return median
+
+
+def _raise_least(levels: Integers, shapes: Sequence[Shape]) -> Integers:
+    """Return levels of which none weighs much less than the mean of all coordinates."""
+    sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
+    mean = int((_LEVEL_WEIGHT[levels] * sizes).sum()) // max(1, int(sizes.sum()))
+    least = int(np.searchsorted(_LEAST_SHARE * _LEVEL_WEIGHT, mean, side="right")) - 1
+    return np.maximum(levels, max(0, least))
 
 
 def _num_reported(shapes: Sequence[Shape], slot: int, slots: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from featherfed.compression.chain import chain
 from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
-from featherfed.compression.sketch import Sketch
+from featherfed.compression.sketch import BOUNDED, Sketch
 from featherfed.compression.stage import Stage
 from featherfed.compression.stages.deadzone import DeadZone
 from featherfed.compression.stages.eden import Eden
@@ -46,6 +46,12 @@ STAGES: dict[str, type[Any]] = {
 """Every stage by its name in codec text."""
 if AVAILABLE:
     STAGES[Range.name] = Range
+
+
+def abilities() -> frozenset[str]:
+    """Return all that a codec may need of a peer and that this code can do."""
+    return frozenset(STAGES) | {BOUNDED}
+
 
 MAX_TEXT = 200
 """Most characters of codec text."""

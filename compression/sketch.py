@@ -52,6 +52,11 @@ from featherfed.compression.stage import (
 )
 from featherfed.compression.traits import Traits
 
+BOUNDED = "bounded"
+"""A report of importance whose influence is bounded; peers must know how it is merged."""
+PROFILE = "profile"
+"""The report of older versions, of which one lie could decide what all clients send."""
+
 _STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
 """Best uniform step for a standard normal (Max 1960), by bits; one bit needs none."""
 
@@ -60,8 +65,9 @@ _STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
 class Sketch:
     """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
-    `side`: "profile" if the payload also reports importance (a byte per tensor, and this client's
-    part of the codes of rows and columns), "bare" if not. `statistics`: tensors that are not
+    `side`: "bounded" if the payload also reports importance (a byte per tensor, and this client's
+    part of the codes of rows and columns), "bare" if not; "profile" is the report of older
+    versions. `statistics`: tensors that are not
     trained are "sent" as 8-bit floats, or "held" at their old values. Raises CodecError for
     arguments out of range.
     """
@@ -72,18 +78,24 @@ class Sketch:
     statistics: str = "sent"
 
     name: ClassVar[str] = "sketch"
-    needs: ClassVar[frozenset[str]] = frozenset({"sketch"})
 
     def __post_init__(self) -> None:
         if not isinstance(self.density, int | float) or not 0 < self.density <= 1:
             raise CodecError(f"sketch needs a density above 0 and up to 1, got {self.density!r}")
         if self.bits not in _STEP_SIZE:
             raise CodecError(f"sketch sends 1, 2 or 4 bits a value, not {self.bits!r}")
-        if self.side not in ("bare", "profile"):
-            raise CodecError(f"sketch sends bare bits or a profile too, not {self.side!r}")
+        if self.side not in ("bare", PROFILE, BOUNDED):
+            raise CodecError(
+                f"sketch sends bare bits, or a bounded report or a profile too, not {self.side!r}"
+            )
         if self.statistics not in ("sent", "held"):
             raise CodecError(f"statistics are sent or held, not {self.statistics!r}")
         object.__setattr__(self, "density", float(self.density))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Its name, and that of its report, which both sides must merge alike."""
+        return frozenset({self.name, BOUNDED} if self.side == BOUNDED else {self.name})
 
     @property
     def traits(self) -> Traits:
@@ -142,7 +154,9 @@ class Sketch:
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return the report of importance in encoded `data`, None if it holds none."""
-        return _take_report(Reader(data), shapes, context) if self._reports else None
+        if not self._reports:
+            return None
+        return _take_report(Reader(data), shapes, context, self.side == BOUNDED)
 
     def limit(self, shapes: Sequence[Shape]) -> int:
         """Return the most bytes that tensors of `shapes` take."""
@@ -153,7 +167,7 @@ class Sketch:
     @property
     def _reports(self) -> bool:
         """Whether payloads begin with a report of importance."""
-        return self.side == "profile"
+        return self.side != "bare"
 
     def _read_allocation(
         self, reader: Reader, shapes: Sequence[Shape], context: Context
@@ -161,7 +175,7 @@ class Sketch:
         """Return the allocation that the sender used, after reading its report if there is one."""
         allocation = context.allocation or equal_importance(shapes)
         if self._reports:
-            report = _take_report(reader, shapes, context)
+            report = _take_report(reader, shapes, context, self.side == BOUNDED)
             if context.allocation is None:
                 return Allocation(report.levels, allocation.profile)
         return allocation
@@ -186,9 +200,11 @@ class Sketch:
         return stage_text(self)
 
 
-def _take_report(reader: Reader, shapes: Sequence[Shape], context: Context) -> Report:
+def _take_report(
+    reader: Reader, shapes: Sequence[Shape], context: Context, bounded: bool
+) -> Report:
     data = reader.take(report_size(shapes, context.slot, context.slots))
-    return decode_report(data, shapes, context.slot, context.slots)
+    return decode_report(data, shapes, context.slot, context.slots, bounded)
 
 
 def _num_scales(count: int) -> int:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from featherfed.compression.arrays import Array
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update, subtract
-from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.registry import abilities, parse_codec
 from featherfed.edge_client.errors import (
     UNKNOWN_HERE,
     ClientError,
@@ -42,6 +45,8 @@ EVICTED_WITHIN = 60.0
 name; a restart of the server loses it once."""
 
 _SHORT_POLL = 1.0  # seconds; after a shorter poll that brought no work the client pauses
+ABSURD_WEIGHT = 1e4
+"""Far above the weights of any model that training gives."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Session:
             client=profile.name,
             data=profile.data,
             capabilities=pb.Capabilities(
-                stages=sorted(STAGES),
+                stages=sorted(abilities()),
                 methods=profile.methods,
                 runtime=profile.runtime,
                 featherfed=profile.version,
@@ -209,7 +214,7 @@ class TaskHandler:
         except CodecError as error:
             raise ClientError(
                 f"round {task.round}: training gave an update that cannot be sent ({error}); "
-                "check the data, or ask for a lower learning rate"
+                f"{_advice(start.weights)}"
             ) from error
         return PendingUpdate(
             task.round,
@@ -221,3 +226,15 @@ class TaskHandler:
             encoded.target,
             encoded.residual,
         )
+
+
+def _advice(start: Sequence[Array]) -> str:
+    """Return what to do about training from weights `start` that has diverged."""
+    largest = max((float(np.abs(tensor).max(initial=0)) for tensor in start), default=0.0)
+    if not largest <= ABSURD_WEIGHT:
+        return (
+            f"the global model that it started from has weights up to {largest:.3g}, which no "
+            "training gives: not these data, but another client has spoilt it; tell whoever runs "
+            "the server"
+        )
+    return "check the data, or ask for a lower learning rate"

@@ -135,7 +135,7 @@ class FileChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds")
+    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds", "report")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,7 @@ class Plan(_message.Message):
     OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     run: str
     model_json: str
     manifest: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -152,7 +153,8 @@ class Plan(_message.Message):
     optimization: Optimization
     rounds: int
     heartbeat_seconds: int
-    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ...) -> None: ...
+    report: str
+    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., report: _Optional[str] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable")
@@ -433,7 +435,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "round", "rounds", "version", "clients", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients")
+    __slots__ = ("run", "phase", "round", "rounds", "version", "clients", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients", "discarded_rounds")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +446,7 @@ class StatusReply(_message.Message):
     UPLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DOWNLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     WANTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     round: int
@@ -454,7 +457,8 @@ class StatusReply(_message.Message):
     uplink_bytes: int
     downlink_bytes: int
     wanted_clients: int
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ...) -> None: ...
+    discarded_rounds: int
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ..., discarded_rounds: _Optional[int] = ...) -> None: ...
 
 class ClientStatus(_message.Message):
     __slots__ = ("state",)

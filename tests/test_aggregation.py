@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -50,9 +51,11 @@ from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import transitions as rounds
 from featherfed.server.rounds.transitions import Phase
+from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.rule import Rule
 from featherfed.server.settings.settings import Settings, load_settings
 from featherfed.server.storage.records import UpdateNorms
+from featherfed.sweep import simulate as simulation
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
@@ -79,7 +82,7 @@ class Scaled(Pull):
 @pytest.mark.parametrize(
     ("uplink", "clients", "digest"),
     [
-        ("balanced", 5, "3a248e8ea7fd1d8d0ebd8636cb55c4061492d54f333dbe734b38e72ba4bd8711"),
+        ("balanced", 5, "e0a68fc16a2f8806106edb192f322bef14ca143a7edef71c62d1e3c4710a81a3"),
         ("balanced", 2, "b7ff0c99843a1a0ce523a4c6b9bee59d824c4d3ef754e03f0d9646ba95ed858b"),
         ("exact", 5, "08326d993dc596033fa547e4a3af9b93f3b63f232521a2c2ddbe3df2daccee38"),
         ("float32", 5, "fe540f62a1dfd2e35fd9eb6a1f496e7a7cad7752b25140f8b4fdc09a9a267196"),
@@ -88,8 +91,26 @@ class Scaled(Pull):
 def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
     tmp_path: Path, uplink: str, clients: int, digest: str
 ) -> None:
+    assert undisturbed(tmp_path, uplink, clients) == digest
+
+
+def test_a_run_that_began_with_the_older_reports_ends_as_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older_plan(*args: Any) -> pb.Plan:
+        plan = make_plan(*args)
+        plan.ClearField("report")
+        return plan
+
+    monkeypatch.setattr(simulation, "make_plan", older_plan)
+    digest = "3a248e8ea7fd1d8d0ebd8636cb55c4061492d54f333dbe734b38e72ba4bd8711"
+    assert undisturbed(tmp_path, "balanced", 5) == digest
+
+
+def undisturbed(folder: Path, uplink: str, clients: int) -> str:
+    """Return the last digest of a run in which nobody is clipped."""
     run = settings(
-        tmp_path, rounds=4, clients={"minimum": clients, "quorum": 1.0},
+        folder, rounds=4, clients={"minimum": clients, "quorum": 1.0},
         compression={"uplink": uplink},
     )  # fmt: skip
     unequal = (uplink, clients) != ("balanced", 5)  # forwarded, and so with coarse weights
@@ -99,8 +120,8 @@ def test_an_undisturbed_run_ends_as_it_did_before_there_was_clipping(
         clients=data, evaluator=DistanceEvaluator(),
         make_trainer=lambda name, plan, manifest, step: Pull(float(name[1:]) / 3),
     )  # fmt: skip
-    assert told["final"]["digest"] == digest
     assert [r["clipped"] for r in told["rounds"]] == [0] * 4
+    return str(told["final"]["digest"])
 
 
 # ---- counts ----
@@ -217,15 +238,43 @@ def test_a_round_of_two_codecs_is_not_forwarded() -> None:
 
 
 def test_the_limit_is_a_norm_of_the_round_times_the_clip() -> None:
-    assert norm_limit([1, 2, 3, 4, 1e9], 10, 0.5) == 30
-    assert norm_limit([1, 2, 1e9, 1e9], 10, 0.5) == 20, "of four, two cannot raise it"
-    assert norm_limit([1, 2, 3, 4, 5], 1, 0.9) == 5
-    assert norm_limit([1, 1e9], 10, 0.5) == math.inf, "nobody can say which is the outlier"
-    assert norm_limit([5], 10, 0.5) == math.inf
-    assert norm_limit([], 10, 0.5) == math.inf
-    assert norm_limit([0] * 5, 10, 0.5) == math.inf
-    assert norm_limit([0, 0, 0, 1, 1, 1], 10, 0.5) == 10
-    assert norm_limit([1, 1, 1], 0, 0.5) == math.inf
+    assert norm_limit([1, 2, 3, 4, 1e9], 10, 0.5, 7, 70) == 30
+    assert norm_limit([1, 2, 1e9, 1e9], 10, 0.5, 7, 70) == 20, "of four, two cannot raise it"
+    assert norm_limit([1, 2, 3, 4, 5], 1, 0.9, 7, 70) == 5
+    assert norm_limit([], 10, 0.5, 7, 70) == math.inf
+    assert norm_limit([0] * 5, 10, 0.5, 7, 70) == math.inf
+    assert norm_limit([0, 0, 0, 1, 1, 1], 10, 0.5, 7, 70) == 10
+    assert norm_limit([1, 1, 1], 0, 0.5, 7, 70) == math.inf
+
+
+def test_of_one_or_two_updates_the_limit_follows_the_other_and_the_model() -> None:
+    assert norm_limit([2, 1e9], 10, 0.5, 7, 70) == 20
+    assert norm_limit([1e-9, 5], 10, 0.5, 7, 70) == 7, "a tiny update shrinks no other"
+    assert norm_limit([1e8, 1e9], 10, 0.5, 7, 70) == 70, "nor do two large ones allow each other"
+    assert norm_limit([5], 10, 0.5, 7, 70) == norm_limit([1e9, 0, 0], 10, 0.5, 7, 70) == 70
+    assert norm_limit([5, 1e9], 0, 0.5, 7, 70) == math.inf
+
+
+# The largest that two clients' norms in any round were, over those of what the round started from:
+# of trained tensors, and of statistics (digits, Keras, iid and Dirichlet shards of 0.1).
+HONEST = {
+    "mlp sgd 0.1": (0.40, 0), "mlp sgd 1": (1.16, 0), "mlp adam 0.05": (3.11, 0),
+    "mlp momentum 0.3": (2.35, 0), "cnn sgd 0.1": (0.30, 0), "cnn sgd 1": (1.39, 0),
+    "cnn adam 0.05": (3.78, 0), "cnn momentum 0.3": (5.56, 0), "gru sgd 0.1": (0.20, 0),
+    "gru sgd 1": (0.79, 0), "gru adam 0.05": (6.15, 0), "mobile sgd 0.1": (0.10, 1.02),
+    "mobile sgd 1": (0.71, 1.64), "mobile sgd 5": (4.86, 4412), "mobile adam 0.05": (2.38, 23.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("other", [0.65, None])  # of it; in no round was the smaller less
+def test_training_at_high_rates_is_not_clipped(name: str, other: float | None) -> None:
+    trained, state = HONEST[name]
+    norms = {"a": UpdateNorms(0, 2 * trained, 3 * state)}
+    if other is not None:
+        norms["b"] = UpdateNorms(0, 2 * trained * other, 3 * state * other)
+    weighting = clip_to_quantile(dict.fromkeys(norms, 10), norms, 10, 0.5, UpdateNorms(0, 2, 3))
+    assert weighting.outliers == ()
 
 
 @hypothesis.settings(deadline=None)
@@ -323,18 +372,35 @@ def test_norms_are_comparable_between_codecs() -> None:
         assert 0.5 < norm / exact < 2
 
 
-def test_rounds_of_one_or_two_are_not_clipped(direct_run: Callable[..., DirectRun]) -> None:
-    for clients in (1, 2):
-        run = direct_run(str(clients), clients, compression=DENSE)
-        step = run.step({"a": constant(0.1), "b": constant(100)} if clients == 2 else honest(1))
-        assert run.metrics()["rounds"][0]["refused"] == []
-        if clients == 2:
-            np.testing.assert_allclose(flat(step), 50.05, rtol=1e-6)
+def test_of_two_updates_one_is_limited_by_the_other_and_the_model(
+    direct_run: Callable[..., DirectRun],
+) -> None:
+    run, alone = direct_run(clients=2, compression=DENSE), direct_run("1", 1, compression=DENSE)
+    step = run.step({"a": constant(0.1), "b": constant(100)})
+    assert 0.05 < flat(step).max() < 2
+    (refusal,) = run.metrics()["rounds"][0]["refused"]
+    assert (refusal["client"], refusal["reason"]) == ("b", "OUTLIER")
+    alone.step({"a": constant(0.1)})
+    assert alone.metrics()["rounds"][0]["refused"] == []
+
+
+@pytest.mark.parametrize("uplink", ["float32", "balanced", "sketch(0.3)"])
+def test_of_two_clients_one_that_sends_4e11_is_left_out(
+    direct_run: Callable[..., DirectRun], uplink: str
+) -> None:
+    run = direct_run(clients=2, compression={"uplink": uplink, "fallback": "float32"})
+    honest = random_update(1, 0.05)
+    run.step({"a": honest, "b": [np.float32(1e12) * t for t in honest]})
+    (told,) = run.metrics()["rounds"]
+    assert [(r["client"], r["reason"]) for r in told["refused"]] == [("b", "OUTLIER")]
+    assert [c["client"] for c in told["clients"]] == ["a"]
+    assert np.abs(flat(run.coordinator.newest_weights())).max() < 20
 
 
 def test_a_round_in_which_nothing_moved_is_whole() -> None:
     norms = {name: UpdateNorms(0, 0, 0) for name in "abc"}
-    weighting = clip_to_quantile(dict.fromkeys("abc", 10), norms, 10, 0.5)
+    start = UpdateNorms(1, 1, 1)
+    weighting = clip_to_quantile(dict.fromkeys("abc", 10), norms, 10, 0.5, start)
     assert set(weighting.shares.values()) == {FULL_SHARE}
     assert (weighting.total, weighting.outliers, weighting.record.clip) == (30, (), None)
 

@@ -25,7 +25,12 @@ from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.stages.range import AVAILABLE
 
-SKETCHES = ["sketch(0.05)", "sketch(0.3, 4, profile)", "sketch(0.1, 2, bare, held)"]
+SKETCHES = [
+    "sketch(0.05)",
+    "sketch(0.3, 4, profile)",
+    "sketch(0.1, 2, bare, held)",
+    "sketch(0.3, 4, bounded)",
+]
 EVERY = [*CODECS, *SKETCHES]
 
 FOLDER = Path(__file__).parent / "golden"

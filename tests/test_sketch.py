@@ -42,7 +42,8 @@ MODEL = Manifest(
     )
 )
 SHAPES = sketched_shapes(MODEL)
-TEXTS = ["sketch(0.05)", "sketch(0.05, 1, profile)", "sketch(0.2, 2)", "sketch(0.4, 4, profile)"]
+TEXTS = ["sketch(0.05)", "sketch(0.05, 1, profile)", "sketch(0.2, 2)", "sketch(0.4, 4, profile)",
+         "sketch(0.1, 1, bounded)"]  # fmt: skip
 KEY = round_key(3, 1)
 
 
@@ -98,14 +99,100 @@ def test_only_large_matrices_have_a_profile() -> None:
 def test_reports_of_all_slots_make_the_allocation_whole() -> None:
     own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
     reports = [
-        importance.decode_report(importance.encode_report(own, slot, 5), SHAPES, slot, 5)
+        importance.decode_report(importance.encode_report(own, slot, 5), SHAPES, slot, 5, False)
         for slot in range(5)
     ]
-    assert merge_reports(None, reports, SHAPES) == own
+    assert merge_reports(None, reports, SHAPES) == own, "as older versions merge"
     partial = merge_reports(None, reports[:2], SHAPES)
     assert partial is not None
     assert partial.profile[2] == importance.NEUTRAL
     assert merge_reports(own, [], SHAPES) == own
+
+
+def reports_of(owns: list[Allocation], bounded: bool = True) -> list[importance.Report]:
+    slots = len(owns)
+    return [
+        importance.decode_report(
+            importance.encode_report(own, slot, slots), SHAPES, slot, slots, bounded
+        )
+        for slot, own in enumerate(owns)
+    ]
+
+
+CODES = st.binary(min_size=340, max_size=340).map(lambda data: bytes(b & 15 for b in data))
+LEVELS = st.binary(min_size=4, max_size=4).map(lambda data: bytes(b & 31 for b in data))
+ALLOCATIONS = st.builds(Allocation, LEVELS, CODES)
+
+
+def chances(allocation: Allocation) -> Array:
+    """Return how often each coordinate of the kernel is sent, relative to the mean of all."""
+    total, kernel, at = 0.0, np.zeros(0), 0
+    profile = np.frombuffer(allocation.profile, np.uint8)
+    for shape, level in zip(SHAPES, allocation.levels, strict=True):
+        grid = grid_of(shape)
+        codes = profile[at : at + grid.entries]
+        at += grid.entries
+        rows, columns = importance.importance_weights(level, grid, codes)
+        columns = np.ones(grid.columns) if columns is None else columns
+        weights = np.outer(rows, columns)
+        total += weights.sum()
+        kernel = weights if weights.shape == (300, 40) else kernel
+    return kernel / (total / sum(int(np.prod(s)) for s in SHAPES))
+
+
+@given(honest=st.lists(ALLOCATIONS, min_size=2, max_size=6), lie=ALLOCATIONS, data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_one_report_moves_no_level_beyond_what_the_others_say(
+    honest: list[Allocation], lie: Allocation, data: st.DataObject
+) -> None:
+    place = data.draw(st.integers(0, len(honest)))
+    reports = reports_of([*honest[:place], lie, *honest[place:]])
+    ordered = np.sort([np.frombuffer(own.levels, np.uint8) for own in honest], axis=0)
+    merged = importance._median(
+        np.stack([np.frombuffer(r.levels, np.uint8).astype(np.int64) for r in reports])
+    )
+    assert (ordered[0] <= merged).all()
+    assert (merged <= ordered[-1]).all()
+
+
+@given(st.lists(ALLOCATIONS, min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_reported_no_coordinate_starves(owns: list[Allocation]) -> None:
+    merged = merge_reports(None, reports_of(owns), SHAPES)
+    assert merged is not None
+    merged.check(SHAPES)
+    assert chances(merged).min() > 1 / 4 / 2**0.5 / 2 / 2 / 16 * 0.9
+
+
+def test_a_lie_of_one_in_five_costs_the_others_coordinates_little() -> None:
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
+    codes = np.frombuffer(own.profile, np.uint8)
+    lie = Allocation(bytes([0, 31, 31, 0]), np.where(codes >= 5, 0, 15).astype(np.uint8).tobytes())
+
+    def loss(bounded: bool) -> float:
+        honest, lied = (
+            merge_reports(None, reports_of([first, *[own] * 4], bounded), SHAPES)
+            for first in (own, lie)
+        )
+        assert honest is not None
+        assert lied is not None
+        theirs = np.ones((300, 40), bool)
+        theirs[::5] = False
+        theirs[:, ::5] = False  # the 300th code is the first column's: slot 0 has it
+        return float((chances(honest) / chances(lied))[theirs].max())
+
+    assert loss(bounded=True) < 4
+    assert loss(bounded=False) > 20, "as older versions merge"
+
+
+def test_honest_reports_within_the_bounds_merge_to_themselves() -> None:
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
+    merged = merge_reports(None, reports_of([own] * 5), SHAPES)
+    assert merged is not None
+    codes = np.clip(np.frombuffer(own.profile, np.uint8), 3, 9).astype(np.uint8)
+    assert merged.profile == codes.tobytes()
+    assert merged.levels == b"\x1f\x1a\x1c\x1a", "the least are raised, the others as reported"
+    assert own.levels == b"\x1f\x19\x1c\x00"
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e15])
@@ -196,7 +283,8 @@ def test_an_update_has_the_bytes_that_its_density_says(text: str) -> None:
     encoded = encode_update(parse_codec(text), MODEL, some_update(), context=Context(KEY, 1, 5))
     density = parse_codec(text).density  # type: ignore[attr-defined]
     assert len(encoded.payload) <= max_payload(parse_codec(text), MODEL)
-    assert abs(len(encoded.payload) - 12041 * density / 8) < 120 + 45 * ("profile" in text)
+    reports = "profile" in text or "bounded" in text
+    assert abs(len(encoded.payload) - 12041 * density / 8) < 120 + 45 * reports
     assert encoded.residual is None
 
 
@@ -314,8 +402,10 @@ def test_the_mean_tells_the_next_rounds_importance() -> None:
     round_ = the_round()
     updates = [some_update(7)] * 5
     reporting = average(MODEL, round_, parts_of("sketch(0.05, 1, profile)", round_, updates))
-    known = reporting.allocation()
-    assert known == measure_importance([updates[0][i] for i in (0, 1, 4, 5)])
+    known, own = reporting.allocation(), measure_importance([updates[0][i] for i in (0, 1, 4, 5)])
+    assert known == own
+    bounded = average(MODEL, round_, parts_of("sketch(0.05, 1, bounded)", round_, updates))
+    assert bounded.allocation() == merge_reports(None, reports_of([own] * 5), SHAPES)
     bare = average(
         MODEL, the_round(known=known), parts_of(TEXTS[0], the_round(known=known), updates)
     )

@@ -19,14 +19,18 @@ from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
-from featherfed.compression.registry import parse_codec
+from featherfed.compression.registry import abilities, parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.rounds.uplink import PRESETS, Uplink, check_uplink
+from featherfed.server.settings.plan import make_plan
+from featherfed.server.storage.store import Store
 from featherfed.sweep.simulate import simulate
 
 Start = Callable[..., Federation]
 VALUES = {"a": 0.1, "b": 0.7, "c": -0.3}
+BUDGET = {"uplink": "2kB/round"}
 SKETCHED = {"uplink": "sketch(0.3, 1, profile)"}
 
 
@@ -50,7 +54,7 @@ def test_a_preset_keeps_the_cohorts_budget_over_the_rounds(preset: str, clients:
     total = 0.0
     for round_ in range(1, 8):
         codec = parse_codec(uplink.codec(clients, round_))
-        report = (3 + 1728 // clients) / 2 if "profile" in str(codec) else 0
+        report = (3 + 1728 // clients) / 2 if "bounded" in str(codec) else 0
         total += clients * (MODEL.num_values * codec.density / 8 + 20 + report)  # type: ignore[attr-defined]
     assert total / 7 == pytest.approx(5 * 4 * MODEL.num_values / ratio, rel=0.1)
 
@@ -64,9 +68,9 @@ def test_few_clients_send_the_largest_values_instead() -> None:
 
 def test_a_mask_ends_reports_of_importance() -> None:
     uplink = Uplink("balanced", MODEL, 7)
-    assert "profile" in uplink.codec(5, 1)
-    assert "profile" not in uplink.codec(5, 1, 0.5)
-    assert "profile" not in uplink.codec(5, 3)
+    assert "bounded" in uplink.codec(5, 1)
+    assert "bounded" not in uplink.codec(5, 1, 0.5)
+    assert "bounded" not in uplink.codec(5, 3)
 
 
 STATEFUL = Manifest((*MODEL, TensorSpec("variance", (5000,), Role.NONNEGATIVE)))
@@ -194,6 +198,38 @@ def test_a_client_that_knows_no_sketch_takes_part_in_another_codec(federation: S
     assert {h.digest for h in held} == {server.store.versions.newest().digest}
     assert old.codecs == ["quantize(8) | zstd"] * 3
     assert pb.Link.BUNDLE not in old.kinds
+
+
+def test_a_client_that_merges_reports_as_older_versions_did_takes_part(federation: Start) -> None:
+    server = federation(compression=BUDGET, rounds=4)
+    old = _Old(server.transport(), "bounded")
+    held = server.run_clients(
+        server.client("a", 0.1), server.client("b", 0.7), server.client("c", transport=old)
+    )
+    assert {h.digest for h in held} == {server.store.versions.newest().digest}
+    assert all(h.allocation == server.store.versions.newest().allocation for h in held)
+    names = [codec.split("(")[0] for codec in old.codecs]
+    assert names == ["quantize", "quantize", "sketch", "sketch"], "reports in rounds 1 and 2"
+
+
+def test_a_run_of_an_older_server_goes_on_with_the_reports_it_began_with(tmp_path: Path) -> None:
+    def coordinator(report: str | None) -> Coordinator:
+        plan = make_plan(changed, "{}", MANIFEST)
+        plan.report = plan.report if report is None else report
+        return Coordinator(
+            changed, store, plan, MANIFEST, DataShape(SHAPE, CLASSES), DistanceEvaluator(),
+            lambda: 0.0,
+        )  # fmt: skip
+
+    for begun, word in ((None, "bounded"), ("", "profile")):
+        folder = tmp_path / word
+        folder.mkdir()
+        changed, store = run_settings(folder, compression=BUDGET), Store(folder / "run.db")
+        coordinator(begun)
+        again = coordinator(None)
+        codecs = again.updates._codecs
+        assert word in codecs.choose(1, 3, abilities())
+        store.close()
 
 
 def test_a_client_that_knows_nothing_useful_is_told(federation: Start) -> None:

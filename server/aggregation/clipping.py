@@ -4,7 +4,8 @@ Bounding norms keeps a scaled-up update from replacing the model (Sun et al. 201
 Backdoor Federated Learning?"); a quantile of the round's own norms is a bound that nobody has to
 guess (Andrew, Thakkar, McMahan and Ramaswamy 2021, "Differentially Private Learning with Adaptive
 Clipping"). It means something while most updates are honest: of one or two, nobody can say which
-is the outlier, so rounds of one or two are not clipped.
+is the outlier. What limits those is the model that they start from and the smaller of the two:
+training moves weights by about their own size, rarely by ten times that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
 MIN_UPDATES = 3
-"""With fewer updates there is no majority to tell an outlier by, and none is clipped."""
+"""With fewer updates there is no majority to tell an outlier by."""
+_STATE_GROWTH = 1000  # training at a high rate from a normalisation's first statistics
 
 
 def update_norms(
@@ -42,6 +44,22 @@ def update_norms(
     return UpdateNorms(math.sqrt(sum(squares)), trainable, math.sqrt(state))
 
 
+def norms_of_start(manifest: Manifest, weights: Sequence[Array]) -> UpdateNorms:
+    """Return the norms of the weights that a round starts from, as if an update had made them.
+
+    A part of the model that is zero counts as if all its values were one.
+    """
+    trained = [spec.role is Role.TRAINABLE for spec in manifest]
+    parts = [
+        [weight for weight, own in zip(weights, trained, strict=True) if own is side]
+        for side in (True, False)
+    ]
+    trainable, state = (
+        sum(map(_square, part)) or float(sum(weight.size for weight in part)) for part in parts
+    )
+    return UpdateNorms(math.sqrt(trainable + state), math.sqrt(trainable), math.sqrt(state))
+
+
 def _square(tensor: Array) -> float:
     flat = tensor.reshape(-1)
     return float(np.einsum("i,i->", flat, flat, dtype=np.float64))  # without a copy in float64
@@ -57,30 +75,45 @@ def clip_share(norm: float, limit: float) -> int:
     return min(FULL_SHARE - 1, math.floor(FULL_SHARE * (limit / norm)))
 
 
-def norm_limit(norms: Sequence[float], clip: float, quantile: float) -> float:
-    """Return `clip` times the quantile of the norms that are not zero, infinity for no limit.
+def norm_limit(
+    norms: Sequence[float], clip: float, quantile: float, least: float, most: float
+) -> float:
+    """Return `clip` times the quantile of the norms that are not zero, infinity if `clip` is 0.
 
-    There is no limit if `clip` is 0 or fewer than MIN_UPDATES norms are not zero.
+    Of two it is `clip` times the smaller, but at least `least`, so that a tiny update shrinks no
+    other, and at most `most`; of one it is `most`.
     """
     moved = [norm for norm in norms if norm > 0]
-    if not clip or len(moved) < MIN_UPDATES:
+    if not clip or not moved:
         return math.inf
+    if len(moved) < MIN_UPDATES:
+        return most if len(moved) == 1 else min(max(clip * min(moved), least), most)
     # One of the norms and no interpolation of two: an attacker's norm could raise that.
     return clip * float(np.quantile(moved, quantile, method="inverted_cdf"))
 
 
 def clip_to_quantile(
-    weights: Mapping[str, int], norms: Mapping[str, UpdateNorms], clip: float, quantile: float
+    weights: Mapping[str, int],
+    norms: Mapping[str, UpdateNorms],
+    clip: float,
+    quantile: float,
+    start: UpdateNorms,
 ) -> Weighting:
     """Clip each update to `clip` times the `quantile` of the round's norms.
 
-    `weights` and `norms` by client. Trainable tensors and other state have limits of their own;
-    an update keeps the smaller of the two shares.
+    `weights` and `norms` by client; `start`: of what the round starts from. Trainable tensors and
+    other state have limits of their own; an update keeps the smaller of the two shares.
     """
     limits = [
-        norm_limit([own.trainable for own in norms.values()], clip, quantile),
-        norm_limit([own.state for own in norms.values()], clip, quantile),
-    ]
+        norm_limit(
+            [own.trainable for own in norms.values()], clip, quantile,
+            least=start.trainable, most=clip * start.trainable,
+        ),
+        norm_limit(
+            [own.state for own in norms.values()], clip, quantile,
+            least=start.state, most=_STATE_GROWTH * clip * start.state,
+        ),
+    ]  # fmt: skip
     shares: dict[str, int] = {}
     outliers = []
     for client, own in norms.items():

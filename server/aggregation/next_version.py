@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.exchange.average import average
@@ -12,6 +14,7 @@ from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update, encode_update
 from featherfed.compression.importance import Allocation
+from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.bundle import bundled_updates
 from featherfed.server.storage.records import ModelVersion
@@ -36,6 +39,29 @@ class NextVersion(NamedTuple):
     version: ModelVersion
     weights: list[Array]
     residual: list[Array] | None
+
+
+UNCHANGED = parse_codec("float32 | zstd")
+"""Codec of the delta of zeros that leads to the version of a discarded round."""
+
+
+def unchanged_version(
+    number: int,
+    start: RoundStart,
+    sparsity: float,
+    allocation: Allocation | None,
+    residual: Sequence[Array] | None,
+) -> NextVersion:
+    """Return the weights that the round started from as version `number`, by a delta of zeros.
+
+    `allocation` and `residual` stay what they were before the round.
+    """
+    zeros = [np.zeros(spec.shape, np.float32) for spec in start.manifest]
+    payload = encode_update(UNCHANGED, start.manifest, zeros, masks=start.masks).payload
+    weights = apply_update(start.manifest, start.weights, zeros)
+    digest = weights_digest(weights)
+    version = ModelVersion(number, digest, "delta", str(UNCHANGED), sparsity, payload, allocation)
+    return NextVersion(version, weights, None if residual is None else list(residual))
 
 
 def next_version(

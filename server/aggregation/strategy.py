@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import RoundContext
+from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.key import Key
 from featherfed.server.aggregation.aggregate import Aggregate
-from featherfed.server.aggregation.clipping import clip_to_quantile
+from featherfed.server.aggregation.clipping import clip_to_quantile, norms_of_start
 from featherfed.server.aggregation.coarse_weights import coarse_weights
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
 from featherfed.server.aggregation.robust import RobustMean
@@ -32,7 +32,7 @@ class AggregationStrategy:
         self._store = store
         self._epsilon = _find_accountant() if settings.private else None
 
-    def weigh(self, round_: int) -> Weighting:
+    def weigh(self, round_: int, start: RoundStart) -> Weighting:
         """Return how much each journaled update of a round counts."""
         journal, settings = self._store.journal, self._settings
         weights, norms = journal.example_counts(round_), journal.norms(round_)
@@ -46,7 +46,8 @@ class AggregationStrategy:
         if settings.rule.is_robust:
             return Weighting(dict.fromkeys(weights, 1), len(weights), AggregationRecord())
         aggregation = settings.aggregation
-        return clip_to_quantile(weights, norms, aggregation.clip, aggregation.quantile)
+        before = norms_of_start(self._manifest, start.weights)
+        return clip_to_quantile(weights, norms, aggregation.clip, aggregation.quantile, before)
 
     def forwarded_weights(self, round_: int, weighting: Weighting) -> dict[str, int] | None:
         """Return what each update weighs if the round is forwarded, None if it must not be."""

@@ -6,7 +6,7 @@ import functools
 import secrets
 from dataclasses import dataclass
 
-from featherfed.compression.registry import STAGES
+from featherfed.compression.registry import abilities
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.protocol import LOSSES, OLDEST, PROTOCOL
 from featherfed.server.access.names import check_name, is_plain
@@ -69,7 +69,7 @@ class Admission:
             check_runtime(has.runtime)
             # First, since the reason why there is no step says more than a lacking method does.
             step = self._step.describe() if has.runtime == LITERT else None
-            stages = _interned(frozenset(STAGES) & frozenset(has.stages))
+            stages = _interned(abilities() & frozenset(has.stages))
             method = run.settings.optimization.method
             check_capabilities(has, self._codecs.required_stages(stages) | {method})
             session = secrets.randbits(63)

@@ -1,21 +1,33 @@
-"""Closing a round: from its journaled updates to the next model version."""
+"""Closing a round: from its journaled updates to the next model version.
+
+A model that is not finite, or whose test loss is not, is never adopted: its round is discarded, and
+the next version is what the round started from. It gets a version of its own all the same, so that
+rounds and versions stay in step for clients, journal and ledger.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from featherfed.compression.arrays import Array
+from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.bundle import BundleBuilder
-from featherfed.server.aggregation.next_version import NextVersion, RoundAggregate, next_version
+from featherfed.server.aggregation.next_version import (
+    NextVersion,
+    RoundAggregate,
+    next_version,
+    unchanged_version,
+)
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.aggregation.weighting import Weighting
-from featherfed.server.coordinator.evaluation import Evaluator
+from featherfed.server.coordinator.evaluation import Evaluation, Evaluator
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.errors import Refused
@@ -29,6 +41,10 @@ class _ClientModel(NamedTuple):
     client: str
     accuracy: float | None = None
     prediction: str | None = None
+
+
+class _NotAdopted(Exception):
+    """A round's model cannot become the next version; says why."""
 
 
 class RoundClosing:
@@ -50,19 +66,50 @@ class RoundClosing:
     def aggregate(self) -> None:
         """Aggregate the closed round's updates, evaluate the model, and store it as next version.
 
-        Raises CannotStore if the disk takes nothing now: nothing has changed, call it again.
+        If it cannot be adopted, the next version is what the round started from. Raises CannotStore
+        if the disk takes nothing now: nothing has changed, call it again.
         """
         round_ = self._run.state.round
         start, context = self._open_round.start(), self._open_round.context()
-        weighting = self._strategy.weigh(round_)
+        weighting = self._strategy.weigh(round_, start)
         aggregate, models = self._fold(round_, start, context, weighting)
+        discarded = None
+        try:
+            made = self._adopt(round_, start, context, weighting, aggregate)
+        except _NotAdopted as error:
+            made, discarded = self._keep(round_, start), str(error)
+        self._commit(made, models, weighting, discarded)
+
+    def _adopt(
+        self,
+        round_: int,
+        start: RoundStart,
+        context: RoundContext,
+        weighting: Weighting,
+        aggregate: RoundAggregate,
+    ) -> NextVersion:
+        """Return the version that the aggregate gives; raise _NotAdopted if it is unusable."""
+        if not weighting.total:
+            raise _NotAdopted("none of its updates counts")
         _, residual = self._run.store.versions.model(self._run.manifest)
-        made = next_version(
-            round_, start, self._open_round.sparsity, aggregate, self._downlink, context, residual
-        )  # fmt: skip
+        try:
+            made = next_version(
+                round_, start, self._open_round.sparsity, aggregate, self._downlink, context,
+                residual,
+            )  # fmt: skip
+        except (CodecError, WireError) as error:
+            raise _NotAdopted(str(error)) from error
         result = self._evaluator.evaluate(made.weights)
-        version = replace(made.version, loss=result.loss, accuracy=result.accuracy)
-        self._commit(made._replace(version=version), models, weighting)
+        if not math.isfinite(result.loss) or not math.isfinite(result.accuracy):
+            raise _NotAdopted(f"its loss on the test set is {result.loss}")
+        return _evaluated(made, result)
+
+    def _keep(self, round_: int, start: RoundStart) -> NextVersion:
+        """Return the version of a discarded round: what the round started from."""
+        run, sparsity = self._run, self._open_round.sparsity
+        _, residual = run.store.versions.model(run.manifest)
+        made = unchanged_version(round_, start, sparsity, run.newest_allocation, residual)
+        return _evaluated(made, self._evaluator.evaluate(made.weights))
 
     def _fold(
         self, round_: int, start: RoundStart, context: RoundContext, weighting: Weighting
@@ -90,7 +137,13 @@ class RoundClosing:
         result = self._evaluator.evaluate(weights)
         return _ClientModel(client, result.accuracy, result.prediction)
 
-    def _commit(self, made: NextVersion, models: list[_ClientModel], weighting: Weighting) -> None:
+    def _commit(
+        self,
+        made: NextVersion,
+        models: list[_ClientModel],
+        weighting: Weighting,
+        discarded: str | None,
+    ) -> None:
         run, store, version = self._run, self._run.store, made.version
         round_ = version.version
         with run.lock:
@@ -99,11 +152,23 @@ class RoundClosing:
                 for model in models:
                     store.journal.finish_update(round_, *model)
                 store.journal.add_aggregation(round_, weighting.record)
+                if discarded is not None:
+                    store.journal.add_discarded(round_, discarded)
                 for client, detail in weighting.outliers:
                     reason = pb.Reason.Name(pb.OUTLIER)
                     store.refusals.add_in_transaction(round_, client, reason, detail, run.clock())
                 after = run.write(Aggregated(run.clock()))
+            if discarded is not None:
+                events.round_discarded(run.plan.run, round_, discarded)
             events.version_made(run.plan.run, version)
             for client, detail in weighting.outliers:
                 events.refused(run.plan.run, round_, client, Refused(pb.OUTLIER, detail), True)
             run.adopt(after, version)
+
+
+def _evaluated(made: NextVersion, result: Evaluation) -> NextVersion:
+    """Return a version with its loss and accuracy; None in place of what is not finite."""
+    loss, accuracy = (
+        value if math.isfinite(value) else None for value in (result.loss, result.accuracy)
+    )
+    return made._replace(version=replace(made.version, loss=loss, accuracy=accuracy))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.sketch import PROFILE
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.coordinator.admission import Admission, DataShape
@@ -65,7 +66,7 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
-        codecs = UpdateCodecs(settings, manifest)
+        codecs = UpdateCodecs(settings, manifest, plan.report or PROFILE)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(

@@ -30,6 +30,8 @@ def open_run(
 ) -> None:
     """Create the run that `settings` describe unless `store` has it, and name it in `plan.run`.
 
+    What a run began with stays: `plan.report` is set to what its clients send.
+
     `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of cohorts
     and slots, random if None. Raises ServerError if the store has another run, a model that is not
     the newest version by its digest, or a private run of which nobody knows what it published.
@@ -56,7 +58,8 @@ def open_run(
             f"{settings.output} holds run {stored.name!r} with other settings; choose another "
             "output directory, restore the settings, or delete the directory to start anew"
         )
-    plan.run = stored.name
+    plan.run, known = stored.name, store.runs.plan()
+    plan.report = known.plan.report if known else ""
     _check_model(settings, store, manifest)
     store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
     notice_restore(settings, store, plan.run)

@@ -11,9 +11,10 @@ from featherfed.server.settings.settings import Settings
 class UpdateCodecs:
     """Chooses the run's codec of the round, or the fallback for clients that lack its stages."""
 
-    def __init__(self, settings: Settings, manifest: Manifest) -> None:
+    def __init__(self, settings: Settings, manifest: Manifest, report: str) -> None:
+        """`report`: how clients report importance where the codec is chosen by a budget."""
         self._settings = settings
-        self._uplink = Uplink(settings.compression.uplink, manifest, settings.rounds)
+        self._uplink = Uplink(settings.compression.uplink, manifest, settings.rounds, report)
         self._fallback = parse_codec(settings.compression.fallback)
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:

@@ -112,6 +112,16 @@ def state_changed(run: str, before: RunState, after: RunState) -> None:
         _log(logging.INFO, "run_finished", "run %s: all rounds are done", run, **fields)
 
 
+def round_discarded(run: str, round_: int, reason: str) -> None:
+    """Log that a round's model is not adopted; the next version is what the round started from."""
+    _log(
+        logging.WARNING, "round_discarded",
+        "round %d: discarded, its model cannot be used: %s; version %d is what it started from",
+        round_, reason, round_,
+        run=run, round=round_, reason=reason,
+    )  # fmt: skip
+
+
 def version_made(run: str, version: ModelVersion) -> None:
     """Log that a round was aggregated into a model version."""
     digest, size = version.digest.hex(), len(version.payload)

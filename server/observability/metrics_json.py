@@ -62,6 +62,7 @@ def _rounds(
             "count": refusal.count,
             "detail": printable(refusal.detail),
         })  # fmt: skip
+    discarded = store.journal.discarded()
     runtimes = {name: record.runtime for name, record in store.clients.all().items()}
     rounds = []
     for round_ in store.journal.rounds():
@@ -73,6 +74,7 @@ def _rounds(
         aggregation = store.journal.aggregation(number)
         counted = [u for u in updates if u.client not in aggregation.left_out]
         spent = {} if aggregation.epsilon is None else {"epsilon": aggregation.epsilon}
+        why = {"discarded": discarded[number]} if number in discarded else {}
         rounds.append({
             "round": number,
             "accuracy": version.accuracy,
@@ -85,6 +87,7 @@ def _rounds(
             "clip": aggregation.clip,
             "clipped": aggregation.clipped,
             **spent,
+            **why,
             "clients": [
                 _client(_public(update, settings), runtimes[update.client], ledger[number])
                 for update in counted

@@ -125,6 +125,8 @@ def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
     yield _gauge("featherfed_round", "The round, from 1.", status.round)
     yield _gauge("featherfed_rounds", "Rounds that the run has.", status.rounds)
     yield _gauge("featherfed_model_version", "The newest model version.", status.version)
+    text = "Rounds whose model was not adopted."
+    yield _gauge("featherfed_discarded_rounds", text, status.discarded_rounds)
     yield _states(
         "featherfed_phase", "1 for the phase the run is in.", "phase",
         {str(phase): int(phase == status.phase) for phase in Phase},

@@ -28,6 +28,7 @@ def describe(
     )
     if newest.accuracy is not None:
         reply.accuracy = newest.accuracy
+    reply.discarded_rounds = len(store.journal.discarded())
     reply.uplink_bytes = store.ledger.message_bytes("uplink")
     reply.downlink_bytes = store.ledger.message_bytes("downlink")
     cohort = frozenset(state.cohort)

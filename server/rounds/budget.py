@@ -28,22 +28,22 @@ _REPORTS_PART = 3  # reports of importance may cost up to 1/3 of a client's byte
 
 @cache
 def plan_codecs(
-    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, sparsity: float
+    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, sparsity: float, report: str
 ) -> list[str]:
     """Return the codec text of each round, for clients that send `client_bytes` a round on average.
 
     `cohort`: clients in a round. `sparsity`: share of the prunable weights that masks remove; the
-    bits are spent on the others.
+    bits are spent on the others. `report`: the side of a sketch that reports importance.
     """
     if cohort <= SMALL_COHORT:
         return [_largest_values(manifest, client_bytes)] * rounds
     kept = sum(
         spec.size * (1 - sparsity * spec.prunable) for spec in manifest if spec.role == "trainable"
     )
-    sides = ["profile" if _is_report_round(r, rounds) else "bare" for r in range(1, rounds + 1)]
-    with_report = _overhead(manifest, cohort, "profile", "sent")
-    report = with_report - _overhead(manifest, cohort, "bare", "sent")
-    if sparsity > 0 or sides.count("profile") * report * _REPORTS_PART > client_bytes * rounds:
+    sides = [report if _is_report_round(r, rounds) else "bare" for r in range(1, rounds + 1)]
+    with_report = _overhead(manifest, cohort, report, "sent")
+    cost = with_report - _overhead(manifest, cohort, "bare", "sent")
+    if sparsity > 0 or sides.count(report) * cost * _REPORTS_PART > client_bytes * rounds:
         sides = ["bare"] * rounds
     statistics = _statistics_by_round(manifest, client_bytes, cohort, rounds)
     parts = list(zip(sides, statistics, strict=True))

@@ -16,6 +16,7 @@ from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import BOUNDED, Sketch
 from featherfed.server.rounds.budget import SMALL_COHORT, plan_codecs, statistics_bytes
 
 
@@ -80,7 +81,9 @@ def is_codec(text: str) -> bool:
 class Uplink:
     """Chooses what the clients of each round send, by a checked `uplink` text."""
 
-    def __init__(self, text: str, manifest: Manifest, rounds: int) -> None:
+    def __init__(self, text: str, manifest: Manifest, rounds: int, report: str = BOUNDED) -> None:
+        """`report`: the side of a sketch that reports importance."""
+        self._report = report
         self._manifest = manifest
         self._rounds = rounds
         self._codec: str | None = None
@@ -100,9 +103,8 @@ class Uplink:
         """Names of the codec stages that a client needs in any round."""
         if self._codec is not None:
             return parse_codec(self._codec).needs
-        return (
-            parse_codec("sketch(0.1)").needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
-        )
+        sketch = Sketch(0.1, side=self._report)
+        return sketch.needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
 
     def server_rate(self, cohort: int, round_: int, sparsity: float = 0.0) -> int:
         """Return the server learning rate of a round in units of 1 / FULL_RATE.
@@ -131,4 +133,7 @@ class Uplink:
         if self._codec is not None:
             return self._codec
         client_bytes = self._cohort_bytes / cohort
-        return plan_codecs(self._manifest, client_bytes, cohort, self._rounds, sparsity)[round_ - 1]
+        texts = plan_codecs(
+            self._manifest, client_bytes, cohort, self._rounds, sparsity, self._report
+        )
+        return texts[round_ - 1]

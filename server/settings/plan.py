@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Fill, Manifest, TensorSpec
+from featherfed.compression.sketch import BOUNDED
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import DEFAULT_LOSS
 from featherfed.server.settings.settings import Settings
@@ -29,6 +30,7 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
         ),
         rounds=settings.rounds,
         heartbeat_seconds=settings.clients.heartbeat,
+        report=BOUNDED,
     )
 
 

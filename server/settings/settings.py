@@ -121,7 +121,8 @@ class AggregationSettings(_Section):
     byzantine: Annotated[int, Field(ge=1)] = 1
     """How many hostile clients a robust rule must withstand."""
     clip: Annotated[float, AfterValidator(_check_clip)] = 10.0
-    """Clip an update's norm to this many times the quantile of the round's norms; 0: never."""
+    """Clip an update's norm to this many times the quantile of the round's norms; 0: never. Of one
+    or two updates, the smaller one and the norm of the model take the quantile's place."""
     quantile: Fraction = 0.5
     """Which quantile of the round's norms; 0.5 is the median."""
     max_examples: Annotated[int, Field(ge=1)] | None = None

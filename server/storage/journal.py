@@ -102,6 +102,15 @@ class Journal:
             return AggregationRecord(clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon)
         return AggregationRecord()
 
+    def add_discarded(self, round_: int, reason: str) -> None:
+        """Record that a round's model was not adopted, and why."""
+        self._database.run("INSERT INTO discarded VALUES (?, ?)", round_, reason)
+
+    def discarded(self) -> dict[int, str]:
+        """Return why the model of each discarded round was not adopted."""
+        rows = self._database.run("SELECT round, reason FROM discarded ORDER BY round")
+        return {row[0]: row[1] for row in rows}
+
     def finish_update(
         self, round_: int, client: str, accuracy: float | None, prediction: str | None
     ) -> None:

@@ -73,6 +73,10 @@ CREATE TABLE IF NOT EXISTS publications (   -- none in databases of older versio
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     repeated INTEGER NOT NULL           -- rounds published before this database was put in place
 );
+CREATE TABLE IF NOT EXISTS discarded (  -- rounds whose model was not adopted
+    round  INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown

@@ -86,6 +86,7 @@ CODECS = [
     "lowrank(1) | float16",
     "sketch(0.1)",
     "sketch(0.3, 4, profile)",
+    "sketch(0.1, 1, bounded)",
     *(["deadzone(1.0) | range"] if "range" in STAGES else []),
 ]
 

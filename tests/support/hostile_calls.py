@@ -25,7 +25,7 @@ from support.numpy_federation import Spec
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
-from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.registry import abilities, parse_codec
 from featherfed.edge_client.plan import manifest_of
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
@@ -73,7 +73,7 @@ class Attacker:
             data=pb.DataSummary(
                 num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
             ),
-            capabilities=pb.Capabilities(stages=sorted(STAGES), methods=["none"]),
+            capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
         )
         reply = await stub.Join(self._hello)
         self._session = reply.session

@@ -22,7 +22,7 @@ from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
-from featherfed.compression.registry import STAGES, parse_codec
+from featherfed.compression.registry import abilities, parse_codec
 from featherfed.edge_client.plan import manifest_of
 from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.transport import CHUNK_BYTES
@@ -61,7 +61,7 @@ class ManyClients:
                 data=pb.DataSummary(
                     num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
                 ),
-                capabilities=pb.Capabilities(stages=sorted(STAGES), methods=["none"]),
+                capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
             )
             reply = await self._call("join", lambda: stub.Join(request))
             task = await self._task(stub, reply.session, "train")

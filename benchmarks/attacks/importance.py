@@ -1,0 +1,128 @@
+"""Row 3: a client that lies about importance, and what that does to the model of all clients.
+
+The seed CNN, real digits, `balanced`. The liar trains as the others do, and only its reports are
+wrong: all bits to the largest tensor, and to the rows and columns that matter least.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.compression import sketch
+from featherfed.compression.arrays import Array
+from featherfed.compression.importance import NEUTRAL, Allocation
+from featherfed.datasets.partition import partition
+from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.errors import ClientError, Rejected
+from featherfed.edge_client.keras_trainer import KerasTrainer
+from featherfed.edge_client.trainer import TrainingResult
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.settings.settings import Settings
+from featherfed.sweep.simulate import simulate
+
+SEEDS = (0, 1, 2)
+
+_measure_honestly = sketch.measure_importance
+_lying = False
+
+
+def _report(tensors: Sequence[Array]) -> Allocation:
+    """Return what the client that trained last reports."""
+    own = _measure_honestly(tensors)
+    if not _lying:
+        return own
+    levels = bytearray(len(tensors))
+    levels[int(np.argmax([tensor.size for tensor in tensors]))] = 31
+    codes = np.frombuffer(own.profile, np.uint8)
+    return Allocation(bytes(levels), np.where(codes >= NEUTRAL, 0, 15).astype(np.uint8).tobytes())
+
+
+class _Client:
+    """A Keras trainer that notes whether its client lies before the update is encoded."""
+
+    def __init__(self, trainer: KerasTrainer, liar: bool) -> None:
+        self._trainer, self._liar = trainer, liar
+
+    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+        """Return the weights after honest training."""
+        global _lying
+        _lying = self._liar
+        return self._trainer.train(weights, task)
+
+
+def _accuracy(
+    liars: int,
+    clients: int = 5,
+    seed: int = 0,
+    model: str = "cnn",
+    clip: float = 10.0,
+    shards: str = "iid",
+) -> float | None:
+    """Return a run's final accuracy in percent, None if the model is not finite any more."""
+    train, test = load_train_test("digits")
+    split = partition(train.labels, clients, shards, seed)
+    parts = {f"c{i:02}": train.take(indices) for i, indices in enumerate(split)}
+    settings = Settings.model_validate({
+        "rounds": 7, "seed": seed, "model": {"name": model}, "aggregation": {"clip": clip},
+        "training": {"learning_rate": 0.1}, "clients": {"minimum": clients, "quorum": 1.0},
+        "evaluation": {"every_client": False},
+    })  # fmt: skip
+    built = build_model(settings, test)
+
+    def make_trainer(name: str, plan: Any, manifest: Any, step: Any) -> _Client:
+        data = parts[name]
+        trainer = KerasTrainer(
+            plan, manifest, data.images, data.labels, client=name, model=built
+        )  # fmt: skip
+        return _Client(trainer, int(name[1:]) < liars)
+
+    try:
+        metrics = simulate(
+            settings, model_json=built.model_json, manifest=built.manifest,
+            evaluator=KerasEvaluator(built, test),
+            data_shape=DataShape(test.input_shape, test.class_names),
+            clients={
+                name: pb.DataSummary(
+                    num_examples=len(part), example_shape=part.input_shape, num_classes=10
+                ) for name, part in parts.items()
+            },
+            make_trainer=make_trainer,
+        )  # fmt: skip
+    except (ClientError, Rejected):
+        return None
+    return 100 * float(metrics["final"]["accuracy"])
+
+
+def _figures(name: str, found: Sequence[float | None]) -> dict[str, Any]:
+    told = [one for one in found if one is not None]
+    return {
+        f"{name}: lowest accuracy, percent": round(min(told), 1) if told else None,
+        f"{name}: runs that ended in NaN, of {len(found)}": len(found) - len(told),
+    }
+
+
+def measure(scratch: Path) -> dict[str, Any]:
+    """Return accuracies of runs with and without liars."""
+    sketch.measure_importance = _report
+    try:
+        return {
+            **_figures("no liar of 5", [_accuracy(0, seed=seed) for seed in SEEDS]),
+            **_figures("1 liar of 5", [_accuracy(1, seed=seed) for seed in SEEDS]),
+            **_figures("2 liars of 5", [_accuracy(2)]),
+            **_figures("1 liar of 5, clip = 1", [_accuracy(1, clip=1.0)]),
+            **_figures("no liar of 11", [_accuracy(0, clients=11)]),
+            **_figures("1 liar of 11", [_accuracy(1, clients=11)]),
+            **_figures("no liar of 5, mlp", [_accuracy(0, model="mlp")]),
+            **_figures("1 liar of 5, mlp", [_accuracy(1, model="mlp")]),
+        }
+    finally:
+        sketch.measure_importance = _measure_honestly
