@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.errors import ClientError
-from featherfed.models.tflite_graph import STEP_OPERATORS, check_graph
+from featherfed.edge_client.step_graph import check_graph
 
 Shape = tuple[int, ...]
 
@@ -36,7 +36,7 @@ class TrainingStep:
         module = importlib.import_module("ai_edge_litert.interpreter")
         wanted = _Wanted(shapes, tuple(example_shape))
         try:
-            check_graph(content, STEP_OPERATORS, memory)
+            check_graph(content, memory)
             self._interpreter: Any = module.Interpreter(
                 model_content=content, num_threads=max(1, threads)
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +27,6 @@ import numpy.typing as npt
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.step_messages import array_bytes, receive, receive_arrays, send
-from featherfed.models.memory import process_memory
 
 LOAD_SECONDS = 300
 """Most seconds for starting the process and loading the step; a slow SD card takes many."""
@@ -33,6 +34,7 @@ STEP_SECONDS = 600
 """Most seconds of one training step."""
 _END_SECONDS = 10.0
 _MAX_TEXT = 500
+_MAX_ERRORS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Worker:
 
     def end(self) -> None:
         """End the process at once."""
-        global _highest
-        _highest = max(_highest, process_memory("VmHWM", self.process.pid) or 0)
+        _peaks.append(_peak(self.process.pid))
         _running.discard(self.process.pid)
         self.process.kill()
         self.process.wait()
@@ -62,9 +63,9 @@ class Worker:
             status = self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its connection"
-        self.errors.seek(0, os.SEEK_END)
-        self.errors.seek(max(0, self.errors.tell() - _MAX_TEXT))
-        said = _printable(self.errors.read().decode("utf-8", "replace").strip().split("\n")[-1])
+        self.errors.seek(0)
+        lines = self.errors.read(_MAX_ERRORS).decode("utf-8", "replace").splitlines()
+        said = _printable(next((x for x in reversed(lines) if not x.startswith("INFO:")), ""))
         if status >= 0:
             return f"ended its process with status {status} ({said or 'it does not say why'})"
         if -status == signal.SIGKILL:
@@ -74,12 +75,21 @@ class Worker:
 
 
 _running: set[int] = set()
-_highest = 0
+_peaks: list[int] = []
 
 
 def peak_memory() -> int:
-    """Return the most bytes of resident memory that one step's process took so far, 0 for none."""
-    return max([_highest, *(process_memory("VmHWM", pid) or 0 for pid in list(_running))])
+    """Return the most bytes of resident memory that one step's process took, 0 if unknown."""
+    return max([0, *_peaks, *map(_peak, list(_running))])
+
+
+def _peak(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return 1024 * int(found[1]) if found else 0
 
 
 def start_worker() -> Worker:

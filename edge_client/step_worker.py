@@ -25,7 +25,6 @@ from featherfed.edge_client.step_messages import (
     receive_bytes,
     send,
 )
-from featherfed.models.memory import available_memory
 
 CONNECTION, LIFELINE = 0, 1
 """File descriptors: the messages, and a pipe that ends with the client."""
@@ -70,7 +69,7 @@ class _Worker:
         content = bytes(receive_bytes(self._connection, header["size"]))
         self._shapes = [tuple(shape) for shape in header["shapes"]]
         self._example_shape = tuple(header["example_shape"])
-        memory = available_memory()
+        memory = _available_memory()
         if memory is not None:
             _limit_memory(memory)
         self._step = TrainingStep(
@@ -103,6 +102,14 @@ class _Worker:
 
     def _weights(self, header: dict[str, Any]) -> None:
         send(self._connection, {}, *map(array_bytes, self._step.weights()))
+
+
+def _available_memory() -> int | None:
+    """Return bytes that this process could take without swapping; None without /proc."""
+    with suppress(OSError):
+        facts = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        return 1024 * int(dict(line.split(":", 1) for line in facts)["MemAvailable"].split()[0])
+    return None
 
 
 def _limit_memory(available: int) -> None:

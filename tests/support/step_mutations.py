@@ -1,8 +1,8 @@
 """Training steps with a few fields changed, and what becomes of a client that is given one.
 
-`PYTHONPATH=tests python tests/support/step_mutations.py FIRST LAST` tries the seeds from FIRST up to
+`PYTHONPATH=tests python tests/support/step_mutations.py FIRST LAST` tries the seeds from FIRST to
 LAST and prints what became of them. The steps in tests/support/steps were exported by
-`export_training_step` for 8x8 digits and batches of 4, with the optimizer that their name ends in.
+`export_training_step` for 8x8 digits and batches of 4; their names say model, method and optimizer.
 """
 
 from __future__ import annotations
@@ -34,16 +34,20 @@ from featherfed.proto import federation_pb2 as pb
 
 try:
     from featherfed.edge_client import step_process, step_worker
+    from featherfed.edge_client.step_graph import check_graph
 except ImportError:  # the code of before runs the step in the client's own process
     step_process = step_worker = None  # type: ignore[assignment]
 
 FOLDER = Path(__file__).parent / "steps"
 NAMES = sorted(path.name.removesuffix(".tflite.zst") for path in FOLDER.glob("*.zst"))
+_WEIGHTS = [1 / (FOLDER / f"{name}.tflite.zst").stat().st_size for name in NAMES]  # as fast
 BATCH = 4
 EXAMPLES = 7
 SECONDS = 20
 TRAINS, REFUSED, TRACEBACK, HUNG = "trains", "refused", "traceback", "hung"
-_STATUS = {0: TRAINS, 10: REFUSED, 11: TRACEBACK}
+CRASHED, STOPPED = "refused as its process crashed", "refused as its process did not end"
+FINE = (TRAINS, REFUSED, CRASHED, STOPPED)
+_RESULTS = (*FINE, TRACEBACK)
 _FLOATS = [0.0, -1.0, 1e30, float("nan"), float("inf")]
 
 
@@ -144,7 +148,9 @@ def _options(table: Any) -> Iterator[Field]:
     size = int.from_bytes(table.Bytes[(v := table.Pos - _soffset(table)) : v + 2], "little")
     for slot in range((size - 4) // 2):
         yield from (
-            Field("option", table.Pos + offset, 1) for offset in [table.Offset(4 + 2 * slot)] if offset
+            Field("option", table.Pos + offset, 1)
+            for offset in [table.Offset(4 + 2 * slot)]
+            if offset
         )
 
 
@@ -155,7 +161,8 @@ def _soffset(table: Any) -> int:
 def mutate(seed: int) -> tuple[Step, bytes, list[str]]:
     """Return a step, what a seed makes of it, and the kinds of what it changed."""
     dice = random.Random(seed)
-    whole = step(dice.choice(NAMES))
+    (name,) = dice.choices(NAMES, _WEIGHTS)
+    whole = step(name)
     content, kinds = bytearray(whole.content), []
     for _ in range(dice.choice([1, 1, 1, 1, 2, 4])):
         kind = dice.choice([*whole.fields, "byte", "word"])
@@ -189,38 +196,39 @@ def _value(field: Field, old: int, whole: Step, dice: random.Random) -> int:
 
 
 def outcome(whole: Step, content: bytes) -> str:
-    """Train with a step in a client's process of its own; return what became of it.
+    """Train with a step; return what became of the client.
 
-    That is TRAINS, REFUSED (by a ClientError), TRACEBACK, HUNG or the name of a signal.
+    That is TRAINS, REFUSED, CRASHED or STOPPED by a ClientError, TRACEBACK, HUNG or the name of a
+    signal.
     """
+    if step_process is not None:
+        try:
+            check_graph(content)  # the first that a step's process does; here it saves a fork
+        except ClientError:
+            return REFUSED
+        return _client(whole, content)  # a step that crashes or hangs it would end this process
     process = os.fork()
     if not process:
-        os._exit(_client(whole, content))
+        signal.alarm(SECONDS)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os._exit(_RESULTS.index(_client(whole, content)))
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return HUNG if name == "SIGALRM" else name
-    return _STATUS.get(os.WEXITSTATUS(status), f"status {os.WEXITSTATUS(status)}")
+    return _RESULTS[os.WEXITSTATUS(status)]
 
 
-def _client(whole: Step, content: bytes) -> int:
-    signal.alarm(2 * SECONDS)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)
+def _client(whole: Step, content: bytes) -> str:
     try:
         train(whole, content)
     except ClientError as error:
-        if _TOLD is not None:
-            _TOLD.write_text(str(error), "utf-8")
-        return 10
-    except BaseException as error:
-        if _TOLD is not None:
-            _TOLD.write_text(repr(error), "utf-8")
-        return 11
-    return 0
-
-
-_TOLD: Path | None = None
+        if "crashed LiteRT" in str(error) or "killed" in str(error):
+            return CRASHED
+        return STOPPED if "did not end" in str(error) else REFUSED
+    except Exception:
+        return TRACEBACK
+    return TRAINS
 
 
 def train(whole: Step, content: bytes) -> None:
@@ -276,15 +284,18 @@ def fork_workers() -> None:
 
         process = _Forked(work)
         theirs.close()
-        nothing = Path(os.devnull).open("r+b")
-        return step_process.Worker(process, ours, nothing, Path(os.devnull).open("rb"))  # type: ignore[arg-type]
+        files = [Path(os.devnull).open("r+b") for _ in range(2)]  # noqa: SIM115
+        return step_process.Worker(process, ours, *files)  # type: ignore[arg-type]
 
     step_process.start_worker = start  # type: ignore[assignment]
-    step_process.LOAD_SECONDS = step_process.STEP_SECONDS = SECONDS // 2  # type: ignore[misc]
+    step_process.LOAD_SECONDS = step_process.STEP_SECONDS = 3  # type: ignore[misc]
 
 
 def try_seeds(seeds: Iterable[int], bad: list[dict[str, Any]] | None = None) -> Counter[str]:
-    """Count what becomes of clients that are given mutated steps; `bad` collects the bad ones."""
+    """Count what becomes of clients that are given mutated steps.
+
+    `bad` collects those that neither train nor are refused by an orderly answer.
+    """
     if step_process is not None:
         fork_workers()
     found: Counter[str] = Counter()
