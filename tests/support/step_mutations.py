@@ -81,14 +81,10 @@ def step(name: str) -> Step:
     content = zstd.decompress((FOLDER / f"{name}.tflite.zst").read_bytes())
     inputs = Interpreter(model_content=content).get_signature_runner("train").get_input_details()
     count = sum(key.startswith("weight_") for key in inputs)
-    fields: dict[str, list[Field]] = {}
-    for field in _fields(content):
-        fields.setdefault(field.kind, []).append(field)
     return Step(
         name,
         content,
-        fields,
-        schema.Model.GetRootAs(content, 0).Subgraphs(0).TensorsLength(),
+        *fields_of(content),
         [tuple(map(int, inputs[f"weight_{k}"]["shape"])) for k in range(count)],
         {k for k in range(count) if f"mask_{k}" in inputs},
     )
@@ -163,29 +159,45 @@ def mutate(seed: int) -> tuple[Step, bytes, list[str]]:
     dice = random.Random(seed)
     (name,) = dice.choices(NAMES, _WEIGHTS)
     whole = step(name)
-    content, kinds = bytearray(whole.content), []
+    content, kinds = changed(whole.content, whole.fields, whole.num_tensors, dice)
+    return whole, content, kinds
+
+
+def changed(
+    whole: bytes, fields: dict[str, list[Field]], num_tensors: int, dice: random.Random
+) -> tuple[bytes, list[str]]:
+    """Return a .tflite with a few of its fields changed, and their kinds."""
+    content, kinds = bytearray(whole), []
     for _ in range(dice.choice([1, 1, 1, 1, 2, 4])):
-        kind = dice.choice([*whole.fields, "byte", "word"])
+        kind = dice.choice([*fields, "byte", "word"])
         if kind == "byte":
             field = Field(kind, dice.randrange(len(content)), 1)
         elif kind == "word":
             field = Field(kind, dice.randrange(len(content) // 4) * 4, 4)
         else:
-            field = dice.choice(whole.fields[kind])
+            field = dice.choice(fields[kind])
         old = int.from_bytes(content[field.position :][: field.width], "little", signed=True)
-        new = _value(field, old, whole, dice) % (1 << 8 * field.width)
+        new = _value(field, old, num_tensors, dice) % (1 << 8 * field.width)
         content[field.position : field.position + field.width] = new.to_bytes(field.width, "little")
         kinds.append(kind)
-    return whole, bytes(content), kinds
+    return bytes(content), kinds
 
 
-def _value(field: Field, old: int, whole: Step, dice: random.Random) -> int:
+def fields_of(content: bytes) -> tuple[dict[str, list[Field]], int]:
+    """Return the fields of a .tflite by kind, and its number of tensors."""
+    fields: dict[str, list[Field]] = {}
+    for field in _fields(content):
+        fields.setdefault(field.kind, []).append(field)
+    return fields, schema.Model.GetRootAs(content, 0).Subgraphs(0).TensorsLength()
+
+
+def _value(field: Field, old: int, num_tensors: int, dice: random.Random) -> int:
     near = [old - 1, old + 1, 0, 1, -1, 2 * old, old ^ (1 << dice.randrange(8 * field.width))]
     far = dice.randrange(1 << 8 * field.width)
     if field.kind in ("type", "options type", "operator code", "operator code 2", "option", "name"):
         return dice.choice([*near, dice.randrange(128), dice.randrange(210), far])
     if field.kind in ("operator", "buffer") or "put" in field.kind or "tensor" in field.kind:
-        return dice.choice([*near, far, *[dice.randrange(whole.num_tensors)] * 8])
+        return dice.choice([*near, far, *[dice.randrange(num_tensors)] * 8])
     if field.kind == "constant":
         some = int(np.float32(dice.choice(_FLOATS)).view(np.int32))
         return dice.choice([*near, far, some, dice.randrange(-64, 64), dice.randrange(1 << 16)])
