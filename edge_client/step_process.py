@@ -50,7 +50,6 @@ class Worker:
 
     def end(self) -> None:
         """End the process at once."""
-        _peaks.append(_peak(self.process.pid))
         _running.discard(self.process.pid)
         self.process.kill()
         self.process.wait()
@@ -75,20 +74,25 @@ class Worker:
 
 
 _running: set[int] = set()
-_peaks: list[int] = []
+_peaks = [0]
 
 
 def peak_memory() -> int:
-    """Return the most bytes of resident memory that one step's process took, 0 if unknown."""
-    return max([0, *_peaks, *map(_peak, list(_running))])
+    """Return the most bytes that a step's process took when looked at, 0 without /proc.
+
+    Looked at by this function, and at the end of each round. Pages that it shares with others, such
+    as Python's own code, are divided among them.
+    """
+    _peaks[0] = max([_peaks[0], *map(_held, list(_running))])
+    return _peaks[0]
 
 
-def _peak(pid: int) -> int:
+def _held(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+        facts = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8")
     except OSError:
         return 0
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    found = re.search(r"^Pss:\s*(\d+) kB", facts, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 
 
@@ -174,6 +178,7 @@ class StepProcess:
     def weights(self) -> list[Array]:
         """Return copies of the weights after the last step."""
         _, arrays = self._call({"do": "weights"}, shapes=self._shapes)
+        peak_memory()
         return arrays
 
     def _call(
@@ -221,7 +226,9 @@ def _wait(connection: socket.socket, seconds: int) -> bool:
     A second is counted for each second of waiting: a process that was frozen meanwhile, or slept,
     has not used up its time.
     """
-    return any(select.select([connection], [], [], 1.0)[0] for _ in range(seconds))
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return any(poll.poll(1000) for _ in range(seconds))
 
 
 def _printable(text: str) -> str:

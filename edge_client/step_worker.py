@@ -29,6 +29,7 @@ from featherfed.edge_client.step_messages import (
 CONNECTION, LIFELINE = 0, 1
 """File descriptors: the messages, and a pipe that ends with the client."""
 _MAX_ERROR = 500
+_STACK_BYTES = 8 << 20  # a thread's, which counts whole though little of it is used
 
 
 def serve(connection: socket.socket) -> None:
@@ -71,7 +72,7 @@ class _Worker:
         self._example_shape = tuple(header["example_shape"])
         memory = _available_memory()
         if memory is not None:
-            _limit_memory(memory)
+            _limit_memory(memory + header["threads"] * _STACK_BYTES)
         self._step = TrainingStep(
             content, self._shapes, self._example_shape, header["threads"], memory
         )
@@ -105,10 +106,11 @@ class _Worker:
 
 
 def _available_memory() -> int | None:
-    """Return bytes that this process could take without swapping; None without /proc."""
+    """Return bytes that this process could still take; None where there is no /proc."""
     with suppress(OSError):
         facts = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        return 1024 * int(dict(line.split(":", 1) for line in facts)["MemAvailable"].split()[0])
+        fields = dict(line.split(":", 1) for line in facts)
+        return 1024 * sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
     return None
 
 
