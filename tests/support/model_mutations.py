@@ -5,6 +5,7 @@ Those in tests/support/released were exported by `export_kind` for 8x8 digits.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -81,6 +82,7 @@ def _try_forked(content: bytes, what: str) -> None:
 def _in_another(work: Callable[[], int], seconds: int = _SECONDS) -> str:
     process = os.fork()
     if not process:
+        faulthandler.disable()  # pytest's own, which would print
         signal.alarm(seconds)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         status = _RESULTS.index(TRACEBACK)

@@ -7,6 +7,7 @@ LAST and prints what became of them. The steps in tests/support/steps were expor
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -291,6 +292,7 @@ def fork_workers() -> None:
 
         def work() -> None:
             ours.close()
+            faulthandler.disable()  # pytest's own, which would print
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             step_worker.serve(theirs)
 
