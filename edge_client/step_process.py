@@ -97,10 +97,10 @@ def _held(pid: int) -> int:
 
 
 def start_worker() -> Worker:
-    """Start a process that loads and runs one training step."""
+    """Start a process that loads and runs one training step; raise ClientError if none starts."""
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
+    errors = _memory_file()
     try:
         process = subprocess.Popen(
             # -P: a file in the current folder must not take a module's place.
@@ -108,11 +108,26 @@ def start_worker() -> Worker:
             stdin=theirs.fileno(), stdout=read_end, stderr=errors,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
+    except OSError as error:
+        ours.close()
+        errors.close()
+        os.close(write_end)
+        raise ClientError(
+            f"no process can be started for the training step ({error}); end others, or restart "
+            "this device"
+        ) from error
     finally:
         theirs.close()
         os.close(read_end)
     _running.add(process.pid)
     return Worker(process, ours, os.fdopen(write_end, "wb"), errors)
+
+
+def _memory_file() -> IO[bytes]:
+    """Return an empty file without a name; in memory where there is such a thing."""
+    if sys.platform == "linux":  # also while the disk is full
+        return os.fdopen(os.memfd_create("errors"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class StepProcess:

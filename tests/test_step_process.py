@@ -141,9 +141,14 @@ def test_a_step_that_is_killed_is_told_with_the_likely_reason() -> None:
 
 
 def test_a_process_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ClientError, match=r"ended its process with status 1"):
+        started()
+
+
+def test_a_machine_that_starts_no_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ClientError, match="no process can be started for the training step"):
         started()
 
 
