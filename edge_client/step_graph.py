@@ -36,7 +36,6 @@ OPERATORS = {
 _ITEM_BYTES = {0: 4, 2: 4, 3: 1, 4: 8, 6: 1}
 """Bytes of an item of the schema's TensorType: FLOAT32, INT32, UINT8, INT64, BOOL."""
 _MAX_AXES = 8
-_NOT_GIVEN = -1
 
 
 def check_graph(content: bytes, memory: int | None = None) -> None:
@@ -135,7 +134,7 @@ def _check_order(graph: Table, constants: set[int], kinds: int, most: int) -> No
             raise _refusal(f"its operator {number} is of a kind that is not there")
         if operator.length(5, 1) or operator.length(8) or operator.number(10, "Q"):
             raise _refusal(f"its operator {number} has options of its own kind, or a state")
-        if missing := set(read) - there - {_NOT_GIVEN}:
+        if missing := set(read) - there:  # -1, an input left out, too: not all kernels expect it
             raise _refusal(f"its operator {number} reads tensor {min(missing)} too early")
         if len(set(written)) < len(written) or not there.isdisjoint(written):
             raise _refusal(f"its operator {number} writes a tensor that is there already")

@@ -34,9 +34,7 @@ from featherfed.server.coordinator.exported_step import ExportedStep
 
 Start = Callable[..., Federation]
 EXAMPLE = (8, 8, 1)
-CRASHES = 883
-"""A seed whose step passes every check, and reads beyond a tensor."""
-CRASHED_BEFORE = [559, 744, CRASHES, 985]
+CRASHED_BEFORE = [559, 744, 883, 985]
 """Seeds whose steps killed a client when it ran them itself."""
 
 
@@ -115,12 +113,24 @@ def test_mutated_steps_train_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert found[step_mutations.TRAINS] > 10
 
 
-def test_a_step_that_crashes_litert_is_refused() -> None:
-    whole, content, _ = step_mutations.mutate(CRASHES)
-    told = r"step [0-9a-f]{12} crashed LiteRT with SIG[A-Z]+ \(at.*the server's, not this device's"
-    with pytest.raises(ClientError, match=told):
+@pytest.mark.parametrize("seed", CRASHED_BEFORE[:2])
+def test_a_step_that_crashed_clients_is_refused(seed: int) -> None:
+    whole, content, _ = step_mutations.mutate(seed)
+    with pytest.raises(ClientError, match=r"training step.*refused"):
         step_mutations.train(whole, content)
     assert not step_process._running
+
+
+def test_a_crash_of_litert_is_told_and_whose_fault_it_is() -> None:
+    step = started()
+    begin(step, mlp())
+    os.kill(step._worker.process.pid, signal.SIGSEGV)
+    told = (
+        r"step [0-9a-f]{12} crashed LiteRT with SIGSEGV \(at 'run'\).*the server's, not this device"
+    )
+    with pytest.raises(ClientError, match=told):
+        step.run(*batch())
+    assert not alive(step._worker.process.pid)
 
 
 def test_a_step_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,21 +243,39 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made.end()
 
 
-def test_join_ends_with_one_message(federation: Start, processes: Processes) -> None:
-    whole, content, _ = step_mutations.mutate(CRASHES)
+def joined(federation: Start, processes: Processes, content: bytes, epochs: int) -> int:
+    """Start a client whose server offers `content`; return its process id."""
     manifest = Manifest(
-        tuple(TensorSpec(f"w{k}", s, initial=Uniform(0.1)) for k, s in enumerate(whole.shapes))
+        tuple(TensorSpec(f"w{k}", s, initial=Uniform(0.1)) for k, s in enumerate(mlp().shapes))
     )
     server = federation(
         step=ExportedStep(content), manifest=manifest, rounds=1,
         first_weights=initial_weights(manifest, 0),
-        training={"batch_size": BATCH}, clients={"minimum": 1, "quorum": 1.0, "deadline": 60},
+        training={"batch_size": BATCH, "epochs": epochs},
+        clients={"minimum": 1, "quorum": 1.0, "deadline": 60},
     )  # fmt: skip
     images, labels = np.zeros((20, *EXAMPLE), np.uint8), np.arange(20) % 10
     Dataset.from_arrays(images, labels).save(processes.directory / "data.npz")
-    processes.join("pi", server.address, "data.npz", "--runtime", "litert")
+    return processes.join("pi", server.address, "data.npz", "--runtime", "litert").pid
+
+
+def test_join_ends_with_one_message(federation: Start, processes: Processes) -> None:
+    _, content, _ = step_mutations.mutate(883)
+    joined(federation, processes, content, 1)
     assert processes.wait("pi") == 1, processes.log("pi")
-    assert "crashed LiteRT with SIG" in processes.log("pi")
+    assert "featherfed: the server's training step cannot be used" in processes.log("pi")
+    assert "Traceback" not in processes.log("pi")
+
+
+def test_join_outlives_a_crash_in_the_midst_of_training(
+    federation: Start, processes: Processes
+) -> None:
+    pid = joined(federation, processes, mlp().content, 1_000_000)
+    wait_until(lambda: "round 1: training" in processes.log("pi"))
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    os.kill(int(worker), signal.SIGSEGV)
+    assert processes.wait("pi") == 1, processes.log("pi")
+    assert "crashed LiteRT with SIGSEGV" in processes.log("pi")
     assert "Traceback" not in processes.log("pi")
 
 
