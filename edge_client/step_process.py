@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ STEP_SECONDS = 600
 _END_SECONDS = 10.0
 _MAX_TEXT = 500
 _MAX_ERRORS = 1 << 16
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,9 @@ class StepProcess:
             "threads": threads,
         }
         answer, _ = self._call(header, [content])
-        self.batch_size = int(self._number(answer.get("batch_size")))
         masked = answer.get("masked")
-        self.masked = {int(self._number(k)) for k in (masked if isinstance(masked, list) else ())}
+        self.batch_size = self._number(answer.get("batch_size"), int)
+        self.masked = {self._number(k, int) for k in (masked if isinstance(masked, list) else ())}
         """Indices in the manifest of the tensors that the step masks."""
 
     def begin(
@@ -188,7 +189,7 @@ class StepProcess:
         """Run one step on at most `batch_size` examples; return mean loss and number correct."""
         header = {"do": "run", "count": len(images)}
         answer, _ = self._call(header, [array_bytes(images), array_bytes(labels)])
-        return self._number(answer.get("loss")), self._number(answer.get("correct"))
+        return self._number(answer.get("loss"), float), self._number(answer.get("correct"), float)
 
     def weights(self) -> list[Array]:
         """Return copies of the weights after the last step."""
@@ -209,6 +210,8 @@ class StepProcess:
             if not _wait(self._connection, seconds):
                 raise self._refusal(f"did not end within {seconds} s and was stopped", header)
             answer = receive(self._connection)
+            if "failed" in answer:
+                raise self._refusal(f"failed: {_printable(str(answer['failed']))}", header)
             if "error" not in answer:
                 return answer, receive_arrays(self._connection, shapes, np.float32)
         except (EOFError, OSError) as error:
@@ -220,10 +223,10 @@ class StepProcess:
         self._end()
         raise ClientError(_printable(str(answer["error"])))
 
-    def _number(self, value: object) -> float:
-        if not isinstance(value, int | float):
+    def _number(self, value: object, kind: type[Number]) -> Number:
+        if not isinstance(value, kind):
             raise self._refusal("gave an answer without its numbers", {"do": "load or run"})
-        return float(value)
+        return value
 
     def _refusal(self, why: str, header: Mapping[str, Any]) -> ClientError:
         """End the process; return the error that says why and what to do."""

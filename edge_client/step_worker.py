@@ -6,7 +6,9 @@ trains on, and once the step is loaded it can open neither files nor connections
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -45,8 +47,7 @@ def serve(connection: socket.socket) -> None:
         except ClientError as error:
             send(connection, {"error": str(error)[:_MAX_ERROR]})
         except Exception as error:  # whatever LiteRT and numpy make of a stranger's file
-            why = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
-            send(connection, {"error": f"the server's training step failed: {why}"})
+            send(connection, {"failed": f"{type(error).__name__}: {error}"[:_MAX_ERROR]})
 
 
 class _Worker:
@@ -116,29 +117,24 @@ def _available_memory() -> int | None:
 
 def _limit_memory(available: int) -> None:
     """Limit this process to the memory that the device has to spare, and let it be killed first."""
-    import resource
-
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (held + available,) * 2)
+    with suppress(OSError, ValueError):  # where the limit is lower already
+        resource.setrlimit(resource.RLIMIT_DATA, (held + available,) * 2)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
 
 
 def _close_doors() -> None:
-    """Open no file or connection from now on, and write no core."""
-    with suppress(ImportError):  # not on Windows
-        import resource
-
-        for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-            resource.setrlimit(limit, (0, 0))
+    """Open no file or connection from now on."""
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        resource.setrlimit(limit, (0, 0))
 
 
 def _end_with_client() -> None:
     """Be ended by the system as soon as the client is gone, even in the midst of a step."""
-    import fcntl
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's
     signal.signal(signal.SIGIO, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     fcntl.fcntl(LIFELINE, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(LIFELINE, fcntl.F_GETFL)
     fcntl.fcntl(LIFELINE, fcntl.F_SETFL, flags | os.O_ASYNC)

@@ -165,7 +165,8 @@ def test_a_machine_that_starts_no_process_is_told(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "answer",
     [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b"\x01\0\0\0{", b"\x02\0\0\0{}",
-     b"\x14\0\0\0" + b'{"batch_size": "four"', b"\x40\0\x01\0" + b"[" * 65600],
+     b"\x13\0\0\0" + b'{"batch_size": NaN}', b"\x14\0\0\0" + b'{"batch_size": "4", ',
+ b"\x40\0\x01\0" + b"[" * 65600],
 )  # fmt: skip
 def test_a_process_that_answers_nonsense_is_ended(
     monkeypatch: pytest.MonkeyPatch, answer: bytes
