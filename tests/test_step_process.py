@@ -271,13 +271,31 @@ def test_join_ends_with_one_message(federation: Start, processes: Processes) -> 
 def test_join_outlives_a_crash_in_the_midst_of_training(
     federation: Start, processes: Processes
 ) -> None:
-    pid = joined(federation, processes, mlp().content, 1_000_000)
-    wait_until(lambda: "round 1: training" in processes.log("pi"))
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    os.kill(int(worker), signal.SIGSEGV)
+    os.kill(training(federation, processes), signal.SIGSEGV)
     assert processes.wait("pi") == 1, processes.log("pi")
     assert "crashed LiteRT with SIGSEGV" in processes.log("pi")
     assert "Traceback" not in processes.log("pi")
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_join_takes_the_process_with_it(
+    federation: Start, processes: Processes, how: signal.Signals, status: int
+) -> None:
+    worker = training(federation, processes)
+    processes.running["pi"].send_signal(how)
+    assert processes.wait("pi") == status, processes.log("pi")
+    wait_until(lambda: not alive(worker), 30)
+    assert "Traceback" not in processes.log("pi")
+
+
+def training(federation: Start, processes: Processes) -> int:
+    """Start a client that trains for long; return the process id of its step."""
+    pid = joined(federation, processes, mlp().content, 1_000_000)
+    wait_until(lambda: "round 1: training" in processes.log("pi"))
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    return int(worker)
 
 
 # ---- the checks of a graph ----
