@@ -9,6 +9,7 @@ import time
 
 from tqdm import tqdm
 
+from featherfed.edge_client import step_process
 from featherfed.edge_client.errors import ClientError
 from featherfed.models.memory import process_memory
 
@@ -40,6 +41,9 @@ def _end_above(megabytes: int) -> None:
 
 
 def peak_memory() -> int | None:
-    """Return this process's peak of resident memory in MB, None where there is no /proc."""
+    """Return this process's peak of resident memory in MB, None where there is no /proc.
+
+    That of the process of the training step is in it.
+    """
     peak = process_memory("VmHWM")
-    return None if peak is None else peak // 2**20
+    return None if peak is None else (peak + step_process.peak_memory()) // 2**20

@@ -84,8 +84,8 @@ def _keras(threads: int) -> Runtime:
 
 
 def _litert(threads: int) -> Runtime:
-    import ai_edge_litert.interpreter  # noqa: F401  # fails now if it is not installed
-
+    if not importlib.util.find_spec("ai_edge_litert"):  # fails now and not in the step's process
+        raise ModuleNotFoundError("ai_edge_litert", name="ai_edge_litert")
     from featherfed.edge_client.litert_trainer import METHODS, LitertTrainer
 
     def make_trainer(

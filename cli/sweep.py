@@ -153,7 +153,8 @@ def run_case(case: Case, output: Path) -> float:
     def make_trainer(name: str, plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
         images, labels = data[name].images, data[name].labels
         if step is not None:
-            return LitertTrainer(plan, manifest, step, images, labels, client=name)
+            # The step is this process's own.
+            return LitertTrainer(plan, manifest, step, images, labels, client=name, trusted=True)
         return KerasTrainer(plan, manifest, images, labels, client=name, model=model)
 
     def on_round(round_: int, accuracy: float | None) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from featherfed.models.errors import ModelError
 from featherfed.models.images import Source, load_images
+from featherfed.models.trial import try_model
 from featherfed.proto.peer_text import printable
 
 LABELS = "labels.txt"
@@ -29,30 +30,48 @@ LABELS = "labels.txt"
 
 _MAX_LABELS_BYTES = 1 << 20
 _MAX_NAME = 100  # characters of a class name
+_MAX_CLASSES = 1 << 20
+_KINDS = {"float32", "int8", "uint8"}
 
 
 class TfliteModel:
     """A model in a .tflite file, from images to probabilities.
 
     Raises ModelError if the file is missing or not a TFLite model with one input and one output,
-    and ImportError if there is neither ai-edge-litert nor TensorFlow.
+    and ImportError if there is neither ai-edge-litert nor TensorFlow. A file that was made
+    for it can crash the process: `Classifier` tries it in another one first.
     """
 
-    def __init__(self, path: str | Path, *, batch_size: int = 250, num_threads: int = 1) -> None:
-        if not Path(path).is_file():
-            raise ModelError(f"no model file {path}; a run's output folder holds model_*.tflite")
+    def __init__(
+        self, source: str | Path | bytes, *, batch_size: int = 250, num_threads: int = 1
+    ) -> None:
+        """Load a file, by its path or its content."""
+        content = source if isinstance(source, bytes) else read_model(source)
+        self._name = "the model" if isinstance(source, bytes) else str(source)
         try:
-            self._interpreter: Any = _interpreter_class()(str(path), num_threads=num_threads)
+            self._interpreter: Any = _interpreter_class()(
+                model_content=content, num_threads=num_threads
+            )
+            inputs = self._interpreter.get_input_details()
+            outputs = self._interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             why = printable(str(error))  # it may hold names from the file
-            raise ModelError(f"{path} is not a TFLite model: {why}") from error
-        inputs = self._interpreter.get_input_details()
-        outputs = self._interpreter.get_output_details()
+            raise ModelError(f"{self._name} is not a TFLite model: {why}") from error
         if len(inputs) != 1 or len(outputs) != 1:
-            raise ModelError(f"{path} needs one input and one output to classify images")
+            raise ModelError(f"{self._name} needs one input and one output to classify images")
         self._input, self._output = inputs[0], outputs[0]
+        self._check_tensors()
         self._batch_size = batch_size
         self._allocated = 0
+
+    def _check_tensors(self) -> None:
+        """Raise ModelError unless images go in and probabilities come out."""
+        kinds = {np.dtype(d["dtype"]).name for d in (self._input, self._output)}
+        shape = self._output["shape"]
+        if len(self._input["shape"]) != 4 or not len(shape) or not kinds <= _KINDS:
+            raise ModelError(f"{self._name} does not turn images into probabilities")
+        if not 0 < shape[-1] <= _MAX_CLASSES:
+            raise ModelError(f"{self._name} tells {shape[-1]} classes apart")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -102,31 +121,40 @@ class TfliteModel:
         return seconds
 
     def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        if len(images) != self._allocated:
-            self._allocate(images.shape)
-            self._allocated = len(images)
-        self._interpreter.set_tensor(self._input["index"], _encode(images, self._input))
-        self._interpreter.invoke()
-        return _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
-
-    def _allocate(self, shape: Sequence[int]) -> None:
         try:
-            self._interpreter.resize_tensor_input(self._input["index"], list(shape))
-            self._interpreter.allocate_tensors()
+            if len(images) != self._allocated:
+                self._interpreter.resize_tensor_input(self._input["index"], list(images.shape))
+                self._interpreter.allocate_tensors()
+                self._allocated = len(images)
+            self._interpreter.set_tensor(self._input["index"], _encode(images, self._input))
+            self._interpreter.invoke()
+            found = _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
         except (ValueError, RuntimeError) as error:
-            why = printable(str(error))
-            raise ModelError(f"the model cannot be run: {why}") from error
+            raise ModelError(f"{self._name} does not run: {printable(str(error))}") from error
+        if found.shape != (len(images), self.num_classes):
+            raise ModelError(f"{self._name} gives {list(found.shape)} for {len(images)} images")
+        return found
+
+
+def read_model(path: str | Path) -> bytes:
+    """Return the content of a model file; raise ModelError if there is none."""
+    if not Path(path).is_file():
+        raise ModelError(f"no model file {path}; a run's output folder holds model_*.tflite")
+    return Path(path).read_bytes()
 
 
 class Classifier:
     """Classifies pictures, arrays and camera frames with a .tflite file.
 
     `class_names` come from the file itself; one without them gets "0", "1", ... Raises what
-    TfliteModel does, and ModelError if the names in the file are not those of its classes.
+    TfliteModel does, and ModelError if the names in the file are not those of its classes, or if
+    it crashes another process in which it is tried first.
     """
 
     def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
-        self._model = TfliteModel(path, num_threads=num_threads)
+        content = read_model(path)
+        try_model(content, str(path))
+        self._model = TfliteModel(content, num_threads=num_threads)
         count = self._model.num_classes
         self.class_names = read_labels(path) or tuple(map(str, range(count)))
         if len(self.class_names) != count:
@@ -235,9 +263,9 @@ def _interpreter_class() -> Any:
         return _tensorflow_interpreter
 
 
-def _tensorflow_interpreter(path: str, num_threads: int) -> Any:
+def _tensorflow_interpreter(model_content: bytes, num_threads: int) -> Any:
     import tensorflow as tf
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
-        return tf.lite.Interpreter(path, num_threads=num_threads)
+        return tf.lite.Interpreter(model_content=model_content, num_threads=num_threads)

@@ -149,7 +149,7 @@ def train_both(
         optimization=pb.Optimization(method=model.optimization.method),
     )
     step = exported(model, batch_size, optimizer, loss)
-    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
+    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c", trusted=True)
     litert = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
     model.set_weights(start)
     seed = round_seed(plan.seed, 1, "c")
@@ -605,7 +605,7 @@ def test_dropout_keeps_its_share_and_the_mean(layer: Any) -> None:
         optimization=pb.Optimization(method="none"),
     )
     images, labels = np.full((1, *shape), 255, np.uint8), np.zeros(1, np.int64)
-    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c")
+    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c", trusted=True)
     zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
     seen = [
         trainer.train(zeros, pb.Train(round=number)).weights[0][:, 0].reshape(shape) / 0.5
