@@ -16,7 +16,8 @@ def attacks_section() -> Iterator[str]:
     """Yield a table with a row for every figure of every attack, before and after the mend."""
     yield (
         "Made by `make attacks` (`benchmarks/attacks`); the figures of before by the same attacks "
-        "on the code of before the mends. A dash: this could not be measured there."
+        "on the code of before the mends. A dash: this could not be measured there. Figures that are "
+        "0 on both sides are left out."
     )
     yield ""
     yield "| attack | figure | before | after |"
@@ -28,6 +29,8 @@ def attacks_section() -> Iterator[str]:
 def _rows(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     title = _title(name)
     for key in [*after, *(key for key in before if key not in after)]:
+        if (before.get(key), after.get(key)) == (0, 0):
+            continue
         yield f"| {title} | {key.replace('_', ' ')} | {_cell(before, key)} | {_cell(after, key)} |"
         title = ""
 
@@ -57,6 +60,8 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -130,6 +130,41 @@ def _decoder(found: Any) -> Iterator[str]:
     )
 
 
+def _damage(found: Any) -> Iterator[str]:
+    yield (
+        "**Damage** (`benchmarks/damage.py`): one flipped byte at a time, 1,000 for each kind of "
+        "file. Noticed at the start or while serving; harmless where the run then ends the same; "
+        "silent where it does not. In brackets the code of before there were checksums."
+    )
+    yield from _head("file", "bytes", "noticed", "harmless", "silent", "silent to `check` as well")
+    before, after = found["before"], found["after"]
+    for name, row in after.items():
+        if name != "cost":
+            was = before[name]
+            yield _row(
+                name, f"{row['bytes']:,}",
+                f"{_noticed(row)} ({_noticed(was)})", f"{row['harmless']} ({was['harmless']})",
+                f"{row['silent']} ({was['silent']})",
+                f"{_unseen(row)} ({_unseen(was)})",
+            )  # fmt: skip
+    key = "updates_per_second_in_memory_cpu_ms_per_update"
+    now, was = after["cost"], before["cost"]
+    yield ""
+    yield (
+        f"It costs {now[key] - was[key]:.2f} ms of processor time an update, and "
+        f"{now['large_run_start_cpu_seconds']:g} s ({was['large_run_start_cpu_seconds']:g} s) at "
+        f"the start of a run of {now['large_run_rows']:,} rows."
+    )
+
+
+def _noticed(row: Any) -> int:
+    return int(row["found_by_start"] + row["found_while_serving"])
+
+
+def _unseen(row: Any) -> int:
+    return int(row["silent"] - row["silent_but_found_by_check"])
+
+
 _PARTS = {
     "faults": _faults,
     "light_storms": _storms,
@@ -138,6 +173,7 @@ _PARTS = {
     "load": _load,
     "service": _service,
     "decoder": _decoder,
+    "damage": _damage,
 }
 
 

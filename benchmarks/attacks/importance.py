@@ -1,4 +1,4 @@
-"""Row 3: a client that lies about importance, and what that does to the model of all clients.
+"""A client that lies about importance, and what that does to the model of all clients.
 
 The seed CNN, real digits, `balanced`. The liar trains as the others do, and only its reports are
 wrong: all bits to the largest tensor, and to the rows and columns that matter least.

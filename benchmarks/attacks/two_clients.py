@@ -1,4 +1,4 @@
-"""Row 4: two clients, one of them hostile, where no majority tells an outlier.
+"""Two clients, one of them hostile, where no majority tells an outlier.
 
 The seed CNN, real digits, seven rounds. A run without an accuracy is one that ended because the
 honest client could not train any more.
