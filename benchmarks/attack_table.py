@@ -16,8 +16,8 @@ def attacks_section() -> Iterator[str]:
     """Yield a table with a row for every figure of every attack, before and after the mend."""
     yield (
         "Made by `make attacks` (`benchmarks/attacks`); the figures of before by the same attacks "
-        "on the code of before the mends. A dash: this could not be measured there. Figures that are "
-        "0 on both sides are left out."
+        "on the code of before the mends. A dash: this could not be measured there. Figures "
+        "that are 0 on both sides are left out."
     )
     yield ""
     yield "| attack | figure | before | after |"
