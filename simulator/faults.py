@@ -1,0 +1,124 @@
+"""The faults of a run: what they are, and how they are drawn from the seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+SERVER = "server"
+
+
+class Kind(StrEnum):
+    """What goes wrong."""
+
+    KILL = "kill"
+    """A process dies; what it has written stays."""
+    POWER = "power"
+    """Its machine loses power: what is not synced may be lost or torn."""
+    CUT = "cut"
+    """A connection breaks; each side notices after a time of its own."""
+    SILENCE = "silence"
+    """Nothing gets through between a client, or all, and the server."""
+    SLOW = "slow"
+    """A client's link is slow for a while."""
+    FREEZE = "freeze"
+    """A process does not run for a while (SIGSTOP, suspend)."""
+    FULL = "full"
+    """A disk takes nothing for a while."""
+    CLOCK = "clock"
+    """A machine's clock is set."""
+    STOP = "stop"
+    """The server is told to stop, and started again."""
+    RESTORE = "restore"
+    """The server is put back to a backup made before."""
+    LOSE = "lose"
+    """A client's device is replaced: its state is gone."""
+    REPEAT = "repeat"
+    """A proxy sends a call a second time."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    It happens at second `at` of the run, or at the `nth` time that the target reaches `place`.
+    `seconds`: how long it lasts, or until the other side notices. `amount`: see each kind.
+    """
+
+    kind: Kind
+    target: str
+    at: float = 0.0
+    place: str = ""
+    nth: int = 0
+    seconds: float = 0.0
+    amount: float = 0.0
+
+    def __str__(self) -> str:
+        when = f"at {self.place} {self.nth}" if self.place else f"at {self.at:.3f} s"
+        lasts = f" for {self.seconds:.3f} s" if self.seconds else ""
+        amount = f" ({self.amount:.3f})" if self.amount else ""
+        return f"{self.kind} {self.target} {when}{lasts}{amount}"
+
+    @property
+    def end(self) -> float:
+        """The second of the run at which it is over, if it has a time."""
+        return 0.0 if self.place else self.at + self.seconds
+
+
+# The places at which a process may die, and about how often it passes each in a round.
+_SERVER_PLACES = {"step": 250, "sql": 120, "commit": 12, "committed": 12}
+_CLIENT_PLACES = {
+    "wait": 12, "call": 4, "fsync": 6, "synced": 6, "replace": 3, "unlink": 5, "step": 15,
+}  # fmt: skip
+
+
+def draw_faults(
+    draw: random.Random, clients: Sequence[str], rounds: int, seconds: float
+) -> list[Fault]:
+    """Return the faults of a run of about `seconds`: of a few kinds only, so that these meet."""
+    kinds = draw.sample(list(Kind), draw.randint(1, 5))
+    count = draw.choice((1, 2, 3, 5, 8))
+    faults = [_draw_fault(draw, draw.choice(kinds), clients, rounds, seconds) for _ in range(count)]
+    return sorted(faults, key=lambda fault: (fault.at, fault.place, fault.nth))
+
+
+def _draw_fault(
+    draw: random.Random, kind: Kind, clients: Sequence[str], rounds: int, seconds: float
+) -> Fault:
+    at, client = draw.uniform(0, seconds), draw.choice(clients)
+    anyone = draw.choice([SERVER, SERVER, *clients])
+    short = draw.choice((draw.uniform(0, 2), draw.uniform(0, 20), draw.uniform(0, 120)))
+    match kind:
+        case Kind.KILL | Kind.POWER:
+            places = _SERVER_PLACES if anyone == SERVER else _CLIENT_PLACES
+            if kind is Kind.POWER and anyone == SERVER:
+                places = {"commit": 12, "step": 250}
+            place = draw.choice(list(places))
+            nth = draw.randint(1, places[place] * rounds)
+            return Fault(kind, anyone, place=place, nth=nth, seconds=draw.uniform(0, 10))
+        case Kind.CUT:
+            nth = draw.randint(1, 25 * rounds)
+            return Fault(
+                kind, client, place="message", nth=nth,
+                seconds=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))),
+                amount=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))),
+            )  # fmt: skip
+        case Kind.SILENCE:
+            return Fault(kind, draw.choice(["all", *clients]), at, seconds=short)
+        case Kind.SLOW:
+            return Fault(kind, client, at, seconds=short, amount=10 ** draw.uniform(0.5, 3))
+        case Kind.FREEZE | Kind.FULL:
+            return Fault(kind, anyone, at, seconds=short)
+        case Kind.CLOCK:
+            return Fault(kind, anyone, at, amount=draw.choice((-1, 1)) * 10 ** draw.uniform(0, 8))
+        case Kind.STOP:
+            return Fault(kind, SERVER, at)
+        case Kind.RESTORE:
+            return Fault(kind, SERVER, at, seconds=draw.uniform(0, seconds / 2))
+        case Kind.LOSE:
+            return Fault(kind, client, at)
+        case Kind.REPEAT:
+            return Fault(kind, client, place="request", nth=draw.randint(1, 8 * rounds),
+                         seconds=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 30))))  # fmt: skip

@@ -1,0 +1,123 @@
+"""A client's simulated disk: what of its files survives a loss of power, and disks that are full.
+
+The files are real ones; what was synced of them is remembered. After a loss of power a name leads to
+what was synced under it, or to what came later, and content that was not synced may be torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featherfed.simulator.scheduler import Process, Scheduler
+
+
+class ClientDisk:
+    """One client's state directory."""
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.folder = folder
+        self.full = False
+        self._draw = draw
+        self._synced: dict[int, bytes] = {}
+        """Inode -> content that was synced."""
+        self._names: list[dict[str, int]] = [{}]
+        """Name -> inode: as the folder was synced, and after every change since."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def sync(self, path: Path) -> None:
+        """Remember that a file's content, or the names in the folder, are on disk now."""
+        if path == self.folder:
+            self._names = [self._names_now()]
+            self._synced = {i: c for i, c in self._synced.items() if i in self._names[0].values()}
+        else:
+            self._synced[path.stat().st_ino] = path.read_bytes()
+
+    def changed(self) -> None:
+        """Remember the names after a change; changes reach the disk in their order."""
+        self._names.append(self._names_now())
+
+    def lose_power(self) -> None:
+        """Leave what a disk might hold after a loss of power."""
+        self.changed()
+        now = {status.st_ino: content for _, status, content in self._scan()}
+        names = self._draw.choice(self._names)
+        after = {name: self._choose_content(i, now.get(i)) for name, i in sorted(names.items())}
+        for name in self._names_now():
+            (self.folder / name).unlink()
+        for name, content in after.items():
+            (self.folder / name).write_bytes(content)
+            self.sync(self.folder / name)
+        self.sync(self.folder)
+
+    def _choose_content(self, inode: int, current: bytes | None) -> bytes:
+        synced = self._synced.get(inode)
+        if current is None or synced == current:
+            return synced or b""
+        choices = [current[: self._draw.randint(0, len(current))], b"", current]
+        return self._draw.choice([*choices, *([synced] if synced is not None else [])])
+
+    def lose_all(self) -> None:
+        """Lose everything, as if the device were replaced."""
+        for name, _, _ in self._scan():
+            (self.folder / name).unlink()
+        self._synced, self._names = {}, [{}]
+
+    def _names_now(self) -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in sorted(self.folder.iterdir())}
+
+    def _scan(self) -> Iterator[tuple[str, os.stat_result, bytes]]:
+        for path in sorted(self.folder.iterdir()):
+            yield path.name, path.stat(), path.read_bytes()
+
+
+@contextmanager
+def simulated_files(scheduler: Scheduler) -> Iterator[None]:
+    """Let system calls of simulated clients on their files reach their simulated disks."""
+
+    def disk_of(process: Process | None) -> ClientDisk | None:
+        return getattr(process, "disk", None)
+
+    def wrap(name: str, real: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            process = scheduler.process
+            disk = disk_of(process)
+            if process is None or disk is None:
+                return real(*args, **kwargs)
+            process.point(name)
+            if disk.full and writes(*args, **kwargs):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            result = real(*args, **kwargs)
+            if name == "fsync":
+                disk.sync(Path(os.readlink(f"/proc/self/fd/{args[0]}")))
+                process.point("synced")
+            elif name != "open" or writes(*args, **kwargs):
+                disk.changed()
+            return result
+
+        return call
+
+    def writing(file: object, mode: str = "r", *_: object, **__: object) -> bool:
+        return mode[0] in "wax" and isinstance(file, (str, os.PathLike))
+
+    names = {
+        (os, "open"): lambda path, flags, *_, **__: bool(flags & os.O_CREAT),
+        (os, "fsync"): lambda *_: True,
+        (os, "replace"): lambda *_, **__: False,
+        (os, "unlink"): lambda *_, **__: False,
+        (io, "open"): writing,
+    }
+    real = {place: getattr(*place) for place in names}
+    try:
+        for (module, name), writes in names.items():
+            setattr(module, name, wrap(name, real[module, name], writes))  # type: ignore[arg-type]
+        yield
+    finally:
+        for (module, name), function in real.items():
+            setattr(module, name, function)
