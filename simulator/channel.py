@@ -11,7 +11,7 @@ from featherfed.simulator.network import Call, Network, Status
 from featherfed.simulator.scheduler import Process
 
 
-class SimulatedError(grpc.RpcError):  # type: ignore[misc]
+class SimulatedError(grpc.RpcError):
     """A call that ended with another status than OK."""
 
     def __init__(self, status: Status) -> None:
@@ -26,9 +26,9 @@ class SimulatedError(grpc.RpcError):  # type: ignore[misc]
         """Return the status' text."""
         return self._status.details
 
-    def trailing_metadata(self) -> list[Any]:
+    def trailing_metadata(self) -> Any:
         """Return the metadata that came with the status."""
-        return [_Item(key, value) for key, value in self._status.metadata]
+        return tuple(_Item(key, value) for key, value in self._status.metadata)
 
 
 class _Item:

@@ -1,7 +1,7 @@
 """The server's simulated disk: crashes between and within commits, losses of power, full disks.
 
-SQLite is the real one, on real files. A crash leaves copies of database and WAL, in a new folder: as
-they are, or, after a loss of power, with the bytes of a commit under way torn.
+SQLite is the real one, on real files. A crash leaves copies of database and WAL, in a new folder:
+as they are, or, after a loss of power, with the bytes of a commit under way torn.
 """
 
 from __future__ import annotations
@@ -93,6 +93,12 @@ def torn(before: bytes, after: bytes, draw: random.Random) -> bytes:
     return bytes(result)
 
 
+def _disk_is_full() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
 class _Connection:
     """A connection whose statements may fail, or find the process dead."""
 
@@ -117,9 +123,7 @@ class _Connection:
         if word == "SELECT":
             return self._real.execute(sql, values)
         if self._disk.full:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
+            raise _disk_is_full()
         if word != "COMMIT" and (word == "BEGIN " or self._real.in_transaction):
             return self._real.execute(sql, values)
         return self._commit(sql, values)
@@ -149,6 +153,9 @@ def simulated_database(scheduler: Scheduler, disk: ServerDisk) -> Iterator[None]
         connection = real(path)
         if process is None:
             return connection
+        if disk.full:
+            connection.close()
+            raise _disk_is_full()
         process.on_death.append(connection.close)
         return _Connection(connection, disk, process)
 

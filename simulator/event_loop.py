@@ -13,8 +13,11 @@ from typing import Any
 from featherfed.simulator.scheduler import Event, Process, Scheduler
 
 
-class SimulatedLoop(asyncio.AbstractEventLoop):
-    """The event loop of one simulated process; its worker threads take random times to begin."""
+class SimulatedLoop:
+    """The event loop of one simulated process; its worker threads take random times to begin.
+
+    It has what tasks, futures and timeouts need of an `asyncio.AbstractEventLoop`.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def call(self, event: Event) -> None:
         """Let an event of this loop happen."""
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self)  # type: ignore[arg-type]
         try:
             assert event.context is not None
             event.context.run(event.callback, *event.args)
@@ -62,25 +65,23 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Return whether the process is dead."""
         return not self._process.alive
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> Event:
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> Event:
         """Call `callback` with the next events."""
         return self.call_at(self.time(), callback, *args, context=context)
 
-    def call_soon_threadsafe(  # type: ignore[override]
+    def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Event:
         """Call `callback` with the next events."""
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Event:
         """Call `callback` in `delay` seconds."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Event:
         """Call `callback` at a time."""
@@ -91,9 +92,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """Return a future of this loop."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self)  # type: ignore[arg-type]
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Coroutine[Any, Any, Any],
         *,
@@ -101,27 +102,22 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
         """Run a coroutine."""
-        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task
 
-    def run_in_executor(  # type: ignore[override]
+    def run_in_executor(
         self, executor: object, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
         """Run a function in a simulated thread, which begins after a random time."""
         future = self.create_future()
 
         def work() -> None:
-            outcome: Callable[[], None]
             try:
-                result = func(*args)
+                self.call_soon(_settle, future.set_result, future, func(*args))
             except Exception as error:
-                failure = error
-                outcome = lambda: future.cancelled() or future.set_exception(failure)  # noqa: E731
-            else:
-                outcome = lambda: future.cancelled() or future.set_result(result)  # noqa: E731
-            self.call_soon(outcome)
+                self.call_soon(_settle, future.set_exception, future, error)
 
         self._process.spawn(work, self._draw.uniform(0, self._slowest_thread))
         return future
@@ -142,3 +138,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                     coroutine = task.get_coro()
                     assert coroutine is not None
                     coroutine.close()
+
+
+def _settle(settle: Callable[[Any], None], future: asyncio.Future[Any], outcome: object) -> None:
+    if not future.done():  # perhaps cancelled meanwhile
+        settle(outcome)

@@ -90,35 +90,32 @@ def _draw_fault(
     at, client = draw.uniform(0, seconds), draw.choice(clients)
     anyone = draw.choice([SERVER, SERVER, *clients])
     short = draw.choice((draw.uniform(0, 2), draw.uniform(0, 20), draw.uniform(0, 120)))
-    match kind:
-        case Kind.KILL | Kind.POWER:
-            places = _SERVER_PLACES if anyone == SERVER else _CLIENT_PLACES
-            if kind is Kind.POWER and anyone == SERVER:
-                places = {"commit": 12, "step": 250}
-            place = draw.choice(list(places))
-            nth = draw.randint(1, places[place] * rounds)
-            return Fault(kind, anyone, place=place, nth=nth, seconds=draw.uniform(0, 10))
-        case Kind.CUT:
-            nth = draw.randint(1, 25 * rounds)
-            return Fault(
-                kind, client, place="message", nth=nth,
-                seconds=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))),
-                amount=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))),
-            )  # fmt: skip
-        case Kind.SILENCE:
-            return Fault(kind, draw.choice(["all", *clients]), at, seconds=short)
-        case Kind.SLOW:
-            return Fault(kind, client, at, seconds=short, amount=10 ** draw.uniform(0.5, 3))
-        case Kind.FREEZE | Kind.FULL:
-            return Fault(kind, anyone, at, seconds=short)
-        case Kind.CLOCK:
-            return Fault(kind, anyone, at, amount=draw.choice((-1, 1)) * 10 ** draw.uniform(0, 8))
-        case Kind.STOP:
-            return Fault(kind, SERVER, at)
-        case Kind.RESTORE:
-            return Fault(kind, SERVER, at, seconds=draw.uniform(0, seconds / 2))
-        case Kind.LOSE:
-            return Fault(kind, client, at)
-        case Kind.REPEAT:
-            return Fault(kind, client, place="request", nth=draw.randint(1, 8 * rounds),
-                         seconds=draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 30))))  # fmt: skip
+    shape = draw.uniform(0, 1)
+    if kind in (Kind.KILL, Kind.POWER):
+        return _draw_death(draw, kind, anyone, rounds)
+    if kind is Kind.CUT:
+        notice, other = (draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))) for _ in "12")
+        nth = draw.randint(1, 25 * rounds)
+        return Fault(kind, client, place="message", nth=nth, seconds=notice, amount=other)
+    if kind is Kind.REPEAT:
+        after, nth = draw.choice((0.0, shape, 30 * shape)), draw.randint(1, 8 * rounds)
+        return Fault(kind, client, place="request", nth=nth, seconds=after)
+    return {
+        Kind.SILENCE: Fault(kind, draw.choice(["all", *clients]), at, seconds=short),
+        Kind.SLOW: Fault(kind, client, at, seconds=short, amount=10 ** (0.5 + 2.5 * shape)),
+        Kind.FREEZE: Fault(kind, anyone, at, seconds=short),
+        Kind.FULL: Fault(kind, anyone, at, seconds=short),
+        Kind.CLOCK: Fault(kind, anyone, at, amount=draw.choice((-1, 1)) * 10 ** (8 * shape)),
+        Kind.STOP: Fault(kind, SERVER, at),
+        Kind.RESTORE: Fault(kind, SERVER, at, seconds=shape * seconds / 2),
+        Kind.LOSE: Fault(kind, client, at),
+    }[kind]
+
+
+def _draw_death(draw: random.Random, kind: Kind, target: str, rounds: int) -> Fault:
+    places = _SERVER_PLACES if target == SERVER else _CLIENT_PLACES
+    if kind is Kind.POWER and target == SERVER:
+        places = {"commit": 12, "step": 250}
+    place = draw.choice(list(places))
+    nth = draw.randint(1, places[place] * rounds)
+    return Fault(kind, target, place=place, nth=nth, seconds=draw.uniform(0, 10))

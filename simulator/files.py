@@ -1,7 +1,7 @@
 """A client's simulated disk: what of its files survives a loss of power, and disks that are full.
 
-The files are real ones; what was synced of them is remembered. After a loss of power a name leads to
-what was synced under it, or to what came later, and content that was not synced may be torn.
+The files are real ones; what was synced of them is remembered. After a loss of power the names are
+those of the last sync or of a later moment, and content that was not synced may be torn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from featherfed.simulator.scheduler import Process, Scheduler
+from featherfed.simulator.scheduler import Scheduler
 
 
 class ClientDisk:
@@ -77,47 +77,62 @@ class ClientDisk:
             yield path.name, path.stat(), path.read_bytes()
 
 
+def _creates(path: object, flags: int, *_: object, **__: object) -> bool:
+    return bool(flags & os.O_CREAT)
+
+
+def _writes(file: object, mode: str = "r", *_: object, **__: object) -> bool:
+    return mode[0] in "wax" and isinstance(file, (str, os.PathLike))
+
+
+def _always(*_: object, **__: object) -> bool:
+    return True
+
+
+def _never(*_: object, **__: object) -> bool:
+    return False
+
+
+_CALLS: list[tuple[Any, str, Callable[..., bool]]] = [
+    (os, "open", _creates),
+    (os, "fsync", _always),
+    (os, "replace", _never),
+    (os, "unlink", _never),
+    (io, "open", _writes),
+]
+"""Module, name, and whether a call of these arguments needs room on the disk."""
+
+
 @contextmanager
 def simulated_files(scheduler: Scheduler) -> Iterator[None]:
     """Let system calls of simulated clients on their files reach their simulated disks."""
-
-    def disk_of(process: Process | None) -> ClientDisk | None:
-        return getattr(process, "disk", None)
-
-    def wrap(name: str, real: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            process = scheduler.process
-            disk = disk_of(process)
-            if process is None or disk is None:
-                return real(*args, **kwargs)
-            process.point(name)
-            if disk.full and writes(*args, **kwargs):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            result = real(*args, **kwargs)
-            if name == "fsync":
-                disk.sync(Path(os.readlink(f"/proc/self/fd/{args[0]}")))
-                process.point("synced")
-            elif name != "open" or writes(*args, **kwargs):
-                disk.changed()
-            return result
-
-        return call
-
-    def writing(file: object, mode: str = "r", *_: object, **__: object) -> bool:
-        return mode[0] in "wax" and isinstance(file, (str, os.PathLike))
-
-    names = {
-        (os, "open"): lambda path, flags, *_, **__: bool(flags & os.O_CREAT),
-        (os, "fsync"): lambda *_: True,
-        (os, "replace"): lambda *_, **__: False,
-        (os, "unlink"): lambda *_, **__: False,
-        (io, "open"): writing,
-    }
-    real = {place: getattr(*place) for place in names}
+    real = [getattr(module, name) for module, name, _ in _CALLS]
     try:
-        for (module, name), writes in names.items():
-            setattr(module, name, wrap(name, real[module, name], writes))  # type: ignore[arg-type]
+        for (module, name, needs_room), function in zip(_CALLS, real, strict=True):
+            setattr(module, name, _simulated(scheduler, name, function, needs_room))
         yield
     finally:
-        for (module, name), function in real.items():
+        for (module, name, _), function in zip(_CALLS, real, strict=True):
             setattr(module, name, function)
+
+
+def _simulated(
+    scheduler: Scheduler, name: str, real: Callable[..., Any], needs_room: Callable[..., bool]
+) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        process = scheduler.process
+        disk: ClientDisk | None = getattr(process, "disk", None)
+        if process is None or disk is None:
+            return real(*args, **kwargs)
+        process.point(name)
+        if disk.full and needs_room(*args, **kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        result = real(*args, **kwargs)
+        if name == "fsync":
+            disk.sync(Path(os.readlink(f"/proc/self/fd/{args[0]}")))
+            process.point("synced")
+        elif name != "open" or needs_room(*args, **kwargs):
+            disk.changed()
+        return result
+
+    return call

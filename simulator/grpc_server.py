@@ -105,7 +105,8 @@ class SimulatedServer:
         except Exception as error:
             call.record.ended = "failed"
             call.end(Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}"))
-            self._on_error(f"{call.method}: {type(error).__name__}: {error}")
+            if self._process.alive:
+                self._on_error(f"{call.method}: {type(error).__name__}: {error}")
         finally:
             call.record.ended_at = scheduler.now
             context.hang_up()

@@ -66,9 +66,9 @@ class Versions:
                 f"{known.hex()[:16]}"
             )
 
-    def forget_after(self, version: int) -> None:
-        """Accept that a restored server makes later versions anew."""
-        self._digests = {v: d for v, d in self._digests.items() if v <= version}
+    def restored(self, store: Store) -> None:
+        """Accept that a restored server knows these versions, and makes later ones anew."""
+        self._digests = {version.version: version.digest for version in store.versions.all()}
 
 
 def check_store(store: Store) -> None:

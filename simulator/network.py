@@ -1,7 +1,7 @@
 """The simulated network: connections that are slow, cut or silent, and the calls on them.
 
-Messages travel as bytes. Each link has a delay, a bandwidth and a window of unread bytes; messages of
-one connection arrive in order, those of an older connection perhaps after those of a newer one.
+Messages travel as bytes. Each link has a delay, a bandwidth and a window of unread bytes; messages
+of one connection arrive in order, those of an older connection perhaps after those of a newer one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from featherfed.simulator.scheduler import Event, Process, Scheduler, Waiter
+from featherfed.simulator.scheduler import Process, Scheduler, Waiter
 
 FRAME_BYTES = 5
 """gRPC's prefix of every message."""
@@ -168,9 +168,7 @@ class Call:
         """Take the next message of the request."""
         message = self.requests.popleft()
         self.record.up += len(message) + FRAME_BYTES
-        self.network.carry(
-            self.connection, "down", 0, self._read_up, len(message), free=True
-        )
+        self.network.carry(self.connection, "down", 0, self._read_up, len(message), free=True)
         return message
 
     def _read_up(self, size: int) -> None:
@@ -284,7 +282,7 @@ class Network:
             self.scheduler.after(0, call.connection.process, call.lose_client)
             return
         if self.server is not None and self.server.frozen:
-            self.scheduler.after(0.5, None, self._open, call)
+            self.scheduler.after(0, self.server, self._open, call)
             return
         self.on_call(call)
 
@@ -299,28 +297,31 @@ class Network:
         deliver: Callable[..., None],
         *args: object,
         free: bool = False,
-    ) -> Event:
+    ) -> None:
         """Deliver a message after what the link takes; it is lost if the connection is cut before.
 
         `free`: it is no message but an acknowledgement below them.
         """
+        if connection.client_cut if way == "up" else connection.server_cut:
+            return
         link, now = self.link(connection.client), self.scheduler.now
         begin = max(now, connection.busy[way], link.silent_until)
         connection.busy[way] = begin + size / link.bandwidth
         arrival = max(connection.busy[way] + self._delay(link), connection.arrived[way])
         connection.arrived[way] = arrival
-        process = self.server if way == "up" else connection.process
 
         def arrive() -> None:
+            process = self.server if way == "up" else connection.process
             if link.silent_until > self.scheduler.now:  # the network went away meanwhile
-                self.scheduler.at(link.silent_until + link.delay, process, arrive)
+                self.scheduler.at(link.silent_until + link.delay, None, arrive)
+            elif process is not None and process.frozen:
+                self.scheduler.after(0, process, arrive)
             elif not (connection.server_cut if way == "up" else connection.client_cut):
                 deliver(*args)
 
-        event = self.scheduler.at(arrival, process, arrive)
+        self.scheduler.at(arrival, None, arrive)
         if not free:
             self.on_message(connection)
-        return event
 
     def cut(self, connection: Connection, client_after: float, server_after: float) -> None:
         """Break a connection; each side notices after its own time."""

@@ -1,7 +1,7 @@
 """The simulated clock, and the order in which everything happens: one event after the other.
 
-Server code runs in tasks of an event loop, blocking code of clients and worker threads in greenlets;
-both wait for events of this one queue. Nothing here reads a real clock.
+Server code runs in tasks of an event loop, blocking code of clients and worker threads in
+greenlets; both wait for events of this one queue. Nothing here reads a real clock.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Process:
 
     def _remove(self) -> None:
         for thread in list(self.threads):
-            while not thread.dead:
+            while thread:  # it has begun, and not ended
                 thread.throw(Killed)
         for callback in self.on_death:
             callback()

@@ -1,4 +1,4 @@
-"""Where the product meets clock, chance, threads and gRPC: replaced for a run, and put back after it."""
+"""Where the product meets clock, chance, threads and gRPC: replaced for a run, then put back."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
@@ -59,8 +60,14 @@ class ServerProcess(Process):
         """Begin to serve; `on_open` is called once the run is open, `on_round` after each round."""
 
         def begin() -> None:
-            self.store = Store(self._disk.path)
-            self.coordinator = self._coordinator(settings)
+            try:
+                self.store = Store(self._disk.path)
+                self.coordinator = self._coordinator(settings)
+            except (ServerError, CannotStore):
+                if not self._disk.full:
+                    raise
+                self.kill()  # `featherfed serve` says that there is no room, and ends
+                return
             on_open()
             self.loop.call_soon(lambda: self.loop.create_task(main()))
 
@@ -72,8 +79,9 @@ class ServerProcess(Process):
                 )  # fmt: skip
                 await self.loop.run_in_executor(None, self.store.close)
             except Exception as error:
-                self._on_error(f"the server ended by {type(error).__name__}: {error}")
-                raise
+                if self.alive:
+                    self._on_error(f"the server ended by {type(error).__name__}: {error}")
+                return
             on_end()
 
         self.spawn(begin, self._draw.uniform(0.1, 1))

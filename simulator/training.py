@@ -1,4 +1,4 @@
-"""A tiny model, and training without data: an update follows from the client's name and the round."""
+"""A tiny model, and training without data: updates follow from the client's name and the round."""
 
 from __future__ import annotations
 

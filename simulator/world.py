@@ -109,9 +109,12 @@ class World:
         with ExitStack() as stack:
             stack.enter_context(
                 simulated_surroundings(
-                    self.scheduler, scenario.seed, scenario.chunk, self._make_server,
+                    self.scheduler,
+                    scenario.seed,
+                    scenario.chunk,
+                    self._make_server,
                     self._make_channel,
-                )  # fmt: skip
+                )
             )
             stack.enter_context(simulated_files(self.scheduler))
             stack.enter_context(simulated_database(self.scheduler, self.server_disk))
@@ -337,7 +340,7 @@ class World:
         self.server_disk.restore({"": copy.read_bytes()})
         with self.reading() as store:
             self._acknowledged.forget(store)
-            self._versions.forget_after(store.versions.newest().version)
+            self._versions.restored(store)
             self._base = self._lives, ledger_sums(store)
         self._finals = {}
 
