@@ -55,26 +55,35 @@ class ClientProcess(Process):
     def start(
         self,
         on_held: Callable[[HeldModel], None],
+        on_training: Callable[[pb.Train, bytes], None],
         on_end: Callable[[HeldModel | Exception], None],
     ) -> None:
-        """Take part in the run; `on_end` gets the final model, or why the client gave up."""
+        """Take part in the run; `on_end` gets the final model, or why the client gave up.
+
+        `on_held` gets every model that is kept, `on_training` every task with the digest of the
+        weights that training starts from.
+        """
 
         def main() -> None:
             try:
-                end: HeldModel | Exception = self._take_part(on_held)
+                end: HeldModel | Exception = self._take_part(on_held, on_training)
             except Exception as error:
                 end = error
             on_end(end)
 
         self.spawn(main)
 
-    def _take_part(self, on_held: Callable[[HeldModel], None]) -> HeldModel:
+    def _take_part(
+        self,
+        on_held: Callable[[HeldModel], None],
+        on_training: Callable[[pb.Train, bytes], None],
+    ) -> HeldModel:
         member, directory = self._member, self.disk.folder
         data = pb.DataSummary(
             num_examples=member.num_examples, example_shape=SHAPE, num_classes=len(CLASSES)
         )
         profile = Profile(member.name, data, "numpy", ("none",), "0")
-        trainer = RandomWalk(member.name, member.seconds, self.scheduler.pause)
+        trainer = RandomWalk(member.name, member.seconds, self.scheduler.pause, on_training)
 
         def make_state(run: str) -> ClientState:
             state = _State(directory, run)

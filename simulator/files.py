@@ -121,8 +121,8 @@ def _simulated(
 ) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         process = scheduler.process
-        disk: ClientDisk | None = getattr(process, "disk", None)
-        if process is None or disk is None:
+        disk = getattr(process, "disk", None)
+        if process is None or not isinstance(disk, ClientDisk):
             return real(*args, **kwargs)
         process.point(name)
         if disk.full and needs_room(*args, **kwargs):

@@ -48,6 +48,16 @@ class SimulatedServer:
         """How many calls are being answered."""
         return len(self._tasks)
 
+    def callers(self) -> list[str]:
+        """Return the client of each open call."""
+        return [call.connection.client for call in self._tasks.values()]
+
+    @property
+    def service(self) -> Any:
+        """The federation's service, None before it is added."""
+        handler = self._handlers.get("/featherfed.v1.Federation/SubmitUpdate")
+        return None if handler is None else handler.stream_unary.__self__
+
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Do nothing: the registered handlers are the same."""
 

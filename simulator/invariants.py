@@ -71,6 +71,15 @@ class Versions:
         self._digests = {version.version: version.digest for version in store.versions.all()}
 
 
+def check_start(client: str, task: pb.Train, digest: bytes) -> None:
+    """Raise Violation if a client trains from other weights than its task names."""
+    if digest != task.digest:
+        raise Violation(
+            f"{client} trains round {task.round} from {digest.hex()[:16]}, not from version "
+            f"{task.version}, {task.digest.hex()[:16]}"
+        )
+
+
 def check_store(store: Store) -> None:
     """Raise Violation if `featherfed check` finds anything wrong."""
     for name, find in checks_of_run(store):

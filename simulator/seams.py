@@ -13,6 +13,7 @@ from typing import Any
 
 import greenlet
 import grpc.aio
+import numpy.random  # noqa: F401  # it keeps functions of `secrets`: the real ones, if it is first
 
 from featherfed.edge_client import (
     grpc_connection,
@@ -23,9 +24,13 @@ from featherfed.edge_client import (
 )
 from featherfed.server import loop
 from featherfed.server.access import limits
+from featherfed.server.coordinator import updates
 from featherfed.server.rpc import streams
 from featherfed.server.transfers import uploads
 from featherfed.simulator.scheduler import START, Process, Scheduler, Waiter
+
+LONGEST_DECODING = 0.05
+"""Most seconds that decoding an update takes."""
 
 
 class _Event:
@@ -83,6 +88,12 @@ def simulated_surroundings(
     `make_server` takes the arguments of `grpc.aio.server`, `make_channel` an address.
     """
     draw = random.Random(f"{seed}: secrets")
+    pauses = random.Random(f"{seed}: decoding")
+    decode = updates._decode
+
+    def slow_decode(*args: Any) -> Any:
+        scheduler.pause(LONGEST_DECODING * pauses.random())
+        return decode(*args)
 
     def wall() -> float:
         process: Process | None = scheduler.process
@@ -100,6 +111,7 @@ def simulated_surroundings(
         (secrets, "token_hex", lambda size=32: draw.randbytes(size).hex()),
         (heartbeat, "threading", _threading(scheduler)),
         (limits, "Rate", functools.partial(limits.Rate, clock=monotonic)),
+        (updates, "_decode", slow_decode),  # where no lock is held, so others go on meanwhile
         (loop, "gc", nothing),  # takes longer than a round
         (grpc.aio, "server", make_server),
         (grpc_connection, "_channel", make_channel),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ class ServerProcess(Process):
         """Whether its run is open."""
         self.grpc: SimulatedServer | None = None
         self._network = network
-        self._disk = disk
+        self.disk = disk
         self._draw = draw
         self._on_error = on_error
         self.on_death.append(disk.crash)
@@ -61,10 +62,10 @@ class ServerProcess(Process):
 
         def begin() -> None:
             try:
-                self.store = Store(self._disk.path)
+                self.store = Store(self.disk.path)
                 self.coordinator = self._coordinator(settings)
             except (ServerError, CannotStore):
-                if not self._disk.full:
+                if not self.disk.full:
                     raise
                 self.kill()  # `featherfed serve` says that there is no room, and ends
                 return
@@ -96,10 +97,12 @@ class ServerProcess(Process):
     def _coordinator(self, settings: dict[str, Any]) -> Coordinator:
         checked = Settings.model_validate({**settings, "output": "simulated"})
 
+        clock = SteadyClock(time.time, time.monotonic)  # the simulated ones
+
         def evaluate() -> None:
             self.scheduler.pause(self._draw.uniform(0, LONGEST_EVALUATION))
 
         return Coordinator(
             checked, self.store, make_plan(checked, "{}", MANIFEST), MANIFEST,
-            DataShape(SHAPE, CLASSES), DistanceEvaluator(evaluate), SteadyClock(), secret=1,
+            DataShape(SHAPE, CLASSES), DistanceEvaluator(evaluate), clock, secret=1,
         )  # fmt: skip

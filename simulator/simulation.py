@@ -27,6 +27,11 @@ class Simulation:
         """Return the scenario of a seed."""
         return draw_scenario(seed, self._rounds)
 
+    def prepare(self, scenario: Scenario) -> None:
+        """Work out now what a scenario must come to."""
+        if scenario.has_one_result:
+            self._undisturbed(scenario)
+
     def run(self, scenario: Scenario, on_trace: Callable[[str], None] | None = None) -> Result:
         """Run a scenario, and compare it with the undisturbed run if it must have its result."""
         wanted = self._undisturbed(scenario) if scenario.has_one_result else None

@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.exchange.manifest import (
+    Manifest,
+    Role,
+    TensorSpec,
+    Uniform,
+    weights_digest,
+)
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.evaluation import Evaluation
@@ -28,13 +34,22 @@ CLASSES = ("a", "b")
 class RandomWalk:
     """A trainer that moves all weights a little, and takes some simulated seconds for it."""
 
-    def __init__(self, name: str, seconds: float, pause: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        pause: Callable[[float], None],
+        on_start: Callable[[pb.Train, bytes], None],
+    ) -> None:
+        """`on_start` gets the task and the digest of the weights that training starts from."""
+        self._on_start = on_start
         self._name = name
         self._seconds = seconds
         self._pause = pause
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Return weights that follow from the client's name, the round, and `weights`."""
+        self._on_start(task, weights_digest(list(weights)))
         self._pause(self._seconds)
         draw = np.random.default_rng([zlib.crc32(self._name.encode()), task.round])
         moved = [w + draw.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in weights]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featherfed.cli.backup import copy_database
-from featherfed.edge_client.errors import Rejected, Unreachable
+from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
 from featherfed.edge_client.state import HeldModel
 from featherfed.server.storage.store import Store
 from featherfed.simulator.channel import SimulatedChannel
@@ -30,10 +30,12 @@ from featherfed.simulator.invariants import (
     Violation,
     check_digests,
     check_ledger,
+    check_start,
     check_store,
     ledger_sums,
 )
 from featherfed.simulator.network import Call, Network
+from featherfed.simulator.patrol import Patrol
 from featherfed.simulator.scenario import Member, Scenario
 from featherfed.simulator.scheduler import START, Process, Scheduler
 from featherfed.simulator.seams import simulated_surroundings
@@ -97,6 +99,7 @@ class World:
         self._digests: list[bytes] = []
         self._over = False
         self.disturbances = Disturbances(self)
+        self._patrol = Patrol(self)
 
     def _draw(self, what: str) -> random.Random:
         return random.Random(f"{self.scenario.seed}: {what}")
@@ -137,6 +140,7 @@ class World:
         for member in self.scenario.members:
             self.start_client(member)
         self.disturbances.arm()
+        self._patrol.begin()
         scheduler = self.scheduler
         while not self._over and self.violation is None:
             if not scheduler.step():
@@ -155,6 +159,7 @@ class World:
             self.violation = what
 
     def _end(self) -> None:
+        self.scheduler.current = None
         processes: list[Process | None] = [self.server, *self.clients.values()]
         for process in processes:
             if process is not None and process.alive:
@@ -208,6 +213,7 @@ class World:
         self.scheduler.trace("start", member.name)
         client.start(
             lambda held: self._held(member.name, held),
+            lambda task, digest: self._must(lambda: check_start(member.name, task, digest)),
             lambda end: self._client_ended(client, member, end),
         )
 
@@ -229,7 +235,9 @@ class World:
         expected = isinstance(end, Unreachable) or (
             isinstance(end, Rejected) and str(end).startswith(EVICTED)
         )
-        if not expected and not client.disk.full:
+        if isinstance(end, ClientError) and "cannot use state directory" in str(end):
+            expected = client.disk.full
+        if not expected:
             raise Violation(f"{member.name} gave up: {type(end).__name__}: {end}")
         self.scheduler.after(10, None, self.start_client, member)
 
