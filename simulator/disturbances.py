@@ -48,23 +48,22 @@ class Disturbances:
 
     def arm(self) -> None:
         """Begin to wait for times and places."""
-        happens: dict[Kind, Callable[[Fault], None]] = {
-            Kind.SILENCE: self._silence, Kind.SLOW: self._slow, Kind.FREEZE: self._freeze,
-            Kind.FULL: self._fill, Kind.CLOCK: self._set_clock, Kind.STOP: self._stop,
-            Kind.RESTORE: self._back_up, Kind.LOSE: self._lose,
-        }  # fmt: skip
         for fault in self._world.scenario.faults:
             if fault.place:
                 numbers = self._places.setdefault((fault.target, fault.place), {})
                 numbers.setdefault(fault.nth, []).append(fault)
             else:
-                self._scheduler.at(START + fault.at, None, self._happen, fault, happens[fault.kind])
+                self._scheduler.at(START + fault.at, None, self._happen, fault)
         self._world.network.on_message = self._message
         self._world.network.on_request = self._request
 
-    def _happen(self, fault: Fault, work: Callable[[Fault], None]) -> None:
+    def _happen(self, fault: Fault) -> None:
         self._scheduler.trace("fault", fault)
-        work(fault)
+        {
+            Kind.SILENCE: self._silence, Kind.SLOW: self._slow, Kind.FREEZE: self._freeze,
+            Kind.FULL: self._fill, Kind.CLOCK: self._set_clock, Kind.STOP: self._stop,
+            Kind.RESTORE: self._back_up, Kind.LOSE: self._lose,
+        }[fault.kind](fault)  # fmt: skip
 
     def _note(self, fault: Fault) -> None:
         """Count a fault that takes place, and give the run time to recover from it."""
@@ -84,8 +83,11 @@ class Disturbances:
     def reach(self, process: Process, place: str) -> None:
         """Let the faults happen that wait for a process at this place."""
         for fault in self._due(process.name, place.partition(" ")[0]):
-            self._scheduler.trace("fault", fault, place)
-            self._kill(process, fault)
+            if fault.kind in (Kind.KILL, Kind.POWER):
+                self._scheduler.trace("fault", fault, place)
+                self._kill(process, fault)
+            else:
+                self._happen(fault)
 
     def _kill(self, process: Process, fault: Fault) -> None:
         if not process.alive or (process.name != SERVER and self._world.has_finished(process.name)):
@@ -108,7 +110,9 @@ class Disturbances:
 
     def _message(self, connection: Connection) -> None:
         for fault in self._due(connection.client, "message"):
-            if not connection.client_cut:
+            if fault.kind is not Kind.CUT:
+                self._happen(fault)
+            elif not connection.client_cut:
                 self._note(fault)
                 self._world.network.cut(connection, fault.seconds, fault.amount)
 

@@ -67,6 +67,8 @@ class Fault:
         return 0.0 if self.place else self.at + self.seconds
 
 
+_DEADLY = (Kind.KILL, Kind.KILL, Kind.POWER, Kind.POWER, Kind.CUT, Kind.CUT)
+"""Kinds that are drawn more often than others."""
 # The places at which a process may die, and about how often it passes each in a round.
 _SERVER_PLACES = {"step": 250, "sql": 120, "commit": 12, "committed": 12}
 _CLIENT_PLACES = {
@@ -78,8 +80,8 @@ def draw_faults(
     draw: random.Random, clients: Sequence[str], rounds: int, seconds: float
 ) -> list[Fault]:
     """Return the faults of a run of about `seconds`: of a few kinds only, so that these meet."""
-    kinds = draw.sample(list(Kind), draw.randint(1, 5))
-    count = draw.choice((1, 2, 3, 5, 8))
+    kinds = draw.sample([*Kind, *_DEADLY], draw.randint(1, 6))
+    count = draw.choice((1, 2, 4, 8, 12, 16))
     faults = [_draw_fault(draw, draw.choice(kinds), clients, rounds, seconds) for _ in range(count)]
     return sorted(faults, key=lambda fault: (fault.at, fault.place, fault.nth))
 
@@ -97,8 +99,12 @@ def _draw_fault(
         notice, other = (draw.choice((0.0, draw.uniform(0, 1), draw.uniform(0, 60))) for _ in "12")
         nth = draw.randint(1, 25 * rounds)
         return Fault(kind, client, place="message", nth=nth, seconds=notice, amount=other)
+    if kind is Kind.FREEZE and anyone != SERVER and shape < 0.5:
+        return Fault(kind, anyone, place="call", nth=draw.randint(1, 4 * rounds), seconds=short)
+    if kind is Kind.SILENCE and shape < 0.5:
+        return Fault(kind, client, place="message", nth=draw.randint(1, 25 * rounds), seconds=short)
     if kind is Kind.REPEAT:
-        after, nth = draw.choice((0.0, shape, 30 * shape)), draw.randint(1, 8 * rounds)
+        after, nth = draw.choice((0.0, shape, 30 * shape)), draw.randint(1, 2 * rounds)
         return Fault(kind, client, place="request", nth=nth, seconds=after)
     return {
         Kind.SILENCE: Fault(kind, draw.choice(["all", *clients]), at, seconds=short),

@@ -36,6 +36,8 @@ class Scenario:
     broadcast: str
     exact: bool
     """Whether every round waits for every client, so that the result does not depend on faults."""
+    deadline: float
+    """Seconds that a round takes at most, where it does not wait for every client."""
     heartbeat: int
     chunk: int
     """Bytes of a message's data, so that the small model needs several."""
@@ -45,7 +47,9 @@ class Scenario:
     def undisturbed(self) -> Scenario:
         """The same run without faults, and with the delays of seed 0."""
         members = tuple(replace(member, seconds=1.0) for member in self.members)
-        return replace(self, seed=0, members=members, heartbeat=0, chunk=64 * 1024, faults=())
+        return replace(
+            self, seed=0, members=members, deadline=30.0, heartbeat=0, chunk=64 * 1024, faults=()
+        )
 
     @property
     def keeps_residuals(self) -> bool:
@@ -72,7 +76,7 @@ class Scenario:
         if self.exact:
             clients |= {"quorum": 1.0, "deadline": 1e6, "patience": 1e6}
         else:
-            clients |= {"quorum": 0.6, "deadline": 30.0, "patience": 5.0}
+            clients |= {"quorum": 0.6, "deadline": self.deadline, "patience": 5.0}
         return {
             "name": "simulated",
             "rounds": self.rounds,
@@ -104,7 +108,8 @@ def draw_scenario(seed: int, rounds: int) -> Scenario:
         members,
         draw.choice((SKETCH, SKETCH, ERROR_FEEDBACK, DENSE)),
         draw.choice(("auto", "auto", "aggregate")),
-        draw.random() < 0.7,
+        draw.random() < 0.6,
+        draw.choice((5.0, 30.0)),
         draw.choice((0, 0, 2)),
         draw.choice((64 * 1024, 256, 100)),
         tuple(faults),
