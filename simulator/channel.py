@@ -85,7 +85,7 @@ class SimulatedChannel:
 
         def call(request: Any, timeout: float) -> Iterator[Any]:
             begun, until = self._begin(method, timeout)
-            begun.send(request_serializer(request))
+            begun.send(request_serializer(request), until)
             begun.finish_sending()
             try:
                 while (reply := begun.receive(until)) is not None:
@@ -123,7 +123,7 @@ class SimulatedChannel:
             message = serialize(request)
             if single:
                 self._network.on_request(call, message)
-            call.send(message)
+            call.send(message, until)
         call.finish_sending()
         reply = call.receive(until)
         while call.receive(until) is not None:

@@ -36,7 +36,7 @@ def app(
 
     Prints a line for each run that breaks something that must hold, and ends with 1 then.
     """
-    if faults is not None or verbose or (shrinks and runs == 1):
+    if runs == 1:
         failed = _one(seed, rounds, faults, shrinks, verbose)
     else:
         failed = _many(seed, runs, rounds, processes, minutes, shrinks)

@@ -105,11 +105,11 @@ class Call:
 
     # ---- the client's side
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, until: float) -> None:
         """Send a request's message, waiting for room; nothing is sent once the call has ended."""
         network = self.network
         while self.status is None and self.unread_up > network.link(self.connection.client).window:
-            self._wait(None)
+            self._wait_until(until)
         if self.status is None:
             self.unread_up += len(message)
             network.carry(self.connection, "up", len(message), self._arrive_up, message)
@@ -118,20 +118,21 @@ class Call:
         """Say that no message follows."""
         self.network.carry(self.connection, "up", 0, self._end_up)
 
-    def _wait(self, until: float | None) -> bool:
+    def _wait_until(self, until: float) -> None:
+        """Wait for anything to happen to the call; end it at its deadline."""
         scheduler = self.network.scheduler
         self.waiter = Waiter(scheduler)
-        seconds = None if until is None else max(0.0, until - scheduler.now)
         try:
-            return self.waiter.wait(seconds)
+            in_time = self.waiter.wait(max(0.0, until - scheduler.now))
         finally:
             self.waiter = None
+        if not in_time:
+            self.cancel(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
 
     def receive(self, until: float) -> bytes | None:
         """Return the next reply, None at the call's end; the status is there then."""
         while not self.replies and self.status is None:
-            if not self._wait(until):
-                self.cancel(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+            self._wait_until(until)
         if not self.replies:
             return None
         reply = self.replies.popleft()
@@ -278,8 +279,8 @@ class Network:
         if call.connection.client_cut or call.connection.server_cut:
             return
         if self.on_call is None or (self.server is not None and not self.server.alive):
-            call.connection.client_cut = call.connection.server_cut = True
-            self.scheduler.after(0, call.connection.process, call.lose_client)
+            call.connection.server_cut = True
+            self._cut_client(call.connection)
             return
         if self.server is not None and self.server.frozen:
             self.scheduler.after(0, self.server, self._open, call)
