@@ -8,24 +8,28 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import greenlet
 import grpc.aio
 import numpy.random  # noqa: F401  # it keeps functions of `secrets`: the real ones, if it is first
 
+from featherfed.compression import files
 from featherfed.edge_client import (
     grpc_connection,
     grpc_transport,
     heartbeat,
     partial_download,
+    state_directory,
     update_sender,
 )
 from featherfed.server import loop
 from featherfed.server.access import limits
 from featherfed.server.coordinator import updates
 from featherfed.server.rpc import streams
+from featherfed.server.storage import database
 from featherfed.server.transfers import uploads
 from featherfed.simulator.scheduler import START, Process, Scheduler, Waiter
 
@@ -102,6 +106,13 @@ def simulated_surroundings(
     def monotonic() -> float:
         return scheduler.now - START + 1000
 
+    def lock_file(path: Path) -> IO[bytes]:
+        file = files.lock_file(path)
+        process: Process | None = scheduler.process
+        if process is not None:
+            process.on_death.append(file.close)
+        return file
+
     nothing = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)
     replaced: list[tuple[Any, str, Any]] = [
         (time, "time", wall),
@@ -109,6 +120,8 @@ def simulated_surroundings(
         (time, "sleep", scheduler.pause),
         (secrets, "randbits", draw.getrandbits),
         (secrets, "token_hex", lambda size=32: draw.randbytes(size).hex()),
+        (database, "lock_file", lock_file),
+        (state_directory, "lock_file", lock_file),
         (heartbeat, "threading", _threading(scheduler)),
         (limits, "Rate", functools.partial(limits.Rate, clock=monotonic)),
         (updates, "_decode", slow_decode),  # where no lock is held, so others go on meanwhile

@@ -30,7 +30,7 @@ RESULT = (
     Path(__file__).parent.parent.parent
     / "benchmarks" / "results" / "robustness" / "planted_bugs.json"
 )  # fmt: skip
-ROUNDS = 10
+ROUNDS = 5
 FIRST_SEED = 1
 MOST_RUNS = 1000
 
