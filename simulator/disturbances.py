@@ -90,7 +90,7 @@ class Disturbances:
                 self._happen(fault)
 
     def _kill(self, process: Process, fault: Fault) -> None:
-        if not process.alive or (process.name != SERVER and self._world.has_finished(process.name)):
+        if self._world.process(process.name) is not process:  # it has ended by itself
             return
         self._note(fault)
         self.restart_after = fault.seconds
@@ -210,7 +210,7 @@ class Disturbances:
 
     def _lose(self, fault: Fault) -> None:
         process = self._world.process(fault.target)
-        if process is not None and not self._world.has_finished(fault.target):
+        if process is not None:
             self._note(fault)
             self.restart_after = RESTART_SECONDS
             self._after_death[fault.target] = self._world.disk_of(fault.target).lose_all

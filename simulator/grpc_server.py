@@ -158,6 +158,7 @@ class SimulatedContext:
         self._call = call
         self._changed = asyncio.Event()
         self._over = False
+        self._writing = 0
         self.serialize: Callable[[Any], bytes] | None = None
         call.on_server = self._changed.set
 
@@ -177,11 +178,15 @@ class SimulatedContext:
 
     async def write(self, message: Any) -> None:
         """Send a message once there is room for it."""
-        while self._call.full and not self._over:
-            self._changed.clear()
-            await self._changed.wait()
+        self._writing += 1
+        try:
+            while self._call.full and not self._over:
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._writing -= 1
         if self._over:
-            raise asyncio.CancelledError
+            raise grpc.aio.UsageError("RPC already finished.")
         self._call.reply(self.serialize(message) if self.serialize else message)
 
     async def abort(
@@ -190,7 +195,9 @@ class SimulatedContext:
         details: str = "",
         trailing_metadata: tuple[tuple[str, str], ...] = (),
     ) -> NoReturn:
-        """End the call with a status."""
+        """End the call with a status, which gRPC cannot send while a message is on its way."""
+        if self._writing:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch: 8")
         self._call.end(Status(code, details, tuple(trailing_metadata)))
         raise grpc.aio.AbortError
 

@@ -42,6 +42,10 @@ class Acknowledgements:
         if lost := sorted(self._given - journal):
             raise Violation(f"acknowledged updates are not in the journal: {lost}")
 
+    def __contains__(self, update: tuple[int, str]) -> bool:
+        """Whether the update of (round, client) was acknowledged."""
+        return update in self._given
+
     def forget(self, store: Store) -> None:
         """Accept that a restored backup does not know what was acknowledged after it."""
         self._given = {
@@ -49,6 +53,24 @@ class Acknowledgements:
             for round_ in store.journal.rounds()
             for client in store.journal.reporters(round_.round)
         }
+
+
+class Residuals:
+    """What the codec lost is sent once: no residual is part of two updates that count."""
+
+    def __init__(self) -> None:
+        self._used: dict[tuple[str, bytes], int] = {}
+
+    def check(
+        self, client: str, round_: int, residual: bytes | None, accepted: Acknowledgements
+    ) -> None:
+        """Raise Violation if an accepted update of another round had this residual in it."""
+        if residual is None:
+            return
+        before = self._used.get((client, residual), round_)
+        if before != round_ and (before, client) in accepted:
+            raise Violation(f"{client} sends one residual in rounds {before} and {round_}")
+        self._used[client, residual] = round_
 
 
 class Versions:

@@ -57,12 +57,11 @@ class CallRecord:
 
 @dataclass
 class Link:
-    """The way between one client and the server: seconds, bytes a second, bytes."""
+    """The way between one client and the server: seconds, and bytes a second."""
 
     delay: float = 0.02
     jitter: float = 0.02
     bandwidth: float = 1e6
-    window: int = 64 * 1024
     silent_until: float = 0.0
 
 
@@ -108,7 +107,7 @@ class Call:
     def send(self, message: bytes, until: float) -> None:
         """Send a request's message, waiting for room; nothing is sent once the call has ended."""
         network = self.network
-        while self.status is None and self.unread_up > network.link(self.connection.client).window:
+        while self.status is None and self.unread_up > network.window:
             self._wait_until(until)
         if self.status is None:
             self.unread_up += len(message)
@@ -191,7 +190,7 @@ class Call:
     @property
     def full(self) -> bool:
         """Whether the client has so much to read that the next reply must wait."""
-        return self.unread_down > self.network.link(self.connection.client).window
+        return self.unread_down > self.network.window
 
     def _arrive_down(self, message: bytes) -> None:
         if self.status is None:
@@ -214,8 +213,10 @@ class Call:
 class Network:
     """Connects clients to the server that listens now, if one does."""
 
-    def __init__(self, scheduler: Scheduler, draw: random.Random) -> None:
+    def __init__(self, scheduler: Scheduler, draw: random.Random, window: int) -> None:
+        """`window`: bytes that may be on their way to a side that does not read."""
         self.scheduler = scheduler
+        self.window = window
         self.records: list[CallRecord] = []
         """All calls that reached a server."""
         self.on_call: Callable[[Call], None] | None = None

@@ -16,6 +16,7 @@ from typing import Any
 from featherfed.cli.backup import copy_database
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
 from featherfed.edge_client.state import HeldModel
+from featherfed.proto import federation_pb2 as pb
 from featherfed.server.storage.store import Store
 from featherfed.simulator.channel import SimulatedChannel
 from featherfed.simulator.client_process import ClientProcess
@@ -25,6 +26,7 @@ from featherfed.simulator.faults import SERVER
 from featherfed.simulator.files import ClientDisk, simulated_files
 from featherfed.simulator.invariants import (
     Acknowledgements,
+    Residuals,
     Sums,
     Versions,
     Violation,
@@ -78,7 +80,7 @@ class World:
         """`wanted`: the undisturbed run's digests, if this run must have the same."""
         self.scenario = scenario
         self.scheduler = Scheduler(on_trace)
-        self.network = Network(self.scheduler, self._draw("network"))
+        self.network = Network(self.scheduler, self._draw("network"), scenario.chunk)
         self.server_disk = ServerDisk(folder / SERVER, self._draw("server disk"))
         self.happened: Counter[str] = Counter()
         self.violation: str | None = None
@@ -94,6 +96,7 @@ class World:
         self._finals: dict[str, HeldModel] = {}
         self._versions = Versions()
         self._acknowledged = Acknowledgements()
+        self._residuals = Residuals()
         self._base: tuple[int, Sums] = 0, {}
         self._lost_since: dict[int, float] = {}
         self._digests: list[bytes] = []
@@ -212,14 +215,13 @@ class World:
         client.on_death.append(lambda: self._client_died(client, member))
         self.scheduler.trace("start", member.name)
         client.start(
-            lambda held: self._held(member.name, held),
-            lambda task, digest: self._must(lambda: check_start(member.name, task, digest)),
+            self,
             lambda end: self._client_ended(client, member, end),
         )
 
     def _client_died(self, client: ClientProcess, member: Member) -> None:
         self.disturbances.leave_disk(client)
-        if not self._over:
+        if not self._over and not client.ended:
             self.scheduler.after(self.disturbances.restart_after, None, self.start_client, member)
 
     def _client_ended(
@@ -243,16 +245,15 @@ class World:
 
     def process(self, name: str) -> Process | None:
         """Return the server's or a client's process, None if it does not live."""
-        found: Process | None = self.server if name == SERVER else self.clients.get(name)
+        found: Process | None = self.server
+        if name != SERVER:
+            client = self.clients.get(name)
+            found = None if client is None or client.ended else client
         return found if found is not None and found.alive else None
 
     def disk_of(self, name: str) -> Any:
         """Return the server's or a client's disk."""
         return self.server_disk if name == SERVER else self._disks[name]
-
-    def has_finished(self, client: str) -> bool:
-        """Whether a client has ended with the final model."""
-        return client in self._finals
 
     @property
     def somebody_has_finished(self) -> bool:
@@ -282,9 +283,18 @@ class World:
         except Violation as violation:
             self.violate(str(violation))
 
-    def _held(self, client: str, held: HeldModel) -> None:
+    def holds(self, client: str, held: HeldModel) -> None:
+        """Check a model version that a client keeps."""
         self.scheduler.trace("holds", client, held.version)
         self._must(lambda: self._versions.check(client, held.version, held.digest))
+
+    def trains(self, client: str, task: pb.Train, digest: bytes) -> None:
+        """Check what a client trains from."""
+        self._must(lambda: check_start(client, task, digest))
+
+    def sends(self, client: str, round_: int, residual: bytes | None) -> None:
+        """Check the residual in a client's update."""
+        self._must(lambda: self._residuals.check(client, round_, residual, self._acknowledged))
 
     def _opened(self, server: ServerProcess) -> None:
         server.opened = True

@@ -22,7 +22,8 @@ from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.state_directory import StateDirectory
 from featherfed.server import loop
 from featherfed.server.rounds import clock
-from featherfed.server.transfers import leases, uploads
+from featherfed.server.rpc import calls
+from featherfed.server.transfers import uploads
 from featherfed.simulator import server_process
 from featherfed.simulator.simulation import Simulation
 
@@ -91,9 +92,13 @@ def no_room_for_download() -> AbstractContextManager[None]:
     return replaced(partial_download, "warn_unwritable", give_up)
 
 
-def outcome_not_retrieved() -> AbstractContextManager[None]:
-    """A write that failed after its call was reported as an error that nobody handles."""
-    return replaced(leases, "_ignore_outcome", lambda done: None)
+def status_before_message() -> AbstractContextManager[None]:
+    """A download that gave way was told so while a message was on its way, and hung."""
+
+    async def end(self: Any, context: Any, refusal: Any, write: Any = None) -> None:
+        await context.abort(calls.STATUS_OF_REASON[refusal.reason], str(refusal))
+
+    return replaced(calls.Refuser, "end", end)
 
 
 def full_server_disk() -> AbstractContextManager[None]:
@@ -145,7 +150,7 @@ BUGS = [
     PlantedBug("hang-up in mid-submit", "1215a91", hang_up_in_submit),
     PlantedBug("digest not compared", "26157e3", digest_not_compared),
     PlantedBug("no room for a download", "ed843da", no_room_for_download),
-    PlantedBug("outcome of a write not retrieved", "190dc8a", outcome_not_retrieved),
+    PlantedBug("status before the message on its way", "1102fb2", status_before_message),
     PlantedBug("full disk ends the server", "c82427e", full_server_disk),
     PlantedBug("full disk ends a client", "f6551c1", full_client_disk),
     PlantedBug("names not synced", "f6551c1", names_not_synced),
