@@ -103,7 +103,7 @@ class ClientProcess(Process):
         data = pb.DataSummary(
             num_examples=member.num_examples, example_shape=SHAPE, num_classes=len(CLASSES)
         )
-        profile = Profile(member.name, data, "numpy", ("none",), "0")
+        profile = Profile(member.name, data, "numpy", ("none", "prune"), "0")
         trainer = RandomWalk(
             member.name, member.seconds, self.scheduler.pause, partial(witness.trains, member.name)
         )

@@ -34,6 +34,10 @@ class Scenario:
     members: tuple[Member, ...]
     uplink: str
     broadcast: str
+    prunes: bool
+    """Whether every round has a mask, which both sides work out."""
+    fraction: float
+    """Share of the clients that a round samples, where it does not wait for all."""
     exact: bool
     """Whether every round waits for every client, so that the result does not depend on faults."""
     deadline: float
@@ -48,7 +52,14 @@ class Scenario:
         """The same run without faults, and with the delays of seed 0."""
         members = tuple(replace(member, seconds=1.0) for member in self.members)
         return replace(
-            self, seed=0, members=members, deadline=30.0, heartbeat=0, chunk=64 * 1024, faults=()
+            self,
+            seed=0,
+            members=members,
+            fraction=1.0,
+            deadline=30.0,
+            heartbeat=0,
+            chunk=64 * 1024,
+            faults=(),
         )
 
     @property
@@ -77,12 +88,14 @@ class Scenario:
             clients |= {"quorum": 1.0, "deadline": 1e6, "patience": 1e6}
         else:
             clients |= {"quorum": 0.6, "deadline": self.deadline, "patience": 5.0}
+            clients |= {"fraction": self.fraction, "over_selection": 1.5}
         return {
             "name": "simulated",
             "rounds": self.rounds,
             "server": {"stay": True, "linger": 5},
             "clients": clients,
             "compression": {"uplink": self.uplink, "broadcast": self.broadcast},
+            "optimization": {"method": "prune" if self.prunes else "none"},
         }
 
 
@@ -108,6 +121,8 @@ def draw_scenario(seed: int, rounds: int) -> Scenario:
         members,
         draw.choice((SKETCH, SKETCH, ERROR_FEEDBACK, DENSE)),
         draw.choice(("auto", "auto", "aggregate")),
+        rounds > 2 and draw.random() < 0.2,
+        draw.choice((0.5, 1.0)),
         draw.random() < 0.6,
         draw.choice((5.0, 30.0)),
         draw.choice((0, 0, 2)),

@@ -99,9 +99,10 @@ class Process:
         if self.alive:
             self.alive = False
             self.scheduler.trace("killed", self.name)
-            self.scheduler.after(0, None, self._remove)
+            self.scheduler.after(0, None, self.remove)
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """End the threads of a dead process, and tell who must know."""
         for thread in list(self.threads):
             while thread:  # it has begun, and not ended
                 thread.throw(Killed)

@@ -53,6 +53,8 @@ class RandomWalk:
         self._pause(self._seconds)
         draw = np.random.default_rng([zlib.crc32(self._name.encode()), task.round])
         moved = [w + draw.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in weights]
+        if task.sparsity:
+            moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
         return TrainingResult(moved, 0.5, 0.75)
 
 

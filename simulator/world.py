@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -167,7 +166,7 @@ class World:
         for process in processes:
             if process is not None and process.alive:
                 process.alive = False
-                process._remove()
+                process.remove()
 
     # ---- processes
 
@@ -214,10 +213,7 @@ class World:
         self.clients[member.name] = client
         client.on_death.append(lambda: self._client_died(client, member))
         self.scheduler.trace("start", member.name)
-        client.start(
-            self,
-            lambda end: self._client_ended(client, member, end),
-        )
+        client.start(self, lambda end: self._client_ended(client, member, end))
 
     def _client_died(self, client: ClientProcess, member: Member) -> None:
         self.disturbances.leave_disk(client)
@@ -299,6 +295,8 @@ class World:
     def _opened(self, server: ServerProcess) -> None:
         server.opened = True
         self.network.on_reply = self._replied
+        if self.everyone_has_finished:
+            server.stop.set()
         self._round(server)
 
     def _replied(self, call: Call, message: bytes) -> None:
@@ -361,8 +359,3 @@ class World:
             self._versions.restored(store)
             self._base = self._lives, ledger_sums(store)
         self._finals = {}
-
-
-def wall_seconds() -> float:
-    """Return a real clock, for measuring how long simulations take."""
-    return time.perf_counter()
