@@ -44,10 +44,11 @@ class Patrol:
         """A round closes soon after its deadline once it has a quorum."""
         state, policy = server.coordinator.run.state, server.coordinator.run.policy
         waits = state.phase is Phase.TRAINING and len(state.reported) >= state.required
+        waits = waits and not server.disk.full
         known = server.number, state.round
         self._seconds = self._seconds + EVERY_SECONDS if waits and known == self._round else 0.0
         self._round = known
-        if self._seconds > policy.deadline + ROUND_GRACE and not server.disk.full:
+        if self._seconds > policy.deadline + ROUND_GRACE:
             raise Violation(
                 f"round {state.round} has had its quorum for {self._seconds:.0f} s, and is open"
             )

@@ -200,6 +200,7 @@ class World:
             self._must(lambda: self._check_end(server))
             self._over = True
         else:
+            self._lost_since[server.number] = self.disturbances.server_full_since
             server.on_death.clear()
             server.alive = False
             self.network.server_died(0.0)
