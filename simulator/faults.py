@@ -111,7 +111,12 @@ def _draw_fault(
         Kind.SLOW: Fault(kind, client, at, seconds=short, amount=10 ** (0.5 + 2.5 * shape)),
         Kind.FREEZE: Fault(kind, anyone, at, seconds=short),
         Kind.FULL: Fault(kind, anyone, at, seconds=short),
-        Kind.CLOCK: Fault(kind, anyone, at, amount=draw.choice((-1, 1)) * 10 ** (8 * shape)),
+        Kind.CLOCK: Fault(
+            kind,
+            draw.choice([SERVER, SERVER, anyone]),
+            at,
+            amount=draw.choice((-1, 1)) * 10 ** (8 * shape),
+        ),
         Kind.STOP: Fault(kind, SERVER, at),
         Kind.RESTORE: Fault(kind, SERVER, at, seconds=shape * seconds / 2),
         Kind.LOSE: Fault(kind, client, at),

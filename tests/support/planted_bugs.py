@@ -175,18 +175,18 @@ def find(bug: PlantedBug, most: int = MOST_RUNS, first: int = FIRST_SEED) -> dic
 
 
 def main() -> None:
-    """Plant the named bugs, or all, and write what came of it."""
+    """Plant the named bugs, or all, and write what came of it beside what is known of others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--most", type=int, default=MOST_RUNS)
     arguments = parser.parse_args()
     chosen = [bug for bug in BUGS if not arguments.names or bug.name in arguments.names]
-    rows = []
     for bug in chosen:
-        rows.append(find(bug, arguments.most))
-        print(json.dumps(rows[-1]), flush=True)
-    if not arguments.names:
-        found = sum(row["found_by_seed"] is not None for row in rows)
+        row = find(bug, arguments.most)
+        print(json.dumps(row), flush=True)
+        known = json.loads(RESULT.read_text("utf-8"))["each"] if RESULT.exists() else []
+        rows = [*(other for other in known if other["bug"] != bug.name), row]
+        found = sum(each["found_by_seed"] is not None for each in rows)
         figures = {"rounds": ROUNDS, "bugs": len(rows), "found": found, "each": rows}
         RESULT.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
