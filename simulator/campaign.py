@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, islice, takewhile
+from multiprocessing import get_context
 from typing import Any
 
 from featherfed.simulator.simulation import Simulation
@@ -82,8 +83,8 @@ def _results(first: int, runs: int, rounds: int, processes: int, until: float) -
             yield simulation.run(simulation.scenario(seed))
         return
     shares = (seeds[at : at + SEEDS_PER_TASK] for at in count(0, SEEDS_PER_TASK))
-    left = iter(share for share in _until_empty(shares))
-    with ProcessPoolExecutor(processes) as pool:
+    left = takewhile(len, shares)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         waiting = {pool.submit(_share, share, rounds) for share in islice(left, 2 * processes)}
         while waiting:
             done = next(as_completed(waiting))
@@ -91,13 +92,6 @@ def _results(first: int, runs: int, rounds: int, processes: int, until: float) -
             yield from done.result()
             if time.perf_counter() < until and (share := next(left, None)) is not None:
                 waiting.add(pool.submit(_share, share, rounds))
-
-
-def _until_empty(shares: Iterable[range]) -> Iterator[range]:
-    for share in shares:
-        if not share:
-            return
-        yield share
 
 
 _simulations: dict[int, Simulation] = {}

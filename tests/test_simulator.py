@@ -71,6 +71,11 @@ def test_the_command_replays_a_seed_and_names_a_wrong_fault() -> None:
     assert done.exit_code == 2
 
 
+def test_seeds_are_shared_among_processes() -> None:
+    campaign = simulate(0, 13, 1, processes=2)
+    assert (campaign.runs, len(campaign.failures)) == (13, 0)
+
+
 def test_a_failure_shrinks_to_what_it_needs() -> None:
     tried = []
 
