@@ -26,6 +26,7 @@ class Campaign:
     runs: int = 0
     steps: int = 0
     simulated_seconds: float = 0.0
+    slowest_recovery: float = 0.0
     seconds: float = 0.0
     happened: Counter[str] = field(default_factory=Counter)
     failures: list[Result] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Campaign:
         self.runs += 1
         self.steps += result.steps
         self.simulated_seconds += result.simulated_seconds
+        self.slowest_recovery = max(self.slowest_recovery, result.recovery_seconds)
         self.happened.update(result.happened)
         if result.violation is not None:
             self.failures.append(result)
@@ -48,6 +50,7 @@ class Campaign:
             "seconds": round(self.seconds),
             "runs_an_hour": round(3600 * self.runs / max(self.seconds, 1e-9)),
             "simulated_hours": round(self.simulated_seconds / 3600, 1),
+            "slowest_recovery_seconds": round(self.slowest_recovery),
             "events": self.steps,
             "faults": dict(sorted(self.happened.items())),
             "failures": [

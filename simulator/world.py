@@ -42,7 +42,7 @@ from featherfed.simulator.scheduler import START, Process, Scheduler
 from featherfed.simulator.seams import simulated_surroundings
 from featherfed.simulator.server_process import ServerProcess
 
-RECOVERY_SECONDS = 1800.0
+RECOVERY_SECONDS = 600.0
 """Simulated seconds after the last fault within which a run must end."""
 MAX_STEPS = 2_000_000
 """Events after which a run is taken to turn in circles."""
@@ -61,6 +61,8 @@ class Result:
     """Digest of all that happened."""
     steps: int
     simulated_seconds: float
+    recovery_seconds: float
+    """Simulated seconds from the end of the last fault to the end of the run."""
     happened: Counter[str] = field(default_factory=Counter)
     """How often each fault took place, and what the clients met."""
     digests: list[bytes] = field(default_factory=list)
@@ -134,7 +136,8 @@ class World:
                 self._end()
         return Result(
             scenario.seed, self.violation, self.scheduler.digest, self.scheduler.steps,
-            self.scheduler.now - START, self.happened, self._digests,
+            self.scheduler.now - START, self.scheduler.now - self.disturbances.last,
+            self.happened, self._digests,
         )  # fmt: skip
 
     def _run(self) -> None:
