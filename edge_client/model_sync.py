@@ -6,7 +6,7 @@ import logging
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.errors import ClientError, StaleTask
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import DIGEST_PREFIX_BYTES, Transport
 from featherfed.edge_client.versions import DigestMismatch, apply_links
@@ -31,11 +31,14 @@ class ModelSync:
         self._manifest = manifest
         self._seed = seed
         self._state = state
+        self._missed = b""
+        """The digest that the server named last, and then sent another model."""
 
     def catch_up(self, version: int, digest: bytes) -> HeldModel:
         """Return the version of this digest; it is the held one from now on.
 
-        Raises ClientError if the server sends another one, or one that cannot be used.
+        Raises StaleTask if the server sends another one, as after a restore of a backup, and
+        ClientError if it does so again, or sends one that cannot be used.
         """
         held = self._state.held()
         if held is None or (held.version, held.digest) != (version, digest):
@@ -45,7 +48,11 @@ class ModelSync:
                 log.warning("%s; fetching the whole model", error)
                 held = self._fetch_whole(version)
             if (held.version, held.digest) != (version, digest):
-                raise ClientError(f"the server sent another model than version {version}")
+                text = f"the server sent another model than version {version}"
+                if digest == self._missed:
+                    raise ClientError(text)
+                self._missed = digest
+                raise StaleTask(text)
             self._state.save_held(held)
         return held
 
