@@ -42,6 +42,8 @@ class Disturbances:
         """Seconds until clients notice that the server died."""
         self.server_full_since = math.inf
         """Since when the server's disk has been full."""
+        self.server_frozen_since = math.inf
+        """Since when the server has not run."""
         faults = world.scenario.faults
         self.last = START + max((fault.end for fault in faults), default=0.0)
         """The time at which the last fault is over, as far as is known."""
@@ -151,13 +153,20 @@ class Disturbances:
             return
         self._note(fault)
         process.frozen = True
-        self._scheduler.after(fault.seconds, None, process.thaw)
+        if fault.target == SERVER:
+            self.server_frozen_since = self._scheduler.now
+        self._scheduler.after(fault.seconds, None, self._thaw, process)
         network = self._world.network
         for connection in network.connections_of(fault.target):
             if fault.target == SERVER and fault.seconds > NOTICED_BY_CLIENT:
                 network.cut(connection, NOTICED_BY_CLIENT, NOTICED_BY_CLIENT)
             elif fault.target != SERVER and fault.seconds > NOTICED_BY_SERVER:
                 network.cut(connection, NOTICED_BY_SERVER, NOTICED_BY_SERVER)
+
+    def _thaw(self, process: Process) -> None:
+        process.thaw()
+        if process.name == SERVER:
+            self.server_frozen_since = math.inf
 
     def _fill(self, fault: Fault) -> None:
         self._note(fault)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from featherfed.server.rounds.transitions import Phase
+from featherfed.server.loop import TICK_SECONDS
+from featherfed.server.rounds.transitions import Phase, RunState
+from featherfed.server.storage.records import ModelVersion
 from featherfed.simulator.invariants import Violation
 
 if TYPE_CHECKING:
@@ -39,6 +42,39 @@ class Patrol:
             except Violation as violation:
                 self._world.violate(str(violation))
         self._world.scheduler.after(EVERY_SECONDS, None, self.begin)
+
+    def follow(self, server: ServerProcess) -> None:
+        """See every change of a server's round, to check that none closes too early."""
+        run, opened = server.coordinator.run, -math.inf
+        adopt = run.adopt
+
+        def adopt_and_check(after: RunState, *version: ModelVersion | None) -> None:
+            nonlocal opened
+            before, now = run.state, self._world.scheduler.now
+            if after.phase is Phase.TRAINING and before.phase is not Phase.TRAINING:
+                opened = now
+            if before.phase is Phase.TRAINING and after.phase is Phase.AGGREGATING:
+                self._check_close(before, after, now - opened, run.policy.deadline)
+            adopt(after, *version)
+
+        run.adopt = adopt_and_check  # type: ignore[assignment, method-assign]
+
+    def _check_close(
+        self, before: RunState, closed: RunState, seconds: float, deadline: float
+    ) -> None:
+        """A round closes before its deadline only if nobody is awaited, or enough have reported.
+
+        With heartbeats, a silent client is not awaited any more.
+        """
+        awaited = set(closed.cohort) - closed.reported - before.lost
+        enough = len(closed.reported) >= closed.wanted
+        if self._world.scenario.heartbeat or enough:
+            return
+        if awaited and seconds < deadline - TICK_SECONDS:
+            self._world.violate(
+                f"round {closed.round} closed after {seconds:.1f} s of {deadline:.0f}, without "
+                f"{', '.join(sorted(awaited))}"
+            )
 
     def _check_round(self, server: ServerProcess) -> None:
         """A round closes soon after its deadline once it has a quorum."""

@@ -56,7 +56,9 @@ def test_nothing_breaks_in_known_and_in_fresh_seeds() -> None:
         assert not campaign.failures, [(f.seed, f.violation) for f in campaign.failures]
 
 
-@pytest.mark.parametrize(("name", "seed"), [("names not synced", 30), ("full disk ends the server", 7)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("names not synced", 30), ("full disk ends the server", 7)]
+)
 def test_a_bug_of_the_past_is_found(name: str, seed: int) -> None:
     (bug,) = [bug for bug in planted_bugs.BUGS if bug.name == name]
     assert planted_bugs.find(bug, most=1, first=seed)["found_by_seed"] == seed
