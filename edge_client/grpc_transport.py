@@ -58,7 +58,12 @@ class GrpcTransport(GrpcConnection):
         first = True
         for chunk in self._stub.FetchModel(ask, timeout=TRANSFER_TIMEOUT):
             if first and not partial.begin(chunk.links, chunk.offset):
-                raise Rejected(f"{self._address}: the server resumes a transfer that never began")
+                if not ask.offset:
+                    raise Rejected(
+                        f"{self._address}: the server resumes a transfer that never began"
+                    )
+                partial.forget()  # it is of other links: a restored server made the version anew
+                return self._fetch(request, partial)
             self._check_chunk(chunk, first, partial.size, partial.announced)
             first = False
             partial.add(chunk.data)

@@ -7,7 +7,7 @@ import logging
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.answers import ComputingTime, check_links, max_answer
-from featherfed.edge_client.errors import ClientError, TooLarge
+from featherfed.edge_client.errors import ClientError, StaleTask, TooLarge
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import DIGEST_PREFIX_BYTES, Transport
 from featherfed.edge_client.versions import DigestMismatch, apply_links
@@ -33,17 +33,24 @@ class ModelSync:
         self._seed = seed
         self._state = state
         self._limit = max_answer(manifest)
+        self._missed = b""
+        """The digest that the server named last, and then sent another model."""
 
     def catch_up(self, version: int, digest: bytes) -> HeldModel:
         """Return the version of this digest; it is the held one from now on.
 
-        Raises ClientError if the server sends another one, or one that cannot be used.
+        Raises StaleTask if the server sends another one, as after a restore of a backup, and
+        ClientError if it does so again, or sends one that cannot be used.
         """
         held = self._state.held()
         if held is None or (held.version, held.digest) != (version, digest):
             held = self._fetch_from(version, held) or self._fetch_whole(version)
             if (held.version, held.digest) != (version, digest):
-                raise ClientError(f"the server sent another model than version {version}")
+                text = f"the server sent another model than version {version}"
+                if digest == self._missed:
+                    raise ClientError(text)
+                self._missed = digest
+                raise StaleTask(text)
             self._state.save_held(held)
         return held
 

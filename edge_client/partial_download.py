@@ -83,6 +83,11 @@ class PartialDownload:
         self._written = min(self._written, offset)
         return True
 
+    def forget(self) -> None:
+        """Begin from the first byte: what was received is of no use."""
+        self._links, self._written = [], 0
+        self._data.clear()
+
     def add(self, data: bytes) -> None:
         """Append received data."""
         self._data += data

@@ -180,13 +180,25 @@ class TaskHandler:
     def handle(self, task: pb.Train) -> None:
         """Train and send an update, or send the one that was made before a restart."""
         pending = self._state.pending()
-        if pending is not None:  # of any round: only the server knows if it has it already
+        if pending is not None and self._is_outdated(pending, task):
+            self._sender.keep_for_later(pending)
+        elif pending is not None:  # of any round: only the server knows if it has it already
             self._sender.send(pending, again=True)
             if pending.round == task.round:
                 return
         pending = self._make_update(task)
         self._state.save_pending(pending)
         self._sender.send(pending)
+
+    def _is_outdated(self, pending: PendingUpdate, task: pb.Train) -> bool:
+        """Whether an update of this round started from other weights than the round does now.
+
+        A server that was put back to a backup may have made the version anew.
+        """
+        held = self._state.held()
+        if held is None or (pending.round, pending.version) != (task.round, held.version):
+            return False
+        return held.digest != task.digest
 
     def _make_update(self, task: pb.Train) -> PendingUpdate:
         try:

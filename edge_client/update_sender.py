@@ -51,7 +51,7 @@ class UpdateSender:
             self._state.settle(pending.residual)
         elif reply.reason in _KEPT_FOR_LATER:
             log.warning("round %d: not counted: %s", pending.round, detail)
-            self._state.settle(None if pending.residual is None else pending.target)
+            self.keep_for_later(pending)
         elif reply.outcome != pb.REFUSED:
             raise ClientError(
                 f"round {pending.round}: the server's answer {reply.outcome} is {UNKNOWN_HERE}"
@@ -59,3 +59,7 @@ class UpdateSender:
         else:
             self._state.settle(self._state.residual())
             raise Rejected(f"round {pending.round}: update refused: {detail}")
+
+    def keep_for_later(self, pending: PendingUpdate) -> None:
+        """Add all of an update that does not count to the residual, if the codec keeps one."""
+        self._state.settle(None if pending.residual is None else pending.target)

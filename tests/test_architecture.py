@@ -19,6 +19,7 @@ FOLDERS = {
     "server": {"compression", "proto"},
     "edge_client": {"compression", "proto", "datasets", "models"},
     "sweep": {"compression", "proto", "server", "edge_client"},
+    "simulator": {"compression", "proto", "server", "edge_client", "cli"},
     "cli": {
         "compression",
         "proto",
@@ -78,7 +79,7 @@ ROOMS = {
     },
 }
 """The rooms inside two folders, and which rooms of the same folder each may import."""
-GRPC = ("server/rpc/", "edge_client/grpc_connection.py")
+GRPC = ("server/rpc/", "edge_client/grpc_connection.py", "simulator/")
 TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"}
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},

@@ -33,6 +33,7 @@ from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.settings.plan import make_plan
+from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
@@ -100,6 +101,18 @@ def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
         ("c", "LATE", 1)
     ]
     store.close()
+
+
+def test_a_server_that_stops_on_a_full_disk_loses_counts_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run.db")
+    (pages,) = store._database.run("PRAGMA page_count")[0]
+    store._database.run(f"PRAGMA max_page_count = {pages}")
+    for round_ in range(1000):  # more than fits
+        store.ledger.count(LedgerEntry(round_, "c" * 100, "uplink", "control", 0, 100))
+    with pytest.raises(CannotStore):
+        store.flush()
+    store.close()
+    Store(tmp_path / "run.db").close()
 
 
 def test_metrics_and_exports_wait_for_room(

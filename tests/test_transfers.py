@@ -18,7 +18,9 @@ import grpc
 import numpy as np
 import pytest
 from support.clients import Pull, profile
+from support.coordinator import THREE, Clock, Run, opened
 from support.federation import Federation
+from support.updates import update
 
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
@@ -37,6 +39,7 @@ from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.errors import Refused
 from featherfed.server.observability.prometheus import Telemetry
+from featherfed.server.rounds.transitions import Phase
 from featherfed.server.rpc import streams
 from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers import uploads
@@ -416,6 +419,38 @@ def test_a_closed_round_takes_no_rest_and_the_work_is_not_lost(federation: Start
         if (e.client, e.round, e.kind) == ("late", 1, "retry")
     ]
     assert [e.payload_bytes for e in sent] == [CHUNK_BYTES], "the rest was not sent"
+
+
+def test_an_upload_whose_round_closes_before_its_last_chunk_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "STORED_CHUNK_BYTES", 1000)
+    clock = Clock()
+    run = opened(Run(tmp_path, clock, clients=THREE))
+    payload = update()
+    header = pb.UpdateHeader(
+        session=run.sessions["a"], round=1, num_examples=1, size=len(payload),
+        digest=hashlib.sha256(payload).digest()[:8],
+    )  # fmt: skip
+
+    async def stream() -> AsyncIterator[pb.UpdateChunk]:
+        yield pb.UpdateChunk(header=header, data=payload[:2000])
+        yield pb.UpdateChunk(data=payload[2000:-10])
+        run.submit("b")
+        run.submit("c")
+        clock.now += 200
+        assert run.tick().phase is Phase.AGGREGATING
+        yield pb.UpdateChunk(data=payload[-10:])
+
+    async def identify(session: int) -> str:
+        return "a"
+
+    received = asyncio.run(
+        uploads.Uploads(run.coordinator, Telemetry()).receive(stream(), identify)
+    )
+    assert received.reply is not None
+    assert received.reply.reason == pb.LATE, received.reply.detail
+    run.store.close()
 
 
 def test_a_client_killed_in_an_upload_goes_on_in_a_new_process(

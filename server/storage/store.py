@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from featherfed.server.errors import CannotStore
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.storage.clients import Clients
 from featherfed.server.storage.database import Database
@@ -61,8 +62,9 @@ class Store:
         self.ledger.flush()
 
     def close(self) -> None:
-        """Write what waits in memory, and close the database."""
+        """Write what waits in memory if the disk takes it, and close the database."""
         try:
-            self.flush()
+            with suppress(CannotStore):  # logged; only counts are lost, as by a kill
+                self.flush()
         finally:
             self._database.close()

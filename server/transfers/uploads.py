@@ -166,7 +166,9 @@ class Uploads:
             return await loop.run_in_executor(self._decoders, self._submit_whole, upload)
 
     def _submit_whole(self, upload: _Upload) -> pb.Outcome:
-        payload = upload.payload()
+        with self._run.lock:  # a round that closes drops the stored bytes of its updates
+            self._updates.check(upload.client, upload.header)
+            payload = upload.payload()
         digest = upload.header.digest
         if digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != digest:
             raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")

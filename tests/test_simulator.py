@@ -1,0 +1,135 @@
+"""The simulator: deterministic, with disks that lose what real ones may lose; and some seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support import planted_bugs
+
+from featherfed.compression.files import write_whole
+from featherfed.simulator.campaign import simulate
+from featherfed.simulator.database import torn
+from featherfed.simulator.files import ClientDisk, simulated_files
+from featherfed.simulator.main import app
+from featherfed.simulator.scheduler import Process, Scheduler
+from featherfed.simulator.shrinker import fewest
+from featherfed.simulator.simulation import Simulation
+
+ROUNDS = 3
+
+
+def trace_of(seed: int, hash_seed: str) -> str:
+    code = (
+        "from featherfed.simulator.simulation import Simulation\n"
+        f"simulation = Simulation({ROUNDS})\n"
+        f"print(simulation.run(simulation.scenario({seed})).trace)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stdout.strip()
+
+
+def test_a_seed_gives_the_same_trace_in_every_process() -> None:
+    simulation = Simulation(ROUNDS)
+    here = simulation.run(simulation.scenario(7)).trace
+    assert simulation.run(simulation.scenario(7)).trace == here
+    assert simulation.run(simulation.scenario(8)).trace != here
+    assert trace_of(7, "1") == here
+    assert trace_of(7, "2") == here
+
+
+def test_nothing_breaks_in_known_and_in_fresh_seeds() -> None:
+    fresh = secrets.randbelow(10**9)
+    print(f"fresh seeds: featherfed-simulate --seed {fresh} --rounds {ROUNDS}")
+    for first, runs in ((0, 8), (fresh, 4)):
+        campaign = simulate(first, runs, ROUNDS)
+        assert campaign.runs == runs
+        assert not campaign.failures, [(f.seed, f.violation) for f in campaign.failures]
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"), [("names not synced", 30), ("full disk ends the server", 7)]
+)
+def test_a_bug_of_the_past_is_found(name: str, seed: int) -> None:
+    (bug,) = [bug for bug in planted_bugs.BUGS if bug.name == name]
+    assert planted_bugs.find(bug, most=1, first=seed)["found_by_seed"] == seed
+
+
+def test_the_command_replays_a_seed_and_names_a_wrong_fault() -> None:
+    done = CliRunner().invoke(app, ["--seed", "3", "--rounds", "1", "--faults", "", "-v"])
+    assert done.exit_code == 0, done.output
+    assert "start server" in done.output
+    assert "seed 3: nothing broken" in done.output
+    done = CliRunner().invoke(app, ["--seed", "3", "--rounds", "1", "--faults", "99"])
+    assert done.exit_code == 2
+
+
+def test_seeds_are_shared_among_processes() -> None:
+    campaign = simulate(0, 13, 1, processes=2)
+    assert (campaign.runs, len(campaign.failures)) == (13, 0)
+
+
+def test_a_failure_shrinks_to_what_it_needs() -> None:
+    tried = []
+
+    def fails(numbers: list[int]) -> bool:
+        tried.append(numbers)
+        return {3, 11} <= set(numbers)
+
+    assert fewest(range(16), fails) == [3, 11]
+    assert len(tried) < 60
+    assert fewest(range(5), lambda numbers: True) == []
+
+
+def test_a_torn_file_holds_sectors_of_before_and_after() -> None:
+    before, after = bytes(4096), bytes([1]) * 5120
+    kinds = {torn(before, after, random.Random(seed)) for seed in range(50)}
+    assert len(kinds) > 10
+    for content in kinds:
+        assert len(content) == len(after)
+        assert all(len(set(content[at : at + 512])) == 1 for at in range(0, len(content), 512))
+
+
+def power_losses(folder: Path, work: str) -> set[bytes | None]:
+    """Return what a file may hold after a loss of power, having been written twice."""
+    found: set[bytes | None] = set()
+    for seed in range(60):
+        scheduler = Scheduler()
+        process = Process(scheduler, "client")
+        disk = ClientDisk(folder / str(seed), random.Random(seed))
+        process.disk = disk  # type: ignore[attr-defined]
+        path = disk.folder / "file"
+
+        def write() -> None:
+            write_whole(path, b"old")  # noqa: B023
+            if work == "synced":
+                write_whole(path, b"new")  # noqa: B023
+            else:
+                (path.with_suffix(".x")).write_bytes(b"new")  # noqa: B023
+                path.with_suffix(".x").replace(path)  # noqa: B023
+
+        with simulated_files(scheduler):
+            process.spawn(write)
+            while scheduler.step():
+                pass
+        disk.lose_power()
+        found.add(path.read_bytes() if path.exists() else None)
+    return found
+
+
+def test_what_was_synced_survives_a_loss_of_power_and_nothing_else_for_certain(
+    tmp_path: Path,
+) -> None:
+    assert power_losses(tmp_path / "synced", "synced") == {b"new"}
+    left = power_losses(tmp_path / "hasty", "hasty")
+    assert {b"old", b"new", b""} <= left
+    assert None not in left
