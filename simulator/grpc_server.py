@@ -127,19 +127,12 @@ class SimulatedServer:
         handler = await self._find(_Details(call.method), self._interceptors)
         if handler is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        requests = context.requests(handler.request_deserializer)
+        context.deserialize = handler.request_deserializer
         context.serialize = handler.response_serializer
-        if handler.request_streaming:
-            reply = await handler.stream_unary(requests, context)
+        if handler.response_streaming:
+            await handler.stream_stream(context.requests(), context)
         else:
-            request = await anext(requests, None)
-            if request is None:
-                await context.abort(grpc.StatusCode.INTERNAL, "no request")
-            if handler.response_streaming:
-                await handler.unary_stream(request, context)
-                return
-            reply = await handler.unary_unary(request, context)
-        await context.write(reply)
+            await context.write(await handler.stream_unary(context.requests(), context))
 
     async def _find(self, details: _Details, interceptors: tuple[Any, ...]) -> Any:
         if not interceptors:
@@ -160,21 +153,26 @@ class SimulatedContext:
         self._over = False
         self._writing = 0
         self.serialize: Callable[[Any], bytes] | None = None
+        self.deserialize: Callable[[bytes], Any] | None = None
         call.on_server = self._changed.set
 
-    async def requests(self, deserialize: Callable[[bytes], Any] | None) -> AsyncIterator[Any]:
+    async def requests(self) -> AsyncIterator[Any]:
         """Yield the request's messages."""
+        while (message := await self.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            yield message
+
+    async def read(self) -> Any:
+        """Return the request's next message, grpc.aio.EOF at its end."""
         call = self._call
-        while True:
-            while call.requests:
-                message = call.take()
-                if not call.record.request:
-                    call.record.request = message
-                yield message if deserialize is None else deserialize(message)
+        while not call.requests:
             if call.requests_end or self._over:
-                return
+                return grpc.aio.EOF  # type: ignore[attr-defined]
             self._changed.clear()
             await self._changed.wait()
+        message = call.take()
+        if not call.record.request:
+            call.record.request = message
+        return self.deserialize(message) if self.deserialize else message
 
     async def write(self, message: Any) -> None:
         """Send a message once there is room for it."""

@@ -16,6 +16,10 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.server.coordinator.exported_step import ExportedStep
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in background jobs of a shell; processes that tests start would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

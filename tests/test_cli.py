@@ -137,7 +137,7 @@ def test_a_mixed_demo_learns(tmp_path: Path) -> None:
         (("join", "127.0.0.1:1", "--data", "data.npz", "--give-up-after", "0"), "127.0.0.1:1"),
         (("report", "."), "metrics.json: no such file"),
         (("predict", "nowhere.tflite"), "no model file nowhere.tflite"),
-        (("predict", "bad.toml", "data.npz"), "bad.toml is not a TFLite model"),
+        (("predict", "bad.toml", "data.npz"), "bad.toml is not a model to use"),
     ],
 )
 def test_bad_input_is_one_plain_message(

@@ -25,6 +25,7 @@ from featherfed.edge_client.update_sender import UpdateSender
 from featherfed.proto import federation_pb2 as pb
 
 ASKED = pb.FetchModelRequest(session=1, version=3, have_version=2)
+LIMIT = 1000
 
 
 def link(digest: bytes) -> pb.Link:
@@ -35,7 +36,7 @@ def link(digest: bytes) -> pb.Link:
 def transport(tmp_path: Path) -> Iterator[GrpcTransport]:
     """A transport whose kept part of a download is of links that the server has forgotten."""
     path = tmp_path / "model.part"
-    with contextlib.suppress(KeyError), PartialDownload(path, ASKED) as part:
+    with contextlib.suppress(KeyError), PartialDownload(path, ASKED, LIMIT) as part:
         part.begin([link(b"before")], 0)
         part.add(b"abcde")
         raise KeyError
@@ -56,25 +57,25 @@ def serving(answer: Callable[[pb.FetchModelRequest], int]) -> Any:
 
 def test_a_download_of_other_links_begins_anew(transport: GrpcTransport) -> None:
     transport._stub = serving(lambda ask: min(ask.offset, 3))  # it sent three bytes before
-    links, data = transport.fetch_model(ASKED)
+    links, data = transport.fetch_model(ASKED, LIMIT)
     assert (links[0].digest, data) == (b"after", b"ABCDEFGH")
 
 
 def test_a_server_that_skips_the_beginning_is_refused(transport: GrpcTransport) -> None:
     transport._stub = serving(lambda ask: 3)
     with pytest.raises(Rejected, match="never began"):
-        transport.fetch_model(ASKED)
+        transport.fetch_model(ASKED, LIMIT)
 
 
 def test_a_task_of_a_forgotten_version_is_out_of_date_once(tmp_path: Path) -> None:
     first = weights_digest(initial_weights(MANIFEST, 0))
     seed = pb.Link(kind=pb.Link.SEED, version=0, digest=first)
-    server = SimpleNamespace(fetch_model=lambda request: ([seed], b""))
+    server = SimpleNamespace(fetch_model=lambda request, limit: ([seed], b""))
     model = ModelSync(server, 1, MANIFEST, 0, ClientState(tmp_path, "run"))  # type: ignore[arg-type]
-    with pytest.raises(StaleTask, match="another model than version 1"):
-        model.catch_up(1, b"forgotten")
-    with pytest.raises(ClientError, match="another model than version 1"):
-        model.catch_up(1, b"forgotten")
+    with pytest.raises(StaleTask, match="another model than version 0"):
+        model.catch_up(0, b"forgotten")
+    with pytest.raises(ClientError, match="another model than version 0"):
+        model.catch_up(0, b"forgotten")
     assert model.catch_up(0, first).digest == first
 
 
@@ -91,7 +92,9 @@ def test_an_update_from_a_forgotten_version_is_not_sent(tmp_path: Path) -> None:
         sent.append(payload)
         return pb.SubmitReply(outcome=pb.ACCEPTED)
 
-    server: Any = SimpleNamespace(fetch_model=lambda r: ([seed], b""), submit_update=submit)
+    server: Any = SimpleNamespace(
+        fetch_model=lambda request, limit: ([seed], b""), submit_update=submit
+    )
     handler = TaskHandler(
         MANIFEST, 0, state, ModelSync(server, 1, MANIFEST, 0, state), Pull(1.0),
         UpdateSender(server, 1, state), 100,
