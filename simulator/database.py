@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 
 _SECTOR = 512
 _FULL = 2
-_ENDS = ("", "-wal")
+_ENDS = ("", "-wal", "-commits")
 
 
 class ServerDisk:
@@ -73,9 +73,12 @@ class ServerDisk:
         self.restore(left)
 
     def restore(self, files: Files) -> None:
-        """Put these files into a new folder, in place of what is there."""
-        shutil.rmtree(self.path.parent)
+        """Put these files into a new folder, in place of what is there but `run.published`."""
+        old = self.path
         self.path = self._new_folder()
+        with suppress(FileNotFoundError):
+            shutil.copy(old.with_suffix(".published"), self.path.parent)
+        shutil.rmtree(old.parent)
         for end, content in files.items():
             Path(f"{self.path}{end}").write_bytes(content)
 
