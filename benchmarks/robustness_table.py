@@ -130,6 +130,41 @@ def _decoder(found: Any) -> Iterator[str]:
     )
 
 
+def _simulator(found: Any) -> Iterator[str]:
+    names = {
+        "kill": "kills", "power": "losses of power", "cut": "cut connections",
+        "silence": "silent links", "slow": "slow links", "repeat": "repeated calls",
+        "full": "full disks", "clock": "clock jumps", "freeze": "frozen processes",
+        "restore": "restores of a backup", "lose": "lost client states", "stop": "stops",
+    }  # fmt: skip
+    met = ", ".join(
+        f"{found['faults'][kind]:,} {name}"
+        for kind, name in names.items()
+        if kind in found["faults"]
+    )
+    yield (
+        f"**Simulation** (`featherfed-simulate`): {found['runs']:,} runs of {found['rounds']} "
+        f"rounds on a simulated clock, network and disks, each from a seed, {found['seconds']:,} s "
+        f"on {found['processes']} cores ({found['runs_an_hour']:,} runs an hour): {met}. No "
+        "invariant was broken; the longest that a run needed to end after its last fault was "
+        f"{found['slowest_recovery_seconds']} simulated seconds."
+    )
+
+
+def _planted(found: Any) -> Iterator[str]:
+    yield (
+        f"**Bugs of the past, planted again** (`tests/support/planted_bugs.py`): the simulator "
+        f"finds {found['found']} of {found['bugs']}, in runs of {found['rounds']} rounds."
+    )
+    yield from _head("bug", "mended by", "runs until found", "CPU seconds", "what broke")
+    for row in found["each"]:
+        runs = row["runs"] if row["found_by_seed"] is not None else f"not in {row['runs']}"
+        yield _row(
+            row["bug"], f"`{row['mended_by']}`", runs, row["cpu_seconds"],
+            row.get("violation", "").split("\n")[0].replace("|", "\\|")[:120],
+        )  # fmt: skip
+
+
 def _damage(found: Any) -> Iterator[str]:
     yield (
         "**Damage** (`benchmarks/damage.py`): one flipped byte at a time, 1,000 for each kind of "
@@ -172,6 +207,8 @@ _PARTS = {
     "links": _links,
     "load": _load,
     "service": _service,
+    "simulator": _simulator,
+    "planted_bugs": _planted,
     "decoder": _decoder,
     "damage": _damage,
 }

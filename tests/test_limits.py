@@ -410,3 +410,15 @@ def test_refusals_do_not_fill_the_disk(run: Callable[..., Run]) -> None:
             one.coordinator.refusals.record("a", Refused(pb.MALFORMED, "junk"))
     (row,) = one.store.refusals.all()
     assert row.count == 1500
+
+
+def test_a_message_that_unpacks_to_far_more_is_refused_unpacked(federation: Start) -> None:
+    """gRPC's own check; without it, 64 kB on the link would be 64 MB in memory."""
+    server = federation()
+    with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
+        join = channel.unary_unary("/featherfed.v1.Federation/Join")
+        with pytest.raises(grpc.RpcError) as raised:
+            join(bytes(2**26), timeout=60)
+    error = cast(Any, raised.value)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "Decompressed message larger than max" in error.details()

@@ -32,11 +32,13 @@ from support.processes import wait_until  # noqa: E402
 from featherfed.cli.machine import machine  # noqa: E402
 from featherfed.datasets.partition import partition  # noqa: E402
 from featherfed.datasets.sources import load_train_test  # noqa: E402
+from featherfed.simulator.campaign import simulate  # noqa: E402
 
 Figures = dict[str, Any]
 
 INPUTS, SHARE = 10_000_000, 500_000
 CALLS = 100_000
+RUNS = 10_000
 KILLS, ROUNDS = 100, 10
 CODECS = {"sketch": "balanced", "error feedback": "topk(0.05) | quantize(4) | zstd"}
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2)
@@ -223,6 +225,13 @@ def every_fault(scratch: Path) -> Figures:
     return {"deadline": faults.DEADLINE, "faults": rows}
 
 
+def simulator(_: Path) -> Figures:
+    """Simulate ten thousand whole runs with faults, each from its seed."""
+    figures = simulate(0, RUNS, ROUNDS, processes=2).figures()
+    assert not figures["failures"], figures["failures"]
+    return figures
+
+
 PARTS: dict[str, Callable[[Path], Figures]] = {
     "faults": every_fault,
     "load": load,
@@ -230,6 +239,7 @@ PARTS: dict[str, Callable[[Path], Figures]] = {
     "real_storm": real_storm,
     "links": links,
     "service": service,
+    "simulator": simulator,
     "decoder": decoder,
 }
 
