@@ -27,13 +27,13 @@ import numpy.typing as npt
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.step_messages import array_bytes, receive, receive_arrays, send
+from featherfed.proto.peer_text import printable
 
 LOAD_SECONDS = 300
 """Most seconds for starting the process and loading the step; a slow SD card takes many."""
 STEP_SECONDS = 600
 """Most seconds of one training step."""
 _END_SECONDS = 10.0
-_MAX_TEXT = 500
 _MAX_ERRORS = 1 << 16
 Number = TypeVar("Number", int, float)
 
@@ -65,7 +65,7 @@ class Worker:
             return "closed its connection"
         self.errors.seek(0)
         lines = self.errors.read(_MAX_ERRORS).decode("utf-8", "replace").splitlines()
-        said = _printable(next((x for x in reversed(lines) if not x.startswith("INFO:")), ""))
+        said = _line(next((x for x in reversed(lines) if not x.startswith("INFO:")), ""))
         if status >= 0:
             return f"ended its process with status {status} ({said or 'it does not say why'})"
         if -status == signal.SIGKILL:
@@ -211,7 +211,7 @@ class StepProcess:
                 raise self._refusal(f"did not end within {seconds} s and was stopped", header)
             answer = receive(self._connection)
             if "failed" in answer:
-                raise self._refusal(f"failed: {_printable(str(answer['failed']))}", header)
+                raise self._refusal(f"failed: {_line(str(answer['failed']))}", header)
             if "error" not in answer:
                 return answer, receive_arrays(self._connection, shapes, np.float32)
         except (EOFError, OSError) as error:
@@ -221,7 +221,7 @@ class StepProcess:
                 raise
             raise self._refusal(f"gave an answer that is none ({error})", header) from error
         self._end()
-        raise ClientError(_printable(str(answer["error"])))
+        raise ClientError(_line(str(answer["error"])))
 
     def _number(self, value: object, kind: type[Number]) -> Number:
         if not isinstance(value, kind):
@@ -249,7 +249,6 @@ def _wait(connection: socket.socket, seconds: int) -> bool:
     return any(poll.poll(1000) for _ in range(seconds))
 
 
-def _printable(text: str) -> str:
+def _line(text: str) -> str:
     """Return text from the process as one short line without control characters."""
-    line = " ".join(text[:_MAX_TEXT].split())
-    return "".join(c if c.isprintable() else "?" for c in line)
+    return printable(" ".join(text.split()))

@@ -87,9 +87,9 @@ class Listener(LocalTransport):
         self.heard: list[tuple[list[pb.Link], bytes]] = []
         self.statuses: list[pb.StatusReply] = []
 
-    def fetch_model(self, request: pb.FetchModelRequest) -> tuple[list[pb.Link], bytes]:
-        """Fetch, and keep what came."""
-        found = super().fetch_model(request)
+    def fetch_model(self, *asked: Any) -> tuple[list[pb.Link], bytes]:
+        """Fetch, and keep what came; `asked`: the request, and since the mends a limit."""
+        found = super().fetch_model(*asked)
         self.heard.append(found)
         return found
 
