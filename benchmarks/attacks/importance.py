@@ -15,19 +15,17 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from featherfed.cli.build import KerasEvaluator, build_model
+from support.keras_runs import keras_run
+
 from featherfed.compression import sketch
 from featherfed.compression.arrays import Array
 from featherfed.compression.importance import NEUTRAL, Allocation
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
-from featherfed.edge_client.keras_trainer import KerasTrainer
-from featherfed.edge_client.trainer import TrainingResult
+from featherfed.edge_client.trainer import Trainer, TrainingResult
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.settings.settings import Settings
-from featherfed.sweep.simulate import simulate
 
 SEEDS = (0, 1, 2)
 
@@ -49,7 +47,7 @@ def _report(tensors: Sequence[Array]) -> Allocation:
 class _Client:
     """A Keras trainer that notes whether its client lies before the update is encoded."""
 
-    def __init__(self, trainer: KerasTrainer, liar: bool) -> None:
+    def __init__(self, trainer: Trainer, liar: bool) -> None:
         self._trainer, self._liar = trainer, liar
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
@@ -76,27 +74,11 @@ def _accuracy(
         "training": {"learning_rate": 0.1}, "clients": {"minimum": clients, "quorum": 1.0},
         "evaluation": {"every_client": False},
     })  # fmt: skip
-    built = build_model(settings, test)
-
-    def make_trainer(name: str, plan: Any, manifest: Any, step: Any) -> _Client:
-        data = parts[name]
-        trainer = KerasTrainer(
-            plan, manifest, data.images, data.labels, client=name, model=built
-        )  # fmt: skip
-        return _Client(trainer, int(name[1:]) < liars)
 
     try:
-        metrics = simulate(
-            settings, model_json=built.model_json, manifest=built.manifest,
-            evaluator=KerasEvaluator(built, test),
-            data_shape=DataShape(test.input_shape, test.class_names),
-            clients={
-                name: pb.DataSummary(
-                    num_examples=len(part), example_shape=part.input_shape, num_classes=10
-                ) for name, part in parts.items()
-            },
-            make_trainer=make_trainer,
-        )  # fmt: skip
+        metrics = keras_run(
+            settings, parts, test, lambda name, trainer: _Client(trainer, int(name[1:]) < liars)
+        )
     except (ClientError, Rejected):
         return None
     return 100 * float(metrics["final"]["accuracy"])

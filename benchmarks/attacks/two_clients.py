@@ -15,17 +15,15 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from featherfed.cli.build import KerasEvaluator, build_model
+from support.keras_runs import keras_run
+
 from featherfed.compression.arrays import Array
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
-from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.trainer import Trainer, TrainingResult
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.settings.settings import Settings
-from featherfed.sweep.simulate import simulate
 
 ROUNDS = 7
 LARGEST = np.float32(4e11)
@@ -79,28 +77,13 @@ def _run(corrupt: Corrupt | None, alone: bool = False) -> dict[str, Any]:
         "compression": {"uplink": "float32 | zstd", "downlink": "float32 | zstd"},
         "evaluation": {"every_client": False},
     })  # fmt: skip
-    model = build_model(settings, test)
 
-    def make_trainer(name: str, plan: Any, manifest: Any, step: Any) -> Trainer:
-        data = parts[name]
-        trainer = KerasTrainer(
-            plan, manifest, data.images, data.labels, client=name, model=model
-        )  # fmt: skip
+    def wrap(name: str, trainer: Trainer) -> Trainer:
         return _Hostile(trainer, corrupt) if corrupt and name == "hostile" else trainer
 
     told: dict[str, Any] = {"final accuracy, percent": None}
     try:
-        metrics = simulate(
-            settings, model_json=model.model_json, manifest=model.manifest,
-            evaluator=KerasEvaluator(model, test),
-            data_shape=DataShape(test.input_shape, test.class_names),
-            clients={
-                name: pb.DataSummary(
-                    num_examples=len(part), example_shape=part.input_shape, num_classes=10
-                ) for name, part in parts.items()
-            },
-            make_trainer=make_trainer,
-        )  # fmt: skip
+        metrics = keras_run(settings, parts, test, wrap)
     except (ClientError, Rejected) as error:
         return {**told, "the honest client ends, and is told": str(error)}
     rounds = metrics["rounds"]

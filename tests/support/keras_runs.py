@@ -1,0 +1,41 @@
+"""Federated runs of Keras clients in this process, of which some may send what they like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.datasets.dataset import Dataset
+from featherfed.edge_client.keras_trainer import KerasTrainer
+from featherfed.edge_client.trainer import Trainer
+from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.admission import DataShape
+from featherfed.server.settings.settings import Settings
+from featherfed.sweep.simulate import simulate
+
+
+def keras_run(
+    settings: Settings,
+    parts: Mapping[str, Dataset],
+    test: Dataset,
+    wrap: Callable[[str, Trainer], Trainer],
+) -> dict[str, Any]:
+    """Return a run's metrics; `parts`: data by client, `wrap`: what stands for its trainer."""
+    model = build_model(settings, test)
+
+    def make_trainer(name: str, plan: Any, manifest: Any, step: Any) -> Trainer:
+        data = parts[name]
+        trainer = KerasTrainer(plan, manifest, data.images, data.labels, client=name, model=model)
+        return wrap(name, trainer)
+
+    data = {
+        name: pb.DataSummary(num_examples=len(part), example_shape=part.input_shape, num_classes=10)
+        for name, part in parts.items()
+    }
+    told: dict[str, Any] = simulate(
+        settings, model_json=model.model_json, manifest=model.manifest,
+        evaluator=KerasEvaluator(model, test), clients=data, make_trainer=make_trainer,
+        data_shape=DataShape(test.input_shape, test.class_names),
+    )  # fmt: skip
+    return told
