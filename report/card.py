@@ -9,6 +9,7 @@ from featherfed.report.summary import (
     NONE,
     bytes_text,
     count_text,
+    discarded_text,
     latency_text,
     percent_text,
     privacy_text,
@@ -57,6 +58,7 @@ def model_card(run: RunReport) -> str:
         none_text=NONE,
         privacy=privacy_text(run),
         refused=refusals_text(run.rounds),
+        discarded=discarded_text(run.rounds),
         up=up,
         down=down,
     )

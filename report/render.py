@@ -13,6 +13,7 @@ from featherfed.report.pictures import Pictures, read_pictures, samples_figure
 from featherfed.report.prediction import prediction_figure
 from featherfed.report.schema import ReportError, RunReport, read_metrics
 from featherfed.report.style import save_png, styled
+from featherfed.report.summary import discarded_text
 from featherfed.report.template import Plot, fill, write
 from featherfed.report.traffic import bytes_figure
 
@@ -105,4 +106,5 @@ def _fill(run: RunReport, plots: list[Plot]) -> str:
         models=page.model_rows(run),
         refusals=page.refusal_rows(run),
         privacy=page.privacy_note(run),
+        discarded=discarded_text(run.rounds),
     )

@@ -99,6 +99,7 @@ class RoundReport(_Part):
     clip: float | None = None
     clipped: Count | None = None
     epsilon: float | None = None
+    discarded: Text = ""
 
     @property
     def away(self) -> int:

@@ -81,6 +81,11 @@ def refusals_text(rounds: Iterable[RoundReport]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
 
 
+def discarded_text(rounds: Iterable[RoundReport]) -> str:
+    """List rounds whose model was not adopted, and why: "3 (none of its updates counts)"."""
+    return ", ".join(f"{entry.number} ({entry.discarded})" for entry in rounds if entry.discarded)
+
+
 def bytes_text(value: float | None) -> str:
     """1012 -> "1,012 B", 900136 -> "900.1 kB" (1 kB is 1000 bytes, used from 10 kB on)."""
     if value is None:

@@ -381,6 +381,15 @@ def test_the_card_says_what_the_models_are(tmp_path: Path) -> None:
         assert text in card, text
 
 
+def test_rounds_that_were_not_adopted_are_told(tmp_path: Path) -> None:
+    data = metrics()
+    data["rounds"][1]["discarded"] = "its loss on the test set is nan"
+    page = rendered(write(tmp_path, data))
+    assert "stayed what it was before: 2 (its loss on the test set is nan)" in page.text
+    assert "not adopted: 2 (its loss on the test set is nan)" in model_card(parse_metrics(data))
+    assert "not adopted" not in model_card(parse_metrics(metrics()))
+
+
 def test_the_card_is_made_of_what_little_there_is() -> None:
     data = metrics(0, 0)
     for key in ("settings", "machine", "started", "input_shape", "class_names"):
