@@ -6,6 +6,7 @@ lock everybody out for an hour.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import time
@@ -172,8 +173,11 @@ def network(peer: str) -> str:
     For IPv6 it is the /64 network, since one device can use all addresses of it.
     """
     kind, _, rest = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
+    return _network_of(unquote(rest).rpartition(":")[0]) if kind in ("ipv4", "ipv6") else kind
+
+
+@functools.lru_cache(1024)
+def _network_of(host: str) -> str:
+    host = host.strip("[]").partition("%")[0]
     address = ipaddress.ip_address(host)
     return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))

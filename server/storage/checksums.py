@@ -150,9 +150,15 @@ def _toggle_row(checksum: int, *values: object) -> int:
 
 
 def _row_checksum(*values: object) -> int:
-    # Of ASCII text, which every Python and every machine makes alike of such values.
-    digest = hashlib.blake2b(ascii(values).encode("ascii"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    digest = hashlib.blake2b(digest_size=8)
+    for value in values:
+        if isinstance(value, bytes):
+            digest.update(b"%d:" % len(value))
+            digest.update(value)  # by itself: payloads are large
+        else:
+            # ASCII text, which every Python and every machine makes alike of such values.
+            digest.update(ascii(value).encode("ascii") + b",")
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 class _RowsChecksum:
