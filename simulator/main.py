@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import click
 
-from featherfed.simulator.campaign import simulate
-from featherfed.simulator.scenario import Scenario
-from featherfed.simulator.shrinker import shrink
-from featherfed.simulator.simulation import Simulation, with_faults
-from featherfed.simulator.world import Result
+try:
+    from featherfed.simulator.campaign import simulate
+    from featherfed.simulator.scenario import Scenario
+    from featherfed.simulator.shrinker import shrink
+    from featherfed.simulator.simulation import Simulation, with_faults
+    from featherfed.simulator.world import Result
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"featherfed-simulate: {error.name} is not installed; pip install 'featherfed[simulator]'"
+    ) from error
 
 
 @click.command()

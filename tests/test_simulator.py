@@ -70,6 +70,15 @@ def test_the_command_replays_a_seed_and_names_a_wrong_fault() -> None:
     assert done.exit_code == 2
 
 
+def test_without_its_extra_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['greenlet'] = None; import featherfed.simulator.main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(
+        "featherfed-simulate: greenlet is not installed; pip install 'featherfed[simulator]'"
+    )
+
+
 def test_seeds_are_shared_among_processes() -> None:
     campaign = simulate(0, 13, 1, processes=2)
     assert (campaign.runs, len(campaign.failures)) == (13, 0)
