@@ -111,6 +111,8 @@ class SimulatedServer:
             call.record.ended = "refused"
         except asyncio.CancelledError:
             call.record.ended = "cancelled"
+            if self._process.alive:  # gRPC resets the stream of a call that is dropped unanswered
+                call.end(Status(grpc.StatusCode.CANCELLED, "dropped by the server"))
             raise
         except Exception as error:
             call.record.ended = "failed"
