@@ -8,14 +8,8 @@ from pathlib import Path
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.server.errors import ServerError
-from featherfed.server.storage.commit_count import Commits
 from featherfed.server.storage.failures import damaged
-from featherfed.server.storage.file_check import (
-    counted_commits,
-    damaged_pages,
-    damaged_rows,
-    missing_commits,
-)
+from featherfed.server.storage.file_check import check_copy, counted_commits
 
 DATABASE = "run.db"
 KEPT = ("run.toml", "metrics.json")
@@ -41,7 +35,11 @@ def back_up(directory: Path, destination: Path) -> Path:
         scratch_of(copy).unlink(missing_ok=True)
         counted = counted_commits(directory / DATABASE)
         copy_database(directory / DATABASE, scratch_of(copy))
-        _check_copy(directory / DATABASE, scratch_of(copy), counted)
+        try:
+            check_copy(scratch_of(copy), directory / DATABASE, counted)
+        except ServerError:
+            scratch_of(copy).unlink()
+            raise
         put_in_place(scratch_of(copy), copy)
         for name in KEPT:
             if (directory / name).is_file():
@@ -67,15 +65,3 @@ def copy_database(source: Path, target: Path) -> None:
         if isinstance(error, sqlite3.OperationalError):
             raise ServerError(f"cannot copy {source} to {target.parent}: {error}") from error
         raise damaged(source, str(error)) from error
-
-
-def _check_copy(source: Path, copy: Path, counted: Commits | None) -> None:
-    """Raise ServerError, and delete the copy, if it is one of a damaged database."""
-    try:
-        if found := [*damaged_pages(copy)] or [*damaged_rows(copy)]:
-            raise damaged(source, "; ".join(found))
-        for text in missing_commits(copy, counted):
-            raise ServerError(f"the run database {source}: {text}")
-    except ServerError:
-        copy.unlink()
-        raise

@@ -22,12 +22,18 @@ _ROLLBACK_JOURNAL = b"\1\1"
 
 def check_file(path: Path) -> None:
     """Raise ServerError if a database is damaged, lacks commits, or has an unknown version."""
-    counted = counted_commits(path)
-    found = [*damaged_pages(path)] or [*damaged_rows(path)]
-    if found:
-        raise damaged(path, "; ".join(found))
-    for text in missing_commits(path, counted):
-        raise ServerError(f"the run database {path}: {text}")
+    check_copy(path, path, counted_commits(path))
+
+
+def check_copy(copy: Path, source: Path, counted: Commits | None) -> None:
+    """Raise ServerError that names `source` if a copy of it is damaged or lacks commits.
+
+    `counted`: the commits of `source`, counted before it was copied.
+    """
+    if found := [*damaged_pages(copy)] or [*damaged_rows(copy)]:
+        raise damaged(source, "; ".join(found))
+    for text in missing_commits(copy, counted):
+        raise ServerError(f"the run database {source}: {text}")
 
 
 def damaged_pages(path: Path) -> Iterator[str]:
