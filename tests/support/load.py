@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -177,6 +178,12 @@ def memory_mb(pid: int) -> dict[str, float]:
     }
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure_load(
     directory: Path, count: int, model: str, uplink: str = "balanced"
 ) -> dict[str, Any]:
@@ -202,10 +209,10 @@ def measure_load(
             time.sleep(0.05)
         idle = memory_mb(server.pid)["peak_mb"]
         clients = ManyClients(address.read_text("utf-8"), count)
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), cpu_seconds(server.pid)
         asyncio.run(clients.run())
         seconds = time.perf_counter() - begin
-        memory = memory_mb(server.pid)
+        memory, cpu = memory_mb(server.pid), cpu_seconds(server.pid) - cpu
         clients.check()
         server.terminate()
         assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
@@ -219,6 +226,7 @@ def measure_load(
         "uplink": uplink,
         "update_bytes": clients.payload,
         "seconds": round(seconds, 1),
+        "server_cpu_ms_a_client": round(1000 * cpu / count, 2),
         "ack_p50_ms": quantile(acks, 0.5),
         "ack_p99_ms": quantile(acks, 0.99),
         "join_p99_ms": quantile(clients.seconds["join"], 0.99),
