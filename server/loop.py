@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import CannotStore
 from featherfed.server.observability.prometheus import Telemetry
-from featherfed.server.rounds.transitions import Phase
+from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.rpc.server import create_server, join_address
 from featherfed.server.rpc.service import FederationService
 from featherfed.server.storage.failures import WriteFailures
@@ -20,8 +21,12 @@ from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.2
-"""How often the loop looks whether a round is due to open or close."""
+_MOST_LOOKING = 4.0
+"""The loop rests so many times as long as it has looked whether a round is due."""
+LONGEST_PAUSE_SECONDS = 0.2
+"""The longest such rest."""
+LINGER_SECONDS = 1.0
+"""How often the loop looks whether the last clients are gone."""
 GRACE_SECONDS = 5.0
 """Time that calls get to end when the server stops before the run's end."""
 DRAIN_SECONDS = 20.0
@@ -145,19 +150,60 @@ async def _run_rounds(
         with service.telemetry.aggregated.time():
             coordinator.aggregate()
 
-    known, stop = None, writer.stop
+    def look() -> tuple[RunState, float]:
+        return coordinator.tick(), coordinator.due_in()
+
+    def on_phase() -> None:
+        loop.call_soon_threadsafe(wake.set)
+
+    wake, stop, loop = service.round_may_be_due, writer.stop, asyncio.get_running_loop()
+    coordinator.run.on_phase = on_phase
+    known, report = None, _Repeated(on_round, writer)
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
-        state = await writer.write(coordinator.tick)
-        if state is None:
+        wake.clear()
+        begin = loop.time()
+        try:
+            state, seconds = await coordinator.commits.run(look)
+        except CannotStore:  # which the store has logged
             await _pause(stop, STORAGE_PAUSE_SECONDS)
-        elif state.phase is Phase.AGGREGATING:
+            continue
+        if state.phase is Phase.AGGREGATING:
             if await writer.write_until_done(aggregate):
-                await writer.write(on_round)
-        elif known != (state.phase, state.round, state.cohort):
+                report.begin()
+            continue
+        if known != (state.phase, state.round, state.cohort):
             known = state.phase, state.round, state.cohort
             service.changes.notify()  # there may be a task for some clients
-        else:
-            await _pause(stop, TICK_SECONDS)
+        # Many clients wake the loop often; it looks at all of them each time.
+        await _pause(stop, min(_MOST_LOOKING * (loop.time() - begin), LONGEST_PAUSE_SECONDS))
+        await _wait(stop, wake, seconds)
+    await report.end()
+
+
+class _Repeated:
+    """Calls a function in a thread while other work goes on, once for all that it is behind."""
+
+    def __init__(self, work: Callable[[], None], writer: _Writer) -> None:
+        self._work = work
+        self._writer = writer
+        self._wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Call the function soon, or again if it is being called."""
+        self._wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._repeat())
+
+    async def end(self) -> None:
+        """Wait until the function has been called for the last `begin`; raise what it raised."""
+        if self._task is not None:
+            await self._task
+
+    async def _repeat(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            await self._writer.write(self._work)
 
 
 async def _linger(
@@ -167,10 +213,20 @@ async def _linger(
     service.changes.notify()
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
+        service.round_may_be_due.clear()
         finished = await asyncio.to_thread(coordinator.everyone_has_finished)
         if finished and coordinator.devices.all_have(coordinator.settings.rounds):
             return
-        await _pause(stop, TICK_SECONDS)
+        await _wait(stop, service.round_may_be_due, LINGER_SECONDS)
+
+
+async def _wait(stop: asyncio.Event, wake: asyncio.Event, seconds: float) -> None:
+    """Wait for one of two events, `seconds` at most."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in (stop, wake)]
+    timeout = None if seconds == math.inf else max(0.0, seconds)
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from featherfed.server.loop import TICK_SECONDS
+from featherfed.server.loop import LONGEST_PAUSE_SECONDS
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.storage.records import ModelVersion
 from featherfed.simulator.invariants import Violation
@@ -48,16 +48,18 @@ class Patrol:
         run, opened = server.coordinator.run, -math.inf
         adopt = run.adopt
 
-        def adopt_and_check(after: RunState, *version: ModelVersion | None) -> None:
+        def adopt_and_check(
+            before: RunState, after: RunState, version: ModelVersion | None
+        ) -> None:
             nonlocal opened
-            before, now = run.state, self._world.scheduler.now
+            now = self._world.scheduler.now
             if after.phase is Phase.TRAINING and before.phase is not Phase.TRAINING:
                 opened = now
             if before.phase is Phase.TRAINING and after.phase is Phase.AGGREGATING:
                 self._check_close(before, after, now - opened, run.policy.deadline)
-            adopt(after, *version)
+            adopt(before, after, version)
 
-        run.adopt = adopt_and_check  # type: ignore[assignment, method-assign]
+        run.adopt = adopt_and_check  # type: ignore[method-assign]
 
     def _check_close(
         self, before: RunState, closed: RunState, seconds: float, deadline: float
@@ -70,7 +72,7 @@ class Patrol:
         enough = len(closed.reported) >= closed.wanted
         if self._world.scenario.heartbeat or enough:
             return
-        if awaited and seconds < deadline - TICK_SECONDS:
+        if awaited and seconds < deadline - LONGEST_PAUSE_SECONDS:
             self._world.violate(
                 f"round {closed.round} closed after {seconds:.1f} s of {deadline:.0f}, without "
                 f"{', '.join(sorted(awaited))}"

@@ -96,14 +96,13 @@ class LocalTransport:
     def fetch_model(self, request: pb.FetchModelRequest, limit: int) -> tuple[list[pb.Link], bytes]:
         """Return links and payloads, counted as one message."""
         client = self._coordinator.members.client_of(request.session)
-        delivery = self._server.deliveries.deliver(client, request)
-        route = delivery.route
-        size = framed_size(pb.ModelChunk(links=route.links, data=route.data))
-        kind = "retry" if delivery.again else "transfer"
-        self._coordinator.store.ledger.count(
-            LedgerEntry(delivery.round, client, "uplink", "control", 0, framed_size(request)),
-            LedgerEntry(delivery.round, client, "downlink", kind, len(route.data), size),
+        route, download = self._server.deliveries.deliver(client, request)
+        download.add(
+            len(route.data), framed_size(pb.ModelChunk(links=route.links, data=route.data))
         )
+        size = framed_size(request)
+        asked = LedgerEntry(download.round, client, "uplink", "control", 0, size)
+        download.count(asked, last=True)
         return route.links, route.data
 
     def fetch_step(self, session: int, step: pb.Step) -> bytes:

@@ -58,10 +58,10 @@ class Admission:
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Give a client a new session, whether or not it had joined before.
 
-        Raises Refused if it cannot take part.
+        It is admitted from the commit on. Raises Refused if it cannot take part.
         """
         run, has = self._run, request.capabilities
-        with run.lock:
+        with run.change():
             check_name(request.client)
             self._check_room(request.client)
             check_protocol(has.protocol, run.plan)
@@ -75,13 +75,17 @@ class Admission:
             session = secrets.randbits(63)
             record = ClientRecord(session, request.data.num_examples, stages, has.runtime)
             again = self._members.add(request.client, record)
-            self._presence.add(request.client)
-            events.client_joined(run.plan.run, request, again)
+            run.store.after_commit(lambda: self._admitted(request, again))
             return pb.JoinReply(session=session, plan=run.plan, step=step, protocol=PROTOCOL)
+
+    def _admitted(self, request: pb.JoinRequest, again: bool) -> None:
+        self._presence.add(request.client)
+        events.client_joined(self._run.plan.run, request, again)
 
     def _check_room(self, client: str) -> None:
         most = self._run.settings.limits.clients
-        if client not in self._members and len(self._members) >= most:
+        # The store also has those of the transaction under way.
+        if client not in self._members and self._run.store.clients.count() >= most:
             raise Refused(
                 pb.TOO_MANY_CLIENTS,
                 f"the run has {most} clients, as many as it takes; join another run, or raise "

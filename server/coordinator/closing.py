@@ -146,24 +146,26 @@ class RoundClosing:
     ) -> None:
         run, store, version = self._run, self._run.store, made.version
         round_ = version.version
-        with run.lock:
-            with store.transaction():
-                store.versions.add(version, made.weights, made.residual)
-                for model in models:
-                    store.journal.finish_update(round_, *model)
-                store.journal.add_aggregation(round_, weighting.record)
-                if discarded is not None:
-                    store.journal.add_discarded(round_, discarded)
-                for client, detail in weighting.outliers:
-                    reason = pb.Reason.Name(pb.OUTLIER)
-                    store.refusals.add_in_transaction(round_, client, reason, detail, run.clock())
-                after = run.write(Aggregated(run.clock()))
+
+        def log() -> None:
             if discarded is not None:
                 events.round_discarded(run.plan.run, round_, discarded)
             events.version_made(run.plan.run, version)
             for client, detail in weighting.outliers:
                 events.refused(run.plan.run, round_, client, Refused(pb.OUTLIER, detail), True)
-            run.adopt(after, version)
+
+        with run.change():
+            store.versions.add(version, made.weights, made.residual)
+            for model in models:
+                store.journal.finish_update(round_, *model)
+            store.journal.add_aggregation(round_, weighting.record)
+            if discarded is not None:
+                store.journal.add_discarded(round_, discarded)
+            for client, detail in weighting.outliers:
+                reason = pb.Reason.Name(pb.OUTLIER)
+                store.refusals.add_in_transaction(round_, client, reason, detail, run.clock())
+            store.after_commit(log)
+            run.apply(Aggregated(run.clock()), version)
 
 
 def _evaluated(made: NextVersion, result: Evaluation) -> NextVersion:

@@ -27,8 +27,9 @@ from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.coordinator.updates import Updates
 from featherfed.server.observability import events
 from featherfed.server.observability.status import describe
-from featherfed.server.rounds.transitions import Phase, RunState, Tick
+from featherfed.server.rounds.transitions import Phase, RunState, Tick, due
 from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
 
 
@@ -63,6 +64,7 @@ class Coordinator:
         self.manifest = manifest
         self.training_step = step or ExportedStep()
         self.run = LiveRun(settings, manifest, plan, store, clock)
+        self.commits = GroupCommit(self.run.change)
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
@@ -87,12 +89,23 @@ class Coordinator:
 
     def tick(self) -> RunState:
         """Open or close a round that is due; return the state after that."""
-        with self.run.lock:
-            now, state = self.run.clock(), self.run.state
-            present = self.presence.present() - state.lost - state.late
-            silent = self.presence.silent(now)
-            self.run.apply(Tick(now, present, self.members.names(), silent))
-            return self.run.state
+        run = self.run
+        with run.lock:
+            now, state = run.clock(), run.state
+            present = self.presence.present()
+            if state.lost or state.late:
+                present -= state.lost | state.late
+            silent, _ = self.presence.silent(now)
+            run.apply(Tick(now, present, self.members.names(), silent))
+            return run.state
+
+    def due_in(self) -> float:
+        """Return in how many seconds time alone may make a round due; infinity if it cannot."""
+        run = self.run
+        with run.lock:
+            now = run.clock()
+            _, next_silent = self.presence.silent(now)
+            return min(next_silent, due(run.state, now, run.policy)) - now
 
     def aggregate(self) -> None:
         """Make the next version from the closed round, or raise CannotStore: call it again then."""

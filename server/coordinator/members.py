@@ -16,6 +16,7 @@ class Members:
         self._run = run
         self._records = run.store.clients.all()
         self._sessions = {record.session: client for client, record in self._records.items()}
+        self._names: frozenset[str] | None = None
 
     def __contains__(self, client: str) -> bool:
         """Whether the client has joined."""
@@ -32,15 +33,19 @@ class Members:
     def add(self, client: str, record: ClientRecord) -> bool:
         """Store a client, whose former session ends; return whether it had joined before.
 
-        The caller holds the run's lock.
+        It is known from the commit on. The caller holds the run's lock.
         """
         self._run.store.clients.save(client, record, self._run.clock())
-        again = client in self._records
-        if again:
+        self._run.store.after_commit(lambda: self._know(client, record))
+        return client in self._records
+
+    def _know(self, client: str, record: ClientRecord) -> None:
+        if client in self._records:
             del self._sessions[self._records[client].session]
+        else:
+            self._names = None
         self._records[client] = record
         self._sessions[record.session] = client
-        return again
 
     def client_of(self, session: int) -> str:
         """Return the client of a session; raise Refused if it is unknown or has ended.
@@ -54,4 +59,6 @@ class Members:
 
     def names(self) -> frozenset[str]:
         """Return all clients that have joined."""
-        return frozenset(self._records)
+        if self._names is None:
+            self._names = frozenset(self._records)
+        return self._names

@@ -11,7 +11,7 @@ from featherfed.compression.registry import parse_codec
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import ServerError
-from featherfed.server.rounds.transitions import Phase
+from featherfed.server.rounds.transitions import Phase, RunState
 
 
 class OpenRound:
@@ -25,7 +25,11 @@ class OpenRound:
     @property
     def sparsity(self) -> float:
         """The share of prunable weights that the round's masks remove."""
-        return self._run.settings.sparsity.at(self._run.state.round)
+        return self.sparsity_of(self._run.state)
+
+    def sparsity_of(self, state: RunState) -> float:
+        """Return the sparsity of the round of `state`."""
+        return self._run.settings.sparsity.at(state.round)
 
     def start(self) -> RoundStart:
         """Return the newest version's weights under the round's masks."""
@@ -46,9 +50,8 @@ class OpenRound:
             self._codecs.server_rate(state.round, state.slots),
         )
 
-    def codec_for(self, stages: frozenset[str]) -> str:
-        """Return the codec text for a client that knows these stages."""
-        state = self._run.state
+    def codec_for(self, stages: frozenset[str], state: RunState) -> str:
+        """Return the codec text of the round of `state` for a client that knows these stages."""
         return self._codecs.choose(state.round, state.slots, stages)
 
     def check_journal(self) -> None:

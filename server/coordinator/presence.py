@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,43 +20,62 @@ SILENT_BEATS = 2.9
 
 
 class Presence:
-    """Knows when each client that has joined made its last call."""
+    """Knows when each client that has joined made its last call; safe in several threads."""
 
     def __init__(self, run: LiveRun, clients: Iterable[str]) -> None:
         """Begin with the clients of before a restart."""
         self._run = run
+        self._lock = threading.Lock()
         # After the last round, they get time to fetch the final model.
         seen = run.began if run.phase is Phase.FINISHED else -math.inf
-        self._last_seen = dict.fromkeys(clients, seen)
+        self._last_seen = OrderedDict.fromkeys(clients, seen)  # the longest silent one first
 
     def add(self, client: str) -> None:
         """Begin to follow a client that joins: not present until it asks for a task."""
-        self._last_seen.setdefault(client, -math.inf)
+        with self._lock:
+            if client not in self._last_seen:
+                self._last_seen[client] = -math.inf
+                self._last_seen.move_to_end(client, last=False)
 
     def hear(self, client: str) -> None:
         """Record that a client is alive; inference-only devices are ignored. Does not block."""
-        if client in self._last_seen:
-            self._last_seen[client] = self._run.clock()
+        with self._lock:
+            if client in self._last_seen:
+                self._last_seen[client] = self._run.clock()
+                self._last_seen.move_to_end(client)
 
     def present(self) -> frozenset[str]:
         """Return the clients that made a call within the last PRESENCE seconds."""
-        now = self._run.clock()
-        return frozenset(c for c, seen in self._last_seen.items() if now - seen <= PRESENCE)
+        now, found = self._run.clock(), []
+        with self._lock:
+            for client, seen in reversed(self._last_seen.items()):
+                if now - seen > PRESENCE:
+                    break
+                found.append(client)
+        return frozenset(found)
 
-    def silent(self, now: float) -> frozenset[str]:
-        """Return the clients that have made no call for longer than a client in training may.
+    def silent(self, now: float) -> tuple[frozenset[str], float]:
+        """Return the clients silent for longer than training allows, and when one may become so.
 
         Without heartbeats these are late clients only: the cohort has until the deadline.
         """
-        state, beat = self._run.state, self._run.settings.clients.heartbeat
-        limit = SILENT_BEATS * beat if beat else self._run.policy.deadline
-        training = frozenset(state.cohort) - state.reported if beat else frozenset[str]()
-        began = max(self._run.began, state.since)
-        return frozenset(
-            client
-            for client in training | state.late
-            if now - max(began, self._last_seen[client]) > limit
-        )
+        run = self._run
+        state, beat = run.state, run.settings.clients.heartbeat
+        limit = SILENT_BEATS * beat if beat else run.policy.deadline
+        began = max(run.began, state.since)
+        if not state.late and not (beat and state.cohort):
+            return frozenset(), math.inf
+        if now - began <= limit:
+            return frozenset(), began + limit
+        found: set[str] = set()
+        with self._lock:
+            for client, seen in self._last_seen.items():
+                if now - seen <= limit:
+                    return frozenset(found), seen + limit
+                training = beat and run.slot_of(client, state) is not None
+                if client in state.late or (training and client not in state.reported):
+                    found.add(client)
+        return frozenset(found), math.inf
 
 
 class _Device(NamedTuple):

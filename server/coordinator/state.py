@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
@@ -23,11 +25,21 @@ from featherfed.server.storage.records import ModelVersion
 from featherfed.server.storage.store import Store
 
 
+class Committed(NamedTuple):
+    """What is on disk of a run's state: the state itself, and its newest version's facts."""
+
+    state: RunState
+    digest: bytes
+    """Of the newest version."""
+    allocation: Allocation | None
+    """The importance of coordinates that is known with it."""
+
+
 class LiveRun:
     """Holds the state that the coordinator's parts share; changes are stored before they show here.
 
     Hold `lock` to read several values that must belong together, and to change anything: a part
-    that applies an event takes the lock around what it read for it.
+    that applies an event takes the lock around what it read for it. `committed` needs no lock.
     """
 
     def __init__(
@@ -48,45 +60,50 @@ class LiveRun:
         self.began = clock()
         """When this process took up the run."""
         self.policy = replace(settings.policy, seed=store.runs.secret())
+        self.on_phase: Callable[[], None] = lambda: None
+        """Called, in any thread, once another phase is committed."""
         self._state = _take_up(store.load_state(), self.policy, self.began)
-        self._indexed: tuple[tuple[str, ...], dict[str, int]] = (), {}
         newest = store.versions.newest()
-        self._newest = newest.digest, newest.allocation
+        self._committed = Committed(self._state, newest.digest, newest.allocation)
+        self._changing = False
+        self._indexed: tuple[tuple[str, ...], dict[str, int]] = (), {}
 
     @property
     def state(self) -> RunState:
-        """The phase, the round and who is in it."""
+        """The phase, the round and who is in it; holders of the lock see their own changes."""
         return self._state
+
+    @property
+    def committed(self) -> Committed:
+        """What is on disk; replaced as a whole, so its values belong together."""
+        return self._committed
 
     @property
     def phase(self) -> Phase:
         """The phase the run is in."""
-        return self._state.phase
+        return self._committed.state.phase
 
     @property
     def newest_digest(self) -> bytes:
         """The newest version's digest."""
-        return self._newest[0]
+        return self._committed.digest
 
     @property
     def newest_allocation(self) -> Allocation | None:
         """The importance of coordinates that is known with the newest version."""
-        return self._newest[1]
+        return self._committed.allocation
 
-    def in_cohort(self, client: str) -> bool:
-        """Whether the current round's cohort has this client."""
-        return client in self._cohort_index()
+    def slot_of(self, client: str, state: RunState) -> int | None:
+        """Return a client's slot in the round of `state`, None if its cohort lacks the client.
 
-    def slot_of(self, client: str) -> int:
-        """Return the slot of a client of the cohort; later helpers use slots a second time."""
-        return self._cohort_index()[client] % self._state.slots
-
-    def _cohort_index(self) -> dict[str, int]:
-        """Return each client's index in the cohort; it is made once for each cohort."""
-        cohort = self._state.cohort
-        if self._indexed[0] is not cohort:
-            self._indexed = cohort, {client: index for index, client in enumerate(cohort)}
-        return self._indexed[1]
+        Later helpers use slots a second time.
+        """
+        cohort, index = self._indexed
+        if cohort is not state.cohort:  # made once for each cohort
+            index = {client: index for index, client in enumerate(state.cohort)}
+            self._indexed = state.cohort, index
+        found = index.get(client)
+        return None if found is None else found % state.slots
 
     @property
     def ledger_round(self) -> int:
@@ -97,39 +114,56 @@ class LiveRun:
         """Return the round that bytes of an update count in, if its header says `round_`."""
         return min(round_, self.ledger_round)
 
-    def apply(self, event: Event) -> None:
-        """Store the state after `event`, then adopt it; do nothing if the state stays the same."""
-        if transition(self._state, event, self.policy) == self._state:
-            return
-        with self.store.transaction():
-            after = self.write(event)
-        self.adopt(after)
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Hold the lock, and commit all changes of the block together, or none if it raises.
 
-    def write(self, event: Event) -> RunState:
-        """Store and return the state after `event`, as part of the caller's transaction.
-
-        The caller adopts the state once the transaction is committed.
+        As part of another such block, it is undone without the rest.
         """
-        before = self._state
-        after = transition(before, event, self.policy)
-        if after != before:
-            if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
-                self.store.journal.open_round(after.round, after.since, after.cohort)
-            if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
-                self.store.journal.close_round(after.round, after.since, after.cohort)
-                self.store.transfers.drop_all()
-            if before.phase is Phase.AGGREGATING and after.phase is not Phase.AGGREGATING:
-                self.store.publications.write_file(self.plan.run)
-            if replace(after, reported=before.reported) != before:  # the journal knows the rest
-                self.store.runs.save_state(after)
-        return after
+        with self.lock:
+            before, inner, self._changing = self._state, self._changing, True
+            try:
+                with self.store.attempt():
+                    yield
+                    if not inner:
+                        self._save_state()
+            except BaseException:
+                self._state = before
+                raise
+            finally:
+                self._changing = inner
 
-    def adopt(self, after: RunState, version: ModelVersion | None = None) -> None:
+    def _save_state(self) -> None:
+        """Store the state if it has changed, all but the reports, which the journal knows."""
+        before, after = self._committed.state, self._state
+        if replace(after, reported=before.reported) != before:
+            self.store.runs.save_state(after)
+
+    def apply(self, event: Event, version: ModelVersion | None = None) -> None:
+        """Change the state by `event`, and the newest version if one is stored with it."""
+        with self.lock:
+            before = self._state
+            after = transition(before, event, self.policy)
+            if after == before:
+                return
+            with self.change():
+                if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
+                    self.store.journal.open_round(after.round, after.since, after.cohort)
+                if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
+                    self.store.journal.close_round(after.round, after.since, after.cohort)
+                    self.store.transfers.drop_all()
+                if before.phase is Phase.AGGREGATING and after.phase is not Phase.AGGREGATING:
+                    self.store.publications.write_file(self.plan.run)
+                self._state = after
+                self.store.after_commit(lambda: self.adopt(before, after, version))
+
+    def adopt(self, before: RunState, after: RunState, version: ModelVersion | None) -> None:
         """Make a committed state, and the version committed with it, the live ones."""
-        before, self._state = self._state, after
-        if version is not None:
-            self._newest = version.digest, version.allocation
+        newest = self._committed[1:] if version is None else (version.digest, version.allocation)
+        self._committed = Committed(after, *newest)
         events.state_changed(self.plan.run, before, after)
+        if before.phase is not after.phase:
+            self.on_phase()
 
 
 def _take_up(state: RunState, policy: Policy, now: float) -> RunState:

@@ -22,26 +22,41 @@ class Tasks:
         self._open_round = open_round
 
     def next_task(self, client: str) -> pb.NextTaskReply:
-        """Return what the client should do now."""
+        """Return what the client should do now; rounds wait for it again if it was away."""
+        if self.was_away(client):
+            self.returned(client)
+        return self.current(client)
+
+    def current(self, client: str) -> pb.NextTaskReply:
+        """Return what a client that was not away should do now. Does not block."""
         run = self._run
-        with run.lock:
+        self._presence.hear(client)
+        state, digest, _ = run.committed
+        if state.phase is Phase.FINISHED:
+            end = pb.Finished(version=state.round, digest=digest)
+            return pb.NextTaskReply(finished=end)
+        slot = run.slot_of(client, state)
+        if state.phase is not Phase.TRAINING or slot is None or client in state.reported:
+            return pb.NextTaskReply(wait=pb.Wait())
+        train = pb.Train(
+            round=state.round,
+            version=state.round - 1,
+            codec=self._open_round.codec_for(self._members.record(client).stages, state),
+            sparsity=self._open_round.sparsity_of(state),
+            digest=digest,
+            slot=slot,
+            slots=state.slots,
+        )
+        return pb.NextTaskReply(train=train)
+
+    def was_away(self, client: str) -> bool:
+        """Whether no round waits for this client until it has `returned`. Does not block."""
+        state = self._run.committed.state
+        return client in state.lost or client in state.late
+
+    def returned(self, client: str) -> None:
+        """Let rounds wait again for a client that asks for a task."""
+        with self._run.lock:
             self._presence.hear(client)
-            if client in run.state.lost or client in run.state.late:
-                run.apply(Heard(run.clock(), client))
-            state = run.state
-            if state.phase is Phase.FINISHED:
-                end = pb.Finished(version=state.round, digest=run.newest_digest)
-                return pb.NextTaskReply(finished=end)
-            waiting = client in state.reported or not run.in_cohort(client)
-            if state.phase is not Phase.TRAINING or waiting:
-                return pb.NextTaskReply(wait=pb.Wait())
-            train = pb.Train(
-                round=state.round,
-                version=state.round - 1,
-                codec=self._open_round.codec_for(self._members.record(client).stages),
-                sparsity=self._open_round.sparsity,
-                digest=run.newest_digest,
-                slot=run.slot_of(client),
-                slots=state.slots,
-            )
-            return pb.NextTaskReply(train=train)
+            if client in self._run.state.lost or client in self._run.state.late:
+                self._run.apply(Heard(self._run.clock(), client))

@@ -16,6 +16,7 @@ class UpdateCodecs:
         self._settings = settings
         self._uplink = Uplink(settings.compression.uplink, manifest, settings.rounds, report)
         self._fallback = parse_codec(settings.compression.fallback)
+        self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
         """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
@@ -26,8 +27,14 @@ class UpdateCodecs:
 
     def choose(self, round_: int, slots: int, known: frozenset[str]) -> str:
         """Return the codec text for a client of a round of `slots` clients."""
-        text = self._uplink.codec(slots, round_, self._settings.sparsity.at(round_))
-        return text if parse_codec(text).needs <= known else str(self._fallback)
+        round_and_slots, chosen = self._chosen
+        if round_and_slots != (round_, slots):
+            chosen = {}
+            self._chosen = (round_, slots), chosen
+        if known not in chosen:
+            text = self._uplink.codec(slots, round_, self._settings.sparsity.at(round_))
+            chosen[known] = text if parse_codec(text).needs <= known else str(self._fallback)
+        return chosen[known]
 
     def fallback(self) -> str:
         """Return the codec text that every client knows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.exchange.average import WeightedUpdate
@@ -25,6 +26,13 @@ MAX_CLIENT_WEIGHT = 1e12
 """Far above any trained weight, and far enough below MAX_MAGNITUDE that no mean reaches that."""
 
 
+class DecodedUpdate(NamedTuple):
+    """An update that gives usable weights."""
+
+    update: JournaledUpdate
+    norms: UpdateNorms
+
+
 class Updates:
     """Accepts each update of the open round exactly once."""
 
@@ -35,21 +43,24 @@ class Updates:
         self._members = members
         self._open_round = open_round
         self._codecs = codecs
+        self._most: dict[str, int] = {}
 
     def max_bytes(self, client: str) -> int:
         """Return the most payload bytes that an honest update of this client can have now."""
         with self._run.lock:
-            text = self._codecs.fallback()
-            if self._run.in_cohort(client):
-                text = self._open_round.codec_for(self._members.record(client).stages)
-            return max_payload(parse_codec(text), self._run.manifest)
+            text, state = self._codecs.fallback(), self._run.state
+            if self._run.slot_of(client, state) is not None:
+                text = self._open_round.codec_for(self._members.record(client).stages, state)
+        if text not in self._most:
+            self._most[text] = max_payload(parse_codec(text), self._run.manifest)
+        return self._most[text]
 
     def check(self, client: str, header: pb.UpdateHeader) -> None:
         """Raise Refused unless the open round expects this update of this client."""
         state = self._run.state
         if state.phase is not Phase.TRAINING or header.round != state.round:
             raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
-        if not self._run.in_cohort(client):
+        if self._run.slot_of(client, state) is None:
             raise Refused(pb.NOT_SELECTED, f"not in the cohort of round {state.round}")
         if header.version != state.round - 1:
             raise Refused(
@@ -67,19 +78,24 @@ class Updates:
     def submit(
         self, client: str, header: pb.UpdateHeader, payload: bytes, message_bytes: int
     ) -> pb.Outcome:
-        """Accept a whole update; return ACCEPTED or DUPLICATE, or raise Refused.
+        """Decode and accept a whole update; return what `accept` returns."""
+        decoded = self.decode(client, header, payload)
+        return self.accept(client, header, decoded, message_bytes)
 
-        ACCEPTED means that it is on disk and will count exactly once. `message_bytes`: wire bytes
-        of this call; bytes of stored chunks are added from the transfers.
+    def decode(self, client: str, header: pb.UpdateHeader, payload: bytes) -> DecodedUpdate | None:
+        """Return what to journal of an update, None if it was accepted before.
+
+        Raises Refused if it is not expected now, or gives no usable weights.
         """
         run = self._run
         with run.lock:
-            if run.store.journal.has_update(header.round, client):
-                return self._duplicate(client, header.round)
+            if self.has(client, header.round):
+                return None
             self.check(client, header)
             start, context = self._open_round.start(), self._open_round.context()
-            codec = self._open_round.codec_for(self._members.record(client).stages)
-            slot = run.slot_of(client)
+            codec = self._open_round.codec_for(self._members.record(client).stages, run.state)
+            slot = run.slot_of(client, run.state)
+            assert slot is not None, "checked above"
         sent = WeightedUpdate(slot, header.num_examples, codec, payload)
         norms = _decode(sent, start, context)  # outside the lock: it takes long
         update = JournaledUpdate(
@@ -92,22 +108,40 @@ class Updates:
             _finite(header.train_loss),
             _finite(header.train_accuracy),
         )
-        with run.lock:
-            if run.store.journal.has_update(header.round, client):
-                return self._duplicate(client, header.round)
+        return DecodedUpdate(update, norms)
+
+    def accept(
+        self,
+        client: str,
+        header: pb.UpdateHeader,
+        decoded: DecodedUpdate | None,
+        message_bytes: int,
+    ) -> pb.Outcome:
+        """Accept what `decode` returned; return ACCEPTED or DUPLICATE, or raise Refused.
+
+        ACCEPTED means that it counts exactly once, from the commit on. `message_bytes`: wire bytes
+        of this call; bytes of stored chunks are added from the transfers.
+        """
+        run, store = self._run, self._run.store
+        with run.change():
+            if decoded is None or self.has(client, header.round):
+                store.runs.increment(DUPLICATE_UPDATES)
+                events.update_duplicate(run.plan.run, header.round, client)
+                return pb.DUPLICATE
             self.check(client, header)
-            with run.store.transaction():
-                run.store.journal.add_update(update, norms)
-                self._count(client, header, len(payload), message_bytes)
-                after = run.write(Reported(run.clock(), client))
-            events.update_accepted(run.plan.run, update, message_bytes)
-            run.adopt(after)
+            update = decoded.update
+            store.journal.add_update(update, decoded.norms)
+            self._count(client, header, len(update.payload or b""), message_bytes)
+            store.after_commit(lambda: events.update_accepted(run.plan.run, update, message_bytes))
+            run.apply(Reported(run.clock(), client))
         return pb.ACCEPTED
 
-    def _duplicate(self, client: str, round_: int) -> pb.Outcome:
-        self._run.store.runs.increment(DUPLICATE_UPDATES)
-        events.update_duplicate(self._run.plan.run, round_, client)
-        return pb.DUPLICATE
+    def has(self, client: str, round_: int) -> bool:
+        """Whether the client's update of a round was accepted; the caller holds the run's lock."""
+        state = self._run.state
+        if round_ == state.round:
+            return client in state.reported
+        return self._run.store.journal.has_update(round_, client)
 
     def _count(self, client: str, header: pb.UpdateHeader, size: int, message_bytes: int) -> None:
         """Count an accepted update; its stored chunks were counted as retry and now are not."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
+
+from featherfed.server.rounds.growing_set import GrowingSet
 
 
 class Phase(StrEnum):
@@ -70,7 +72,7 @@ class RunState:
     """The round's clients in the order of their slots; later helpers stand at the end."""
     slots: int = 0
     """How many clients the round began with."""
-    reported: frozenset[str] = frozenset()
+    reported: GrowingSet = field(default_factory=GrowingSet)
     """Clients whose updates were accepted."""
     required: int = 0
     """How many reports are a quorum."""
@@ -153,7 +155,7 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
         since=event.now,
         cohort=cohort,
         slots=len(cohort),
-        reported=frozenset(),
+        reported=GrowingSet(),
         required=policy.required(wanted),
         wanted=wanted,
         # Patience is granted once: the next round does not wait for clients that were away now.
@@ -161,9 +163,18 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
     )
 
 
+def due(state: RunState, now: float, policy: Policy) -> float:
+    """Return when time alone may next open or close a round; infinity if it cannot."""
+    limits = {Phase.TRAINING: policy.deadline, Phase.GATHERING: policy.patience}
+    if state.phase not in limits or (state.phase is Phase.GATHERING and state.round == 1):
+        return math.inf
+    at = state.since + limits[state.phase]
+    return at if at > now else math.inf
+
+
 def _report(state: RunState, event: Reported, policy: Policy) -> RunState:
     """Count the client as reported; close the round if it is due."""
-    reported, lost = state.reported | {event.client}, state.lost - {event.client}
+    reported, lost = state.reported.with_one(event.client), state.lost - {event.client}
     return _close_if_due(replace(state, reported=reported, lost=lost), event.now, policy)
 
 
@@ -171,7 +182,7 @@ def _pass_time(state: RunState, event: Tick, policy: Policy) -> RunState:
     """Close the round if it is due; add present clients to the cohort if the quorum is missed."""
     state = _lose_silent(state, event)
     overdue = event.now - state.since >= policy.deadline
-    if (overdue or not _awaited(state)) and len(state.reported) < state.required:
+    if len(state.reported) < state.required and (overdue or not _awaits_any(state)):
         helpers = sorted(event.present - set(state.cohort))
         state = replace(state, cohort=(*state.cohort, *helpers))
     return _close_if_due(state, event.now, policy)
@@ -182,8 +193,16 @@ def _awaited(state: RunState) -> frozenset[str]:
     return frozenset(state.cohort) - state.reported - state.lost
 
 
+def _awaits_any(state: RunState) -> bool:
+    """Whether anyone of the cohort may still report; mostly without looking at each client."""
+    surely = len(state.reported) + len(state.lost) < len(state.cohort)
+    return surely or bool(_awaited(state))
+
+
 def _lose_silent(state: RunState, event: Tick) -> RunState:
     """Mark silent clients of the cohort, and late ones, as lost; unmark those that call again."""
+    if not event.silent and not state.lost:
+        return state
     open_ = frozenset(state.cohort) - state.reported
     lost = (state.lost - open_) | (event.silent & (open_ | state.late))
     return replace(state, lost=lost, late=state.late - lost)
@@ -191,12 +210,12 @@ def _lose_silent(state: RunState, event: Tick) -> RunState:
 
 def _close_if_due(state: RunState, now: float, policy: Policy) -> RunState:
     """Close once the wanted number has reported, or a quorum and nobody is awaited in time."""
-    awaited = _awaited(state)
     overdue = now - state.since >= policy.deadline
     quorum = len(state.reported) >= state.required
     enough = len(state.reported) >= (state.wanted or len(state.cohort))
-    if not enough and not (quorum and (overdue or not awaited)):
+    if not enough and not (quorum and (overdue or not _awaits_any(state))):
         return state
+    awaited = _awaited(state)
     closed = replace(state, phase=Phase.AGGREGATING, since=now)
     if overdue:  # only a missed deadline counts as lost; a client not needed is merely late
         return replace(closed, lost=state.lost | awaited)

@@ -68,13 +68,14 @@ class ByteCounter:
     def __init__(self, coordinator: Coordinator) -> None:
         self._run = coordinator.run
         self._ledger = coordinator.store.ledger
+        self._commits = coordinator.commits
 
     async def count(self, *entries: LedgerEntry) -> None:
-        """Add entries to the ledger, in a thread unless all are control bytes, which never wait."""
+        """Add entries to the ledger; control bytes alone wait for no disk."""
         if all(entry.kind == "control" for entry in entries):
             self._ledger.count(*entries)
         else:
-            await asyncio.to_thread(self._ledger.count, *entries)
+            await self._commits.run(self._ledger.count, *entries)
 
     async def count_control(self, client: str, request: Message, reply: Message) -> None:
         """Count a request and its reply as control bytes of the current round."""

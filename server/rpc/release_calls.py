@@ -12,10 +12,10 @@ from featherfed.server.rpc.callers import Callers
 from featherfed.server.rpc.calls import ByteCounter
 from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
-from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest
+from featherfed.server.rpc.streams import ChunkSender, chunks
 from featherfed.server.storage.records import DownloadKey, LedgerEntry
 from featherfed.server.transfers.downloads import Download
-from featherfed.server.transfers.framing import framed_size
+from featherfed.server.transfers.framing import framed_size, message_digest
 from featherfed.server.transfers.leases import Leases
 from featherfed.server.transfers.releases import Offer, Releases
 
@@ -36,6 +36,7 @@ class ReleaseCalls:
         self._devices = coordinator.devices
         self._run = coordinator.run
         self._store = coordinator.store
+        self._commits = coordinator.commits
         self._releases = releases
         self._callers = callers
         self._bytes = bytes_
@@ -66,7 +67,7 @@ class ReleaseCalls:
         async with self._leases.acquire(request.device) as lease:
             key = DownloadKey(device, "release", round_, message_digest(release))
             offset = request.offset if request.offset_digest == release.digest else 0
-            download = await asyncio.to_thread(Download, self._store, key, offer.data, offset)
+            download = await self._commits.run(Download, self._store, key, offer.data, offset)
             first = pb.ReleaseChunk(release=release, offset=download.begin)
             messages = chunks(pb.ReleaseChunk, first, download.data)
             await self._sender.send(context, lease, messages, download, asked)

@@ -18,10 +18,9 @@ from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import GOING_DOWN, Draining
 from featherfed.server.rpc.release_calls import ReleaseCalls
-from featherfed.server.rpc.streams import ChunkSender, chunks, message_digest, pieces
-from featherfed.server.storage.records import DownloadKey, LedgerEntry
+from featherfed.server.rpc.streams import ChunkSender, chunks, pieces
+from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.deliveries import Deliveries
-from featherfed.server.transfers.downloads import Download
 from featherfed.server.transfers.framing import framed_size
 from featherfed.server.transfers.leases import Leases, uninterrupted
 from featherfed.server.transfers.releases import Releases
@@ -45,10 +44,13 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         telemetry = telemetry or Telemetry()
         super().__init__(coordinator, telemetry)
         self.changes = Changes()
+        self.round_may_be_due = asyncio.Event()
+        """Set when a client begins to wait, or has what it asked for."""
         self._coordinator = coordinator
+        self._commits = coordinator.commits
         self._deliveries = Deliveries(coordinator)
         self._uploads = Uploads(coordinator, telemetry)
-        self._sender = ChunkSender(coordinator.settings.limits.stall_seconds)
+        self._sender = ChunkSender(self._commits, coordinator.settings.limits.stall_seconds)
         self._release_calls = ReleaseCalls(
             coordinator, releases, self.callers, self.bytes, self._sender, self.changes
         )
@@ -59,7 +61,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
     @stranger_call
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
         self.callers.check_proven(request.client)
-        reply = await asyncio.to_thread(self._coordinator.admission.join, request)
+        reply = await self._commits.run(self._coordinator.admission.join, request)
         await self.bytes.count_control(request.client, request, reply)
         return reply
 
@@ -68,12 +70,21 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self, request: pb.NextTaskRequest, client: str, context: Context
     ) -> pb.NextTaskReply:
         tasks = self._coordinator.tasks
+
+        async def ask() -> pb.NextTaskReply:
+            if tasks.was_away(client):
+                await self._commits.run(tasks.returned, client)
+            return tasks.current(client)
+
+        def found(task: pb.NextTaskReply) -> bool:
+            waits = task.HasField("wait")
+            if waits:
+                self.round_may_be_due.set()
+            return not waits
+
         with self.callers.polling(client):
-            reply = await self.changes.poll(
-                lambda: asyncio.to_thread(tasks.next_task, client),
-                lambda task: not task.HasField("wait"),
-                min(request.wait_seconds, MAX_WAIT_SECONDS),
-            )
+            seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)
+            reply = await self.changes.poll(ask, found, seconds)
         if self.draining.begun and reply.HasField("wait"):
             await context.abort(grpc.StatusCode.UNAVAILABLE, GOING_DOWN)
         return reply
@@ -83,24 +94,16 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self, request: pb.FetchModelRequest, client: str, context: Context
     ) -> None:
         async with self._leases.acquire((client, "model")) as lease:
-            route, round_, again = await asyncio.to_thread(
-                self._deliveries.deliver, client, request
-            )
-            digest = message_digest(pb.ModelChunk(links=route.links))
-            download = await asyncio.to_thread(
-                Download,
-                self._coordinator.store,
-                DownloadKey(client, "transfer", round_, digest),
-                route.data,
-                request.offset,
-                again,
-            )
+            route, download = await self._commits.run(self._deliveries.deliver, client, request)
             first = pb.ModelChunk(links=route.links, offset=download.begin)
             rest = chunks(pb.ModelChunk, first, download.data)
             messages = rest if download.begin else self._shared_chunks(route, rest)
-            asked = LedgerEntry(round_, client, "uplink", "control", 0, framed_size(request))
+            asked = LedgerEntry(
+                download.round, client, "uplink", "control", 0, framed_size(request)
+            )
             hear = functools.partial(self._coordinator.presence.hear, client)
             await self._sender.send(context, lease, messages, download, asked, hear)
+        self.round_may_be_due.set()
 
     def _shared_chunks(self, route: Route, messages: Iterator[Any]) -> list[Any]:
         """Return the chunks of a whole route, one list for all clients that download it."""

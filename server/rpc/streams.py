@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-from google.protobuf.message import Message
 
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.calls import StalledWrite
 from featherfed.server.rpc.context import Context
+from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.downloads import COUNTED_CHUNK_BYTES, Download
 from featherfed.server.transfers.framing import framed_size
@@ -24,7 +22,8 @@ CHUNK_BYTES = 64 * 1024
 class ChunkSender:
     """Sends messages within the time limits that a peer has to read them."""
 
-    def __init__(self, stall_seconds: float) -> None:
+    def __init__(self, commits: GroupCommit, stall_seconds: float) -> None:
+        self._commits = commits
         self._stall_seconds = stall_seconds
 
     async def send(
@@ -46,9 +45,13 @@ class ChunkSender:
                 on_sent()
                 download.add(len(message.data), framed_size(message))
                 if download.uncounted >= COUNTED_CHUNK_BYTES:
-                    await uninterrupted(asyncio.to_thread(download.count))
+                    await uninterrupted(self._count(download))
         finally:
-            await uninterrupted(asyncio.to_thread(download.count, asked, last=True))
+            await uninterrupted(self._count(download, asked, last=True))
+
+    async def _count(self, download: Download, *more: LedgerEntry, last: bool = False) -> None:
+        counted = await self._commits.run(download.count, *more, last=last)
+        download.settle(counted)
 
     async def write(self, context: Context, lease: Lease, message: Any) -> None:
         """Send one message; raise StalledWrite if the peer does not take it in time."""
@@ -73,8 +76,3 @@ def chunks(make: Callable[..., Any], first: Any, data: bytes | memoryview) -> It
         if not number:
             message.MergeFrom(first)
         yield message
-
-
-def message_digest(message: Message) -> bytes:
-    """Return the SHA-256 of a message."""
-    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()

@@ -22,6 +22,10 @@ class Clients:
             record.runtime, now,
         )  # fmt: skip
 
+    def count(self) -> int:
+        """Return how many clients have joined."""
+        return int(self._database.run("SELECT COUNT(*) FROM clients")[0][0])
+
     def all(self) -> dict[str, ClientRecord]:
         """Return all clients by name, in order of names."""
         sql = "SELECT client, session, num_examples, stages, runtime FROM clients ORDER BY client"

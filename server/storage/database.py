@@ -39,6 +39,7 @@ class Database:
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered before each commit and left after it; writes rows that wait in memory."""
+        self._after_commit: list[Callable[[], None]] = []
         self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
         try:
@@ -81,11 +82,45 @@ class Database:
                     changed = self._changes() != before
                     self._commit(changed)
             except BaseException:
+                self._after_commit.clear()
                 if self._connection.in_transaction:  # SQLite rolls back by itself on some errors
                     self._connection.execute("ROLLBACK")
                 raise
             if changed:
                 self.failures.succeeded()
+            calls, self._after_commit = self._after_commit, []
+            for call in calls:
+                call()
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo the block's changes, and no others of the transaction around it, if it raises."""
+        begin = len(self._after_commit)
+        self._execute("SAVEPOINT block")
+        try:
+            yield
+        except BaseException:
+            del self._after_commit[begin:]
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO block")
+                self._connection.execute("RELEASE block")
+            raise
+        self._execute("RELEASE block")
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Return a block that is undone if it raises: a transaction, or a part of the one begun.
+
+        The caller holds `lock`.
+        """
+        return self.savepoint() if self._connection.in_transaction else self.transaction()
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call a function once the transaction under way is on disk; now, if there is none."""
+        with self.lock:
+            if self._connection.in_transaction:
+                self._after_commit.append(call)
+            else:
+                call()
 
     def _changes(self) -> int:
         return int(self._execute("SELECT total_changes()")[0][0])

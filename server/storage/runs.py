@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.rounds.growing_set import GrowingSet
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import RunRecord, StoredPlan
@@ -74,7 +75,8 @@ def _state_to_json(state: RunState) -> str:
 
 def _state_from_json(text: str) -> RunState:
     fields = json.loads(text)
-    for name in ("reported", "lost", "late"):
+    fields["reported"] = GrowingSet(fields["reported"])
+    for name in ("lost", "late"):
         fields[name] = frozenset(fields.get(name, ()))
     cohort = tuple(fields["cohort"])
     return RunState(**{**fields, "phase": Phase(fields["phase"]), "cohort": cohort})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from featherfed.server.errors import CannotStore
+from featherfed.server.rounds.growing_set import GrowingSet
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.storage.clients import Clients
 from featherfed.server.storage.database import Database
@@ -46,10 +48,27 @@ class Store:
         """Return a block whose changes are committed together; blocks may be nested."""
         return self._database.transaction()
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Commit all changes of the block together, or none if it raises.
+
+        As part of a transaction under way, it is undone without the rest.
+        """
+        with self._database.lock, self._database.attempt():
+            yield
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call a function once the transaction under way is on disk; now, if there is none.
+
+        What is kept in memory of stored rows changes here.
+        """
+        self._database.after_commit(call)
+
     def load_state(self) -> RunState:
         """Return the run's state, with the clients of journaled updates in `reported`."""
         state = self.runs.state()
-        return replace(state, reported=state.reported | self.journal.reporters(state.round))
+        reported = GrowingSet([*state.reported, *self.journal.reporters(state.round)])
+        return replace(state, reported=reported)
 
     @property
     def failing(self) -> bool:

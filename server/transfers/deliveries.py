@@ -8,18 +8,16 @@ from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.storage.records import DownloadKey
+from featherfed.server.transfers.downloads import Download
 from featherfed.server.transfers.routes import Route, Router
 
 
 class Delivery(NamedTuple):
-    """What a client downloads, and the round that its bytes count in.
-
-    `again`: the client has already downloaded a whole model in this round.
-    """
+    """What a client downloads, and the count of its bytes."""
 
     route: Route
-    round: int
-    again: bool
+    download: Download
 
 
 class Deliveries:
@@ -34,9 +32,11 @@ class Deliveries:
         self._router = Router(store.versions, manifest, seeded=seeded)
 
     def deliver(self, client: str, request: pb.FetchModelRequest) -> Delivery:
-        """Return the smallest route to the newest version; raise Refused for any other version."""
-        run = self._run
+        """Begin the smallest download of the newest version; raise Refused for another version."""
+        run, stages = self._run, self._members.record(client).stages
         with run.lock:
-            route = self._router.route(request, self._members.record(client).stages)
-            again = run.store.ledger.has_model(run.ledger_round, client)
-            return Delivery(route, run.ledger_round, again)
+            route, round_ = self._router.route(request, stages), run.ledger_round
+            again = run.store.ledger.has_model(round_, client)
+            key = DownloadKey(client, "transfer", round_, route.digest)
+            download = Download(run.store, key, route.data, request.offset, again)
+            return Delivery(route, download)

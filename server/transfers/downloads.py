@@ -41,6 +41,11 @@ class Download:
         self._counted = self._sent
 
     @property
+    def round(self) -> int:
+        """The round that the bytes count in."""
+        return self._key.round
+
+    @property
     def data(self) -> memoryview:
         """The bytes that this call is to send."""
         return memoryview(self._data)[self.begin :]
@@ -61,10 +66,11 @@ class Download:
         payload, message = self._sent
         self._sent = TransferredBytes(payload + payload_bytes, message + message_bytes)
 
-    def count(self, *more: LedgerEntry, last: bool = False) -> None:
-        """Count in the ledger what was sent since the last time, and `more`.
+    def count(self, *more: LedgerEntry, last: bool = False) -> TransferredBytes:
+        """Count in the ledger what was sent since the last time, and `more`; return what was sent.
 
-        `last`: the download has ended, whole or not.
+        `last`: the download has ended, whole or not. Call `settle` with the result once it is
+        committed.
         """
         kind, sent, counted = self._key.kind, self._sent, self._counted
         if last and self._complete and not self._again:
@@ -78,7 +84,11 @@ class Download:
             self._store.ledger.count(*more, *entries)
             if self._remembered and not self._had_all:  # a complete download stays complete
                 self._store.transfers.save_sent(self._key, sent)
-        self._counted = sent
+        return sent
+
+    def settle(self, counted: TransferredBytes) -> None:
+        """Record what was counted."""
+        self._counted = counted
 
     def _entry(self, kind: str, payload_bytes: int, message_bytes: int) -> LedgerEntry:
         key = self._key

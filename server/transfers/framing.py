@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from google.protobuf.message import Message
 
 from featherfed.server.storage.records import LedgerEntry
@@ -23,3 +25,8 @@ def control_entries(
         LedgerEntry(round_, client, "uplink", "control", 0, framed_size(request)),
         LedgerEntry(round_, client, "downlink", "control", 0, framed_size(reply)),
     )
+
+
+def message_digest(message: Message) -> bytes:
+    """Return the SHA-256 of a message."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()

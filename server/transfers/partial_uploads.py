@@ -25,10 +25,10 @@ class PartialUploads:
         Raises Refused if it is not wanted, or does not begin where the stored bytes end.
         """
         limit = self._updates.max_bytes(client)
-        with self._run.lock:
+        with self._run.change():
             self._presence.hear(client)
             store = self._run.store
-            if store.journal.has_update(header.round, client):
+            if self._updates.has(client, header.round):
                 return pb.DUPLICATE
             self._updates.check(client, header)
             if header.size > limit:
@@ -56,7 +56,7 @@ class PartialUploads:
         with self._run.lock:
             self._presence.hear(client)
             try:
-                if self._run.store.journal.has_update(header.round, client):
+                if self._updates.has(client, header.round):
                     return header.size
                 self._updates.check(client, header)
             except Refused:
@@ -65,19 +65,18 @@ class PartialUploads:
 
     def store(
         self, client: str, header: pb.UpdateHeader, at: int, data: bytes, message_bytes: int
-    ) -> None:
-        """Count bytes as retry, and store them unless their update is not wanted (Refused)."""
-        with self._run.lock:
+    ) -> Refused | None:
+        """Count bytes as retry, and store them; return why, if their update is not wanted."""
+        with self._run.change():
+            self.count_retry(client, header, len(data), message_bytes)
             try:
                 self._updates.check(client, header)
-            except Refused:
-                self.count_retry(client, header, len(data), message_bytes)
-                raise
+            except Refused as refusal:
+                return refusal.with_traceback(None)
             key = header.round, header.digest, header.size
-            with self._run.store.transaction():
-                self.count_retry(client, header, len(data), message_bytes)
-                chunk = StoredChunk(client, at, *key, message_bytes, data)
-                self._run.store.transfers.add_chunk(chunk)
+            chunk = StoredChunk(client, at, *key, message_bytes, data)
+            self._run.store.transfers.add_chunk(chunk)
+            return None
 
     def payload(self, client: str) -> bytes:
         """Return the stored bytes of a client's update."""

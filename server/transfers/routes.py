@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from featherfed.compression.chain import chain
 from featherfed.compression.exchange.manifest import Manifest
@@ -15,6 +16,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 from featherfed.server.storage.records import ModelVersion
 from featherfed.server.storage.versions import Versions
+from featherfed.server.transfers.framing import message_digest
 
 SNAPSHOT = chain(Float32(), Zstd())
 """Bit-exact: a client that gets a snapshot holds the same weights as one that got deltas."""
@@ -29,6 +31,11 @@ class Route:
 
     links: list[pb.Link]
     data: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the links, which name the payloads."""
+        return message_digest(pb.ModelChunk(links=self.links))
 
     @property
     def size(self) -> int:

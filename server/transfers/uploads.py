@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.coordinator.updates import DecodedUpdate
 from featherfed.server.errors import Refused
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.transfers.framing import framed_size
@@ -61,6 +63,7 @@ class Uploads:
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         """Hold uploads to the limits of the coordinator's settings."""
         self._run = coordinator.run
+        self._commits = coordinator.commits
         self._presence = coordinator.presence
         self._updates = coordinator.updates
         self._refusals = coordinator.refusals
@@ -91,11 +94,11 @@ class Uploads:
         client = await identify(header.session)
         async with self._leases.acquire(client) as lease:
             round_ = self._run.ledger_round_of(header.round)
-            upload = _Upload(client, header, self._partial)
+            upload = _Upload(client, header)
             try:
                 reply = await self._receive(upload, lease, first, stream)
             except Refused as refusal:
-                await uninterrupted(asyncio.to_thread(self._refuse, upload, refusal))
+                await uninterrupted(self._refuse(upload, refusal, round_))
                 if refusal.reason in TRANSIENT:
                     return Received(client, round_, refusal=refusal.with_traceback(None))
                 reply = pb.SubmitReply(
@@ -103,7 +106,7 @@ class Uploads:
                 )
             except BaseException:
                 with suppress(Refused):
-                    await uninterrupted(asyncio.to_thread(upload.store))
+                    await uninterrupted(self._store(upload))
                 raise
             return Received(client, round_, reply)
 
@@ -114,7 +117,7 @@ class Uploads:
         no room for the rest now.
         """
         await self._leases.revoke(client)
-        offset = await asyncio.to_thread(self._partial.resume_at, client, header)
+        offset = await self._commits.run(self._partial.resume_at, client, header)
         self._queue.check(header.size - offset)
         return offset
 
@@ -127,14 +130,14 @@ class Uploads:
     ) -> pb.SubmitReply:
         header = upload.header
         upload.add(first)
-        outcome = await asyncio.to_thread(self._partial.admit, upload.client, header)
+        outcome = await self._commits.run(self._partial.admit, upload.client, header)
         if outcome != pb.DUPLICATE:
             with self._queue.reserve(header.size - header.offset):
                 await self._collect(upload, lease, rest)
                 # Also if the client hangs up: the update may already be journaled.
                 outcome = await uninterrupted(self._submit(upload))
         if outcome == pb.DUPLICATE:
-            await asyncio.to_thread(upload.count_retry)
+            await uninterrupted(self._count_retry(upload))
         return pb.SubmitReply(outcome=outcome)
 
     async def _next(
@@ -155,38 +158,67 @@ class Uploads:
             upload.add(chunk)
             self._presence.hear(upload.client)
             if len(upload.data) >= STORED_CHUNK_BYTES:
-                await uninterrupted(asyncio.to_thread(upload.store))
+                await uninterrupted(self._store(upload))
         if upload.size < upload.header.size:
             await asyncio.sleep(HANG_UP_SECONDS)
             raise Refused(pb.MALFORMED, f"{upload.header.size} bytes announced, {upload.size} sent")
 
     async def _submit(self, upload: _Upload) -> pb.Outcome:
         with self._telemetry.acknowledged.time():
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._decoders, self._submit_whole, upload)
-
-    def _submit_whole(self, upload: _Upload) -> pb.Outcome:
-        with self._run.lock:  # a round that closes drops the stored bytes of its updates
-            self._updates.check(upload.client, upload.header)
-            payload = upload.payload()
-        digest = upload.header.digest
-        if digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != digest:
-            raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
-        outcome = self._updates.submit(upload.client, upload.header, payload, upload.message_bytes)
+            loop, client, header = asyncio.get_running_loop(), upload.client, upload.header
+            decoded = await loop.run_in_executor(self._decoders, self._decode, upload)
+            outcome = await self._commits.run(
+                self._updates.accept, client, header, decoded, upload.message_bytes
+            )
         if outcome == pb.ACCEPTED:
-            upload.clear()  # the ledger has counted it
+            upload.take()  # the ledger has counted it
         return outcome
 
-    def _refuse(self, upload: _Upload, refusal: Refused) -> None:
+    def _decode(self, upload: _Upload) -> DecodedUpdate | None:
+        with self._run.lock:  # a round that closes drops the stored bytes of its updates
+            if self._updates.has(upload.client, upload.header.round):
+                return None
+            self._updates.check(upload.client, upload.header)
+            stored = self._partial.payload(upload.client) if upload.at else b""
+        payload, digest = stored + bytes(upload.data), upload.header.digest
+        if digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != digest:
+            raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
+        return self._updates.decode(upload.client, upload.header, payload)
+
+    async def _store(self, upload: _Upload) -> None:
+        """Store the bytes in memory for the client's next call; raise Refused if not wanted."""
+        part = upload.take()
+        if part.message_bytes:
+            store = self._partial.store
+            if refusal := await self._commits.run(store, upload.client, upload.header, *part):
+                raise refusal
+
+    async def _count_retry(self, upload: _Upload) -> None:
+        """Count the bytes in memory as retry."""
+        await self._commits.run(self._drop, upload.client, upload.header, upload.take(), False)
+
+    async def _refuse(self, upload: _Upload, refusal: Refused, round_: int) -> None:
         """Record a refusal; store what arrived if the client may send the rest later."""
         if refusal.reason in TRANSIENT:
             with suppress(Refused):
-                upload.store()
+                await self._store(upload)
         else:
-            upload.count_retry()
-            self._partial.drop(upload.client)
-        round_ = self._run.ledger_round_of(upload.header.round)
+            await self._commits.run(self._drop, upload.client, upload.header, upload.take(), True)
         self._refusals.record(upload.client, refusal, round_)
+
+    def _drop(self, client: str, header: pb.UpdateHeader, part: _Part, stored: bool) -> None:
+        """Count bytes that are not wanted; delete those before them if they are `stored`."""
+        self._partial.count_retry(client, header, len(part.data), part.message_bytes)
+        if stored:
+            self._partial.drop(client)
+
+
+class _Part(NamedTuple):
+    """Bytes of an update, from byte `at` on, and the wire bytes of the messages with them."""
+
+    at: int
+    data: bytes
+    message_bytes: int
 
 
 class _Upload:
@@ -196,22 +228,16 @@ class _Upload:
     `message_bytes`: wire bytes of the messages that carried `data`.
     """
 
-    def __init__(self, client: str, header: pb.UpdateHeader, partial: PartialUploads) -> None:
+    def __init__(self, client: str, header: pb.UpdateHeader) -> None:
         self.client = client
         self.header = header
         self.at = header.offset
         self.data = bytearray()
         self.message_bytes = 0
-        self._partial = partial
 
     @property
     def size(self) -> int:
         return self.at + len(self.data)
-
-    def payload(self) -> bytes:
-        """Return the whole payload, the stored bytes included."""
-        stored = self._partial.payload(self.client) if self.at else b""
-        return stored + bytes(self.data)
 
     def add(self, chunk: pb.UpdateChunk) -> None:
         self.data += chunk.data
@@ -219,19 +245,8 @@ class _Upload:
         if self.size > self.header.size:
             raise Refused(pb.MALFORMED, f"more than the {self.header.size} bytes announced")
 
-    def store(self) -> None:
-        """Store the bytes in memory, for this call or the client's next."""
-        at, data, message_bytes = self.at, bytes(self.data), self.message_bytes
-        self.clear()
-        if message_bytes:
-            self._partial.store(self.client, self.header, at, data, message_bytes)
-
-    def count_retry(self) -> None:
-        """Count the bytes in memory as retry."""
-        size, message_bytes = len(self.data), self.message_bytes
-        self.clear()
-        self._partial.count_retry(self.client, self.header, size, message_bytes)
-
-    def clear(self) -> None:
-        """Forget the bytes in memory: they are stored or counted."""
+    def take(self) -> _Part:
+        """Return the bytes in memory and forget them: they are being stored or counted."""
+        part = _Part(self.at, bytes(self.data), self.message_bytes)
         self.at, self.data, self.message_bytes = self.size, bytearray(), 0
+        return part

@@ -60,10 +60,11 @@ def build(
         settings, store, plan, manifest, DataShape(SHAPE, CLASSES), KillableEvaluator(kill_point),
         SteadyClock(), secret=1,
     )  # fmt: skip
-    die_after(coordinator.admission, "join", kill_point, "server: joined, before the answer")
-    die_before(coordinator.updates, "submit", kill_point, "server: received, before the journal")
+    place = "server: joined, before the answer"
+    die_after_commit(store, coordinator.admission, "join", kill_point, place)
+    die_before(coordinator.updates, "decode", kill_point, "server: received, before the journal")
     place = "server: journaled, before the acknowledgement"
-    die_after(coordinator.updates, "submit", kill_point, place)
+    die_after_commit(store, coordinator.updates, "accept", kill_point, place)
     place = "server: aggregated, before anyone hears of it"
     die_after(coordinator.closing, "aggregate", kill_point, place)
     die_after(Deliveries, "deliver", kill_point, "server: before the model is sent")
@@ -84,6 +85,20 @@ def die_after(
         result = original(*args)
         if applies(*args):
             kill_point(place)
+        return result
+
+    setattr(part, method, wrapper)
+
+
+def die_after_commit(
+    store: Store, part: object, method: str, kill_point: Callable[[str], None], place: str
+) -> None:
+    """Reach `place` once what a part's method has stored is on disk."""
+    original = getattr(part, method)
+
+    def wrapper(*args: Any) -> Any:
+        result = original(*args)
+        store.after_commit(lambda: kill_point(place))
         return result
 
     setattr(part, method, wrapper)
