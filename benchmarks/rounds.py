@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def main() -> None:
     """Measure all systems in turns, and write the result."""
     here, flower = Path(sys.executable), flower_python()
     pythons = {"floor": here, "flower": flower, "balanced": here, "float32": here}
+    load = round(os.getloadavg()[0], 1)
     rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(REPEATS):
         for system, python in pythons.items():
@@ -252,8 +254,11 @@ def main() -> None:
                 rows.setdefault(system, []).append(found)
                 print(system, found, flush=True)
     parameters = sum(spec.size for spec in MODEL)
-    facts = {"clients": CLIENTS, "rounds": ROUNDS, "parameters": parameters, "flower": FLOWER}
-    text = json.dumps({"machine": machine(), **facts, "systems": rows}, indent=1)
+    facts = {
+        "machine": machine(), "load_before": load, "clients": CLIENTS, "rounds": ROUNDS,
+        "parameters": parameters, "flower": FLOWER,
+    }  # fmt: skip
+    text = json.dumps({**facts, "systems": rows}, indent=1)
     RESULT.write_text(text + "\n", "utf-8")
 
 

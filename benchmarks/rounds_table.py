@@ -27,7 +27,8 @@ def rounds_section() -> Iterator[str]:
         f"update to the weights. {measured['rounds']} rounds from close to close, processes' "
         f"starts and imports left out; medians of {repeats} runs in turns, and their range "
         "(`benchmarks/rounds.py`). featherfed's server and clients write everything to disk "
-        "before they go on, which the floor and Flower do not."
+        "before they go on, which the floor and Flower do not. Other work on the machine takes "
+        f"from all alike: its load was {measured['load_before']} before the first run."
     )
     yield ""
     yield (
