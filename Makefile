@@ -62,6 +62,7 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/delivery.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/follow.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/tables.py

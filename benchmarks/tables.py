@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.csv
 from attack_table import attacks_section
 from robustness_table import robustness_section
+from rounds_table import rounds_section
 
 from featherfed.report.frontier import Scenario, frontier_figure, group, table_rows
 from featherfed.report.style import save_png, styled
@@ -451,6 +452,8 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from speed_table()
+    yield from ("", "## What a round costs", "")
+    yield from rounds_section()
     if (RESULTS / "arm64.json").exists():
         yield from ("", "## On arm64", "")
         yield from arm64_section()

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ class KillPoint:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def serve(directory: Path, spec: Spec) -> bool:
-    """Run the server; return whether the run has finished."""
+def serve(directory: Path, spec: Spec, on_round: Callable[[], None] = lambda: None) -> bool:
+    """Run the server; return whether the run has finished. `on_round`: see server/loop.py."""
     from support import numpy_server
 
     kill_point = KillPoint(directory, spec.kill_at)
@@ -83,7 +83,7 @@ def serve(directory: Path, spec: Spec) -> bool:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         return await serve(
-            coordinator, on_listening=on_listening, on_round=lambda: None,
+            coordinator, on_listening=on_listening, on_round=on_round,
             on_finished=lambda: None, stop=stop,
         )  # fmt: skip
 
