@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 sys.path.insert(0, str(Path(__file__).parent.parent))  # attackers.py
 
 from attackers import Perceptron, TestSetEvaluator
+from support.evaluator import NO_CLIENT
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
@@ -156,7 +157,7 @@ def play(
     settings = Settings.model_validate({
         "output": str(scratch), "rounds": ROUNDS, "seed": SEED, "compression": compression,
         "clients": {"minimum": len(parts), "quorum": 1.0}, "aggregation": {"clip": clip},
-        "evaluation": {"every_client": False},
+        "evaluation": NO_CLIENT,
     })  # fmt: skip
     store = Store(scratch / "run.db")
     shape = DataShape(test.input_shape, test.class_names)
