@@ -123,7 +123,7 @@ def final(
 ) -> dict[str, Any]:
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
     last = store.versions.newest()
-    closed = store.journal.round(settings.rounds).closed
+    closed = store.journal.round(last.version).closed
     whole = replace(store.journal.round(1), closed=closed)
     delivery = _by_client(store.ledger.of_round(settings.rounds + 1))
     totals = {key: size for key, size in store.ledger.totals().items() if key[1] in _OF_TRAINING}
