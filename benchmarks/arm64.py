@@ -67,7 +67,7 @@ deadline = 3600
 patience = 600
 [evaluation]
 dataset = "{dataset}"
-every_client = false
+clients = 0
 """
 
 

@@ -125,7 +125,7 @@ def accuracy(
         "rounds": ROUNDS, "seed": seed, "aggregation": aggregation,
         "clients": {"minimum": CLIENTS, "quorum": 1.0},
         "compression": {"uplink": uplink, "downlink": "float16 | zstd"},
-        "evaluation": {"every_client": False},
+        "evaluation": {"clients": 0},
     })  # fmt: skip
     trainers = {
         name: Perceptron(part, attack if i < hostile else "none", 100 * seed + i)

@@ -63,7 +63,7 @@ def start_run(directory: Path) -> list[subprocess.Popen[bytes]]:
         "server": {"port": 0},
         "training": {"epochs": EPOCHS},
         "clients": {"minimum": CLIENTS, "quorum": 1.0, "deadline": 3600.0},
-        "evaluation": {"dataset": "fashion-mnist", "every_client": False},
+        "evaluation": {"dataset": "fashion-mnist", "clients": 0},
     }
     (directory / "run.toml").write_text(tomli_w.dumps(settings), "utf-8")
     processes = [featherfed("serve", str(directory / "run.toml"))]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from featherfed.cli.machine import machine
+from featherfed.cli.metrics_file import MetricsFile
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
@@ -53,6 +54,7 @@ class Artifacts:
         calibration: Dataset,
     ) -> None:
         self._directory = directory
+        self._metrics = MetricsFile(directory / "metrics.json")
         self._settings = settings
         self._store = store
         self._coordinator = coordinator
@@ -65,8 +67,23 @@ class Artifacts:
         write_whole(self._directory / "server.address", address)
         log.info("run %s: listening on %s", self._coordinator.plan.run, address)
 
-    def write_metrics(self, final: dict[str, Any] | None = None) -> None:
-        """Write metrics.json; log the newest round, unless `final` results are given."""
+    def write_metrics(self) -> None:
+        """Write metrics.json with the newest round, and log that round."""
+        newest = self._store.versions.newest_scores().version
+        last = metrics.round_entry(self._store, self._settings, newest)
+        log.info(
+            "round %d of %d: accuracy %.4f from %d clients in %.1f s",
+            newest, self._settings.rounds,
+            math.nan if last["accuracy"] is None else last["accuracy"], len(last["clients"]),
+            last["seconds"],
+        )  # fmt: skip
+        if self._metrics.num_rounds == newest - 1 > 0:
+            self._metrics.append(last, metrics.tail(self._store))
+        else:
+            self._write_all_metrics({})
+
+    def _write_all_metrics(self, results: dict[str, Any]) -> None:
+        """Write metrics.json anew, with `results` at its end."""
         fields = {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": len(self._test),
@@ -74,18 +91,11 @@ class Artifacts:
             "class_names": self._test.class_names,
             "machine": machine(),
         }
-        data = metrics.collect(self._store, self._settings, self._model.manifest, fields)
-        if final is not None:
-            data["final"] = final
-        elif data["rounds"]:
-            last = data["rounds"][-1]
-            log.info(
-                "round %d of %d: accuracy %.4f from %d clients in %.1f s",
-                last["round"], self._settings.rounds,
-                math.nan if last["accuracy"] is None else last["accuracy"], len(last["clients"]),
-                last["seconds"],
-            )  # fmt: skip
-        write_whole(self._directory / "metrics.json", json.dumps(data, indent=1))
+        self._metrics.replace(
+            metrics.head(self._store, self._settings, self._model.manifest, fields),
+            metrics.rounds(self._store, self._settings),
+            {**metrics.tail(self._store), **results},
+        )
 
     def finish(self) -> None:
         """Export the final model, and write metrics, pictures and the report."""
@@ -98,7 +108,8 @@ class Artifacts:
         models = measure_models(paths, self._test)
         sparsity = sparsity_of(self._model.manifest, weights)
         final = metrics.final(self._store, self._settings, sparsity, models)
-        self.write_metrics({**final, "num_calibration_examples": len(self._calibration)})
+        final["num_calibration_examples"] = len(self._calibration)
+        self._write_all_metrics({"final": final})
         self._write_pictures()
         log.info("report: %s", self._report())
 

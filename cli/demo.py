@@ -239,7 +239,7 @@ def _status(address: str) -> Iterator[Any]:
 
 def _describe(reply: pb.StatusReply) -> str:
     if reply.phase == "gathering" and reply.round == 1:
-        return f"{len(reply.clients)} of {reply.wanted_clients} clients"
+        return f"{reply.client_counts.present} of {reply.wanted_clients} clients"
     return str(reply.phase)
 
 

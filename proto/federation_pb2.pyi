@@ -435,33 +435,41 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "round", "rounds", "version", "clients", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients", "discarded_rounds")
+    __slots__ = ("run", "phase", "round", "rounds", "version", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients", "discarded_rounds", "client_counts")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    CLIENTS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     UPLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DOWNLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     WANTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     DISCARDED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_COUNTS_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     round: int
     rounds: int
     version: int
-    clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
     accuracy: float
     uplink_bytes: int
     downlink_bytes: int
     wanted_clients: int
     discarded_rounds: int
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ..., discarded_rounds: _Optional[int] = ...) -> None: ...
+    client_counts: ClientCounts
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ..., discarded_rounds: _Optional[int] = ..., client_counts: _Optional[_Union[ClientCounts, _Mapping]] = ...) -> None: ...
 
-class ClientStatus(_message.Message):
-    __slots__ = ("state",)
-    STATE_FIELD_NUMBER: _ClassVar[int]
-    state: str
-    def __init__(self, state: _Optional[str] = ...) -> None: ...
+class ClientCounts(_message.Message):
+    __slots__ = ("present", "training", "reported", "lost", "late")
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    present: int
+    training: int
+    reported: int
+    lost: int
+    late: int
+    def __init__(self, present: _Optional[int] = ..., training: _Optional[int] = ..., reported: _Optional[int] = ..., lost: _Optional[int] = ..., late: _Optional[int] = ...) -> None: ...

@@ -1,4 +1,4 @@
-"""Plots over the rounds: quality of the global model, and of every client against it."""
+"""Plots over the rounds: quality of the global model, and of clients' own models against it."""
 
 from __future__ import annotations
 
@@ -60,15 +60,21 @@ def _line(axes: Axes, points: Points, color: str, title: str, text: object) -> N
 
 def clients_figure(run: RunReport) -> Figure | None:
     """Each round's clients as dots against the global line; ``None`` without any accuracy."""
-    names = run.client_names
-    measured = [u for r in run.rounds for u in r.updates if u.accuracy is not None]
+    measured: dict[str, Points] = {}
+    for r in run.rounds:
+        for u in r.updates:
+            if u.accuracy is not None:
+                measured.setdefault(u.client, []).append((r.number, u.accuracy))
     if not measured:
         return None
+    names = [name for name in run.client_names if name in measured]
     figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
     few = len(names) <= len(CLIENT_COLORS)
     for index, name in enumerate(names):
-        _dots(axes, run, index, name, few)
+        spread = 0.5 * ((index + 0.5) / len(names) - 0.5)
+        points = [(number + spread, accuracy) for number, accuracy in measured[name]]
+        _dots(axes, points, index, name, few)
     line = [(r.number, r.accuracy) for r in run.rounds if r.accuracy is not None]
     if line:
         x, y = zip(*line, strict=True)
@@ -77,7 +83,9 @@ def clients_figure(run: RunReport) -> Figure | None:
             x, y, color=INK, linewidth=1.6, marker="D", markersize=size, markerfacecolor="white",
             markeredgewidth=1.8, label="global model after the round", zorder=3,
         )  # fmt: skip
-    axes.set_title("Every client after its local training, and the global model after averaging")
+    everyone = sum(map(len, measured.values())) == sum(len(r.updates) for r in run.rounds)
+    who = "Every client after its" if everyone else "Some clients after their"
+    axes.set_title(f"{who} local training, and the global model after averaging")
     percent_axis(axes)
     axes.set_ylabel("test accuracy")
     round_axis(axes, [r.number for r in run.rounds])
@@ -85,16 +93,7 @@ def clients_figure(run: RunReport) -> Figure | None:
     return figure
 
 
-def _dots(axes: Axes, run: RunReport, index: int, name: str, few: bool) -> None:
-    spread = 0.5 * ((index + 0.5) / len(run.client_names) - 0.5)
-    points = [
-        (r.number + spread, u.accuracy)
-        for r in run.rounds
-        for u in r.updates
-        if u.client == name and u.accuracy is not None
-    ]
-    if not points:
-        return
+def _dots(axes: Axes, points: list[tuple[float, float]], index: int, name: str, few: bool) -> None:
     x, y = zip(*points, strict=True)
     # matplotlib leaves labels with a leading underscore out of the legend: a space saves them.
     label = " " + short(name) if name.startswith("_") else short(name)

@@ -15,7 +15,7 @@ _MAX_BAR_PANELS = 12
 
 
 def prediction_figure(pictures: Pictures) -> Figure:
-    """The test image, and beside it the class probabilities of every client and the global model.
+    """The test image, and beside it the class probabilities of clients and the global model.
 
     Bars per model up to 12 models, beyond that one heat map with a row per model. Of many classes
     the twelve that the global model finds likeliest are shown, the true one always.

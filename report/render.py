@@ -31,13 +31,13 @@ _TEXTS = {
     "clients": (
         "Clients and the global model",
         "A dot is one client's own model after its local training; averaging makes the line.",
-        "Dots of each client's test accuracy per round and the line of the global model",
+        "Dots of the clients' test accuracy per round and the line of the global model",
     ),
     "prediction": (
         "One image, every model",
-        "What each client and the global model take the image for. In bars, green is the true"
+        "What clients and the global model take the image for. In bars, green is the true"
         " class, orange a wrong first choice.",
-        "Class probabilities of one test image for every client and the global model",
+        "Class probabilities of one test image for the clients and the global model",
     ),
     "bytes": (
         "Bytes on the link",

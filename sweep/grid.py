@@ -134,7 +134,7 @@ class Sweep(_Section):
         clients: int,
         seed: int,
     ) -> Settings:
-        evaluation = {"every_client": False, **self.run.get("evaluation", {}), "dataset": dataset}
+        evaluation = {"clients": 0, **self.run.get("evaluation", {}), "dataset": dataset}
         return Settings.model_validate({
             **self.run,
             "name": self.name,

@@ -632,7 +632,7 @@ def test_a_robust_rule_takes_dense_codecs(tmp_path: Path, uplink: str, name: str
         ("[aggregation]\nclip = 0.5", r"aggregation\.clip: must be 0.*at least 1"),
         ("[aggregation]\nrule = 'average'", r"aggregation\.rule: .*'trimmed_mean'"),
         ("[privacy]\nnoise_multiplier = 1", r"(?s)'balanced' sends sketches.*broadcast 'auto' may "
-         r"forward.*every_client would report.*set it to false"),
+         r"forward.*clients would report.*set it to 0"),
         ("[privacy]\nnoise_multiplier = 1\n[aggregation]\nrule = 'median'",
          r"no known sensitivity"),
         ("[privacy]\nnoise_multiplier = 1\n[compression]\nuplink = 'exact'\n"

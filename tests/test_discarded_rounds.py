@@ -32,7 +32,7 @@ from featherfed.server.storage.store import Store
 
 Start = Callable[..., Federation]
 DENSE = {"uplink": "float32", "fallback": "float32", "downlink": "float32"}
-ONLY_THE_MODEL: dict[str, Any] = {"evaluation": {"every_client": False}}
+ONLY_THE_MODEL: dict[str, Any] = {"evaluation": {"clients": 0}}
 NAN = float("nan")
 
 

@@ -26,6 +26,8 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.peer_text import printable
 from featherfed.report.render import render
 from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.observability.status import _counts
+from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage import refusals
 from featherfed.server.storage.store import Store
@@ -220,10 +222,21 @@ def test_the_status_names_no_client_and_tells_no_number_of_examples(federation: 
     with grpc.insecure_channel(server.address) as channel:
         call = channel.unary_unary(f"{SERVICE}/GetStatus")
         told = call(pb.StatusRequest().SerializeToString())
-    assert [c.state for c in pb.StatusReply.FromString(told).clients] == ["present", "present"]
+    assert pb.StatusReply.FromString(told).client_counts == pb.ClientCounts(present=2)
     for secret in (b"zoe", b"adam", pb.DataSummary(num_examples=70_001).SerializeToString()[1:]):
         assert secret not in told
-    assert set(pb.ClientStatus.DESCRIPTOR.fields_by_name) == {"state"}
+    assert all(f.type == f.TYPE_UINT32 for f in pb.ClientCounts.DESCRIPTOR.fields)
+
+
+def test_the_status_is_as_large_for_ten_thousand_clients() -> None:
+    names = [f"c{i}" for i in range(10_000)]
+    state = RunState(
+        Phase.TRAINING, 2, cohort=tuple(names[:5000]), reported=frozenset(names[:3000]),
+        lost=frozenset(names[4900:5100]), late=frozenset(names[5050:5300]),
+    )  # fmt: skip
+    counts = _counts(state, len(names))
+    assert counts == pb.ClientCounts(present=4700, training=1900, reported=3000, lost=200, late=200)
+    assert counts.ByteSize() < 20
 
 
 def test_a_million_refusals_are_one_row(federation: Start) -> None:

@@ -49,7 +49,7 @@ from featherfed.server.storage import publications
 DENSE = {"uplink": "float32", "fallback": "float32", "downlink": "float32"}
 PRIVATE: dict[str, Any] = {
     "compression": {**DENSE, "broadcast": "aggregate"},
-    "evaluation": {"every_client": False},
+    "evaluation": {"clients": 0},
 }
 
 

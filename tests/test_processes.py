@@ -161,7 +161,7 @@ def test_keras_and_litert_clients_train_one_model(processes: Processes, uplink: 
 PRIVATE = """
 privacy.noise_multiplier = 0.1
 compression.broadcast = "aggregate"
-evaluation.every_client = false
+evaluation.clients = 0
 """
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from featherfed.report import summary
 from featherfed.report.card import model_card
+from featherfed.report.curves import clients_figure
 from featherfed.report.render import render
 from featherfed.report.schema import ReportError, parse_metrics
 from featherfed.report.table import models_table, round_table
@@ -466,3 +467,19 @@ def test_latency_text(value: float | None, text: str) -> None:
 )
 def test_seconds_text(value: float | None, text: str) -> None:
     assert summary.seconds_text(value) == text
+
+
+def test_the_plot_of_clients_says_whether_it_shows_all() -> None:
+    data = metrics(clients=20)
+    every = clients_figure(parse_metrics(data))
+    for round_ in data["rounds"]:
+        for client in round_["clients"][3:]:
+            client["accuracy"] = None
+    some = clients_figure(parse_metrics(data))
+    assert every is not None
+    assert some is not None
+    assert every.axes[0].get_title().startswith("Every client after its")
+    assert some.axes[0].get_title().startswith("Some clients after their")
+    assert len(every.axes[0].collections) == 20
+    assert len(some.axes[0].collections) == 3, "and each in a colour of its own"
+    assert clients_figure(parse_metrics(metrics(accuracy=None))) is None

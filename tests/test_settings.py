@@ -37,6 +37,7 @@ def test_an_empty_file_is_a_run_with_defaults(tmp_path: Path) -> None:
         ("[optimization]\nmethod = 'shrink'", r"optimization\.method: .*'none', 'prune'"),
         ("rounds = 1\n[optimization]\nmethod = 'prune'", r"begin_round \(2\) <= end_round"),
         ("[clients]\nquorum = 2", r"clients\.quorum: .*less than or equal to 1"),
+        ("[evaluation]\nevery_client = true", r"every_client: unknown key; did you mean 'clients'"),
         ("name = '../x'", r"name: .*pattern"),
         ("rounds = [", r"is not valid TOML"),
     ],
@@ -61,6 +62,15 @@ def test_where_it_listens_may_change_in_mid_run_but_not_how_it_trains(tmp_path: 
     assert load(tmp_path, "[server]\nport = 1").fingerprint == plain.fingerprint
     assert load(tmp_path, "[training]\nepochs = 1").fingerprint != plain.fingerprint
     assert load(tmp_path, "[compression]\nuplink = 'zstd'").fingerprint != plain.fingerprint
+    assert load(tmp_path, "[evaluation]\nclients = 3").fingerprint == plain.fingerprint
+
+
+def test_runs_of_before_evaluation_clients_keep_their_fingerprints(tmp_path: Path) -> None:
+    """Of `every_client = true`, the default then, and of `every_client = false`."""
+    everyone = "63b6a58575fb1d8d5a036c2e7863e9737c5c751582bc3346da329a5b6c8466ca"
+    nobody = load(tmp_path, "[evaluation]\nclients = 0\ndataset = 'x'").fingerprint
+    assert load(tmp_path, "").fingerprint == everyone
+    assert nobody == "6d785881f0f4fbfb52d04e95b1ed9a06d03fae77abe9aac188b189c72a035d3c"
 
 
 def test_sparsity_rises_to_its_end_and_stays() -> None:

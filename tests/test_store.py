@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from support.clients import join_request
@@ -51,6 +52,38 @@ def test_a_failed_transaction_forgets_no_bytes(run: Callable[..., Run]) -> None:
         raise RuntimeError
     one.store.ledger.count(LedgerEntry(1, "a", "uplink", "control", 0, 1))
     assert [e.message_bytes for e in one.store.ledger.entries()] == [8]
+
+
+def test_the_ledgers_totals_are_the_sums_of_its_rows(run: Callable[..., Run]) -> None:
+    one = run(Clock())
+    ledger = one.store.ledger
+
+    def sums(*kinds: str) -> dict[tuple[str, str], tuple[int, int]]:
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for e in ledger.entries():
+            if not kinds or e.kind in kinds:
+                payload, message = found.get((e.direction, e.kind), (0, 0))
+                sizes = payload + e.payload_bytes, message + e.message_bytes
+                found[e.direction, e.kind] = sizes
+        return found
+
+    for round_ in (1, 2):
+        for name in "ab":
+            ledger.count(
+                LedgerEntry(round_, name, "uplink", "transfer", 10, 12),
+                LedgerEntry(round_, name, "uplink", "transfer", 7, 8),
+                LedgerEntry(round_, name, "downlink", "control", 0, 5),
+            )
+        ledger.count(LedgerEntry(round_, "pi", "downlink", "release", 100, 110))
+        with suppress(RuntimeError), one.store.transaction():
+            ledger.count(LedgerEntry(round_, "a", "uplink", "retry", 30, 33))
+            ledger.count(LedgerEntry(round_, "a", "uplink", "transfer", 30, 33))
+            raise RuntimeError
+        one.store.flush()
+        assert ledger.totals() == sums()
+        assert ledger.device_totals() == {"pi": sums("release", "release_retry")}
+    assert ledger.devices() == {"pi"}
+    assert ledger.message_bytes("uplink") == 80
 
 
 def test_counted_bytes_are_written_within_a_second_or_so(federation: Start) -> None:

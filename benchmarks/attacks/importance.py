@@ -15,6 +15,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from support.evaluator import NO_CLIENT
 from support.keras_runs import keras_run
 
 from featherfed.compression import sketch
@@ -72,7 +73,7 @@ def _accuracy(
     settings = Settings.model_validate({
         "rounds": 7, "seed": seed, "model": {"name": model}, "aggregation": {"clip": clip},
         "training": {"learning_rate": 0.1}, "clients": {"minimum": clients, "quorum": 1.0},
-        "evaluation": {"every_client": False},
+        "evaluation": NO_CLIENT,
     })  # fmt: skip
 
     try:

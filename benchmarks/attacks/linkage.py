@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 sys.path.insert(0, str(Path(__file__).parent.parent))  # attackers.py
 
 from attackers import Perceptron, TestSetEvaluator
+from support.evaluator import NO_CLIENT
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
@@ -156,7 +157,7 @@ def play(
     settings = Settings.model_validate({
         "output": str(scratch), "rounds": ROUNDS, "seed": SEED, "compression": compression,
         "clients": {"minimum": len(parts), "quorum": 1.0}, "aggregation": {"clip": clip},
-        "evaluation": {"every_client": False},
+        "evaluation": NO_CLIENT,
     })  # fmt: skip
     store = Store(scratch / "run.db")
     shape = DataShape(test.input_shape, test.class_names)
@@ -348,7 +349,7 @@ def named_by_weight(rounds: list[list[Part]], examples: dict[str, int]) -> float
 
 def named_by_status(run: Eavesdropped) -> float:
     """Return the share of parts that are named by weight and the status' names and examples."""
-    told = {c.client: c.num_examples for c in run.statuses[0].clients if told_of(c)}
+    told = {client.client: client.num_examples for client in told_of(run.statuses[0])}
     told = {name: told[name] for name in run.examples if told.get(name)}
     if len(told) < len(run.examples):
         return round(1 / CLIENTS, 3)  # nothing to go by
@@ -359,9 +360,9 @@ def named_by_arrival(run: Eavesdropped) -> float:
     """Return the share of parts that the status named when they came: a state, and more bytes."""
     came: dict[int, dict[str, int]] = {}
     for before, after in itertools.pairwise(run.statuses):
-        was = {client.client: client.state for client in before.clients if told_of(client)}
-        for client in after.clients:
-            if told_of(client) and (was[client.client], client.state) == ("training", "reported"):
+        was = {client.client: client.state for client in told_of(before)}
+        for client in told_of(after):
+            if (was[client.client], client.state) == ("training", "reported"):
                 size = after.uplink_bytes - before.uplink_bytes
                 came.setdefault(after.round, {})[client.client] = size
     if not came:
@@ -375,9 +376,10 @@ def named_by_arrival(run: Eavesdropped) -> float:
     return share(hits)
 
 
-def told_of(client: pb.ClientStatus) -> bool:
-    """Whether a status names a client; now it has no such field."""
-    return "client" in client.DESCRIPTOR.fields_by_name
+def told_of(status: pb.StatusReply) -> list[Any]:
+    """Return the clients that a status names; now it has no such field."""
+    clients = getattr(status, "clients", ())
+    return [client for client in clients if "client" in client.DESCRIPTOR.fields_by_name]
 
 
 def measure(scratch: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from support.coordinator import DirectRun
+from support.evaluator import NO_CLIENT
 from support.models import MANIFEST
 from support.updates import flat
 
@@ -32,7 +33,7 @@ PRIVATE: dict[str, Any] = {
         "downlink": "float32",
         "broadcast": "aggregate",
     },
-    "evaluation": {"every_client": False},
+    "evaluation": NO_CLIENT,
     "privacy": {"noise_multiplier": NOISE, "clip": CLIP, "adaptive": False},
 }
 

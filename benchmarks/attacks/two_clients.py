@@ -15,6 +15,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from support.evaluator import NO_CLIENT
 from support.keras_runs import keras_run
 
 from featherfed.compression.arrays import Array
@@ -75,7 +76,7 @@ def _run(corrupt: Corrupt | None, alone: bool = False) -> dict[str, Any]:
         "rounds": ROUNDS, "training": {"learning_rate": 0.1},
         "clients": {"minimum": len(names), "quorum": 1.0},
         "compression": {"uplink": "float32 | zstd", "downlink": "float32 | zstd"},
-        "evaluation": {"every_client": False},
+        "evaluation": NO_CLIENT,
     })  # fmt: skip
 
     def wrap(name: str, trainer: Trainer) -> Trainer:

@@ -27,7 +27,7 @@ from featherfed.server.aggregation.next_version import (
 )
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.aggregation.weighting import Weighting
-from featherfed.server.coordinator.evaluation import Evaluation, Evaluator
+from featherfed.server.coordinator.evaluation import Evaluation, Evaluator, drawn
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.errors import Refused
@@ -117,6 +117,7 @@ class RoundClosing:
         """Decode and add the updates one at a time, in order of slots."""
         weights = self._strategy.forwarded_weights(round_, weighting)
         bundle = BundleBuilder(context, self._run.manifest, weights)
+        evaluated = self._evaluated_clients(round_, weighting)
         models = []
         with self._strategy.begin(round_, context, weighting) as aggregate:
             for update in self._run.store.journal.updates(round_):
@@ -126,13 +127,21 @@ class RoundClosing:
                     continue
                 decoded = aggregate.add(sent)
                 bundle.add(update.client, sent)
-                models.append(self._evaluate(update.client, start, decoded))
+                models.append(
+                    self._evaluate(update.client, start, decoded)
+                    if update.client in evaluated
+                    else _ClientModel(update.client)
+                )
             mean = aggregate.mean()
         return RoundAggregate(mean, aggregate.allocation(), bundle.result()), models
 
+    def _evaluated_clients(self, round_: int, weighting: Weighting) -> frozenset[str]:
+        """Return the clients, of those whose updates count, whose own models are evaluated."""
+        run, left_out = self._run, frozenset(weighting.record.left_out)
+        counted = weighting.weights.keys() - left_out
+        return drawn(counted, run.settings.evaluation.clients, run.policy.seed, round_)
+
     def _evaluate(self, client: str, start: RoundStart, update: Sequence[Array]) -> _ClientModel:
-        if not self._run.settings.evaluation.every_client:
-            return _ClientModel(client)
         weights = apply_update(self._run.manifest, start.weights, update)
         result = self._evaluator.evaluate(weights)
         return _ClientModel(client, result.accuracy, result.prediction)

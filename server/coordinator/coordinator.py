@@ -136,5 +136,5 @@ class Coordinator:
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""
         with self.run.lock:
-            names = self.members.names()
-            return describe(self.plan.run, self.run.state, self.run.policy, self.store, names)
+            clients = len(self.members)
+            return describe(self.plan.run, self.run.state, self.run.policy, self.store, clients)

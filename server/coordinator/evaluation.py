@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,3 +28,15 @@ class Evaluator(Protocol):
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Evaluate float32 `weights` in manifest order."""
+
+
+def drawn(clients: Iterable[str], count: int, secret: int, round_: int) -> frozenset[str]:
+    """Return `count` of a round's clients, or all if they are fewer, drawn by the run's secret.
+
+    It draws the same ones after a restart.
+    """
+
+    def order(client: str) -> bytes:
+        return hashlib.sha256(f"evaluation {secret} {round_} {client}".encode()).digest()
+
+    return frozenset(heapq.nsmallest(count, clients, key=order))

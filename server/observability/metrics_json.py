@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,13 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.proto.peer_text import printable
 from featherfed.server.errors import MAX_DETAIL
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, RoundRecord
+from featherfed.server.storage.ledger_totals import Totals
+from featherfed.server.storage.records import (
+    JournaledUpdate,
+    LedgerEntry,
+    RoundRecord,
+    TransferredBytes,
+)
 from featherfed.server.storage.store import Store
 
 SCHEMA = 1
@@ -21,16 +27,28 @@ Bytes = dict[str, int]
 
 _SIDES = ("uplink", "downlink")
 
+_OF_TRAINING = ("transfer", "control", "retry")
+"""Ledger kinds of training clients."""
+
 _OF_RELEASES = {"release": "transfer", "release_retry": "retry"}
 """Ledger kind of an inference-only device -> the same kind of a training client."""
 
 
 def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]) -> Any:
     """Return the run's metrics so far, without `final`; `extra`: more top-level entries."""
+    return {
+        **head(store, settings, manifest, extra),
+        "rounds": list(rounds(store, settings)),
+        **tail(store),
+    }
+
+
+def head(
+    store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what stays the same while a server runs; `extra`: more entries."""
     run = store.runs.record()
     assert run is not None, "a store holds a run from its first moment"
-    entries = store.ledger.entries()
-    newest = store.versions.newest().version
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -40,63 +58,64 @@ def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[st
         "float32_bytes": 4 * manifest.num_values,
         "settings": _flat(settings),
         **extra,
-        "rounds": _rounds(store, settings, entries, newest),
-        "releases": _releases(entries),
+    }
+
+
+def rounds(store: Store, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield the entries of the rounds that gave the versions so far, one at a time."""
+    for number in range(1, store.versions.newest_scores().version + 1):
+        yield round_entry(store, settings, number)
+
+
+def tail(store: Store) -> dict[str, Any]:
+    """Return what changes with every round and is no larger for many of them."""
+    return {
+        "releases": _releases(store.ledger.device_totals()),
         **({"repeated_rounds": repeated} if (repeated := store.publications.repeated) else {}),
     }
 
 
-def _rounds(
-    store: Store, settings: Settings, entries: list[LedgerEntry], newest: int
-) -> list[dict[str, Any]]:
-    """Return the rounds that gave the versions up to `newest`."""
-    ledger = _by_round_and_client(entries)
-    wasted: dict[int, int] = defaultdict(int)
-    for entry in entries:
-        wasted[entry.round] += entry.message_bytes * entry.kind.endswith("retry")
-    refused: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for refusal in store.refusals.all():
-        refused[refusal.round].append({
-            "client": printable(refusal.client, MAX_DETAIL),  # older servers stored them as is
-            "reason": refusal.reason,
-            "count": refusal.count,
-            "detail": printable(refusal.detail),
-        })  # fmt: skip
+def round_entry(store: Store, settings: Settings, number: int) -> dict[str, Any]:
+    """Return the entry of a round that gave a version; what it costs depends on that round only."""
+    round_, version = store.journal.round(number), store.versions.get(number)
+    entries = store.ledger.of_round(number)
+    ledger = _by_client(entries)
+    runtimes = store.clients.runtimes(number)
+    updates = sorted(store.journal.updates(number), key=lambda update: update.client)
+    aggregation = store.journal.aggregation(number)
+    counted = [u for u in updates if u.client not in aggregation.left_out]
     discarded = store.journal.discarded()
-    runtimes = {name: record.runtime for name, record in store.clients.all().items()}
-    rounds = []
-    for round_ in store.journal.rounds():
-        number = round_.round
-        if number > newest:
-            continue
-        version = store.versions.get(number)
-        updates = sorted(store.journal.updates(number), key=lambda update: update.client)
-        aggregation = store.journal.aggregation(number)
-        counted = [u for u in updates if u.client not in aggregation.left_out]
-        spent = {} if aggregation.epsilon is None else {"epsilon": aggregation.epsilon}
-        why = {"discarded": discarded[number]} if number in discarded else {}
-        rounds.append({
-            "round": number,
-            "accuracy": version.accuracy,
-            "loss": version.loss,
-            "seconds": _seconds(round_),
-            "version": number,
-            "digest": version.digest.hex(),
-            "broadcast": version.kind,
-            "sparsity": version.sparsity,
-            "clip": aggregation.clip,
-            "clipped": aggregation.clipped,
-            **spent,
-            **why,
-            "clients": [
-                _client(_public(update, settings), runtimes[update.client], ledger[number])
-                for update in counted
-            ],
-            "missing": sorted(set(round_.cohort) - {update.client for update in updates}),
-            "refused": refused[number],
-            "wasted_bytes": wasted[number],
-        })  # fmt: skip
-    return rounds
+    spent = {} if aggregation.epsilon is None else {"epsilon": aggregation.epsilon}
+    why = {"discarded": discarded[number]} if number in discarded else {}
+    return {
+        "round": number,
+        "accuracy": version.accuracy,
+        "loss": version.loss,
+        "seconds": _seconds(round_),
+        "version": number,
+        "digest": version.digest.hex(),
+        "broadcast": version.kind,
+        "sparsity": version.sparsity,
+        "clip": aggregation.clip,
+        "clipped": aggregation.clipped,
+        **spent,
+        **why,
+        "clients": [
+            _client(_public(update, settings), runtimes[update.client], ledger)
+            for update in counted
+        ],
+        "missing": sorted(set(round_.cohort) - {update.client for update in updates}),
+        "refused": [
+            {
+                "client": printable(refusal.client, MAX_DETAIL),  # older servers stored them as is
+                "reason": refusal.reason,
+                "count": refusal.count,
+                "detail": printable(refusal.detail),
+            }
+            for refusal in store.refusals.of_round(number)
+        ],
+        "wasted_bytes": sum(e.message_bytes for e in entries if e.kind.endswith("retry")),
+    }
 
 
 def final(
@@ -104,10 +123,10 @@ def final(
 ) -> dict[str, Any]:
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
     last = store.versions.newest()
-    rounds = store.journal.rounds()
-    whole = replace(rounds[0], closed=rounds[-1].closed)
-    entries = [entry for entry in store.ledger.entries() if entry.kind not in _OF_RELEASES]
-    delivery = _by_round_and_client(entries)[settings.rounds + 1]
+    closed = store.journal.round(last.version).closed
+    whole = replace(store.journal.round(1), closed=closed)
+    delivery = _by_client(store.ledger.of_round(settings.rounds + 1))
+    totals = {key: size for key, size in store.ledger.totals().items() if key[1] in _OF_TRAINING}
     return {
         "accuracy": last.accuracy,
         "loss": last.loss,
@@ -118,7 +137,7 @@ def final(
         "clients": [
             {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
         ],
-        "totals": {side: _sum(e for e in entries if e.direction == side) for side in _SIDES},
+        "totals": _sides(totals),
         "models": models,
         **({"privacy": _privacy(store, settings)} if settings.private else {}),
     }
@@ -160,49 +179,39 @@ def _client(
     }
 
 
-def _releases(entries: list[LedgerEntry]) -> list[dict[str, Any]]:
-    """Return the bytes of each inference-only device, in order of names."""
-    of_device = defaultdict(list)
-    for entry in entries:
-        if entry.kind in _OF_RELEASES:
-            of_device[entry.client].append(replace(entry, kind=_OF_RELEASES[entry.kind]))
+def _releases(devices: dict[str, Totals]) -> list[dict[str, Any]]:
+    """Return the bytes of each inference-only device."""
     return [
         {
             "device": device,
-            **{side: _sum(e for e in of_device[device] if e.direction == side) for side in _SIDES},
+            **_sides({(side, _OF_RELEASES[kind]): size for (side, kind), size in totals.items()}),
         }
-        for device in sorted(of_device)
+        for device, totals in devices.items()
     ]
 
 
-def _by_round_and_client(entries: list[LedgerEntry]) -> dict[int, dict[str, dict[str, Bytes]]]:
-    groups: dict[int, dict[str, list[LedgerEntry]]] = defaultdict(lambda: defaultdict(list))
+def _by_client(entries: list[LedgerEntry]) -> dict[str, dict[str, Bytes]]:
+    """Return the bytes of a round's training clients by client, direction and kind."""
+    clients: dict[str, Totals] = defaultdict(dict)
     for entry in entries:
-        if entry.kind in _OF_RELEASES:
-            continue
-        groups[entry.round][entry.client].append(entry)
-    return defaultdict(
-        dict,
-        {
-            number: {
-                client: {side: _sum(e for e in of_client if e.direction == side) for side in _SIDES}
-                for client, of_client in clients.items()
-            }
-            for number, clients in groups.items()
-        },
-    )
+        if entry.kind in _OF_TRAINING:
+            size = TransferredBytes(entry.payload_bytes, entry.message_bytes)
+            clients[entry.client][entry.direction, entry.kind] = size
+    return {client: _sides(totals) for client, totals in clients.items()}
 
 
-def _sum(entries: Iterable[LedgerEntry]) -> Bytes:
-    """Return the bytes of training clients' entries by kind."""
-    total = {"payload_bytes": 0, "message_bytes": 0, "control_bytes": 0, "retry_bytes": 0}
-    for entry in entries:
-        if entry.kind == "transfer":
-            total["payload_bytes"] += entry.payload_bytes
-            total["message_bytes"] += entry.message_bytes
-        else:
-            total[f"{entry.kind}_bytes"] += entry.message_bytes
-    return total
+def _sides(totals: Totals) -> dict[str, Bytes]:
+    """Return the bytes by direction, as metrics.json names their kinds."""
+    nothing = TransferredBytes()
+    return {
+        side: {
+            "payload_bytes": totals.get((side, "transfer"), nothing).payload,
+            "message_bytes": totals.get((side, "transfer"), nothing).message,
+            "control_bytes": totals.get((side, "control"), nothing).message,
+            "retry_bytes": totals.get((side, "retry"), nothing).message,
+        }
+        for side in _SIDES
+    }
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -6,7 +6,6 @@ open calls are this process's own. No label holds a client's name: there may be 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
@@ -20,9 +19,6 @@ from featherfed.server.rounds.transitions import Phase
 from featherfed.server.storage.records import TransferredBytes
 from featherfed.server.storage.runs import DUPLICATE_UPDATES
 from featherfed.server.storage.store import Store
-
-STATES = ("present", "training", "reported", "lost")
-"""The states of clients in pb.ClientStatus."""
 
 # Upper bounds of histogram buckets, in seconds.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -102,7 +98,7 @@ class _RunCollector(Collector):
             "featherfed_refusals", "Calls and updates refused, by reason.", "reason",
             {**dict.fromkeys(pb.Reason.keys()[1:], 0), **store.refusals.by_reason()},
         )  # fmt: skip
-        yield from _state(status, store.versions.newest().loss)
+        yield from _state(status, store.versions.newest_scores().loss)
         yield _gauge(
             "featherfed_storage_failing", "1 while the server cannot write.", store.failing
         )
@@ -131,10 +127,10 @@ def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
         "featherfed_phase", "1 for the phase the run is in.", "phase",
         {str(phase): int(phase == status.phase) for phase in Phase},
     )  # fmt: skip
-    states = Counter(client.state for client in status.clients)
+    counts = status.client_counts
     yield _states(
         "featherfed_clients", "Clients that have joined, by state.", "state",
-        {**dict.fromkeys(STATES, 0), **states},
+        {state: getattr(counts, state) for state in counts.DESCRIPTOR.fields_by_name},
     )  # fmt: skip
     if status.HasField("accuracy"):
         text = "Test accuracy of the newest version, 0 to 1."

@@ -36,7 +36,7 @@ def check_rule(
 
 
 def check_privacy(
-    rule: Rule, uplink: str, fallback: str, broadcast: str, every_client: bool
+    rule: Rule, uplink: str, fallback: str, broadcast: str, evaluated: int
 ) -> Iterator[str]:
     """Yield each setting that would reveal more about clients than the noisy mean does."""
     if rule.is_robust:
@@ -57,8 +57,8 @@ def check_privacy(
             f"compression.broadcast {broadcast!r} may forward updates without the noise of "
             '[privacy]; set it to "aggregate"'
         )
-    if every_client:
+    if evaluated:
         yield (
-            "evaluation.every_client would report how good each client's own model is, without "
-            "the noise of [privacy]; set it to false"
+            "evaluation.clients would report how good clients' own models are, without the noise "
+            "of [privacy]; set it to 0"
         )

@@ -9,7 +9,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 
 from featherfed.compression.registry import parse_codec
 from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
@@ -187,8 +195,14 @@ class EvaluationSettings(_Section):
 
     dataset: str = "digits"
     """digits, fashion-mnist or a folder of images."""
-    every_client: bool = True
-    """Evaluate each client's model too, not just the global one."""
+    clients: Annotated[int, Field(ge=0)] = 10
+    """In each round, evaluate the models of this many clients too, drawn by the run's secret."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def every_client(self) -> bool:
+        """Whether clients' models are evaluated: so it stands in older runs' fingerprints."""
+        return self.clients > 0
 
 
 class ServerSettings(_Section):
@@ -246,8 +260,8 @@ class Settings(_Section):
         codecs = compression.uplink, compression.fallback
         problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
         if self.private:
-            every_client = self.evaluation.every_client
-            problems += check_privacy(self.rule, *codecs, compression.broadcast, every_client)
+            evaluated = self.evaluation.clients
+            problems += check_privacy(self.rule, *codecs, compression.broadcast, evaluated)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -303,6 +317,7 @@ class Settings(_Section):
         free: dict[str, Any] = dict.fromkeys(
             ("server", "output", "clients", "security", "limits"), True
         )
+        free["evaluation"] = {"clients"}
         if self.training.loss == TrainingSettings().loss:
             free["training"] = {"loss"}
         if self.aggregation == AggregationSettings():

@@ -118,8 +118,11 @@ def _computed(
 
 
 def _stored(connection: sqlite3.Connection, table: str, part: int | None = None) -> dict[int, int]:
-    sql = "SELECT part, value FROM checksums WHERE name = ? AND part = ifnull(?, part)"
-    return {row[0]: row[1] for row in connection.execute(sql, (table, part))}
+    sql = "SELECT part, value FROM checksums WHERE name = :table"
+    if part is not None:  # in one statement for both cases, SQLite would read all parts
+        sql += " AND part = :part"
+    rows = connection.execute(sql, {"table": table, "part": part})
+    return {row[0]: row[1] for row in rows}
 
 
 def _of_schema(connection: sqlite3.Connection) -> int:

@@ -26,6 +26,11 @@ class Clients:
         """Return how many clients have joined."""
         return int(self._database.run("SELECT COUNT(*) FROM clients")[0][0])
 
+    def runtimes(self, round_: int) -> dict[str, str]:
+        """Return what each client whose update a round has said that it trains with."""
+        sql = "SELECT client, runtime FROM updates JOIN clients USING (client) WHERE round = ?"
+        return {row[0]: row[1] for row in self._database.run(sql, round_)}
+
     def all(self) -> dict[str, ClientRecord]:
         """Return all clients by name, in order of names."""
         sql = "SELECT client, session, num_examples, stages, runtime FROM clients ORDER BY client"

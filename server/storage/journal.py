@@ -33,6 +33,12 @@ class Journal:
             now, json.dumps(sorted(cohort)), round_,
         )  # fmt: skip
 
+    def round(self, number: int) -> RoundRecord:
+        """Return one round; raise IndexError if there is none of this number."""
+        sql = "SELECT round, opened, closed, cohort FROM rounds WHERE round = ?"
+        _, opened, closed, cohort = self._database.run(sql, number)[0]
+        return RoundRecord(number, opened, closed, tuple(json.loads(cohort)))
+
     def rounds(self) -> list[RoundRecord]:
         """Return all rounds in order."""
         rows = self._database.run("SELECT round, opened, closed, cohort FROM rounds ORDER BY round")

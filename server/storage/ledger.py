@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import LedgerEntry, TransferredBytes
+from featherfed.server.storage.ledger_totals import LedgerTotals, Totals
+from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.storage.unwritten_bytes import Counts, UnwrittenBytes
 
 
@@ -16,6 +17,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._unwritten = UnwrittenBytes()
+        self._totals = LedgerTotals(database)
         database.around_commit = self._writing_unwritten
 
     def count(self, *entries: LedgerEntry) -> None:
@@ -63,8 +65,8 @@ class Ledger:
     def message_bytes(self, direction: str) -> int:
         """Return all message bytes in one direction so far."""
         with self._database.lock:  # nothing moves from memory to the table meanwhile
-            sql = "SELECT COALESCE(SUM(message_bytes), 0) FROM ledger WHERE direction = ?"
-            written = int(self._database.run(sql, direction)[0][0])
+            totals = self._totals.all().items()
+            written = sum(size.message for (side, _), size in totals if side == direction)
             return written + self._unwritten.message_bytes(direction)
 
     def has_model(self, round_: int, client: str) -> bool:
@@ -84,8 +86,7 @@ class Ledger:
 
     def devices(self) -> frozenset[str]:
         """Return the inference-only devices that bytes are counted for."""
-        sql = "SELECT DISTINCT client FROM ledger WHERE kind IN ('release', 'release_retry')"
-        return frozenset(row[0] for row in self._database.run(sql))
+        return frozenset(self._totals.devices())
 
     def entries(self) -> list[LedgerEntry]:
         """Return the whole ledger in order of round, client, direction and kind."""
@@ -93,16 +94,20 @@ class Ledger:
         sql = "SELECT * FROM ledger ORDER BY round, client, direction, kind"
         return [LedgerEntry(*row) for row in self._database.run(sql)]
 
-    def totals(self) -> dict[tuple[str, str], TransferredBytes]:
+    def of_round(self, round_: int) -> list[LedgerEntry]:
+        """Return a round's entries in order of client, direction and kind."""
+        self.flush()
+        sql = "SELECT * FROM ledger WHERE round = ? ORDER BY client, direction, kind"
+        return [LedgerEntry(*row) for row in self._database.run(sql, round_)]
+
+    def totals(self) -> Totals:
         """Return the bytes written so far by direction and kind."""
-        sql = (
-            "SELECT direction, kind, SUM(payload_bytes), SUM(message_bytes) FROM ledger "
-            "GROUP BY direction, kind"
-        )
-        return {
-            (direction, kind): TransferredBytes(payload, message)
-            for direction, kind, payload, message in self._database.run(sql)
-        }
+        return self._totals.all()
+
+    def device_totals(self) -> dict[str, Totals]:
+        """Return the bytes so far of each inference-only device, in order of names."""
+        self.flush()
+        return self._totals.devices()
 
 
 def _counts(entry: LedgerEntry) -> Counts:

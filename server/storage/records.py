@@ -120,6 +120,14 @@ class ModelVersion:
     accuracy: float | None = None
 
 
+class VersionScores(NamedTuple):
+    """How good a model version is on the test set; None where it was not measured."""
+
+    version: int
+    loss: float | None
+    accuracy: float | None
+
+
 @dataclass(frozen=True)
 class LedgerEntry:
     """Bytes sent; `message_bytes` include the payload, protobuf and gRPC framing."""

@@ -87,6 +87,12 @@ class Refusals:
         sql = "SELECT * FROM refused ORDER BY first, round, client, reason"
         return [RefusalRecord(*row) for row in self._database.run(sql)]
 
+    def of_round(self, round_: int) -> list[RefusalRecord]:
+        """Return a round's counts in order of the first refusal of each."""
+        self.flush()
+        sql = "SELECT * FROM refused WHERE round = ? ORDER BY first, client, reason"
+        return [RefusalRecord(*row) for row in self._database.run(sql, round_)]
+
     def by_reason(self) -> dict[str, int]:
         """Return how many refusals were written for each reason."""
         sql = "SELECT reason, SUM(count) FROM refused GROUP BY reason"

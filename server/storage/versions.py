@@ -11,7 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import ModelVersion
+from featherfed.server.storage.records import ModelVersion, VersionScores
 
 
 class Versions:
@@ -49,6 +49,11 @@ class Versions:
         """Return the newest version."""
         rows = self._database.run("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
         return _version(rows[0])
+
+    def newest_scores(self) -> VersionScores:
+        """Return the newest version's number, loss and accuracy, without reading its payload."""
+        sql = "SELECT version, loss, accuracy FROM versions ORDER BY version DESC LIMIT 1"
+        return VersionScores(*self._database.run(sql)[0])
 
     def after(self, number: int) -> list[ModelVersion]:
         """Return the versions above `number`, in order."""

@@ -9,6 +9,12 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.server.settings.settings import EvaluationSettings
+
+NO_CLIENT = (
+    {"clients": 0} if "clients" in EvaluationSettings.model_fields else {"every_client": False}
+)
+"""Settings to evaluate the global model alone, for the code of before (benchmarks/attacks), too."""
 
 
 class DistanceEvaluator:
