@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -84,6 +84,14 @@ class OpenCalls:
     @contextmanager
     def hold(self, key: Hashable, of_one: float = math.inf) -> Iterator[None]:
         """Count an open call; raise Busy if its key has `of_one`, or more than its share."""
+        self.begin(key, of_one)
+        try:
+            yield
+        finally:
+            self.end(key)
+
+    def begin(self, key: Hashable, of_one: float = math.inf) -> None:
+        """Count a call that begins, as `hold` does; `end` must follow."""
         mine, free = self._held.get(key, 0), self._in_all - self.open
         if mine >= _FEW:
             of_one = min(of_one, _GREED * (free - self._in_all / _RESERVED))
@@ -91,13 +99,13 @@ class OpenCalls:
             raise Busy(f"{mine} {self._what} are open", BURST_SECONDS)
         self._held[key] = mine + 1
         self.open += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
-            self._held[key] -= 1
-            if not self._held[key]:
-                del self._held[key]
+
+    def end(self, key: Hashable) -> None:
+        """Count the end of a call."""
+        self.open -= 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
 
 
 class Peer(NamedTuple):
@@ -125,11 +133,12 @@ class PeerQuota:
         """
         self._rate.check(key)
         calls, watches = self._of_one
-        with ExitStack() as held:
-            held.enter_context(self._calls.hold(key, calls))
-            if watch:
-                held.enter_context(self._watches.hold(key, watches))
-            yield
+        self._calls.begin(key, calls)
+        try:
+            with self._watches.hold(key, watches) if watch else nullcontext():
+                yield
+        finally:
+            self._calls.end(key)
 
     def count(self, key: str) -> None:
         """Count a call without regard to how many are open."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,8 +13,10 @@ from grpc_health.v1 import health
 from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.handlers import Requests
-from featherfed.server.transfers.leases import now
+from featherfed.server.transfers.leases import Patience, now
 from featherfed.server.transfers.uploads import Uploads
+
+T = TypeVar("T")
 
 LAST_SECONDS = 1.0
 """How long a call that begins while the server goes down may wait for its caller."""
@@ -34,17 +35,15 @@ class Draining:
         """Whether new calls are refused."""
         self._changes = changes
         self._uploads = uploads
-        self._limits: set[asyncio.Timeout] = set()
+        self._patience = Patience()
 
-    @asynccontextmanager
-    async def limit(self, seconds: float) -> AsyncIterator[None]:
-        """Limit the block to `seconds`, or to now once the server goes down, by TimeoutError."""
-        async with asyncio.timeout(LAST_SECONDS if self.begun else seconds) as limit:
-            self._limits.add(limit)
-            try:
-                yield
-            finally:
-                self._limits.discard(limit)
+    async def within(self, seconds: float, work: Awaitable[T]) -> T:
+        """Return what `work` returns; raise TimeoutError after `seconds`, or once draining begins.
+
+        `work` is left alone then; see `Patience`.
+        """
+        until = now() + (LAST_SECONDS if self.begun else seconds)
+        return await self._patience.wait(work, until)
 
     async def drain(self, grace: float) -> None:
         """Refuse new calls, release those that wait, and give uploads `grace` seconds to end.
@@ -56,9 +55,7 @@ class Draining:
             self._changes.close()
             await self.health.enter_graceful_shutdown()
             await asyncio.sleep(TOLD_SECONDS)
-            for limit in self._limits:
-                if not limit.expired():
-                    limit.reschedule(now())
+            self._patience.end()
         until = now() + grace
         while self._uploads.under_way and now() < until:
             await asyncio.sleep(0.05)

@@ -5,6 +5,8 @@ gRPC itself would wait for ever, answer UNKNOWN, and log a traceback as for a bu
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from featherfed.server.errors import Refused
 from featherfed.server.rpc.context import Context, Refuse
 from featherfed.server.rpc.draining import Draining
 from featherfed.server.rpc.handlers import Call, CheckedRequests, Requests, handler_of, method_of
-from featherfed.server.transfers.leases import left_alone
+from featherfed.server.transfers.leases import Patience
 
 WATCH_SECONDS = 300.0
 """How long a call of health checking or reflection may last; its caller may begin another."""
@@ -50,21 +52,22 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(details)
         if handler is None:
             return None
-        call, most = self._reading(handler), None
-        if not details.method.startswith(self._prefix):
+        ours = details.method.startswith(self._prefix)
+        call, most = self._reading(handler, ours), None
+        if not ours:
             call, most = self._ending(call), MAX_WATCH_BYTES
         made = handler_of(call, handler, _parser(handler.request_deserializer, most))
         self._handlers[details.method] = made
         return made
 
-    def _reading(self, handler: Any) -> Call:
+    def _reading(self, handler: Any, ours: bool) -> Call:
         method = method_of(handler)
 
         async def call(given: Requests, context: Context) -> Any:
             requests = given if isinstance(given, CheckedRequests) else CheckedRequests(context)
             try:
                 if handler.request_streaming:
-                    return await method(self._messages(requests), context)
+                    return await method(self._messages(requests, ours), context)
                 return await method(await self._first(requests), context)
             except Refused as error:
                 refusal = error.with_traceback(None)
@@ -76,27 +79,33 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Return a call that ends, which else would last as long as its caller likes."""
 
         async def limited(requests: Requests, context: Context) -> Any:
+            task = asyncio.ensure_future(call(requests, context))
             try:
-                async with self._draining.limit(WATCH_SECONDS):
-                    return await call(requests, context)
+                return await self._draining.within(WATCH_SECONDS, task)
             except TimeoutError:
                 pass
+            finally:
+                task.cancel()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this has lasted; call again")
 
         return limited
 
-    async def _messages(self, requests: Requests) -> AsyncGenerator[Any, None]:
-        """Yield the messages; raise Refused if there is none, or one that is no message."""
-        message = await self._first(requests)
+    async def _messages(self, requests: Requests, ours: bool) -> AsyncGenerator[Any, None]:
+        """Yield the messages; raise Refused if there is none, or one that is no message.
+
+        `ours`: the method itself waits with `Patience`.
+        """
+        message, patience = await self._first(requests), Patience()
         while message is not None:
             yield message
-            message = _checked(await left_alone(anext(requests, None)))
+            work = anext(requests, None)
+            message = _checked(await (work if ours else patience.wait(work, math.inf)))
 
     async def _first(self, requests: Requests) -> Any:
         """Return the first message; raise Refused if it is late, missing or no message."""
         try:
-            async with self._draining.limit(self._stall_seconds):
-                message = await left_alone(anext(requests, None))
+            work = anext(requests, None)
+            message = await self._draining.within(self._stall_seconds, work)
         except TimeoutError:
             raise Refused(pb.TOO_SLOW, "no message came; call again") from None
         if message is None:

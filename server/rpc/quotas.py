@@ -31,12 +31,20 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._peer_of = peer_of
         self._prefix = f"/{service}/"
         self._refuse = refuse
+        self._made: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Return the call's handler with the quota before it."""
         handler = await continuation(details)
         if handler is None:
             return None
+        known, made = self._made.get(details.method, (None, None))
+        if known is not handler:  # the next one gives the same handler for nearly every call
+            made = self._counting(handler, details)
+            self._made[details.method] = handler, made
+        return made
+
+    def _counting(self, handler: Any, details: Any) -> Any:
         call, watch = call_of(handler), not details.method.startswith(self._prefix)
 
         async def counted(requests: Requests, context: Context) -> Any:

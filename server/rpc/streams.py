@@ -47,11 +47,10 @@ class ChunkSender:
                 if download.uncounted >= COUNTED_CHUNK_BYTES:
                     await uninterrupted(self._count(download))
         finally:
-            await uninterrupted(self._count(download, asked, last=True))
+            await self._commits.run(download.count, asked, last=True)
 
-    async def _count(self, download: Download, *more: LedgerEntry, last: bool = False) -> None:
-        counted = await self._commits.run(download.count, *more, last=last)
-        download.settle(counted)
+    async def _count(self, download: Download) -> None:
+        download.settle(await self._commits.run(download.count))
 
     async def write(self, context: Context, lease: Lease, message: Any) -> None:
         """Send one message; raise StalledWrite if the peer does not take it in time."""

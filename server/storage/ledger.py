@@ -61,6 +61,7 @@ class Ledger:
                 "message_bytes = message_bytes + excluded.message_bytes",
                 *key, *sizes,
             )  # fmt: skip
+        self._database.after_commit(lambda: self._totals.add(counts))
 
     def message_bytes(self, direction: str) -> int:
         """Return all message bytes in one direction so far."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Hashable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from featherfed.proto import federation_pb2 as pb
@@ -16,6 +17,49 @@ MIN_BYTES_PER_SECOND = 1000.0
 """Bytes per second that a transfer must make overall: an eighth of a link of 64 kbit/s."""
 
 
+class Patience:
+    """Waits for work, until it takes too long or somebody ends the waiting."""
+
+    def __init__(self) -> None:
+        self._over: set[asyncio.Future[None]] = set()
+
+    async def wait(self, work: Awaitable[T], until: float) -> T:
+        """Return what `work` returns; raise TimeoutError at `until`, or if the waiting is ended.
+
+        `until`: the event loop's time in seconds. `work` is left alone then, and if the caller is
+        cancelled: gRPC never frees what a cancelled read or write holds, 64 KiB with a message that
+        arrives later (grpc/grpc#43360).
+        """
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+
+        def end(done: asyncio.Future[Any] | None = None) -> None:
+            if done is not None and not done.cancelled():
+                done.exception()  # or asyncio logs one that nobody awaits
+            if not over.done():
+                over.set_result(None)
+
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(end)
+        timer = loop.call_at(until, end) if until < math.inf else None
+        self._over.add(over)
+        try:
+            await over
+        finally:
+            self._over.discard(over)
+            if timer is not None:
+                timer.cancel()
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def end(self) -> None:
+        """End all waiting."""
+        for over in self._over:
+            if not over.done():
+                over.set_result(None)
+
+
 class Lease:
     """A transfer's right to go on; a newer transfer of the same client revokes it."""
 
@@ -23,28 +67,20 @@ class Lease:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the transfer has ended and stored what it leaves."""
         self._revoked = False
-        self._limit: asyncio.Timeout | None = None
+        self._patience = Patience()
 
     def revoke(self) -> None:
         """Interrupt what the transfer waits for, now or the next time."""
         self._revoked = True
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(now())
+        self._patience.end()
 
     async def wait_for(self, work: Awaitable[T], until: float) -> T:
         """Return what `work` returns; raise Refused if it takes beyond `until` or is interrupted.
 
         `until`: the event loop's time in seconds. `work` is then left alone.
         """
-        if self._revoked:
-            until = 0.0
-        try:
-            async with asyncio.timeout_at(until) as self._limit:
-                return await left_alone(work)
-        except TimeoutError:
-            pass
-        finally:
-            self._limit = None
+        with suppress(TimeoutError):
+            return await self._patience.wait(work, 0.0 if self._revoked else until)
         if self._revoked:
             raise Refused(pb.BUSY, "the client has begun anew")
         raise Refused(pb.TOO_SLOW, "the link stands still or is too slow; go on later")
@@ -81,23 +117,6 @@ class Leases:
 def now() -> float:
     """Return the event loop's time in seconds."""
     return asyncio.get_running_loop().time()
-
-
-async def left_alone(work: Awaitable[T]) -> T:
-    """Return what `work` returns; it goes on by itself if the caller is cancelled.
-
-    gRPC never frees what a cancelled read or write holds, 64 KiB with a message that arrives later
-    (grpc/grpc#43360).
-    """
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(_ignore_outcome)
-    return await asyncio.shield(task)
-
-
-def _ignore_outcome(done: asyncio.Future[Any]) -> None:
-    """Retrieve an exception that nobody awaits, or asyncio logs that it was never retrieved."""
-    if not done.cancelled():
-        done.exception()
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

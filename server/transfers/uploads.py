@@ -152,16 +152,17 @@ class Uploads:
     ) -> None:
         missing = upload.header.size - upload.size
         until = now() + GRACE_SECONDS + missing / MIN_BYTES_PER_SECOND
-        while (chunk := await self._next(lease, stream, until)) is not None:
+        while upload.size < upload.header.size:
+            if (chunk := await self._next(lease, stream, until)) is None:
+                await asyncio.sleep(HANG_UP_SECONDS)
+                detail = f"{upload.header.size} bytes announced, {upload.size} sent"
+                raise Refused(pb.MALFORMED, detail)
             if not chunk.data:
                 raise Refused(pb.MALFORMED, "a chunk without data")
             upload.add(chunk)
             self._presence.hear(upload.client)
             if len(upload.data) >= STORED_CHUNK_BYTES:
                 await uninterrupted(self._store(upload))
-        if upload.size < upload.header.size:
-            await asyncio.sleep(HANG_UP_SECONDS)
-            raise Refused(pb.MALFORMED, f"{upload.header.size} bytes announced, {upload.size} sent")
 
     async def _submit(self, upload: _Upload) -> pb.Outcome:
         with self._telemetry.acknowledged.time():

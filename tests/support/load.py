@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from support.numpy_federation import Spec
 from support.processes import program
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
@@ -36,22 +37,26 @@ BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 @dataclass
 class ManyClients:
-    """`count` clients of a run of one round, and their measurements."""
+    """`count` clients of a run of `rounds` rounds, and their measurements."""
 
     address: str
     count: int
+    rounds: int = 1
     seconds: dict[str, list[float]] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
     payload: int = 0
     """Bytes of the largest update."""
+    on_round: Callable[[int], None] = lambda round_: None
+    """Called when all have the model that a round starts from, and once more at the end."""
+    _plan: tuple[Manifest, pb.Plan] | None = None
     _update: list[Array] | None = None
-    _plan: tuple[Manifest, list[Array]] | None = None
-    _final: tuple[pb.Plan, list[bytes], bytes] | None = None
+    _held: dict[int, HeldModel] = field(default_factory=dict)
+    _sent: dict[int, tuple[list[bytes], bytes]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Run all clients from joining to the final model; raise if any of them fails."""
         self._ready = asyncio.Barrier(self.count)
-        await asyncio.gather(*(self._client(f"c{number:04}") for number in range(self.count)))
+        await asyncio.gather(*(self._client(f"c{number:05}") for number in range(self.count)))
 
     async def _client(self, name: str) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # else all would share one connection
@@ -65,31 +70,75 @@ class ManyClients:
                 capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
             )
             reply = await self._call("join", lambda: stub.Join(request))
-            task = await self._task(stub, reply.session, "train")
-            await self._fetch(stub, reply.session, task.train.version, None)
-            payload = self._encode(reply.plan, task.train)
-            await self._ready.wait()  # the worst case: all send at once
-            header = pb.UpdateHeader(
-                session=reply.session, round=1, num_examples=EXAMPLES, size=len(payload)
-            )
-            ack = await self._call("submit", lambda: stub.SubmitUpdate(_chunks(header, payload)))
-            if ack.outcome not in (pb.ACCEPTED, pb.DUPLICATE):
-                raise RuntimeError(f"{name}: {ack}")
-            task = await self._task(stub, reply.session, "finished")
-            links, data = await self._fetch(stub, reply.session, task.finished.version, 0)
-            found = reply.plan, [link.SerializeToString() for link in links], data
-            if self._final is None:
-                self._final = found
-            if found[1:] != self._final[1:] or links[-1].digest != task.finished.digest:
-                raise RuntimeError(f"{name} was sent another final model")
+            self._plan = self._plan or (manifest_of(reply.plan), reply.plan)
+            for round_ in range(1, self.rounds + 1):
+                task = (await self._task(stub, reply.session, "train")).train
+                await self._fetch(stub, reply.session, task.version, task.digest)
+                payload = self._encode(task)
+                # The worst case: all send at once.
+                if await self._ready.wait() == 0:
+                    self.on_round(round_)
+                header = pb.UpdateHeader(
+                    session=reply.session, round=round_, version=task.version,
+                    num_examples=EXAMPLES, size=len(payload),
+                )  # fmt: skip
+                ack = await self._call("submit", functools.partial(_submit, stub, header, payload))
+                if ack.outcome not in (pb.ACCEPTED, pb.DUPLICATE):
+                    raise RuntimeError(f"{name}: {ack}")
+            end = (await self._task(stub, reply.session, "finished")).finished
+            await self._fetch(stub, reply.session, end.version, end.digest)
+            if await self._ready.wait() == 0:
+                self.on_round(self.rounds + 1)
 
-    def check(self) -> None:
-        """Check the final model that all were sent; takes as long as a client's own decoding."""
-        assert self._final is not None
-        plan, links, data = self._final
-        manifest, start = self._prepared(plan)
-        route = [pb.Link.FromString(link) for link in links]
-        apply_links(manifest, plan.seed, HeldModel(0, b"", start), route, data)
+    async def _task(self, stub: Any, session: int, wanted: str) -> pb.NextTaskReply:
+        request = pb.NextTaskRequest(session=session, wait_seconds=20)
+        while True:
+            task = await self._call(f"task {wanted}", lambda: stub.NextTask(request))
+            if task.HasField(wanted):
+                return task
+
+    async def _fetch(self, stub: Any, session: int, version: int, digest: bytes) -> None:
+        """Download a version, which the first client to have it decodes for all."""
+        request = pb.FetchModelRequest(session=session, version=version)
+        before = self._held.get(version - 1)
+        if before is not None:
+            request.have_version, request.have_digest = before.version, before.digest[:8]
+
+        async def fetch() -> tuple[list[pb.Link], bytes]:
+            links, data = [], []
+            async for chunk in stub.FetchModel(request):
+                links += chunk.links
+                data.append(chunk.data)
+            return links, b"".join(data)
+
+        links, data = await self._call("fetch", fetch)
+        sent = [link.SerializeToString() for link in links], data
+        if self._sent.setdefault(version, sent) != sent or links[-1].digest != digest:
+            raise RuntimeError(f"a client was sent another version {version} than the others")
+        if version not in self._held:
+            assert self._plan is not None
+            manifest, plan = self._plan
+            self._held[version] = apply_links(manifest, plan.seed, before, links, data)
+
+    def _encode(self, task: pb.Train) -> bytes:
+        assert self._plan is not None
+        (manifest, plan), held = self._plan, self._held[task.version]
+        if self._update is None:
+            rng = np.random.default_rng(0)
+            self._update = [
+                rng.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in held.weights
+            ]
+        codec = parse_codec(task.codec)
+        if not codec.traits.keyed and self.payload:
+            return self._unkeyed
+        start = start_round(manifest, held.weights, task.sparsity)
+        shared = start.context(plan.seed, task.round, task.slots, held.allocation)
+        encoded = encode_update(
+            codec, manifest, self._update, masks=shared.masks, context=shared.for_slot(task.slot)
+        )
+        self._unkeyed = encoded.payload
+        self.payload = max(self.payload, len(encoded.payload))
+        return encoded.payload
 
     async def _call(self, what: str, call: Any) -> Any:
         begin = time.perf_counter()
@@ -105,56 +154,9 @@ class ManyClients:
                 await asyncio.sleep(min(5, 0.1 * 2**attempt) * np.random.random())
         raise RuntimeError(f"{what}: refused for ever")
 
-    async def _task(self, stub: Any, session: int, wanted: str) -> pb.NextTaskReply:
-        request = pb.NextTaskRequest(session=session, wait_seconds=20)
-        while True:
-            task = await self._call(f"task {wanted}", lambda: stub.NextTask(request))
-            if task.HasField(wanted):
-                return task
 
-    async def _fetch(
-        self, stub: Any, session: int, version: int, have: int | None
-    ) -> tuple[list[pb.Link], bytes]:
-        request = pb.FetchModelRequest(session=session, version=version)
-        if have is not None:
-            request.have_version = have
-            request.have_digest = self._seed_digest[:8]
-
-        async def fetch() -> tuple[list[pb.Link], bytes]:
-            links, data = [], []
-            async for chunk in stub.FetchModel(request):
-                links += chunk.links
-                data.append(chunk.data)
-            return links, b"".join(data)
-
-        found = await self._call("fetch", fetch)
-        if have is None:
-            self._seed_digest = found[0][-1].digest
-        return found
-
-    def _prepared(self, plan: pb.Plan) -> tuple[Manifest, list[Array]]:
-        if self._plan is None:
-            manifest = manifest_of(plan)
-            self._plan = manifest, initial_weights(manifest, plan.seed)
-        return self._plan
-
-    def _encode(self, plan: pb.Plan, task: pb.Train) -> bytes:
-        manifest, start = self._prepared(plan)
-        if self._update is None:
-            rng = np.random.default_rng(0)
-            self._update = [
-                rng.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in start
-            ]
-        codec = parse_codec(task.codec)
-        if not codec.traits.keyed and self.payload:
-            return self._unkeyed
-        shared = start_round(manifest, start, 0).context(plan.seed, task.round, task.slots, None)
-        encoded = encode_update(
-            codec, manifest, self._update, masks=shared.masks, context=shared.for_slot(task.slot)
-        )
-        self._unkeyed = encoded.payload
-        self.payload = max(self.payload, len(encoded.payload))
-        return encoded.payload
+def _submit(stub: Any, header: pb.UpdateHeader, payload: bytes) -> Any:
+    return stub.SubmitUpdate(_chunks(header, payload))
 
 
 async def _chunks(header: pb.UpdateHeader, payload: bytes) -> Any:
@@ -185,14 +187,18 @@ def cpu_seconds(pid: int) -> float:
 
 
 def measure_load(
-    directory: Path, count: int, model: str, uplink: str = "balanced"
+    directory: Path, count: int, model: str, uplink: str = "balanced", rounds: int = 1
 ) -> dict[str, Any]:
-    """Run one round of `count` clients on a server of its own; return times, bytes and memory."""
+    """Run rounds of `count` clients on a server of its own; return times, bytes and memory.
+
+    The server's evaluator needs no data and hardly any time: see support.evaluator.
+    """
     spec = Spec(
         {
-            "name": "load", "rounds": 1, "server": {"port": 0, "stay": True},
+            "name": "load", "rounds": rounds, "server": {"port": 0, "stay": True},
             "clients": {"minimum": count, "quorum": 1.0, "deadline": 3600},
             "compression": {"uplink": uplink},
+            "limits": {"streams": max(1000, 2 * count), "clients": max(1000, count)},
         },
         model,
     )  # fmt: skip
@@ -202,31 +208,41 @@ def measure_load(
         server = subprocess.Popen(
             program("numpy_federation", "server", str(directory)), stdout=log, stderr=log
         )
+    used: list[tuple[float, float]] = []
+
+    def on_round(round_: int) -> None:
+        used.append((time.perf_counter(), cpu_seconds(server.pid)))
+
     try:
         address = directory / "server.address"
         while not address.exists():
             assert server.poll() is None, (directory / "server.log").read_text("utf-8")
             time.sleep(0.05)
         idle = memory_mb(server.pid)["peak_mb"]
-        clients = ManyClients(address.read_text("utf-8"), count)
+        clients = ManyClients(address.read_text("utf-8"), count, rounds, on_round=on_round)
         begin, cpu = time.perf_counter(), cpu_seconds(server.pid)
         asyncio.run(clients.run())
         seconds = time.perf_counter() - begin
         memory, cpu = memory_mb(server.pid), cpu_seconds(server.pid) - cpu
-        clients.check()
         server.terminate()
         assert server.wait(120) == 0, (directory / "server.log").read_text("utf-8")
     finally:
         server.kill()
         server.wait()
     acks = clients.seconds["submit"]
+    (first, first_cpu), (last, last_cpu) = used[0], used[-1]
     return {
         "clients": count,
+        "rounds": rounds,
         "parameters": MODELS[model].num_values,
         "uplink": uplink,
         "update_bytes": clients.payload,
         "seconds": round(seconds, 1),
+        "seconds_a_round": round((last - first) / rounds, 2),
         "server_cpu_ms_a_client": round(1000 * cpu / count, 2),
+        "server_cpu_ms_a_client_and_round": round(
+            1000 * (last_cpu - first_cpu) / count / rounds, 2
+        ),
         "ack_p50_ms": quantile(acks, 0.5),
         "ack_p99_ms": quantile(acks, 0.99),
         "join_p99_ms": quantile(clients.seconds["join"], 0.99),
@@ -241,5 +257,6 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch) / "run"
-        print(json.dumps(measure_load(where, int(sys.argv[1]), sys.argv[2], *sys.argv[3:])))
+        where, (count, model, *more) = Path(scratch) / "run", sys.argv[1:]
+        uplink, rounds = (more + ["balanced", "1"][len(more) :])[:2]
+        print(json.dumps(measure_load(where, int(count), model, uplink, int(rounds))))
