@@ -97,11 +97,11 @@ class Sampler:
                 yield Sample(tensor, values, position, root)
             begin += len(points)
 
-    def widths(self, count: int) -> Integers:
-        """Return the widths of `count` strata, int64; the first are one wider if it must be."""
-        quotient, rest = divmod(self._total, max(1, count))
-        widths = np.full(count, quotient, np.int64)
-        widths[:rest] += 1
+    def widths(self, values: slice, count: int) -> Integers:
+        """Return the widths of those `values` of `count` strata, int64; the first may be wider."""
+        quotient, rest = divmod(self._total, count)
+        widths = np.full(values.stop - values.start, quotient, np.int64)
+        widths[: max(0, rest - values.start)] += 1
         return widths
 
     def _points(self, words: Words, begin: int, count: int, context: Context) -> Integers:

@@ -124,15 +124,17 @@ class Sketch:
         sampler = sampler_of(allocation or equal_importance(shapes), tuple(shapes))
         count = self._count(shapes)
         values = np.zeros(count, np.float32)
-        widths = sampler.widths(count)
         for sample in sampler.draw(count, context):
-            gain = (widths[sample.values] / sample.root).astype(np.float32)
+            gain = (sampler.widths(sample.values, count) / sample.root).astype(np.float32)
             tensor = tensors[sample.tensor].reshape(-1)
             np.multiply(tensor[sample.positions], gain, out=values[sample.values])
         rotated = rotate(values, context.update_key)
         levels = self._levels(rotated)
-        codes = ((levels + np.float32(2**self.bits - 1)) / 2).astype(np.uint8)
-        return report + _scales(rotated, levels).tobytes() + pack(codes, symbols(self.bits))
+        scales = _scales(rotated, levels)
+        levels += np.float32(2**self.bits - 1)
+        levels /= 2
+        codes = levels.astype(np.uint8)
+        return report + scales.tobytes() + pack(codes, symbols(self.bits))
 
     def decode(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT

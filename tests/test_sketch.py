@@ -143,7 +143,8 @@ def test_each_stratum_sends_the_coordinate_at_its_point(
     got = np.concatenate([s.positions + firsts[s.tensor] for s in samples])
     assert (got == expected).all()
     assert [s.values.start for s in samples[1:]] == [s.values.stop for s in samples[:-1]]
-    assert drawn.widths(count).tolist() == widths
+    for sample in samples:
+        assert drawn.widths(sample.values, count).tolist() == widths[sample.values]
     roots = np.sqrt(np.concatenate([w.ravel() for w in weights])[expected]).astype(np.float32)
     assert (np.concatenate([s.root for s in samples]) == roots).all()
 
