@@ -24,7 +24,7 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate
+from featherfed.compression.exchange.average import FULL_SHARE, Average, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
@@ -37,8 +37,8 @@ from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation import bundle, robust
-from featherfed.server.aggregation.bundle import BundleBuilder
+from featherfed.server.aggregation import bundle, next_version, robust
+from featherfed.server.aggregation.bundle import BundleBuilder, RoundBundle
 from featherfed.server.aggregation.clipping import (
     clip_share,
     clip_to_quantile,
@@ -205,6 +205,44 @@ def test_a_bundle_tells_no_number_of_examples(direct_run: Callable[..., DirectRu
 
 
 @pytest.mark.parametrize(
+    ("counts", "same"),
+    [
+        (dict.fromkeys(UNEQUAL, 77), True),
+        ({"c0": 14, "c1": 7, "c2": 7, "c3": 28, "c4": 7}, True),
+        (UNEQUAL, False),
+    ],
+)
+def test_the_mean_of_a_bundle_is_made_anew_only_if_its_weights_are_others(
+    direct_run: Callable[..., DirectRun],
+    monkeypatch: pytest.MonkeyPatch,
+    counts: dict[str, int],
+    same: bool,
+) -> None:
+    digests, made = [], []
+
+    def counted(*args: Any) -> Average:
+        made.append(args)
+        return average(*args)
+
+    result = BundleBuilder.result
+
+    def doubted(self: BundleBuilder) -> RoundBundle | None:
+        made_of = result(self)
+        return made_of and made_of._replace(same_mean=False)
+
+    monkeypatch.setattr(next_version, "average", counted)
+    for folder in ("reused", "anew"):
+        run = direct_run(folder, compression={"uplink": "sketch(0.3)"}, rounds=3)
+        run.submit(honest(5), counts)
+        run.coordinator.aggregate()
+        assert run.store.versions.newest().kind == "bundle"
+        digests.append(run.store.versions.newest().digest)
+        monkeypatch.setattr(BundleBuilder, "result", doubted)
+    assert len(made) == 2 - same
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
     "compression", [DENSE, {"uplink": "sketch(0.3)", "broadcast": "aggregate"}]
 )
 def test_a_round_that_is_not_forwarded_weighs_by_the_exact_numbers(
@@ -244,7 +282,7 @@ def test_a_bundle_grows_until_it_is_larger_than_the_model(monkeypatch: pytest.Mo
     for slot in range(300):
         before = builder.result()
         assert before is not None
-        full = before.ByteSize() > limit
+        full = before.message.ByteSize() > limit
         payload = bytes(3 if slot % 2 else 150)
         builder.add(str(slot), WeightedUpdate(slot, 100, "x", payload, slot * 200))
         if full:

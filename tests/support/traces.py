@@ -57,7 +57,6 @@ BROADCAST = {
     ("server/coordinator", "BundleBuilder.add"),
     ("server/coordinator", "next_version"),
     ("server/aggregation", "encode_update"),
-    ("server/aggregation", "average"),
     ("server/aggregation", "apply_update"),
     ("server/coordinator", "Versions.add"),
     ("edge_client", "FederationService.FetchModel"),
