@@ -226,7 +226,7 @@ def _placed(
         positions[sample.tensor].append(sample.positions)
     tensors, begin = [], 0
     for shape, parts in zip(shapes, positions, strict=True):
-        own = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else _NOWHERE
+        own = np.concatenate([*parts, _NOWHERE])
         end = begin + len(own)
         tensors.append(sparse_sum(shape, own, values[begin:end]))
         begin = end
