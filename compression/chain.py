@@ -20,6 +20,7 @@ from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.importance import Report
 from featherfed.compression.key import Key
+from featherfed.compression.sparse import Tensor
 from featherfed.compression.stage import (
     FLOATS,
     ArrayStage,
@@ -112,6 +113,12 @@ class Chain:
         ]
         reader.finish()
         return tensors
+
+    def decode_sparse(
+        self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
+    ) -> Sequence[Tensor]:
+        """Return what `decode` does: a chain sends all values."""
+        return self.decode(data, shapes, context)
 
     def _read_sides(self, reader: Reader, shape: Shape) -> list[bytes]:
         sides = []

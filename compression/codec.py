@@ -11,6 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError
 from featherfed.compression.importance import Report
+from featherfed.compression.sparse import Tensor
 from featherfed.compression.stage import Shape
 from featherfed.compression.traits import Traits
 
@@ -40,6 +41,11 @@ class Codec(Protocol):
     ) -> list[Array]:
         """Return float32 tensors of exactly `shapes`, all finite; raise WireError otherwise."""
 
+    def decode_sparse(
+        self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
+    ) -> Sequence[Tensor]:
+        """Return what `decode` does, without the zeros where only few values were sent."""
+
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return the report of importance in encoded `data`, None if it holds none."""
 
@@ -47,10 +53,16 @@ class Codec(Protocol):
         """Return the most bytes that tensors of `shapes` take before byte stages."""
 
 
+def within(tensor: Array, limit: float) -> bool:
+    """Whether no value is NaN or of a magnitude beyond `limit`."""
+    most = np.float32(limit)
+    return bool(tensor.max(initial=0) <= most and tensor.min(initial=0) >= -most)
+
+
 def check_magnitudes(tensors: Sequence[Array]) -> None:
     """Raise CodecError for NaN, infinity or values beyond MAX_MAGNITUDE."""
     for number, tensor in enumerate(tensors):
-        if not (np.abs(tensor) <= MAX_MAGNITUDE).all():
+        if not within(tensor, MAX_MAGNITUDE):
             raise CodecError(
                 f"tensor {number} holds NaN, infinity or values beyond {MAX_MAGNITUDE:g}"
             )

@@ -38,7 +38,9 @@ def rotate_back(z: Array, key: Key) -> Array:
     Where `z` holds whole numbers (signs, levels) below 2**11 every sum is exact, hence the same on
     every platform. Multiply by `block_scales` for the inverse itself.
     """
-    return _transform(np.ascontiguousarray(z, np.float32), orthonormal=False) * key.signs(z.size)
+    back = _transform(np.ascontiguousarray(z, np.float32), orthonormal=False)
+    back *= key.signs(z.size)
+    return back
 
 
 def block_scales(count: int) -> Array:

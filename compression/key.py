@@ -8,10 +8,13 @@ different paths unrelated ones.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,26 @@ class Key:
             sha.update(len(text).to_bytes(4, "little") + text)
         return Key(sha.digest()[:16])
 
-    def words(self, count: int) -> npt.NDArray[np.uint64]:
+    def words(self, count: int) -> Words:
         """Return the first `count` 64-bit words of the stream."""
-        pair = np.frombuffer(self.bits, "<u8").astype(np.uint64)
-        raw: npt.NDArray[np.uint64] = np.random.Philox(key=pair).random_raw(count)
-        return raw
+        return self._stream().random_raw(count)
+
+    def blocks(self, count: int, size: int) -> Iterator[Words]:
+        """Yield the first `count` words of the stream, `size` at a time."""
+        stream = self._stream()
+        for begin in range(0, count, size):
+            yield stream.random_raw(min(size, count - begin))
 
     def signs(self, count: int) -> npt.NDArray[np.float32]:
         """Return `count` values of +1 or -1, float32, one bit of the stream each."""
-        octets = self.words(-(-count // 64)).astype("<u8").view(np.uint8)
-        bits = np.unpackbits(octets, count=count, bitorder="little")
-        return np.float32(1) - np.float32(2) * bits.astype(np.float32)
+        octets = self.words(-(-count // 64)).astype("<u8", copy=False).view(np.uint8)
+        signs = np.unpackbits(octets, count=count, bitorder="little").astype(np.float32)
+        signs *= -2
+        signs += 1
+        return signs
+
+    def _stream(self) -> np.random.Philox:
+        return np.random.Philox(key=np.frombuffer(self.bits, "<u8").astype(np.uint64))
 
 
 NO_KEY = Key.root(0)

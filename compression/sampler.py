@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,23 +12,33 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.context import Context
 from featherfed.compression.errors import WireError
 from featherfed.compression.importance import Allocation, Integers, grid_of, importance_weights
-from featherfed.compression.key import Key
+from featherfed.compression.key import Words
 from featherfed.compression.stage import Shape
+
+_BLOCK = 16384  # values that are drawn at once: what is computed of them fits into a cache
+_TABLE_SHARE = 4  # entries per value for which a table is faster than a search
 
 
 class Sample(NamedTuple):
     """The coordinates of one tensor that a sketch sends.
 
     `values`: their range in the list of all values that are sent. `positions`: int64 indices into
-    the flattened tensor. `gain`, `root` (float32): a value is multiplied by `gain` before it is
-    sent and divided by `root` on arrival; gain / root is 1 / its probability of being sent.
+    the flattened tensor, rising; one may come again. `root`: float32, the square roots of their
+    weights. A value is multiplied by the width of its stratum and divided by `root`
+    before it is sent, and divided by `root` on arrival; width / root**2 is 1 / its probability of
+    being sent.
     """
 
     tensor: int
     values: slice
     positions: Integers
-    gain: Array
     root: Array
+
+
+@lru_cache(2)
+def sampler_of(allocation: Allocation, shapes: tuple[Shape, ...]) -> Sampler:
+    """Return the sampler of an allocation, the same for all updates of a round."""
+    return Sampler(allocation, shapes)
 
 
 class Sampler:
@@ -37,7 +47,6 @@ class Sampler:
     def __init__(self, allocation: Allocation, shapes: Sequence[Shape]) -> None:
         self._rows: list[Integers] = []
         self._columns: list[Integers | None] = []
-        self._sizes = [math.prod(shape) for shape in shapes]
         profile = np.frombuffer(allocation.profile, np.uint8)
         at = total = 0
         ends = []
@@ -55,45 +64,89 @@ class Sampler:
             ends.append(rows * length)
         self._total = total
         self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
+        self._begins = np.concatenate([np.zeros(1, np.int64), self._ends])
+        self._first_rows = np.cumsum([0, *map(len, self._rows)])
 
     def draw(self, count: int, context: Context) -> Iterator[Sample]:
-        """Yield the `count` coordinates that are sent, as one sample per tensor that has any."""
-        if not count:
-            return
-        points, widths = self._points(count, context.key.child("points"), context)
-        row = np.searchsorted(self._ends, points, side="right")
-        begins = np.concatenate([np.zeros(1, np.int64), self._ends])
-        within = points - begins[row]
-        first = 0
-        for tensor, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
-            values = slice(*np.searchsorted(row, [first, first + len(rows)]))
-            own_row = row[values] - first
-            first += len(rows)
-            if values.start == values.stop:
-                continue
-            weight = rows[own_row]
-            column = within[values] // weight
-            width = self._sizes[tensor] // len(rows)
-            if columns is not None:
-                column = np.searchsorted(np.cumsum(columns), column, side="right")
-                weight = weight * columns[column]
-            root = np.sqrt(weight.astype(np.float64)).astype(np.float32)
-            gain = (widths[values] / root).astype(np.float32)
-            yield Sample(tensor, values, own_row * width + column, gain, root)
+        """Yield the `count` coordinates that are sent, in samples of one tensor each."""
+        finders: dict[int, Callable[[Integers], Integers]] = {}
+        begin = 0
+        for words in context.key.child("points").blocks(count, _BLOCK):
+            points = self._points(words, begin, count, context)
+            row = _cells(self._ends, points)
+            bounds = np.searchsorted(row, self._first_rows).tolist()
+            for tensor, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
+                own = slice(bounds[tensor], bounds[tensor + 1])
+                if own.start == own.stop:
+                    continue
+                position, own_row = points[own], row[own]
+                position -= self._begins[own_row]
+                own_row -= self._first_rows[tensor]
+                weight = rows[own_row]
+                position //= weight
+                if columns is not None:
+                    if tensor not in finders:
+                        finders[tensor] = self._column_finder(tensor, count)
+                    column = finders[tensor](position)
+                    weight *= columns[column]
+                    position = own_row
+                    position *= len(columns)
+                    position += column
+                values = slice(begin + own.start, begin + own.stop)
+                root = np.sqrt(weight.astype(np.float64)).astype(np.float32)
+                yield Sample(tensor, values, position, root)
+            begin += len(points)
 
-    def _points(self, count: int, key: Key, context: Context) -> tuple[Integers, Integers]:
-        """Return a point of the line in each of `count` strata, rising, and the strata's widths."""
+    def widths(self, values: slice, count: int) -> Integers:
+        """Return the widths of those `values` of `count` strata, int64; the first may be wider."""
+        quotient, rest = divmod(self._total, count)
+        widths = np.full(values.stop - values.start, quotient, np.int64)
+        widths[: max(0, rest - values.start)] += 1
+        return widths
+
+    def _points(self, words: Words, begin: int, count: int, context: Context) -> Integers:
+        """Return a point of the line in each stratum from `begin` on; overwrites `words`."""
         assert count <= self._total, "every coordinate weighs more than one"
         quotient, rest = divmod(self._total, count)
-        stratum = np.arange(count, dtype=np.int64)
-        widths = quotient + (stratum < rest)
-        begins = stratum * quotient + np.minimum(stratum, rest)
-        draw = (key.words(count) >> np.uint64(32)) + np.uint64(
-            (context.slot % context.slots) * (2**32 // context.slots)
-        )
-        draw &= np.uint64(2**32 - 1)
-        # floor(width * draw / 2**32) without a product of more than 64 bits.
-        wide = widths.astype(np.uint64)
-        high, low = wide >> np.uint64(32), wide & np.uint64(2**32 - 1)
-        offset = high * draw + ((low * draw) >> np.uint64(32))
-        return begins + offset.astype(np.int64), widths
+        words >>= np.uint64(32)
+        words += np.uint64((context.slot % context.slots) * (2**32 // context.slots))
+        words &= np.uint64(2**32 - 1)
+        wider = min(max(0, rest - begin), len(words))
+        _scale(words[:wider], quotient + 1)
+        _scale(words[wider:], quotient)
+        points = words.view(np.int64)
+        stratum = np.arange(begin, begin + len(points), dtype=np.int64)
+        points += np.minimum(stratum, rest)
+        stratum *= quotient
+        points += stratum
+        return points
+
+    def _column_finder(self, tensor: int, count: int) -> Callable[[Integers], Integers]:
+        """Return what tells for points of a row of weight 1 which columns they are in."""
+        columns = self._columns[tensor]
+        assert columns is not None
+        ends = np.cumsum(columns)
+        expected = count * int(self._rows[tensor].sum()) * int(ends[-1]) // self._total
+        if ends[-1] > _TABLE_SHARE * expected:
+            return lambda points: np.searchsorted(ends, points, side="right")
+        return np.repeat(np.arange(len(columns)), columns).__getitem__
+
+
+def _scale(draw: Words, width: int) -> None:
+    """Make of `draw`, below 2**32, floor(width * draw / 2**32) without a longer product."""
+    high, low = divmod(width, 2**32)
+    above = draw * np.uint64(high) if high else None
+    draw *= np.uint64(low)
+    draw >>= np.uint64(32)
+    if above is not None:
+        draw += above
+
+
+def _cells(ends: Integers, points: Integers) -> Integers:
+    """Return for each of rising `points` the number of the cell that it is in, by cells' `ends`."""
+    first, last = np.searchsorted(ends, points[[0, -1]], side="right")
+    passed = ends[first:last]
+    if len(points) < len(passed):
+        return np.searchsorted(ends, points, side="right")
+    counts = np.diff(np.searchsorted(points, passed), prepend=0, append=len(points))
+    return np.repeat(np.arange(first, last + 1), counts)

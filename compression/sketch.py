@@ -19,7 +19,7 @@ No error feedback: the noise is many times the signal, and feeding it back diver
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +34,7 @@ from featherfed.compression.errors import CodecError, NonFiniteError
 from featherfed.compression.hadamard import MAX_BLOCK, MIN_BLOCK, block_scales, rotate, rotate_back
 from featherfed.compression.importance import (
     Allocation,
+    Integers,
     Report,
     decode_report,
     encode_report,
@@ -41,7 +42,8 @@ from featherfed.compression.importance import (
     measure_importance,
     report_size,
 )
-from featherfed.compression.sampler import Sampler
+from featherfed.compression.sampler import Sample, sampler_of
+from featherfed.compression.sparse import SparseTensor, sparse_sum
 from featherfed.compression.stage import (
     Shape,
     pack,
@@ -57,6 +59,7 @@ BOUNDED = "bounded"
 PROFILE = "profile"
 """The report of older versions, of which one lie could decide what all clients send."""
 
+_NOWHERE = np.zeros(0, np.int64)
 _STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
 """Best uniform step for a standard normal (Max 1960), by bits; one bit needs none."""
 
@@ -118,21 +121,31 @@ class Sketch:
             report = encode_report(own, context.slot, context.slots)
             if allocation is None:
                 allocation = Allocation(own.levels, equal_importance(shapes).profile)
-        sampler = Sampler(allocation or equal_importance(shapes), shapes)
+        sampler = sampler_of(allocation or equal_importance(shapes), tuple(shapes))
         count = self._count(shapes)
         values = np.zeros(count, np.float32)
         for sample in sampler.draw(count, context):
+            gain = (sampler.widths(sample.values, count) / sample.root).astype(np.float32)
             tensor = tensors[sample.tensor].reshape(-1)
-            values[sample.values] = tensor[sample.positions] * sample.gain
+            np.multiply(tensor[sample.positions], gain, out=values[sample.values])
         rotated = rotate(values, context.update_key)
         levels = self._levels(rotated)
-        codes = ((levels + np.float32(2**self.bits - 1)) / 2).astype(np.uint8)
-        return report + _scales(rotated, levels).tobytes() + pack(codes, symbols(self.bits))
+        scales = _scales(rotated, levels)
+        levels += np.float32(2**self.bits - 1)
+        levels /= 2
+        codes = levels.astype(np.uint8)
+        return report + scales.tobytes() + pack(codes, symbols(self.bits))
 
     def decode(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
     ) -> list[Array]:
         """Return float32 tensors of `shapes`, zero where nothing was sent."""
+        return [tensor.dense() for tensor in self.decode_sparse(data, shapes, context)]
+
+    def decode_sparse(
+        self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
+    ) -> list[SparseTensor]:
+        """Return the values that were sent of tensors of `shapes`."""
         reader = Reader(data)
         allocation = self._read_allocation(reader, shapes, context)
         count = self._count(shapes)
@@ -140,17 +153,17 @@ class Sketch:
         form = symbols(self.bits)
         raw = unpack(reader.take(packed_size(form, count)), form, count)
         reader.finish()
-        out = [np.zeros(math.prod(shape), np.float32) for shape in shapes]
-        levels = raw.astype(np.float32) * 2 - np.float32(2**self.bits - 1)
+        levels = raw.astype(np.float32)
+        levels *= 2
+        levels -= np.float32(2**self.bits - 1)
+        sampler = sampler_of(allocation, tuple(shapes))
         with np.errstate(over="ignore", invalid="ignore"):
-            values = rotate_back(levels, context.update_key) * block_scales(count)
+            values = rotate_back(levels, context.update_key)
+            values *= block_scales(count)
             values *= np.repeat(scales.view(np.float32), MAX_BLOCK)[:count]
-            for sample in Sampler(allocation, shapes).draw(count, context):
-                received = values[sample.values] / sample.root
-                np.add.at(out[sample.tensor], sample.positions, received)
-        if not np.isfinite(values).all():
-            raise NonFiniteError("a sketch holds NaN or infinity")
-        return [x.reshape(shape) for x, shape in zip(out, shapes, strict=True)]
+            if not np.isfinite(values).all():
+                raise NonFiniteError("a sketch holds NaN or infinity")
+            return _placed(values, sampler.draw(count, context), shapes)
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return the report of importance in encoded `data`, None if it holds none."""
@@ -189,7 +202,10 @@ class Sketch:
     def _levels(self, rotated: Array) -> Array:
         """Return `rotated` quantized to odd whole numbers, float32, symmetric around zero."""
         if self.bits == 1:
-            return np.where(rotated >= 0, np.float32(1), np.float32(-1))
+            signs = (rotated >= 0).astype(np.float32)
+            signs *= 2
+            signs -= 1
+            return signs
         top = 2 ** (self.bits - 1)
         rms = np.sqrt(np.mean(np.square(rotated, dtype=np.float64))) or 1.0
         cells = np.floor(rotated / np.float32(_STEP_SIZE[self.bits] * rms))
@@ -198,6 +214,23 @@ class Sketch:
 
     def __str__(self) -> str:
         return stage_text(self)
+
+
+def _placed(
+    values: Array, samples: Iterable[Sample], shapes: Sequence[Shape]
+) -> list[SparseTensor]:
+    """Return tensors of `shapes` with the received `values` of `samples`; overwrites `values`."""
+    positions: list[list[Integers]] = [[] for _ in shapes]
+    for sample in samples:
+        values[sample.values] /= sample.root
+        positions[sample.tensor].append(sample.positions)
+    tensors, begin = [], 0
+    for shape, parts in zip(shapes, positions, strict=True):
+        own = np.concatenate([*parts, _NOWHERE])
+        end = begin + len(own)
+        tensors.append(sparse_sum(shape, own, values[begin:end]))
+        begin = end
+    return tensors
 
 
 def _take_report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate
+from featherfed.compression.exchange.average import FULL_SHARE, Average, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
 )
 from featherfed.compression.exchange.round import RoundContext
-from featherfed.compression.exchange.update import encode_update
+from featherfed.compression.exchange.update import encode_update, receive_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation import robust
-from featherfed.server.aggregation.bundle import BundleBuilder
+from featherfed.server.aggregation import bundle, next_version, robust
+from featherfed.server.aggregation.bundle import BundleBuilder, RoundBundle
 from featherfed.server.aggregation.clipping import (
     clip_share,
     clip_to_quantile,
@@ -204,6 +205,44 @@ def test_a_bundle_tells_no_number_of_examples(direct_run: Callable[..., DirectRu
 
 
 @pytest.mark.parametrize(
+    ("counts", "same"),
+    [
+        (dict.fromkeys(UNEQUAL, 77), True),
+        ({"c0": 14, "c1": 7, "c2": 7, "c3": 28, "c4": 7}, True),
+        (UNEQUAL, False),
+    ],
+)
+def test_the_mean_of_a_bundle_is_made_anew_only_if_its_weights_are_others(
+    direct_run: Callable[..., DirectRun],
+    monkeypatch: pytest.MonkeyPatch,
+    counts: dict[str, int],
+    same: bool,
+) -> None:
+    digests, made = [], []
+
+    def counted(*args: Any) -> Average:
+        made.append(args)
+        return average(*args)
+
+    result = BundleBuilder.result
+
+    def doubted(self: BundleBuilder) -> RoundBundle | None:
+        made_of = result(self)
+        return made_of and made_of._replace(same_mean=False)
+
+    monkeypatch.setattr(next_version, "average", counted)
+    for folder in ("reused", "anew"):
+        run = direct_run(folder, compression={"uplink": "sketch(0.3)"}, rounds=3)
+        run.submit(honest(5), counts)
+        run.coordinator.aggregate()
+        assert run.store.versions.newest().kind == "bundle"
+        digests.append(run.store.versions.newest().digest)
+        monkeypatch.setattr(BundleBuilder, "result", doubted)
+    assert len(made) == 2 - same
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
     "compression", [DENSE, {"uplink": "sketch(0.3)", "broadcast": "aggregate"}]
 )
 def test_a_round_that_is_not_forwarded_weighs_by_the_exact_numbers(
@@ -228,10 +267,28 @@ def test_a_round_of_two_codecs_is_not_forwarded() -> None:
     """Else whoever alone sends the fallback could be followed."""
     context = RoundContext(Key.root(0), 3, [None] * 3, None)
     for codecs, forwarded in (("xx", True), ("xy", False), ("xyx", False)):
-        bundle = BundleBuilder(context, MANIFEST, dict.fromkeys("012", 1))
+        builder = BundleBuilder(context, MANIFEST, dict.fromkeys("012", 1))
         for slot, codec in enumerate(codecs):
-            bundle.add(str(slot), WeightedUpdate(slot, 100, codec, b"payload"))
-        assert (bundle.result() is not None) == forwarded
+            builder.add(str(slot), WeightedUpdate(slot, 100, codec, b"payload"))
+        assert (builder.result() is not None) == forwarded
+
+
+def test_a_bundle_grows_until_it_is_larger_than_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_LIMIT", 0.1)
+    context = RoundContext(Key.root(0), 300, [None] * 3, None)
+    limit = 0.1 * MANIFEST.num_values
+    builder = BundleBuilder(context, MANIFEST, {str(i): 1 << i % 9 for i in range(300)})
+    full = False
+    for slot in range(300):
+        before = builder.result()
+        assert before is not None
+        full = before.message.ByteSize() > limit
+        payload = bytes(3 if slot % 2 else 150)
+        builder.add(str(slot), WeightedUpdate(slot, 100, "x", payload, slot * 200))
+        if full:
+            break
+    assert full
+    assert builder.result() is None
 
 
 # ---- clipping ----
@@ -368,8 +425,12 @@ def test_norms_are_comparable_between_codecs() -> None:
             RoundContext(Key.root(3), 5, [None] * 3, None).for_slot(1),
         )
         decoded = encode_update(codec, MANIFEST, update, context=context).decoded
-        norm = update_norms(codec, MANIFEST, decoded, zeros).trainable
-        assert 0.5 < norm / exact < 2
+        norms = update_norms(codec, MANIFEST, decoded, zeros)
+        assert 0.5 < norms.trainable / exact < 2
+        payload = encode_update(codec, MANIFEST, update, context=context).payload
+        sparse = receive_update(codec, MANIFEST, payload, context=context).tensors
+        again = update_norms(codec, MANIFEST, sparse, zeros)
+        assert astuple(again) == pytest.approx(astuple(norms), rel=1e-14)
 
 
 def test_of_two_updates_one_is_limited_by_the_other_and_the_model(

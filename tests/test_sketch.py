@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,27 +11,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherfed.compression import importance
+from featherfed.compression import importance, sampler
 from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
-from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.exchange.average import WeightedUpdate, average
-from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
-from featherfed.compression.exchange.round import RoundContext, round_key, statistics_of
+from featherfed.compression.errors import CodecError, OutOfRangeError, WireError
+from featherfed.compression.exchange.average import Average, WeightedUpdate, average
+from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, weights_digest
+from featherfed.compression.exchange.round import RoundContext, RoundStart, round_key, statistics_of
 from featherfed.compression.exchange.update import (
-    coverage,
+    apply_update,
+    changed_weights,
     decode_update,
     encode_update,
     max_payload,
-    read_report,
+    receive_update,
     sketched_shapes,
 )
 from featherfed.compression.hadamard import block_scales, padded, rotate, rotate_back
-from featherfed.compression.importance import Allocation, grid_of, measure_importance, merge_reports
+from featherfed.compression.importance import (
+    Allocation,
+    grid_of,
+    importance_weights,
+    measure_importance,
+    merge_reports,
+)
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
+from featherfed.compression.sparse import SparseTensor, add_scaled, dense, sparse_sum
 
 MODEL = Manifest(
     (
@@ -83,6 +93,128 @@ def test_a_key_gives_the_same_stream_for_ever() -> None:
     words = Key.root(2**63 + 1).child("round", 7).words(2)
     assert [hex(word) for word in words] == ["0x3900c294ae4314fe", "0xa29cfdb9b35243bd"]
     assert Key.root(0).child("ab") != Key.root(0).child("a", "b")
+
+
+def test_a_stream_is_the_same_in_pieces() -> None:
+    pieces = list(KEY.blocks(10, 4))
+    assert [len(piece) for piece in pieces] == [4, 4, 2]
+    assert (np.concatenate(pieces) == KEY.words(10)).all()
+
+
+# ---- which coordinates are sent ----
+
+
+@pytest.mark.parametrize("density", [0.001, 0.03, 0.4, 1.0])
+@pytest.mark.parametrize("block", [64, 1000, 16384])
+def test_each_stratum_sends_the_coordinate_at_its_point(
+    monkeypatch: pytest.MonkeyPatch, density: float, block: int
+) -> None:
+    """Whatever is drawn at once, and by whichever table or search the coordinates are found."""
+    monkeypatch.setattr(sampler, "_BLOCK", block)
+    rng = np.random.default_rng(5)
+    shapes = [(40, 60), (3,), (0,), (2, 3, 300, 9), (), (1024,)]
+    entries = sum(grid_of(shape).entries for shape in shapes)
+    known = Allocation(
+        bytes(rng.integers(20, 32, len(shapes)).tolist()),
+        bytes(rng.integers(0, 16, entries).tolist()),
+    )
+    context = Context(KEY, 2, 5, known)
+    count = int(density * sum(math.prod(shape) for shape in shapes))
+    drawn = sampler.Sampler(known, shapes)
+    samples = list(drawn.draw(count, context))
+
+    weights = []  # of all coordinates, one by one
+    at = 0
+    for shape, level in zip(shapes, known.levels, strict=True):
+        grid = grid_of(shape)
+        codes = np.frombuffer(known.profile, np.uint8)[at : at + grid.entries]
+        at += grid.entries
+        rows, columns = importance_weights(level, grid, codes)
+        weights.append(np.outer(rows, np.ones(grid.columns, int) if columns is None else columns))
+    ends = np.cumsum(np.concatenate([w.ravel() for w in weights])).tolist()
+    widths = [ends[-1] // count + (i < ends[-1] % count) for i in range(count)]
+    words = (KEY.child("points").words(count) >> np.uint64(32)).tolist()
+    draws = [(word + 2 * (2**32 // 5)) % 2**32 for word in words]
+    begins = np.cumsum([0, *widths]).tolist()
+    points = [b + w * d // 2**32 for b, w, d in zip(begins, widths, draws, strict=False)]
+    expected = np.searchsorted(ends, points, side="right")
+
+    firsts = np.cumsum([0, *(w.size for w in weights)])
+    got = np.concatenate([s.positions + firsts[s.tensor] for s in samples])
+    assert (got == expected).all()
+    assert [s.values.start for s in samples[1:]] == [s.values.stop for s in samples[:-1]]
+    for sample in samples:
+        assert drawn.widths(sample.values, count).tolist() == widths[sample.values]
+    roots = np.sqrt(np.concatenate([w.ravel() for w in weights])[expected]).astype(np.float32)
+    assert (np.concatenate([s.root for s in samples]) == roots).all()
+
+
+def test_a_wide_stratum_is_scaled_without_overflow() -> None:
+    draw = np.array([0, 1, 2**31 + 5, 2**32 - 1], np.uint64)
+    for width in (1, 2**32 - 1, 2**32, 2**47 + 3, 2**61 + 12345):
+        scaled = draw.copy()
+        sampler._scale(scaled, width)
+        assert scaled.tolist() == [width * d // 2**32 for d in draw.tolist()]
+
+
+# ---- sparse tensors ----
+
+
+@given(
+    places=st.lists(st.integers(0, 11), max_size=40),
+    seed=st.integers(0, 99),
+    factor=st.floats(0, 2, width=32),
+)
+@settings(deadline=None)
+def test_a_sparse_tensor_is_to_the_bit_what_it_is_with_its_zeros(
+    places: list[int], seed: int, factor: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    positions = np.sort(np.array(places, np.int64))
+    values = rng.normal(size=len(places)).astype(np.float32)
+    values[rng.random(len(places)) < 0.3] = -0.0
+    whole = np.zeros(12, np.float32)
+    np.add.at(whole, positions, values)
+    sparse = sparse_sum((3, 4), positions, values)
+    assert sparse.positions.tolist() == sorted(set(places))
+    assert sparse.dense().tobytes() == whole.tobytes()
+    totals = [rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2)]
+    totals[1][:] = totals[0]
+    add_scaled(totals[0], np.float32(factor), sparse)
+    add_scaled(totals[1], np.float32(factor), sparse.dense())
+    assert totals[0].tobytes() == totals[1].tobytes()
+
+
+def test_a_decoded_update_is_made_whole_when_it_is_read() -> None:
+    (part,) = parts_of("sketch(0.05)", the_round(), [some_update()])
+    mean = Average(MODEL, the_round(), 10)
+    decoded = mean.add(part)
+    context = the_round().for_slot(0)
+    expected = decode_update(parse_codec(part.codec), MODEL, part.payload, context=context)
+    assert len(decoded) == len(MODEL)
+    for tensors in (list(decoded), [decoded[i] for i in range(len(MODEL))], [*decoded[:]]):
+        assert weights_digest(tensors) == weights_digest(expected)
+
+
+def test_the_weights_that_a_sketch_changes_are_checked_as_all_are() -> None:
+    codec, context = parse_codec("sketch(0.05)"), the_round().for_slot(0)
+    payload = encode_update(codec, MODEL, some_update(), context=context).payload
+    update = receive_update(codec, MODEL, payload, context=context).tensors
+    whole = [dense(tensor) for tensor in update]
+    base = [np.full(spec.shape, 0.25, np.float32) for spec in MODEL]
+    start = RoundStart(MODEL, base, [None] * len(MODEL))
+    weights = apply_update(MODEL, base, whole)
+    changed = changed_weights(start, update)
+    for tensor, own, all_ in zip(update, changed, weights, strict=True):
+        places = tensor.positions if isinstance(tensor, SparseTensor) else slice(None)
+        assert (own.reshape(-1) == all_.reshape(-1)[places]).all()
+    most = max(float(np.abs(w).max(initial=0)) for w in weights)
+    changed_weights(start, update, limit=most)
+    for limit in (0.2, 0.99 * most):
+        with pytest.raises(OutOfRangeError) as error:
+            apply_update(MODEL, base, whole, limit=limit)
+        with pytest.raises(OutOfRangeError, match=re.escape(str(error.value))):
+            changed_weights(start, update, limit=limit)
 
 
 # ---- importance ----
@@ -342,16 +474,18 @@ def test_statistics_that_are_shared_out_average_over_those_who_sent_them() -> No
     round_ = the_round()
     update = [np.full(s.shape, np.float32(0.5)) for s in MODEL]
     parts = parts_of("sketch(0.005)", round_, [update] * 5)
-    covered = coverage(parse_codec("sketch(0.005)"), MODEL, round_.for_slot(0))
-    assert covered[2] is not None
-    assert 0 < covered[2].sum() < 40
+    masks = []
+    for part in parts:
+        context = round_.for_slot(part.slot)
+        received = receive_update(parse_codec(part.codec), MODEL, part.payload, context=context)
+        masks.append(received.covered[2])
+    assert masks[0] is not None
+    assert 0 < masks[0].sum() < 40
     for present in (parts, parts[1:], parts[:1]):
         mean = average(MODEL, round_, present).mean()
         sent = np.zeros(40, bool)
         for part in present:
-            mask = coverage(parse_codec("sketch(0.005)"), MODEL, round_.for_slot(part.slot))[2]
-            assert mask is not None
-            sent |= mask
+            sent |= masks[part.slot]
         assert mean[2] == pytest.approx(np.where(sent, 0.5, 0))
 
 
@@ -421,4 +555,5 @@ def test_under_a_mask_only_what_is_kept_is_sketched() -> None:
     decoded = decode_update(codec, MODEL, payload, masks=masks, context=context)
     assert not decoded[0][~mask].any()
     assert decoded[0][mask].any()
-    assert read_report(codec, MODEL, payload, masks=masks, context=context) is None
+    received = receive_update(codec, MODEL, payload, masks=masks, context=context)
+    assert received.report is None

@@ -19,13 +19,12 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import Mask
 from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.compression.exchange.update import (
-    coverage,
-    decode_update,
-    read_report,
+    receive_update,
     sketched_shapes,
 )
 from featherfed.compression.importance import Allocation, Report, merge_reports
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.sparse import DenseView, add_scaled
 
 MAX_UPDATES = 10_000
 """Most updates of a bundle: it is averaged again by every client, which takes time for each."""
@@ -62,23 +61,21 @@ class Average:
         self._weight = np.float32(0)
         self._reports: list[Report] = []
 
-    def add(self, part: WeightedUpdate) -> list[Array]:
+    def add(self, part: WeightedUpdate) -> Sequence[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
         codec = parse_codec(part.codec)
         manifest, masks = self._manifest, self._round.masks
         context = self._round.for_slot(part.slot)
-        update = decode_update(codec, manifest, part.payload, masks=masks, context=context)
-        report = read_report(codec, manifest, part.payload, masks=masks, context=context)
-        if report is not None:
-            self._reports.append(report)
+        update = receive_update(codec, manifest, part.payload, masks=masks, context=context)
+        if update.report is not None:
+            self._reports.append(update.report)
         weight = np.float32(part.num_examples / self._num_examples)
         clipped = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
-        covered = coverage(codec, manifest, context)
-        for i, (total, tensor) in enumerate(zip(self._totals, update, strict=True)):
-            total += clipped * tensor
-            self._add_coverage(i, covered[i], weight)
+        for i, (total, tensor) in enumerate(zip(self._totals, update.tensors, strict=True)):
+            add_scaled(total, clipped, tensor)
+            self._add_coverage(i, update.covered[i], weight)
         self._weight += weight
-        return update
+        return DenseView(update.tensors)
 
     def _add_coverage(self, number: int, covered: Mask | None, weight: np.float32) -> None:
         """Add an update's weight to the `covered` values of tensor `number`; None: to all."""

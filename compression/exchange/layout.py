@@ -58,8 +58,9 @@ class Layout:
         self._beside = [i for i, spec in enumerate(manifest) if not takes_codec(spec)]
         self.codec_shapes = [self._shapes[i] for i in self._in_codec]
         self.codec_context = context
-        if context.allocation and traits.takes_small_tensors:  # it covers these tensors, unmasked
-            whole = [manifest.specs[i].shape for i in self._in_codec]
+        whole = [manifest.specs[i].shape for i in self._in_codec]
+        if context.allocation and traits.takes_small_tensors and whole != self.codec_shapes:
+            # It covers these tensors, unmasked.
             fitting = restrict_to_masked(context.allocation, whole, self.codec_shapes)
             self.codec_context = replace(context, allocation=fitting)
         self._envelope_context = str(codec).encode() + manifest.digest

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.sparse import Tensor, dense
 from featherfed.compression.stage import Shape
 
 Mask = npt.NDArray[np.bool_]
@@ -65,9 +66,9 @@ def kept_values(tensors: Sequence[Array], masks: Masks) -> list[Array]:
     return [t if m is None else t[m] for t, m in zip(tensors, masks, strict=True)]
 
 
-def expand_kept(values: Sequence[Array], masks: Masks) -> list[Array]:
+def expand_kept(values: Sequence[Tensor], masks: Masks) -> list[Tensor]:
     """Return tensors from their `kept_values`, with zeros elsewhere."""
-    return [v if m is None else _expand(v, m) for v, m in zip(values, masks, strict=True)]
+    return [v if m is None else _expand(dense(v), m) for v, m in zip(values, masks, strict=True)]
 
 
 def _expand(values: Array, mask: Mask) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,6 +54,11 @@ class RoundStart:
     manifest: Manifest
     weights: list[Array]
     masks: Masks
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude of a weight, 0 if there are none."""
+        return float(np.max([np.abs(tensor).max(initial=0) for tensor in self.weights], initial=0))
 
     def context(
         self,

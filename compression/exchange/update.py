@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from featherfed.compression.arrays import Array
-from featherfed.compression.codec import MAX_MAGNITUDE, Codec
+from featherfed.compression.codec import MAX_MAGNITUDE, Codec, within
 from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import OutOfRangeError
 from featherfed.compression.exchange.layout import Layout
@@ -29,7 +30,9 @@ from featherfed.compression.exchange.masks import (
     no_masks,
 )
 from featherfed.compression.exchange.other_tensors import NearLossless
+from featherfed.compression.exchange.round import RoundStart
 from featherfed.compression.importance import Report
+from featherfed.compression.sparse import SparseTensor, Tensor, dense, values_of
 from featherfed.compression.stage import Shape
 
 _ENVELOPE = 64  # more bytes than magic, version, lengths and checksum take
@@ -102,42 +105,50 @@ def decode_update(
     """Return the update in `payload`, float32 in manifest shapes; raise WireError otherwise.
 
     Safe on hostile bytes: nothing larger than the manifest's tensors is allocated. Values that
-    were not sent (see `coverage`) are zero.
+    were not sent (see `ReceivedUpdate`) are zero.
     """
-    masks = no_masks(manifest) if masks is None else masks
-    layout = Layout(codec, manifest, masks, context)
-    codec_data, other_data = layout.unseal(payload)
-    in_codec = codec.decode(codec_data, layout.codec_shapes, layout.codec_context)
-    return expand_kept(layout.join(in_codec, layout.others.decode(other_data)), masks)
+    received = receive_update(codec, manifest, payload, masks=masks, context=context)
+    return [dense(tensor) for tensor in received.tensors]
 
 
-def coverage(codec: Codec, manifest: Manifest, context: Context = NO_CONTEXT) -> list[Mask | None]:
-    """Return by tensor where an update holds a value, None if it does everywhere.
+class ReceivedUpdate(NamedTuple):
+    """What a payload says.
 
-    A tensor in the codec counts as sent everywhere, even in a sketch, which is unbiased.
+    `tensors`: the update in manifest shapes. `report`: the report of importance, None if there is
+    none; none is read under a mask: the values that it keeps of a tensor have no rows and columns.
+    `covered`: by tensor where the update holds a value, None if it does everywhere. A tensor in the
+    codec counts as sent everywhere, even in a sketch, which is unbiased.
     """
-    layout = Layout(codec, manifest, no_masks(manifest), context)
-    return layout.join([None] * len(layout.codec_shapes), layout.others.coverage())
+
+    tensors: Sequence[Tensor]
+    report: Report | None
+    covered: list[Mask | None]
 
 
-def read_report(
+def receive_update(
     codec: Codec,
     manifest: Manifest,
     payload: bytes,
     *,
     masks: Masks | None = None,
     context: Context = NO_CONTEXT,
-) -> Report | None:
-    """Return the report of importance in a payload that decodes, None if it holds none.
+) -> ReceivedUpdate:
+    """Return all that `payload` says, without the zeros of a sketch; otherwise as `decode_update`.
 
-    None under a mask too: the values that it keeps of a tensor have no rows and columns.
+    So the small sketches of a large cohort cost no passes over the whole model.
     """
     masks = no_masks(manifest) if masks is None else masks
-    if kept_shapes(manifest, masks) != [spec.shape for spec in manifest]:
-        return None
-    layout = Layout(codec, manifest, masks, context)
-    data, _ = layout.unseal(payload)
-    return codec.read_report(data, layout.codec_shapes, context)
+    layout = whole = Layout(codec, manifest, masks, context)
+    codec_data, other_data = layout.unseal(payload)
+    in_codec = codec.decode_sparse(codec_data, layout.codec_shapes, layout.codec_context)
+    others = layout.others.decode(other_data)
+    report = None
+    if kept_shapes(manifest, masks) == [spec.shape for spec in manifest]:
+        report = codec.read_report(codec_data, layout.codec_shapes, context)
+    if any(mask is not None for mask in masks):
+        whole = Layout(codec, manifest, no_masks(manifest), context)
+    covered = whole.join([None] * len(whole.codec_shapes), whole.others.coverage())
+    return ReceivedUpdate(expand_kept(layout.join(in_codec, others), masks), report, covered)
 
 
 def sketched_shapes(manifest: Manifest) -> list[Shape]:
@@ -175,8 +186,25 @@ def apply_update(
     with np.errstate(over="ignore"):
         weights = [b + u for b, u in zip(base, update, strict=True)]
     for i, spec in enumerate(manifest):
-        if not (np.abs(weights[i]) <= limit).all():
+        if not within(weights[i], limit):
             raise OutOfRangeError(f"update takes tensor {spec.name!r} beyond {limit:g}")
         if spec.role is Role.NONNEGATIVE:
             weights[i] = np.where(weights[i] > 0, weights[i], np.float32(0))  # -0.0 too, everywhere
     return weights
+
+
+def changed_weights(
+    start: RoundStart, update: Sequence[Tensor], *, limit: float = MAX_MAGNITUDE
+) -> list[Array]:
+    """Return the weights that an update leads to, of a sparse tensor only those that it changes.
+
+    Raises OutOfRangeError as `apply_update` does.
+    """
+    if not start.largest <= np.float32(limit):
+        return apply_update(start.manifest, start.weights, list(map(dense, update)), limit=limit)
+    before = list(start.weights)
+    change = [values_of(tensor) for tensor in update]
+    for i, tensor in enumerate(update):
+        if isinstance(tensor, SparseTensor):
+            before[i] = before[i].reshape(-1)[tensor.positions]
+    return apply_update(start.manifest, before, change, limit=limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from featherfed.compression.arrays import Array
@@ -12,7 +13,7 @@ from featherfed.compression.importance import Allocation
 class Aggregate(Protocol):
     """Takes in updates one at a time, in order of slots; holds no more than it needs of each."""
 
-    def add(self, update: WeightedUpdate) -> list[Array]:
+    def add(self, update: WeightedUpdate) -> Sequence[Array]:
         """Add an update and return it decoded, float32 in manifest shapes.
 
         Raises WireError or CodecError if it does not decode.

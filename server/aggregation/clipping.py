@@ -19,6 +19,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.exchange.average import FULL_SHARE
 from featherfed.compression.exchange.manifest import Manifest, Role
+from featherfed.compression.sparse import Tensor, values_of
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
@@ -28,16 +29,18 @@ _STATE_GROWTH = 1000  # training at a high rate from a normalisation's first sta
 
 
 def update_norms(
-    codec: Codec, manifest: Manifest, update: Sequence[Array], weights: Sequence[Array]
+    codec: Codec, manifest: Manifest, update: Sequence[Tensor], weights: Sequence[Array]
 ) -> UpdateNorms:
     """Return the norms of a decoded `update` and of the `weights` it leads to, both float32.
+
+    Of sparse tensors, which are all trained, the `weights` do not count.
 
     A sketch sends few coordinates, each scaled up: its norm is brought back to about the update's
     own, so that clients that send something else compare. State that is not trained is judged by
     its new values, since how far those move differs from client to client.
     """
     trained = [spec.role is Role.TRAINABLE for spec in manifest]
-    squares = [_square(tensor) for tensor in update]
+    squares = [_square(values_of(tensor)) for tensor in update]
     trainable = math.sqrt(sum(s for s, t in zip(squares, trained, strict=True) if t))
     trainable *= math.sqrt(codec.traits.sampling_rate)
     state = sum(_square(w) for w, t in zip(weights, trained, strict=True) if not t)

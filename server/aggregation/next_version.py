@@ -15,8 +15,7 @@ from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update, encode_update
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
-from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation.bundle import bundled_updates
+from featherfed.server.aggregation.bundle import RoundBundle, bundled_updates
 from featherfed.server.storage.records import ModelVersion
 
 
@@ -24,13 +23,13 @@ class RoundAggregate(NamedTuple):
     """What aggregation makes of a round's updates.
 
     `mean`: float32 in manifest shapes. `allocation`: the importance of coordinates that is known
-    now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean is
-    another one, of coarse weights.
+    now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean,
+    of coarse weights, may be another one.
     """
 
     mean: Sequence[Array]
     allocation: Allocation | None
-    bundle: pb.Bundle | None
+    bundle: RoundBundle | None
 
 
 class NextVersion(NamedTuple):
@@ -76,8 +75,8 @@ def next_version(
     """Adopt what clients will decode as version `number`: the bundle, or the mean in `codec`.
 
     The bundle loses nothing and is taken if it is no larger; the server then averages it as clients
-    do. `residual`: what the codec lost in earlier rounds; it is encoded with the mean, and what is
-    lost now is the new residual.
+    do, unless that would give the same mean. `residual`: what the codec lost in earlier rounds; it
+    is encoded with the mean, and what is lost now is the new residual.
     """
     encoded = encode_update(
         codec, start.manifest, aggregate.mean,
@@ -85,9 +84,12 @@ def next_version(
     )  # fmt: skip
     kind, text, payload, left = "delta", str(codec), encoded.payload, encoded.residual
     bundle = aggregate.bundle
-    if bundle is not None and bundle.ByteSize() <= len(encoded.payload):
-        update = average(start.manifest, context, bundled_updates(bundle)).mean()
-        kind, text, payload = "bundle", "", bundle.SerializeToString(deterministic=True)
+    if bundle is not None and bundle.message.ByteSize() <= len(encoded.payload):
+        if bundle.same_mean:
+            update = list(aggregate.mean)
+        else:
+            update = average(start.manifest, context, bundled_updates(bundle.message)).mean()
+        kind, text, payload = "bundle", "", bundle.message.SerializeToString(deterministic=True)
         left = None if residual is None else list(residual)
     else:
         update = encoded.decoded

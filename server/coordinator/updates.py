@@ -8,7 +8,7 @@ from typing import NamedTuple
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.round import RoundContext, RoundStart
-from featherfed.compression.exchange.update import apply_update, decode_update, max_payload
+from featherfed.compression.exchange.update import changed_weights, max_payload, receive_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.clipping import update_norms
@@ -162,14 +162,14 @@ def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> U
     """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
     codec, manifest = parse_codec(sent.codec), start.manifest
     try:
-        update = decode_update(
+        update = receive_update(
             codec,
             manifest,
             sent.payload,
             masks=start.masks,
             context=context.for_slot(sent.slot),
-        )
-        weights = apply_update(manifest, start.weights, update, limit=MAX_CLIENT_WEIGHT)
+        ).tensors
+        weights = changed_weights(start, update, limit=MAX_CLIENT_WEIGHT)
     except NonFiniteError as error:
         raise Refused(pb.NON_FINITE, str(error)) from error
     except OutOfRangeError as error:

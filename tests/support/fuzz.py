@@ -47,7 +47,6 @@ from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
 from featherfed.compression.exchange.update import (
     decode_update,
     encode_update,
-    read_report,
     sketched_shapes,
 )
 from featherfed.compression.importance import measure_importance
@@ -101,7 +100,6 @@ def update_of(text: str) -> Callable[[bytes], object]:
     def decode(data: bytes) -> None:
         payload = seal(data, seal_context(codec))
         decoded = decode_update(codec, MODEL, payload, context=CONTEXT)
-        read_report(codec, MODEL, payload, context=CONTEXT)
         MODEL.check(decoded)
         assert all(np.isfinite(tensor).all() for tensor in decoded)
 
