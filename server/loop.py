@@ -135,6 +135,7 @@ async def _drain_on_stop(stop: asyncio.Event, service: FederationService) -> Non
 async def _flush_regularly(coordinator: Coordinator, writer: _Writer) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
+        coordinator.run.clock()  # takes a longer time without a reading for a standstill
         await writer.write(coordinator.store.flush)
 
 
@@ -190,8 +191,10 @@ class _Repeated:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Call the function soon, or again if it is being called."""
+        """Call the function soon, or again if it is being called; raise what it raised before."""
         self._wanted = True
+        if self._task is not None and self._task.done():
+            self._task.result()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._repeat())
 

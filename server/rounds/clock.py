@@ -15,8 +15,7 @@ class SteadyClock:
 
     Setting the machine's clock (NTP, a person) changes nothing. Time in which the process does not
     run (suspend, SIGSTOP) counts as at most `LONGEST_STEP` seconds: clients could not be heard in
-    it, so they are not late. Safe to call from several threads; the server reads it several times
-    a second.
+    it, so they are not late. Safe to call from several threads; the server reads it every second.
     """
 
     def __init__(
