@@ -7,7 +7,6 @@ benchmarks/results/robustness/planted_bugs.json.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -104,10 +103,10 @@ def status_before_message() -> AbstractContextManager[None]:
 def full_server_disk() -> AbstractContextManager[None]:
     """A full disk ended the server's loop."""
 
-    async def write(self: Any, work: Callable[[], Any]) -> Any:
-        return await asyncio.to_thread(work)
+    class NeverRaised(Exception):
+        pass
 
-    return replaced(loop._Writer, "write", write)
+    return replaced(loop, "CannotStore", NeverRaised)
 
 
 def full_client_disk() -> AbstractContextManager[None]:
