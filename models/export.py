@@ -21,6 +21,7 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
+from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import with_labels
 from featherfed.models.training import Images, to_float
@@ -96,7 +97,7 @@ def _convert(keras: Any, kind: str, representative: Images) -> bytes:
         converter.representative_dataset = _samples(representative)
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
-    with warnings.catch_warnings():
+    with without_noise(), warnings.catch_warnings():
         # The representative images are those statistics; the check runs before they are used.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
         return bytes(converter.convert())
