@@ -74,9 +74,10 @@ insecure_option = click.option(
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["keras", "litert", "mixed"]),
-    default="keras",
-    help="What clients train with; mixed: every other one with LiteRT.",
+    type=click.Choice(["auto", "keras", "litert", "mixed"]),
+    default="auto",
+    help="What clients train with; auto: LiteRT, which starts sooner, where it is installed and "
+    "can do it; mixed: every other one with LiteRT.",
 )
 @click.option("--seed", type=AT_LEAST_0, default=0)
 @click.option("--output", type=PATH, default="runs/demo", help="Replaced if it holds a demo.")
