@@ -24,7 +24,7 @@ from typing import Any
 import click
 import tomli_w
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
@@ -251,11 +251,11 @@ def _watch(processes: _Processes, address: str, progress: Progress, bar: TaskID)
             reply = status()
             if reply is not None:
                 note = _note(reply)
-                shown = escape(processes.server_says()) if reply.phase == "finished" else note
+                doing = escape(processes.server_says()) if reply.phase == "finished" else note
                 progress.update(
-                    bar, completed=reply.version, description=_describe(reply), note=shown
+                    bar, completed=reply.version, description=_describe(reply), note=doing
                 )
-    progress.update(bar, note=note)
+    progress.update(bar, description="finished", note=note)
     processes.check()
 
 
@@ -264,7 +264,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} rounds"),
-        TimeElapsedColumn(),
+        TextColumn("{task.elapsed:.0f} s"),  # TimeElapsedColumn would stop with the last round
         TextColumn("{task.fields[note]}"),
     )
 
@@ -288,7 +288,7 @@ def _status(address: str) -> Iterator[Any]:
 def _describe(reply: pb.StatusReply) -> str:
     if reply.phase == "gathering" and reply.round == 1:
         return f"{len(reply.clients)} of {reply.wanted_clients} clients"
-    return str(reply.phase)
+    return "finishing" if reply.phase == "finished" else str(reply.phase)
 
 
 def _note(reply: pb.StatusReply) -> str:
