@@ -47,7 +47,7 @@ def keep_metrics(result: Path, arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
         command = [sys.executable, "-m", "featherfed.cli.main", "demo"]
-        command += ["--dataset", "fashion-mnist", "--output", str(output)]
+        command += ["--dataset", "fashion-mnist", "--runtime", "keras", "--output", str(output)]
         subprocess.run([*command, *arguments], check=True)
         shutil.copy(output / "metrics.json", result)
 

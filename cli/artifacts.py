@@ -7,8 +7,10 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from featherfed.cli.metrics_file import MetricsFile
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
-from featherfed.models.export import export
+from featherfed.models.export import export_each
 from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel
 from featherfed.report.render import render
@@ -102,10 +104,11 @@ class Artifacts:
         log.info("exporting the final model")
         weights = self._coordinator.newest_weights()
         self._model.set_weights(weights)
-        paths = export(
+        paths = export_each(
             self._model, self._directory, self._calibration.images, self._test.class_names
         )
         models = measure_models(paths, self._test)
+        log.info("making the report")
         sparsity = sparsity_of(self._model.manifest, weights)
         final = metrics.final(self._store, self._settings, sparsity, models)
         final["num_calibration_examples"] = len(self._calibration)
@@ -142,21 +145,29 @@ class Artifacts:
 
 
 def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]:
-    """Return `final.models` of metrics.json: each .tflite file measured on the whole test set."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
+    """Return `final.models` of metrics.json: each .tflite file measured on the whole test set.
+
+    One at a time, while `paths` makes the next one: another core than this process's measures.
+    """
+    if os.cpu_count() == 1:
+        paths = list(paths)  # making files would slow the one down that is measured
+    with (
+        tempfile.TemporaryDirectory(prefix="featherfed-") as scratch,
+        ThreadPoolExecutor(1) as pool,
+    ):
         data = Path(scratch) / "test.npz"
         np.savez(data, images=test.images, labels=test.labels)
-        for path in paths:
-            if path.suffix != ".tflite":
-                continue
-            log.info("measuring %s", path.name)
-            content = path.read_bytes()
-            rows.append({
-                "file": path.name,
-                "kind": path.stem.removeprefix("model_"),
-                "bytes": len(content),
-                "gzip_bytes": len(gzip.compress(content, 9)),
-                **asdict(measure(path, data)),
-            })  # fmt: skip
-    return rows
+        rows = [pool.submit(_measured, path, data) for path in paths if path.suffix == ".tflite"]
+    return [row.result() for row in rows]
+
+
+def _measured(path: Path, data: Path) -> dict[str, Any]:
+    log.info("measuring %s", path.name)
+    content = path.read_bytes()
+    return {
+        "file": path.name,
+        "kind": path.stem.removeprefix("model_"),
+        "bytes": len(content),
+        "gzip_bytes": len(gzip.compress(content, 9)),
+        **asdict(measure(path, data)),
+    }

@@ -5,14 +5,17 @@ The processes are `featherfed serve` and `featherfed join`, as a user would star
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,7 +23,8 @@ from typing import Any
 
 import click
 import tomli_w
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
@@ -28,6 +32,7 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Unreachable
 from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import Method
 from featherfed.server.settings.settings import load_settings
 
 DIGITS_LEARNING_RATE = 0.1  # 287 examples a client need larger steps than 12,000
@@ -35,6 +40,8 @@ LEARNING_RATE = 0.01
 MARK = ".featherfed-demo"  # a directory without this file is never deleted
 LOG_TAIL = 15
 START_SECONDS = 120.0
+LOOK_SECONDS = 0.25
+_TIME_AND_LEVEL = re.compile(r"[\d:]{8} [A-Z]+ ")
 
 
 @dataclass(frozen=True)
@@ -69,30 +76,52 @@ def run_demo(options: DemoOptions) -> None:
     train, _ = load_train_test(options.dataset)
     shards = partition(train.labels, options.clients, options.partition, options.seed)
     run_file = _prepare(options)
+    runtimes = client_runtimes(options)
     data = []
     for number, indices in enumerate(shards):
         path = options.output / "clients" / f"client-{number}" / "data.npz"
         path.parent.mkdir(parents=True)
         train.take(indices).save(path)
         data.append(path)
-    with _Processes(options.output) as processes:
+    with _Processes(options.output) as processes, _progress() as progress:
+        bar = progress.add_task("starting the server", total=options.rounds, note="")
         processes.start("server", "serve", str(run_file))
         address = processes.wait_for_address()
         threads = max(1, (os.cpu_count() or 1) // options.clients)
         for number, path in enumerate(data):
             name = path.parent.name
-            mixed = ("keras", "litert")[number % 2]
-            runtime = mixed if options.runtime == "mixed" else options.runtime
             processes.start(
                 name, "join", address, "--data", str(path), "--name", name,
                 "--state-dir", str(path.parent / "state"), "--threads", str(threads),
-                "--runtime", runtime,
+                "--runtime", runtimes[number],
             )  # fmt: skip
-        _watch(processes, address, options.rounds)
+        _watch(processes, address, progress, bar)
         processes.wait_for_end()
     show_tables(options.output)
     click.echo(f"report: {options.output / 'report.html'}")
     click.echo(f"try:    featherfed predict {options.output / 'model_int8.tflite'}")
+
+
+def client_runtimes(options: DemoOptions) -> list[str]:
+    """Return what each client trains with; say what was chosen, and why it is not LiteRT."""
+    if options.runtime == "mixed":
+        return [("keras", "litert")[number % 2] for number in range(options.clients)]
+    if options.runtime != "auto":
+        return [options.runtime] * options.clients
+    why = _why_not_litert(options)
+    click.echo(f"clients train with Keras: {why}" if why else "clients train with LiteRT")
+    return ["keras" if why else "litert"] * options.clients
+
+
+def _why_not_litert(options: DemoOptions) -> str | None:
+    """Return why the clients cannot, or may not be able to train with LiteRT; None if they can."""
+    if not importlib.util.find_spec("ai_edge_litert"):
+        return "LiteRT, which starts sooner, is not installed: pip install 'featherfed[edge]'"
+    if Method(options.optimize).needs_keras:
+        return f"LiteRT cannot {options.optimize}"
+    if options.model.endswith(".json"):
+        return f"{options.model} may have layers that LiteRT cannot train (or try --runtime litert)"
+    return None
 
 
 def _prepare(options: DemoOptions) -> Path:
@@ -170,9 +199,18 @@ class _Processes:
                 lines = "\n  ".join(tail)
                 raise ClientError(f"{name} ended with code {process.returncode}:\n  {lines}")
 
-    def server_is_running(self) -> bool:
-        """Return whether the server process is still running."""
-        return self._running["server"].poll() is None
+    def server_ends_within(self, seconds: float) -> bool:
+        """Wait for the server's end, `seconds` at most; return whether it has ended."""
+        try:
+            self._running["server"].wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def server_says(self) -> str:
+        """Return the server's newest log message, without those that are half written."""
+        lines = self.log("server").read_text("utf-8", "replace").split("\n")
+        return _message(lines[-2]) if len(lines) > 1 else ""
 
     def wait_for_address(self) -> str:
         """Return the address that the server writes to a file once it listens."""
@@ -196,18 +234,28 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _watch(processes: _Processes, address: str, rounds: int) -> None:
+def _message(line: str) -> str:
+    """Return the message of a log line, which is text or JSON."""
+    if line.startswith("{"):
+        with suppress(ValueError, KeyError):
+            return str(json.loads(line)["message"])
+    return _TIME_AND_LEVEL.sub("", line)
+
+
+def _watch(processes: _Processes, address: str, progress: Progress, bar: TaskID) -> None:
     """Show the progress until the server has ended; raise ClientError if a process fails."""
-    with _progress() as progress, _status(address) as status:
-        bar = progress.add_task("starting", total=rounds, note="")
-        while processes.server_is_running():
+    note = ""
+    with _status(address) as status:
+        while not processes.server_ends_within(LOOK_SECONDS):
             processes.check()
             reply = status()
             if reply is not None:
+                note = _note(reply)
+                doing = escape(processes.server_says()) if reply.phase == "finished" else note
                 progress.update(
-                    bar, completed=reply.version, description=_describe(reply), note=_note(reply)
+                    bar, completed=reply.version, description=_describe(reply), note=doing
                 )
-            time.sleep(0.5)
+    progress.update(bar, description="finished", note=note)
     processes.check()
 
 
@@ -216,7 +264,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} rounds"),
-        TimeElapsedColumn(),
+        TextColumn("{task.elapsed:.0f} s"),  # TimeElapsedColumn would stop with the last round
         TextColumn("{task.fields[note]}"),
     )
 
@@ -240,7 +288,7 @@ def _status(address: str) -> Iterator[Any]:
 def _describe(reply: pb.StatusReply) -> str:
     if reply.phase == "gathering" and reply.round == 1:
         return f"{reply.client_counts.present} of {reply.wanted_clients} clients"
-    return str(reply.phase)
+    return "finishing" if reply.phase == "finished" else str(reply.phase)
 
 
 def _note(reply: pb.StatusReply) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from featherfed.cli import log
 from featherfed.cli.commandline import Group, logging_options, print_errors
 from featherfed.cli.signals import end_on_sigterm
 from featherfed.edge_client.platform import check_platform
+from featherfed.models.importing import importing_tensorflow
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
@@ -72,9 +74,10 @@ insecure_option = click.option(
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["keras", "litert", "mixed"]),
-    default="keras",
-    help="What clients train with; mixed: every other one with LiteRT.",
+    type=click.Choice(["auto", "keras", "litert", "mixed"]),
+    default="auto",
+    help="What clients train with; auto: LiteRT, which starts sooner, where it is installed and "
+    "can do it; mixed: every other one with LiteRT.",
 )
 @click.option("--seed", type=AT_LEAST_0, default=0)
 @click.option("--output", type=PATH, default="runs/demo", help="Replaced if it holds a demo.")
@@ -109,9 +112,12 @@ def serve(
 
     # Before the imports below, which take seconds.
     settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
-    from featherfed.cli.serve import serve_run
+    with importing_tensorflow():
+        from featherfed.cli.serve import serve_run
 
-    sys.exit(serve_run(settings))
+    status = serve_run(settings)
+    gc.freeze()  # or Python looks at all of TensorFlow's objects once more: a second
+    sys.exit(status)
 
 
 @app.command()
@@ -281,7 +287,8 @@ def certs_list(folder: Path) -> None:
 @print_errors
 def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
     """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
-    from featherfed.cli.sweep import run_sweep
+    with importing_tensorflow():
+        from featherfed.cli.sweep import run_sweep
 
     run_sweep(sweep_file, workers, output)
 

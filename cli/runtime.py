@@ -11,6 +11,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.trainer import OnStep, Trainer
+from featherfed.models.importing import importing_tensorflow
 from featherfed.proto import federation_pb2 as pb
 
 
@@ -61,12 +62,14 @@ def _installed() -> str:
 
 
 def _keras(threads: int) -> Runtime:
-    import tensorflow as tf
+    with importing_tensorflow():
+        import tensorflow as tf
+
+        from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
 
     if threads:  # before TensorFlow starts its thread pools
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
 
     def make_trainer(
         plan: pb.Plan,

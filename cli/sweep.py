@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from featherfed.cli import sweep_worker
 from featherfed.cli.build import KerasEvaluator, build_model
 from featherfed.cli.machine import machine
 from featherfed.cli.tables import show_sweep
@@ -38,8 +39,6 @@ from featherfed.sweep.grid import Case, Sweep, load_sweep
 from featherfed.sweep.simulate import simulate
 
 log = logging.getLogger(__name__)
-
-_rounds: Queue[int] | None = None  # set in a worker, which puts the number of each finished round
 
 
 def run_sweep(path: Path, workers: int, output: Path | None) -> None:
@@ -81,7 +80,7 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
     rounds: Queue[int] = context.Queue()
     with (
         _progress() as progress,
-        ProcessPoolExecutor(workers, context, _start_worker, (rounds,)) as pool,
+        ProcessPoolExecutor(workers, context, sweep_worker.start, (rounds,)) as pool,
     ):
         bar = progress.add_task("rounds", total=sum(case.settings.rounds for case in cases))
         counter = threading.Thread(target=_count_rounds, args=(rounds, progress, bar))
@@ -119,25 +118,6 @@ def _progress() -> Progress:
     )
 
 
-def _start_worker(rounds: Queue[int]) -> None:
-    """Limit a worker to one thread: parallel runs use the cores better then, and repeat exactly."""
-    global _rounds
-    _rounds = rounds
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent has died; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def run_case(case: Case, output: Path) -> float:
     """Run a case in this process, save its metrics, and return the final accuracy."""
     settings = case.settings
@@ -158,8 +138,7 @@ def run_case(case: Case, output: Path) -> float:
         return KerasTrainer(plan, manifest, images, labels, client=name, model=model)
 
     def on_round(round_: int, accuracy: float | None) -> None:
-        if _rounds is not None:
-            _rounds.put(round_)
+        sweep_worker.report_round(round_)
 
     metrics = simulate(
         settings,

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
+from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import with_labels
 from featherfed.models.training import Images, to_float
@@ -46,16 +47,27 @@ def export(
     them are used. `class_names`, if any, go into every TFLite file. Raises ValueError if there are
     no images, or names that are not one line each.
     """
+    return list(export_each(model, directory, representative, class_names))
+
+
+def export_each(
+    model: FederatedModel,
+    directory: str | Path,
+    representative: Images,
+    class_names: Sequence[str] = (),
+) -> Iterator[Path]:
+    """Do what `export` does, and yield each path as soon as the file is there."""
     if not len(representative):
         raise ValueError("the int8 kind needs some representative images")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    plain, finished = model.plain(), model.finished()
     for kind in KINDS:
+        keras = finished if kind == "int8" else plain
         path = folder / f"model_{kind}.tflite"
-        write_whole(path, export_kind(model, kind, representative, class_names))
-        paths.append(path)
-    return [*paths, _save(model.finished(), folder, model.optimization.method.quantizes)]
+        write_whole(path, _labelled(_convert(keras, kind, representative), class_names))
+        yield path
+    yield _save(finished, folder, model.optimization.method.quantizes)
 
 
 def export_kind(
@@ -63,7 +75,10 @@ def export_kind(
 ) -> bytes:
     """Return what `export` writes as model_<kind>.tflite; its arguments are explained there."""
     keras = model.finished() if kind == "int8" else model.plain()
-    data = _convert(keras, kind, representative)
+    return _labelled(_convert(keras, kind, representative), class_names)
+
+
+def _labelled(data: bytes, class_names: Sequence[str]) -> bytes:
     return with_labels(data, class_names) if class_names else data
 
 
@@ -96,7 +111,7 @@ def _convert(keras: Any, kind: str, representative: Images) -> bytes:
         converter.representative_dataset = _samples(representative)
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
-    with warnings.catch_warnings():
+    with without_noise(), warnings.catch_warnings():
         # The representative images are those statistics; the check runs before they are used.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
         return bytes(converter.convert())

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from featherfed.models.errors import ModelError
 from featherfed.models.images import Source, load_images
+from featherfed.models.importing import importing_tensorflow
 from featherfed.models.trial import try_model
 from featherfed.proto.peer_text import printable
 
@@ -264,7 +265,8 @@ def _interpreter_class() -> Any:
 
 
 def _tensorflow_interpreter(model_content: bytes, num_threads: int) -> Any:
-    import tensorflow as tf
+    with importing_tensorflow():
+        import tensorflow as tf
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("demo")
     done = run("demo", "--clients", "2", "--rounds", "4", "--output", "out", cwd=directory)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "clients train with LiteRT\n" in done.stdout
     assert "report: out/report.html" in done.stdout
     return directory / "out"
 
@@ -38,6 +40,11 @@ def test_the_demo_leaves_everything(demo: Path) -> None:
     )
     plots = {path.stem for path in (demo / "plots").iterdir()}
     assert plots == {"samples", "accuracy", "clients", "prediction", "bytes"}
+
+
+def test_the_server_of_the_demo_logs_nothing_but_its_own_lines(demo: Path) -> None:
+    for line in (demo / "server.log").read_text("utf-8").splitlines():
+        assert re.match(r"\d\d:\d\d:\d\d INFO ", line), line
 
 
 def test_the_demo_learns(metrics: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.processes import run
 
+from featherfed.cli.demo import DemoOptions, client_runtimes
 from featherfed.cli.runtime import choose_runtime
 from featherfed.edge_client.errors import ClientError
 
@@ -49,6 +50,46 @@ def test_litert_is_chosen_where_there_is_no_tensorflow(
     chosen = choose_runtime("auto", 0)
     assert chosen.name == "litert"
     assert "cluster" not in chosen.methods
+
+
+def demo_options(tmp_path: Path, **chosen: Any) -> DemoOptions:
+    options: dict[str, Any] = {
+        "dataset": "digits", "clients": 3, "rounds": 1, "epochs": 1, "batch_size": 32,
+        "learning_rate": None, "uplink": "exact", "downlink": "zstd", "optimize": "none",
+        "partition": "iid", "model": "cnn", "runtime": "auto", "seed": 0, "output": tmp_path,
+    }  # fmt: skip
+    return DemoOptions(**{**options, **chosen})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "runtime", "said"),
+    [
+        ({}, "litert", "clients train with LiteRT"),
+        ({"optimize": "prune+qat"}, "litert", "clients train with LiteRT"),
+        ({"optimize": "cluster"}, "keras", "clients train with Keras: LiteRT cannot cluster"),
+        ({"model": "own.json"}, "keras", "clients train with Keras: own.json may have layers"),
+        ({"runtime": "keras"}, "keras", ""),
+        ({"runtime": "litert", "optimize": "cluster"}, "litert", ""),
+    ],
+)
+def test_the_demo_takes_litert_where_it_can(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    chosen: dict[str, Any],
+    runtime: str,
+    said: str,
+) -> None:
+    assert client_runtimes(demo_options(tmp_path, **chosen)) == [runtime] * 3
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_the_demo_says_that_litert_is_missing(
+    tmp_path: Path, without: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("ai_edge_litert")
+    assert client_runtimes(demo_options(tmp_path)) == ["keras"] * 3
+    assert "pip install 'featherfed[edge]'" in capsys.readouterr().out
+    assert client_runtimes(demo_options(tmp_path, runtime="mixed")) == ["keras", "litert", "keras"]
 
 
 def test_a_device_without_any_runtime_gets_a_plain_error(without: Callable[..., None]) -> None:
