@@ -84,10 +84,11 @@ class Uploads:
     ) -> Received:
         """Receive one update; `identify` returns the client of a session, or raises Refused.
 
+        `stream` yields its first message in time, or raises Refused.
         Raises Refused as long as the client is not known; later refusals are in what it returns.
         """
         stream = aiter(stream)
-        first = await self._next(Lease(), stream)
+        first = await anext(stream, None)
         if first is None or not first.HasField("header"):
             raise Refused(pb.MALFORMED, "the first chunk must hold the header")
         header = first.header
