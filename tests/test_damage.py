@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from support.coordinator import CODEC, DirectRun
+from support.models import MANIFEST
 from support.updates import honest
 
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check_directory
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.storage import checksums
 from featherfed.server.storage.commit_count import CommitCount, count_path, read_count
@@ -130,7 +132,6 @@ def test_changed_definitions_of_tables_are_refused(tmp_path: Path) -> None:
         ("UPDATE updates SET codec = CAST(x'ff' AS TEXT) WHERE round = 2", "updates .*"),
         ("UPDATE updates SET num_examples = 1 WHERE client = 'c0'", "updates, round 2"),
         ("UPDATE norms SET whole = 1e9 WHERE client = 'c0'", "norms, round 2"),
-        ("UPDATE model SET residual = zeroblob(length(weights))", "model"),
     ],
 )
 def test_damage_while_serving_stops_the_aggregation(direct_run: Make, sql: str, table: str) -> None:
@@ -140,6 +141,18 @@ def test_damage_while_serving_stops_the_aggregation(direct_run: Make, sql: str, 
     with pytest.raises(ServerError, match=rf"table {table}: not what was written.* put a backup"):
         run.coordinator.aggregate()
     assert run.coordinator.newest_version == 1
+
+
+def test_a_damaged_model_is_replaced_by_the_next(direct_run: Make) -> None:
+    """The server that serves it has it in memory; another would notice at its start."""
+    run = a_run(direct_run)
+    with closing(sqlite3.connect(run.store.folder / "run.db")) as db, db:
+        db.execute("UPDATE model SET weights = zeroblob(length(weights))")
+    run.coordinator.aggregate()
+    run.store.close()
+    found = Store(run.store.folder / "run.db")
+    assert weights_digest(found.versions.model(MANIFEST)[0]) == found.versions.newest().digest
+    found.close()
 
 
 def test_a_disk_that_cannot_be_read_now_is_no_damage(

@@ -31,7 +31,9 @@ def install(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA recursive_triggers = ON")  # or rows that REPLACE deletes are missed
     for table in _tables(connection):
-        for event, rows in {"INSERT": ["NEW"], "DELETE": ["OLD"], "UPDATE": ["OLD", "NEW"]}.items():
+        events = {"INSERT": ["NEW"], "DELETE": ["OLD"], "UPDATE": ["OLD", "NEW"]}
+        # The one row of the model is large, and always replaced as a whole: see `_change`.
+        for event, rows in ({"INSERT": ["NEW"]} if table == "model" else events).items():
             body = "".join(_change(connection, table, row) for row in rows)
             connection.execute(
                 f"CREATE TEMP TRIGGER checksum_{table}_{event} AFTER {event} ON main.{table} "
@@ -94,16 +96,20 @@ def differences_of(
 
 
 def _change(connection: sqlite3.Connection, table: str, row: str) -> str:
-    """Return SQL that takes a row into its table's checksum, or out of it."""
+    """Return SQL that takes a row into its table's checksum, or out of it.
+
+    The model's checksum is that of its new row alone, whatever stood there before.
+    """
     column = _part_column(connection, table)
     part = f"{row}.{column}" if column else "0"
     values = ", ".join(f"{row}.{name}" for name in _columns(connection, table))
     where = f"part = {part} AND name = '{table}'"
+    before = "0" if table == "model" else "value"
     # No conflict may arise here: it would be resolved by the clause of the outer statement.
     return (
         f"INSERT INTO checksums SELECT {part}, '{table}', 0 "
         f"WHERE NOT EXISTS (SELECT 1 FROM checksums WHERE {where}); "
-        f"UPDATE checksums SET value = toggle_row(value, {values}) WHERE {where}; "
+        f"UPDATE checksums SET value = toggle_row({before}, {values}) WHERE {where}; "
     )
 
 

@@ -13,12 +13,16 @@ from featherfed.compression.importance import Allocation
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import ModelVersion, VersionScores
 
+Model = tuple[list[Array], list[Array] | None]
+"""The newest version's weights, and what the downlink codec has lost; float32, manifest order."""
+
 
 class Versions:
     """Stores every version's payload and the newest version's weights."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._model: Model | None = None
 
     def add(
         self, version: ModelVersion, weights: Sequence[Array], residual: Sequence[Array] | None
@@ -40,6 +44,13 @@ class Versions:
             _to_blob(weights),
             None if residual is None else _to_blob(residual),
         )
+        model = list(weights), None if residual is None else list(residual)
+        self._database.after_commit(lambda: self._remember(model))
+
+    def _remember(self, model: Model) -> None:
+        for tensor in (*model[0], *(model[1] or ())):
+            tensor.flags.writeable = False
+        self._model = model
 
     def get(self, number: int) -> ModelVersion:
         """Return one version; raise IndexError if there is none of this number."""
@@ -64,11 +75,14 @@ class Versions:
         """Return all versions in order."""
         return self.after(-1)
 
-    def model(self, manifest: Manifest) -> tuple[list[Array], list[Array] | None]:
-        """Return the newest version's weights and the server's residual, float32.
+    def model(self, manifest: Manifest) -> Model:
+        """Return the newest version's weights and the server's residual, not to be written to.
 
         Raises ServerError if they are not those that were stored.
         """
+        with self._database.lock:
+            if self._model is not None:
+                return self._model
         self._database.check("model")
         weights, residual = self._database.run("SELECT weights, residual FROM model")[0]
         return (

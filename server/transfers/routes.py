@@ -21,6 +21,9 @@ from featherfed.server.transfers.framing import message_digest
 SNAPSHOT = chain(Float32(), Zstd())
 """Bit-exact: a client that gets a snapshot holds the same weights as one that got deltas."""
 
+_SURELY_SMALLER = 100
+"""A route by so many times smaller than float32 weights is taken, without making a snapshot."""
+
 SHORTEST_DIGEST = 8
 """Bytes of a digest that identify a version; the client checks the result's digest in full."""
 
@@ -91,16 +94,17 @@ class Router:
         self, first: list[pb.Link], have: int, newest: ModelVersion, stages: frozenset[str]
     ) -> Route:
         versions = self._versions.after(have)
-        whole = self._whole(newest)
         if not all(codecs_of(version) <= stages for version in versions):
-            return whole
+            return self._whole(newest)
         known = self._versions.get(have).allocation
         links = []
         for version in versions:
             links.append(version_link(version, known))
             known = version.allocation
         route = Route([*first, *links], b"".join(version.payload for version in versions))
-        return min(route, whole, key=lambda r: r.size)
+        if route.size * _SURELY_SMALLER <= 4 * self._manifest.num_values:
+            return route  # a snapshot takes long to make
+        return min(route, self._whole(newest), key=lambda r: r.size)
 
     def _whole(self, newest: ModelVersion) -> Route:
         """Return the route that needs no earlier version: a snapshot."""
