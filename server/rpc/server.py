@@ -54,7 +54,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
         keys = ServerKeys(folder, settings.security.client_certificates)
     server = create_grpc_server(
         interceptors=_interceptors(service, settings),
-        options=_OPTIONS,
+        options=[*_OPTIONS, *_pending(settings.limits.clients)],
         # Calls that the quotas refuse are open for a moment, too: theirs are to decide, not this.
         maximum_concurrent_rpcs=2 * settings.limits.streams,
     )
@@ -78,6 +78,15 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     for name in ("", SERVICE):
         await service.draining.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, port
+
+
+def _pending(calls: int) -> list[tuple[str, int]]:
+    """Return options that let so many calls wait until the event loop takes them up.
+
+    gRPC's own limit, 1,000 to 3,000, cancels some when all of ten thousand clients call at once.
+    """
+    name = "grpc.server.max_pending_requests"
+    return [(name, calls), (f"{name}_hard_limit", calls)]
 
 
 def _interceptors(service: FederationService, settings: Settings) -> list[Any]:
