@@ -113,7 +113,10 @@ def simulated_surroundings(
             process.on_death.append(file.close)
         return file
 
-    nothing = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)
+    nothing = SimpleNamespace(
+        collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None,
+        get_threshold=lambda: (), set_threshold=lambda *_: None,
+    )  # fmt: skip
     replaced: list[tuple[Any, str, Any]] = [
         (time, "time", wall),
         (time, "monotonic", monotonic),
