@@ -84,23 +84,34 @@ def _links(found: Any) -> Iterator[str]:
 
 def _load(found: Any) -> Iterator[str]:
     yield (
-        "**Load**: one round; each client has its own connection and all send at the same moment. "
-        "Memory is the server's peak (VmHWM, 10^6 bytes); its growth is told from 10 clients on."
+        "**Load**: each client has its own connection, and in each round all send at the same "
+        "moment. Seconds of a round, and the server's processor time for each client in it, "
+        "joining left out; the clients, all in one process, share the two cores. Memory is the "
+        "server's peak (VmHWM, 10^6 bytes); its growth is told from 10 clients on. The server "
+        "evaluates with a stand-in that takes no time; where Keras is said, it is `featherfed "
+        "serve`, which evaluates the model and those of ten clients on Fashion-MNIST's 10,000 test "
+        "images."
     )
     yield from _head(
-        "parameters", "uplink", "clients", "seconds", "ack p50", "ack p99", "peak", "growth/client"
-    )
-    base: dict[tuple[int, str], Any] = {}
+        "parameters", "uplink", "clients", "rounds", "s/round", "CPU/client", "ack p50", "ack p99",
+        "peak", "growth/client",
+    )  # fmt: skip
+    base: dict[tuple[int, str, str], Any] = {}
     for row in found["runs"]:
-        first = base.setdefault((row["parameters"], row["uplink"]), row)
+        first = base.setdefault((row["parameters"], row["uplink"], row["evaluator"]), row)
         more = row["clients"] - first["clients"]
         growth = 1e6 * (row["peak_mb"] - first["peak_mb"]) / more if more else None
         told = "" if growth is None else _growth(growth, row)
         yield _row(
-            f"{row['parameters']:,}", f"`{row['uplink']}`", row["clients"], row["seconds"],
+            f"{row['parameters']:,}", f"`{row['uplink']}`" + _keras(row), f"{row['clients']:,}",
+            row["rounds"], row["seconds_a_round"], f"{row['server_cpu_ms_a_client_and_round']} ms",
             f"{row['ack_p50_ms']:,.0f} ms", f"{row['ack_p99_ms']:,.0f} ms",
             f"{row['peak_mb']:.0f} MB", told,
         )  # fmt: skip
+
+
+def _keras(row: Any) -> str:
+    return ", Keras" if row["evaluator"] == "keras" else ""
 
 
 def _growth(growth: float, row: Any) -> str:

@@ -43,7 +43,10 @@ KILLS, ROUNDS = 100, 10
 CODECS = {"sketch": "balanced", "error feedback": "topk(0.05) | quantize(4) | zstd"}
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2)
 LINKED_ROUNDS = 5
-CROWDS = (10, 100, 1000)
+CROWDS = {10: 5, 100: 5, 1000: 3, 10_000: 1}
+"""Clients -> rounds."""
+REAL_CROWD = 100
+"""Clients of the server that evaluates with Keras."""
 LARGE_CROWDS = (10, 100)
 
 
@@ -200,12 +203,13 @@ def links(scratch: Path) -> Figures:
 
 
 def load(scratch: Path) -> Figures:
-    """Run one round of many clients that all send at the same moment, on a server of its own."""
-    cases = [("cnn", count, "balanced") for count in CROWDS]
-    cases += [("large", n, uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
+    """Run rounds of many clients that all send at the same moment, on a server of its own."""
+    cases: list[tuple[Any, ...]] = [(n, "cnn", "balanced", r, False) for n, r in CROWDS.items()]
+    cases.append((REAL_CROWD, "cnn", "balanced", 2, True))
+    large = [(n, "large", uplink) for uplink in ("balanced", "quantize(8)") for n in LARGE_CROWDS]
     rows = []
-    for number, (model, count, uplink) in enumerate(cases):
-        rows.append(measure_load(scratch / str(number), count, model, uplink))
+    for number, case in enumerate([*cases, *large]):
+        rows.append(measure_load(scratch / str(number), *case))
         print(json.dumps(rows[-1]), flush=True)
     return {"runs": rows}
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import tomli_w
+from support.kills import free_port
 from support.models import CLASSES, EXAMPLES, MODELS, SHAPE
 from support.numpy_federation import Spec
 from support.processes import program
@@ -42,6 +44,7 @@ class ManyClients:
     address: str
     count: int
     rounds: int = 1
+    shape: tuple[int, ...] = SHAPE
     seconds: dict[str, list[float]] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
     payload: int = 0
@@ -65,7 +68,7 @@ class ManyClients:
             request = pb.JoinRequest(
                 client=name,
                 data=pb.DataSummary(
-                    num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
+                    num_examples=EXAMPLES, example_shape=self.shape, num_classes=len(CLASSES)
                 ),
                 capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
             )
@@ -187,28 +190,37 @@ def cpu_seconds(pid: int) -> float:
 
 
 def measure_load(
-    directory: Path, count: int, model: str, uplink: str = "balanced", rounds: int = 1
+    directory: Path,
+    count: int,
+    model: str,
+    uplink: str = "balanced",
+    rounds: int = 1,
+    real: bool = False,
 ) -> dict[str, Any]:
     """Run rounds of `count` clients on a server of its own; return times, bytes and memory.
 
-    The server's evaluator needs no data and hardly any time: see support.evaluator.
+    The server's evaluator needs no data and hardly any time (support.evaluator), unless it is to
+    be `real`: `featherfed serve`, which evaluates the model `cnn` with Keras on Fashion-MNIST.
     """
-    spec = Spec(
-        {
-            "name": "load", "rounds": rounds, "server": {"port": 0, "stay": True},
-            "clients": {"minimum": count, "quorum": 1.0, "deadline": 3600, "heartbeat": 0},
-            "compression": {"uplink": uplink},
-            # All come from one address, which may make so many calls of a thousand clients.
-            "limits": {"requests_per_second": max(10, count / 50)},
-        },
-        model,
-    )  # fmt: skip
+    settings = {
+        "name": "load", "rounds": rounds, "server": {"port": free_port(), "stay": True},
+        "clients": {"minimum": count, "quorum": 1.0, "deadline": 3600, "heartbeat": 0},
+        "compression": {"uplink": uplink},
+        # All come from one address, which may make so many calls of a thousand clients.
+        "limits": {"requests_per_second": max(20, count / 50)},
+    }  # fmt: skip
     directory.mkdir(parents=True)
-    spec.write(directory)
+    if real:
+        run = {**settings, "output": ".", "evaluation": {"dataset": "fashion-mnist"}}
+        (directory / "run.toml").write_text(tomli_w.dumps(run), "utf-8")
+        command = [sys.executable, "-m", "featherfed.cli.main", "serve", "run.toml"]
+        shape: tuple[int, ...] = (28, 28, 1)
+    else:
+        Spec(settings, model).write(directory)
+        command = program("numpy_federation", "server", str(directory))
+        shape = SHAPE
     with (directory / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            program("numpy_federation", "server", str(directory)), stdout=log, stderr=log
-        )
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
     used: list[tuple[float, float]] = []
 
     def on_round(round_: int) -> None:
@@ -220,7 +232,8 @@ def measure_load(
             assert server.poll() is None, (directory / "server.log").read_text("utf-8")
             time.sleep(0.05)
         idle = memory_mb(server.pid)["peak_mb"]
-        clients = ManyClients(address.read_text("utf-8"), count, rounds, on_round=on_round)
+        told = address.read_text("utf-8").strip()
+        clients = ManyClients(told, count, rounds, shape, on_round=on_round)
         begin, cpu = time.perf_counter(), cpu_seconds(server.pid)
         asyncio.run(clients.run())
         seconds = time.perf_counter() - begin
@@ -237,6 +250,7 @@ def measure_load(
         "rounds": rounds,
         "parameters": MODELS[model].num_values,
         "uplink": uplink,
+        "evaluator": "keras" if real else "stand-in",
         "update_bytes": clients.payload,
         "seconds": round(seconds, 1),
         "seconds_a_round": round((last - first) / rounds, 2),
