@@ -22,7 +22,7 @@ from featherfed.server.transfers.releases import Releases
 log = logging.getLogger(__name__)
 
 _MOST_LOOKING = 4.0
-"""The loop rests so many times as long as it has looked whether a round is due."""
+"""The loop rests so many times as long as it has looked whether a round is due, unless one is."""
 LONGEST_PAUSE_SECONDS = 0.2
 """The longest such rest."""
 LINGER_SECONDS = 1.0
@@ -161,12 +161,15 @@ async def _run_rounds(
 
     def on_phase() -> None:
         loop.call_soon_threadsafe(wake.set)
+        loop.call_soon_threadsafe(changed.set)
 
     wake, stop, loop = service.round_may_be_due, writer.stop, asyncio.get_running_loop()
+    changed = asyncio.Event()
     coordinator.run.on_phase = on_phase
     known, report = None, _Repeated(on_round, writer)
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
         wake.clear()
+        changed.clear()
         begin = loop.time()
         try:
             state, seconds = await coordinator.commits.run(look)
@@ -180,8 +183,9 @@ async def _run_rounds(
         if known != (state.phase, state.round, state.cohort):
             known = state.phase, state.round, state.cohort
             service.changes.notify()  # there may be a task for some clients
-        # Many clients wake the loop often; it looks at all of them each time.
-        await _pause(stop, min(_MOST_LOOKING * (loop.time() - begin), LONGEST_PAUSE_SECONDS))
+        # Many clients wake the loop often, and it looks at all of them each time.
+        rest = min(_MOST_LOOKING * (loop.time() - begin), LONGEST_PAUSE_SECONDS)
+        await _wait(stop, changed, rest)
         await _wait(stop, wake, seconds)
     await report.end()
 
