@@ -235,7 +235,7 @@ class TaskHandler:
             trained.loss,
             trained.accuracy,
             encoded.payload,
-            encoded.target,
+            None if encoded.residual is None else encoded.target,
             encoded.residual,
         )
 

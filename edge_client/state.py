@@ -40,7 +40,8 @@ class HeldModel:
 class PendingUpdate:
     """An update that is not acknowledged yet.
 
-    The client's residual becomes `residual` once it is accepted, `target` if it comes too late.
+    The client's residual becomes `residual` once it is accepted, `target` if it comes too late;
+    both are None for a codec that keeps none.
     """
 
     round: int
@@ -49,7 +50,7 @@ class PendingUpdate:
     loss: float
     accuracy: float
     payload: bytes
-    target: list[Array]
+    target: list[Array] | None
     residual: list[Array] | None
 
 
@@ -103,10 +104,11 @@ class ClientState:
         if found is None:
             return None
         fields, tensors = found
-        payload = bytes.fromhex(fields.pop("payload"))
-        return PendingUpdate(
-            **fields, payload=payload, target=tensors["target"], residual=tensors.get("residual")
-        )
+        if isinstance(fields["payload"], str):  # before format 2
+            fields["payload"] = bytes.fromhex(fields["payload"])
+        residual = tensors.get("residual")
+        target = None if residual is None else tensors["target"]  # before format 2 always there
+        return PendingUpdate(**fields, target=target, residual=residual)
 
     def save_pending(self, pending: PendingUpdate) -> None:
         """Save an update before it is sent.
@@ -117,15 +119,16 @@ class ClientState:
         """
         fields = {
             name: getattr(pending, name)
-            for name in ("round", "version", "num_examples", "loss", "accuracy")
+            for name in ("round", "version", "num_examples", "loss", "accuracy", "payload")
         }
-        tensors: Groups = {"target": pending.target}
-        if pending.residual is not None:
-            tensors["residual"] = pending.residual
-        residual = self.residual()
-        self._files.save("pending", {**fields, "payload": pending.payload.hex()}, tensors)
-        if self._files.is_unsaved("pending") and residual is not None:
-            self._files.keep_in_memory("residual", {}, {"residual": residual})
+        tensors: Groups = {}
+        if pending.target is not None and pending.residual is not None:
+            tensors = {"target": pending.target, "residual": pending.residual}
+        self._files.save("pending", fields, tensors)
+        if self._files.is_unsaved("pending"):
+            residual = self.residual()
+            if residual is not None:
+                self._files.keep_in_memory("residual", {}, {"residual": residual})
 
     def settle(self, residual: Sequence[Array] | None) -> None:
         """Delete the pending update and save `residual`; may be repeated after a crash."""
