@@ -27,13 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeldModel:
-    """A model version that the client holds; weights in manifest order."""
+    """A model version that the client holds; weights in manifest order, nobody changes them."""
 
     version: int
     digest: bytes
     weights: list[Array]
     allocation: Allocation | None = None
     """The importance of coordinates that belongs to this version, None before the first."""
+
+    def __post_init__(self) -> None:
+        for tensor in self.weights:
+            tensor.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,18 @@ class ClientState:
     def __init__(self, directory: Path, run: str) -> None:
         """Use `directory`, made if need be; `run` identifies a run and its model."""
         self._files = StateDirectory(directory, run)
+        self._held: HeldModel | None = None
 
     def held(self) -> HeldModel | None:
-        """Return the held model version, None if there is no undamaged one."""
+        """Return the held model version, None if there is no undamaged one.
+
+        It is read and checked once, and then in memory.
+        """
+        if self._held is None:
+            self._held = self._read_held()
+        return self._held
+
+    def _read_held(self) -> HeldModel | None:
         found = self._files.load("model")
         if found is None:
             return None
@@ -78,6 +91,7 @@ class ClientState:
 
     def save_held(self, held: HeldModel) -> None:
         """Replace the held model version."""
+        self._held = held
         known = held.allocation
         fields = {
             "version": held.version,
