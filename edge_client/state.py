@@ -90,7 +90,11 @@ class ClientState:
         return held if weights_digest(held.weights) == held.digest else None
 
     def save_held(self, held: HeldModel) -> None:
-        """Replace the held model version."""
+        """Replace the held model version.
+
+        A loss of power cannot undo that any more once an update or residual is saved, or `sync`
+        was called.
+        """
         self._held = held
         known = held.allocation
         fields = {
@@ -99,6 +103,10 @@ class ClientState:
             "allocation": known and (known.levels.hex(), known.profile.hex()),
         }
         self._files.save("model", fields, {"weights": held.weights})
+
+    def sync(self) -> None:
+        """Make sure that a loss of power cannot undo what was saved."""
+        self._files.sync()
 
     def residual(self) -> list[Array] | None:
         """Return the residual, None if there is none."""

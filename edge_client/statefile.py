@@ -44,9 +44,9 @@ class Damaged(Exception):
     """The file's digest or format is wrong; none of its content is used."""
 
 
-def save(path: Path, fields: dict[str, Any], groups: Groups) -> None:
-    """Replace the file atomically; raises OSError."""
-    with replacing(path) as file:
+def save(path: Path, fields: dict[str, Any], groups: Groups, *, sync_name: bool = True) -> None:
+    """Replace the file atomically; raises OSError. `sync_name`: see `replacing`."""
+    with replacing(path, sync_name=sync_name) as file:
         digesting = _DigestingWriter(file)
         with zipfile.ZipFile(digesting, "w") as archive:
             for name, array in _arrays(fields, groups):
