@@ -256,7 +256,7 @@ def read_client(folder: Path) -> Figures:
     return {
         "held": held and (held.version, weights_digest(held.weights)),
         "pending": pending and str({**vars(pending), "target": 0, "residual": 0}),
-        "target": pending and weights_digest(pending.target),
+        "target": pending and pending.target and weights_digest(pending.target),
         "residual": residual and weights_digest(residual),
         "step": state.training_step(hashlib.sha256(STEP).digest()),
         "download": model.digest,

@@ -15,19 +15,23 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+def replacing(path: Path, mode: int = 0o666, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
     """Yield a file, open for writing and reading, that replaces `path` if no exception is raised.
 
     The file and its name are then synced to disk. If the process is killed, `path` is the old file
     or the new one, whole; a scratch file that remains is removed by the next call for `path`.
-    `mode`: permissions, as in os.open. Raises OSError.
+    `mode`: permissions, as in os.open. `sync_name`: False where the old file, whole, may come back
+    after a loss of power until the names in its folder are synced (`sync_names`). Raises OSError.
     """
     scratch = scratch_of(path)
     try:
         scratch.unlink(missing_ok=True)  # it may have another mode
         with open(scratch, "x+b", opener=partial(os.open, mode=mode)) as file:
             yield file
-        put_in_place(scratch, path)
+        if sync_name:
+            put_in_place(scratch, path)
+        else:
+            _replace(scratch, path)
     except BaseException:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
@@ -50,11 +54,19 @@ def scratch_of(path: Path) -> Path:
 
 def put_in_place(scratch: Path, path: Path) -> None:
     """Make a written file the one at `path`, on disk when this returns; raises OSError."""
+    _replace(scratch, path)
+    sync_names(path.parent)  # the new name must not come back as the old one after a loss of power
+
+
+def _replace(scratch: Path, path: Path) -> None:
     with scratch.open("r+b") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
-    # The new name must not come back as the old one after a loss of power.
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_names(folder: Path) -> None:
+    """Sync the names of a folder's files to disk: those of new, replaced and deleted ones."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from featherfed.compression.buffer import Reader
 from featherfed.compression.errors import CodecError, WireError
@@ -55,6 +56,7 @@ class ComputingTime:
             raise WireError(f"the model takes more than {self._seconds:.0f} s to compute")
 
 
+@lru_cache(maxsize=4)
 def max_answer(manifest: Manifest) -> int:
     """Return the most bytes of links and payloads with which a server answers FetchModel."""
     allocation = equal_importance(sketched_shapes(manifest))
@@ -100,9 +102,14 @@ def _max_size(manifest: Manifest, link: pb.Link) -> int:
     if link.kind == pb.Link.BUNDLE:
         return max_answer(manifest)
     try:
-        return max_payload(parse_codec(link.codec), manifest)
+        return _max_payload(link.codec, manifest)
     except CodecError as error:
         raise WireError(f"the server uses an unknown codec: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _max_payload(codec: str, manifest: Manifest) -> int:
+    return max_payload(parse_codec(codec), manifest)
 
 
 def check_bundle(payload: bytes) -> None:

@@ -120,7 +120,9 @@ class Session:
             task = transport.next_task(session)
             try:
                 if task.HasField("finished"):
-                    return model.catch_up(task.finished.version, task.finished.digest)
+                    held = model.catch_up(task.finished.version, task.finished.digest)
+                    state.sync()
+                    return held
                 if task.HasField("train"):
                     check_task(task.train, plan)
                     with Heartbeat(beat, plan.heartbeat_seconds):
@@ -235,7 +237,7 @@ class TaskHandler:
             trained.loss,
             trained.accuracy,
             encoded.payload,
-            encoded.target,
+            None if encoded.residual is None else encoded.target,
             encoded.residual,
         )
 

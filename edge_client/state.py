@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeldModel:
-    """A model version that the client holds; weights in manifest order."""
+    """A model version that the client holds; weights in manifest order, nobody changes them."""
 
     version: int
     digest: bytes
@@ -35,12 +35,17 @@ class HeldModel:
     allocation: Allocation | None = None
     """The importance of coordinates that belongs to this version, None before the first."""
 
+    def __post_init__(self) -> None:
+        for tensor in self.weights:
+            tensor.flags.writeable = False
+
 
 @dataclass(frozen=True)
 class PendingUpdate:
     """An update that is not acknowledged yet.
 
-    The client's residual becomes `residual` once it is accepted, `target` if it comes too late.
+    The client's residual becomes `residual` once it is accepted, `target` if it comes too late;
+    both are None for a codec that keeps none.
     """
 
     round: int
@@ -49,7 +54,7 @@ class PendingUpdate:
     loss: float
     accuracy: float
     payload: bytes
-    target: list[Array]
+    target: list[Array] | None
     residual: list[Array] | None
 
 
@@ -59,9 +64,18 @@ class ClientState:
     def __init__(self, directory: Path, run: str) -> None:
         """Use `directory`, made if need be; `run` identifies a run and its model."""
         self._files = StateDirectory(directory, run)
+        self._held: HeldModel | None = None
 
     def held(self) -> HeldModel | None:
-        """Return the held model version, None if there is no undamaged one."""
+        """Return the held model version, None if there is no undamaged one.
+
+        It is read and checked once, and then in memory.
+        """
+        if self._held is None:
+            self._held = self._read_held()
+        return self._held
+
+    def _read_held(self) -> HeldModel | None:
         found = self._files.load("model")
         if found is None:
             return None
@@ -76,7 +90,12 @@ class ClientState:
         return held if weights_digest(held.weights) == held.digest else None
 
     def save_held(self, held: HeldModel) -> None:
-        """Replace the held model version."""
+        """Replace the held model version.
+
+        A loss of power cannot undo that any more once an update or residual is saved, or `sync`
+        was called.
+        """
+        self._held = held
         known = held.allocation
         fields = {
             "version": held.version,
@@ -84,6 +103,10 @@ class ClientState:
             "allocation": known and (known.levels.hex(), known.profile.hex()),
         }
         self._files.save("model", fields, {"weights": held.weights})
+
+    def sync(self) -> None:
+        """Make sure that a loss of power cannot undo what was saved."""
+        self._files.sync()
 
     def residual(self) -> list[Array] | None:
         """Return the residual, None if there is none."""
@@ -103,10 +126,11 @@ class ClientState:
         if found is None:
             return None
         fields, tensors = found
-        payload = bytes.fromhex(fields.pop("payload"))
-        return PendingUpdate(
-            **fields, payload=payload, target=tensors["target"], residual=tensors.get("residual")
-        )
+        if isinstance(fields["payload"], str):  # before format 2
+            fields["payload"] = bytes.fromhex(fields["payload"])
+        residual = tensors.get("residual")
+        target = None if residual is None else tensors["target"]  # before format 2 always there
+        return PendingUpdate(**fields, target=target, residual=residual)
 
     def save_pending(self, pending: PendingUpdate) -> None:
         """Save an update before it is sent.
@@ -117,15 +141,16 @@ class ClientState:
         """
         fields = {
             name: getattr(pending, name)
-            for name in ("round", "version", "num_examples", "loss", "accuracy")
+            for name in ("round", "version", "num_examples", "loss", "accuracy", "payload")
         }
-        tensors: Groups = {"target": pending.target}
-        if pending.residual is not None:
-            tensors["residual"] = pending.residual
-        residual = self.residual()
-        self._files.save("pending", {**fields, "payload": pending.payload.hex()}, tensors)
-        if self._files.is_unsaved("pending") and residual is not None:
-            self._files.keep_in_memory("residual", {}, {"residual": residual})
+        tensors: Groups = {}
+        if pending.target is not None and pending.residual is not None:
+            tensors = {"target": pending.target, "residual": pending.residual}
+        self._files.save("pending", fields, tensors)
+        if self._files.is_unsaved("pending"):
+            residual = self.residual()
+            if residual is not None:
+                self._files.keep_in_memory("residual", {}, {"residual": residual})
 
     def settle(self, residual: Sequence[Array] | None) -> None:
         """Delete the pending update and save `residual`; may be repeated after a crash."""

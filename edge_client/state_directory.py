@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from featherfed.compression.files import lock_file, write_whole
+from featherfed.compression.files import lock_file, sync_names, write_whole
 from featherfed.edge_client import statefile
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.statefile import Content, Damaged, Groups, warn_unwritable
@@ -23,6 +23,12 @@ _LOSS = {  # what it costs to lose a file
     "residual": "what the codec lost of earlier updates is lost",
     "pending": "the update is lost, and made again if its round is still open",
 }
+
+_SYNCED_LATER = {"model"}
+"""The files whose names are synced with those of the next file, or by `sync`.
+
+Until then a loss of power may bring back the version before, and costs one download.
+"""
 
 
 class StateDirectory:
@@ -46,7 +52,8 @@ class StateDirectory:
         """
         content = self._content(fields, groups)
         try:
-            statefile.save(self._file(name), content[0], groups)
+            path, now = self._file(name), name not in _SYNCED_LATER
+            statefile.save(path, content[0], groups, sync_name=now)
         except OSError as error:
             self._unsaved[name] = content
             with suppress(OSError):
@@ -54,6 +61,13 @@ class StateDirectory:
             self._warn(name, error)
         else:
             self._unsaved.pop(name, None)
+
+    def sync(self) -> None:
+        """Sync the names of all files."""
+        try:
+            sync_names(self.path)
+        except OSError as error:
+            self._warn("model", error)
 
     def load(self, name: str) -> Content | None:
         """Return the content of NAME.npz, None if there is none of this run, or it is damaged."""

@@ -1,7 +1,8 @@
 """Save and load one file of a client's state: an .npz followed by its SHA-256.
 
 numpy reads such a file like any other .npz. The digest is needed because zip's own checksums cover
-neither names nor the end of the file. Files of before there was a digest, format 0, are read too.
+neither names nor the end of the file. Also read: format 1, whose fields are a text of numpy's and
+hold no bytes, and format 0, of before there was a digest.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.files import replacing
@@ -26,11 +28,13 @@ Groups = dict[str, Sequence[Array]]
 """Group name (e.g. "weights") -> tensors."""
 
 Content = tuple[dict[str, Any], dict[str, list[Array]]]
-"""The file's fields that JSON can hold, and the tensors of each group."""
+"""The file's fields, each of bytes or what JSON can hold, and the tensors of each group."""
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format written here; it is in each file."""
 
+_BYTES = "bytes"
+"""The group of the fields that are bytes."""
 _DIGEST_BYTES = 32
 _ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22
 """How the last record of a zip file begins, and its size: format 0 ends with it."""
@@ -40,13 +44,15 @@ class Damaged(Exception):
     """The file's digest or format is wrong; none of its content is used."""
 
 
-def save(path: Path, fields: dict[str, Any], groups: Groups) -> None:
-    """Replace the file atomically; raises OSError."""
-    arrays = {f"{g}/{i:05}": t for g, tensors in groups.items() for i, t in enumerate(tensors)}
-    facts, number = np.array(json.dumps(fields)), np.array(FORMAT)
-    with replacing(path) as file:
-        np.savez(file, facts=facts, format=number, **arrays)  # type: ignore[arg-type]
-        file.write(_digest(file, file.tell()))
+def save(path: Path, fields: dict[str, Any], groups: Groups, *, sync_name: bool = True) -> None:
+    """Replace the file atomically; raises OSError. `sync_name`: see `replacing`."""
+    with replacing(path, sync_name=sync_name) as file:
+        digesting = _DigestingWriter(file)
+        with zipfile.ZipFile(digesting, "w") as archive:
+            for name, array in _arrays(fields, groups):
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        file.write(digesting.sha.digest())
 
 
 def load(path: Path) -> Content:
@@ -60,11 +66,18 @@ def load(path: Path) -> Content:
             if not _is_format_0(file, size) and not _digest_fits(file, size):
                 raise Damaged("its checksum does not fit")
         with np.load(path, allow_pickle=False) as archive:
-            _check_format(path, int(archive["format"]) if "format" in archive.files else 0)
+            number = int(archive["format"]) if "format" in archive.files else 0
+            _check_format(path, number)
+            facts = archive["facts"]
+            fields = json.loads(str(facts) if number < 2 else facts.tobytes())
             groups: dict[str, list[Array]] = {}
             for key in sorted(set(archive.files) - {"facts", "format"}):
-                groups.setdefault(key.split("/")[0], []).append(archive[key])
-            return json.loads(str(archive["facts"])), groups
+                group, name = key.split("/")
+                if group == _BYTES:
+                    fields[name] = archive[key].tobytes()
+                else:
+                    groups.setdefault(group, []).append(archive[key])
+            return fields, groups
     except (FileNotFoundError, PermissionError, ClientError):
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -78,6 +91,37 @@ def warn_unwritable(path: Path, error: OSError, kept: str, loss: str) -> None:
         "process end before that, %s",
         path, error.strerror, kept, loss, extra={"event": "state_unsaved", "file": path.name},
     )  # fmt: skip
+
+
+class _DigestingWriter:
+    """Writes to a file from its beginning to its end, and digests what it writes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave the file open: the digest follows."""
+
+
+def _arrays(fields: dict[str, Any], groups: Groups) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield a file's arrays in its order, with their names."""
+    plain = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
+    yield "format", np.array(FORMAT)
+    yield "facts", np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    for name, value in fields.items():
+        if isinstance(value, bytes):
+            yield f"{_BYTES}/{name}", np.frombuffer(value, np.uint8)
+    for group, tensors in groups.items():
+        for i, tensor in enumerate(tensors):
+            yield f"{group}/{i:05}", np.asarray(tensor)
 
 
 def _check_format(path: Path, number: int) -> None:

@@ -62,4 +62,4 @@ class UpdateSender:
 
     def keep_for_later(self, pending: PendingUpdate) -> None:
         """Add all of an update that does not count to the residual, if the codec keeps one."""
-        self._state.settle(None if pending.residual is None else pending.target)
+        self._state.settle(pending.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def test_a_client_with_a_damaged_state_goes_on(federation: Start) -> None:
 
     (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, spoil)))
     assert held.digest == server.store.versions.newest().digest
-    assert {path.name for path in folder.glob("*.damaged")} == {"model.damaged", "residual.damaged"}
+    left = {path.name for path in folder.glob("*.damaged")}
+    assert left == {"residual.damaged"}, "the model is in memory, and written anew"
 
 
 def test_check_notices_a_damaged_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +148,33 @@ def test_a_full_disk_at_the_client_costs_no_update(
     assert [
         update.client for n in range(1, 5) for update in server.store.journal.updates(n)
     ] == 4 * ["a"]
+
+
+def test_an_update_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
+    state, payload = ClientState(tmp_path, "run"), random.Random(1).randbytes(10**5)
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, payload, None, None))
+    assert (tmp_path / "pending.npz").stat().st_size < len(payload) + 2000
+    assert ClientState(tmp_path, "run").pending() == state.pending()
+    assert state.pending() == PendingUpdate(4, 3, 10, 0.5, 0.5, payload, None, None)
+
+
+def test_what_a_round_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    state = ClientState(tmp_path, "run")
+    state.save_held(HeldModel(3, b"", weights()))
+    assert synced == [".new-model.npz"]
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, b"payload", None, None))
+    state.settle(None)
+    assert synced == [".new-model.npz", ".new-pending.npz", tmp_path.name]
+    state.sync()
+    assert synced[3:] == [tmp_path.name]
 
 
 def test_a_residual_is_never_used_twice(small_disk: Path) -> None:

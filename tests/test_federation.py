@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -237,15 +238,16 @@ def test_a_damaged_model_is_noticed_and_fetched_whole(federation: Start) -> None
     damaged = []
 
     def damage(task: pb.Train) -> None:
-        if task.round == 1:
-            state = ClientState(server.directory / "clients" / "a", _state_key(server))
-            held = state.held()
-            assert held is not None
-            held.weights[0][0, 0] += 1
-            state.save_held(held)
-            damaged.append(held.version)
+        state = ClientState(server.directory / "clients" / "a", _state_key(server))
+        held = state.held()
+        assert held is not None
+        state.save_held(replace(held, weights=[held.weights[0] + 1, *held.weights[1:]]))
+        damaged.append(held.version)
+        raise Dies
 
-    (held,) = server.run_clients(server.client("a", trainer=Pull(1.0, damage)))
+    with pytest.raises(Dies):
+        server.run_clients(server.client("a", trainer=Pull(1.0, damage)))
+    (held,) = server.run_clients(server.client("a"))
     assert damaged == [0]
     assert held.digest == server.store.versions.newest().digest
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from support import planted_bugs
 
-from featherfed.compression.files import write_whole
+from featherfed.compression.files import replacing, write_whole
 from featherfed.simulator.campaign import simulate
 from featherfed.simulator.database import torn
 from featherfed.simulator.files import ClientDisk, simulated_files
@@ -119,6 +119,11 @@ def power_losses(folder: Path, work: str) -> set[bytes | None]:
             write_whole(path, b"old")  # noqa: B023
             if work == "synced":
                 write_whole(path, b"new")  # noqa: B023
+            elif work in ("name later", "name synced"):
+                with replacing(path, sync_name=False) as file:  # noqa: B023
+                    file.write(b"new")
+                if work == "name synced":
+                    write_whole(path.with_name("other"), b"")  # noqa: B023
             else:
                 (path.with_suffix(".x")).write_bytes(b"new")  # noqa: B023
                 path.with_suffix(".x").replace(path)  # noqa: B023
@@ -136,6 +141,8 @@ def test_what_was_synced_survives_a_loss_of_power_and_nothing_else_for_certain(
     tmp_path: Path,
 ) -> None:
     assert power_losses(tmp_path / "synced", "synced") == {b"new"}
+    assert power_losses(tmp_path / "later", "name later") == {b"old", b"new"}
+    assert power_losses(tmp_path / "other", "name synced") == {b"new"}
     left = power_losses(tmp_path / "hasty", "hasty")
     assert {b"old", b"new", b""} <= left
     assert None not in left

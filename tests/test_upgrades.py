@@ -29,7 +29,7 @@ from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec,
 from featherfed.edge_client import session, statefile
 from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.partial_download import FILE_NAME, PartialDownload
-from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.coordinator import admission
@@ -124,6 +124,15 @@ def test_a_client_of_an_earlier_version_keeps_what_it_had(tmp_path: Path, name: 
     assert ClientState(path.parent / "clients" / "c2", f"{run} {MANIFEST.digest.hex()}").held()
 
 
+def test_an_update_of_format_1_without_a_residual_is_read(tmp_path: Path) -> None:
+    """Its bytes are hex digits, and it has a target that nothing needs."""
+    figures = {"round": 2, "version": 1, "num_examples": 9, "loss": 0.5, "accuracy": 0.5}
+    path, weights = tmp_path / "pending.npz", [np.ones(3, np.float32)]
+    statefile.save(path, {"run": "run", **figures, "payload": "00ff"}, {"target": weights})
+    expected = PendingUpdate(**figures, payload=b"\x00\xff", target=None, residual=None)  # type: ignore[arg-type]
+    assert ClientState(tmp_path, "run").pending() == expected
+
+
 def test_a_run_that_is_too_old_is_refused_by_name(tmp_path: Path) -> None:
     path = sample(TOO_OLD, tmp_path / "run")
     before = path.read_bytes()
@@ -163,10 +172,11 @@ def test_files_of_a_newer_version_are_refused_by_name(tmp_path: Path) -> None:
 
     monkey = pytest.MonkeyPatch()
     state = ClientState(tmp_path / "state", "run")
-    monkey.setattr(statefile, "FORMAT", 2)
+    newer = statefile.FORMAT + 1
+    monkey.setattr(statefile, "FORMAT", newer)
     state.save_residual([np.zeros(3, np.float32)])
     monkey.undo()
-    with pytest.raises(ClientError, match=r"residual\.npz was written by a newer .*format 2"):
+    with pytest.raises(ClientError, match=rf"residual\.npz was .* newer .*format {newer}"):
         state.residual()
     assert not check_directory(tmp_path / "state")
 
@@ -220,6 +230,7 @@ def test_versions_without_numbers_refuse_a_numbered_file(tmp_path: Path) -> None
 
 def test_there_is_a_sample_of_every_numbered_version() -> None:
     assert {f"format-{number}" for number in range(1, VERSION + 1)} <= set(TAKEN_OVER)
+    assert {f"state-{number}" for number in range(2, statefile.FORMAT + 1)} <= set(TAKEN_OVER)
 
 
 def test_one_changed_byte_in_an_unfinished_download_costs_only_bytes(tmp_path: Path) -> None:
