@@ -57,6 +57,7 @@ class Fitter:
             metrics=["categorical_accuracy" if self._one_hot else "sparse_categorical_accuracy"],
             steps_per_execution=_STEPS_AT_ONCE,
         )
+        self._make_metrics()
 
     def fit(
         self,
@@ -83,6 +84,14 @@ class Fitter:
         ).history
         accuracy = history[self.model.metrics_names[-1]]
         return float(history["loss"][-1]), float(accuracy[-1])
+
+    def _make_metrics(self) -> None:
+        # Metrics make their variables at the first batch: within the step, it is traced twice.
+        answers = tf.zeros([1, self._one_hot]) if self._one_hot else tf.zeros([1], tf.int64)
+        outputs = tf.zeros([1, self.model.output_shape[-1]])
+        self.model.compute_loss(y=answers, y_pred=outputs)
+        self.model.compute_metrics(None, answers, outputs, None)
+        self.model.reset_metrics()
 
     def _reset(self, learning_rate: float) -> None:
         # All state of these optimizers starts at zero; recompiling would trace the step again.
