@@ -81,7 +81,7 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
     rounds: Queue[int] = context.Queue()
     with (
         _progress() as progress,
-        ProcessPoolExecutor(workers, context, _start_worker, (rounds,)) as pool,
+        ProcessPoolExecutor(workers, context, start_worker, (rounds,)) as pool,
     ):
         bar = progress.add_task("rounds", total=sum(case.settings.rounds for case in cases))
         counter = threading.Thread(target=_count_rounds, args=(rounds, progress, bar))
@@ -119,7 +119,7 @@ def _progress() -> Progress:
     )
 
 
-def _start_worker(rounds: Queue[int]) -> None:
+def start_worker(rounds: Queue[int]) -> None:
     """Limit a worker to one thread: parallel runs use the cores better then, and repeat exactly."""
     global _rounds
     _rounds = rounds
