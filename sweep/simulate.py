@@ -51,7 +51,8 @@ def simulate(
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
     top-level entries of the result. Clients run one at a time and the clock stands still, so no
-    client is ever late. Raises the first error that a client raises.
+    client is ever late; what clients keep stays in memory. Raises the first error that a client
+    raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
