@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
@@ -32,9 +35,11 @@ class MemoryState(ClientState):
 
     def save_held(self, held: HeldModel) -> None:
         """Replace the held model version."""
-        for tensor in held.weights:
-            tensor.flags.writeable = False
-        self._held = self._shared.setdefault((held.version, held.digest), held)
+        found = self._shared.get((held.version, held.digest))
+        if found is None:
+            found = replace(held, weights=[_read_only(tensor) for tensor in held.weights])
+            self._shared[held.version, held.digest] = found
+        self._held = found
 
     def residual(self) -> list[Array] | None:
         """Return the residual, None if there is none."""
@@ -42,7 +47,7 @@ class MemoryState(ClientState):
 
     def save_residual(self, residual: Sequence[Array] | None) -> None:
         """Replace the residual; None deletes it."""
-        self._residual = None if residual is None else list(residual)
+        self._residual = None if residual is None else [np.asarray(r) for r in residual]
 
     def pending(self) -> PendingUpdate | None:
         """Return the update that is not acknowledged yet, None if there is none."""
@@ -56,3 +61,9 @@ class MemoryState(ClientState):
         """Delete the pending update and replace the residual."""
         self.save_residual(residual)
         self._pending = None
+
+
+def _read_only(tensor: Array) -> Array:
+    array = np.asarray(tensor)  # numpy's arithmetic makes a scalar of a tensor without axes
+    array.flags.writeable = False
+    return array

@@ -13,7 +13,8 @@ from featherfed.sweep.memory_state import HeldModels, MemoryState
 
 
 def held(version: int) -> HeldModel:
-    return HeldModel(version, bytes([version] * 32), [np.full(3, version, np.float32)])
+    weights = [np.full(3, version, np.float32), np.full((), version, np.float32) * 2]
+    return HeldModel(version, bytes([version] * 32), weights)
 
 
 def test_clients_share_a_version_that_none_can_change(tmp_path: Path) -> None:
@@ -25,8 +26,9 @@ def test_clients_share_a_version_that_none_can_change(tmp_path: Path) -> None:
     found = second.held()
     assert found is not None
     assert found is first.held()
-    with pytest.raises(ValueError, match="read-only"):
-        found.weights[0] += 1
+    for tensor in found.weights:
+        with pytest.raises(ValueError, match="read-only"):
+            tensor += 1
     del found
     first.save_held(held(2))
     second.save_held(held(2))
