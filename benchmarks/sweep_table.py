@@ -25,9 +25,9 @@ def sweep_section() -> Iterator[str]:
         f"{measured['epochs']} epoch, batch {measured['batch']}, one thread, the CNN of 225,034 "
         f"parameters; imports left out. Medians of {len(systems['plain'])} runs in turns; ratios "
         "to the plain run of the same turn (`benchmarks/sweep_overhead.py`). Digests depend on the "
-        "number of threads that TensorFlow uses for one operation; so a sweep gives each run one, "
-        "and makes as many runs side by side as there are cores (`--workers`, where memory has "
-        "less room). Other work on the machine takes from all alike: its load was "
+        "number of threads that TensorFlow uses for one operation. So a sweep gives each run one, "
+        "and makes as many runs side by side as there are cores; `--workers` makes fewer, where "
+        "memory is short. Other work on the machine takes from all alike: its load was "
         f"{measured['load_before']} before the first run."
     )
     yield ""
