@@ -63,6 +63,7 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/sweep_overhead.py
 	$(BIN)/python benchmarks/follow.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/tables.py

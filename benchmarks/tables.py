@@ -13,6 +13,7 @@ import pyarrow.csv
 from attack_table import attacks_section
 from robustness_table import robustness_section
 from rounds_table import rounds_section
+from sweep_table import sweep_section
 
 from featherfed.report.frontier import Scenario, frontier_figure, group, table_rows
 from featherfed.report.style import save_png, styled
@@ -454,6 +455,8 @@ def results_section() -> Iterator[str]:
     yield from speed_table()
     yield from ("", "## What a round costs", "")
     yield from rounds_section()
+    yield from ("", "## What a sweep costs", "")
+    yield from sweep_section()
     if (RESULTS / "arm64.json").exists():
         yield from ("", "## On arm64", "")
         yield from arm64_section()

@@ -47,6 +47,7 @@ class Fitter:
         self.model = model
         self._optimizer = _OPTIMIZERS[recipe.optimizer]()
         self._one_hot = int(model.output_shape[-1]) if recipe.loss.is_one_hot else 0
+        self._batches = _Batches(model.input_shape[1:], self._one_hot)
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
         model.compile(
@@ -56,6 +57,7 @@ class Fitter:
             metrics=["categorical_accuracy" if self._one_hot else "sparse_categorical_accuracy"],
             steps_per_execution=_STEPS_AT_ONCE,
         )
+        self._make_metrics()
 
     def fit(
         self,
@@ -74,7 +76,7 @@ class Fitter:
         steps = -(-len(images) // batch_size)
         extra = [_Progress(on_step, epochs, steps)] if on_step else []
         history = self.model.fit(
-            _batches(images, labels, epochs, batch_size, seed, self._one_hot),
+            self._batches.of(images, labels, epochs, batch_size, seed),
             epochs=epochs,
             steps_per_epoch=steps,
             verbose=0,
@@ -82,6 +84,14 @@ class Fitter:
         ).history
         accuracy = history[self.model.metrics_names[-1]]
         return float(history["loss"][-1]), float(accuracy[-1])
+
+    def _make_metrics(self) -> None:
+        # Metrics make their variables at the first batch: within the step, it is traced twice.
+        answers = tf.zeros([1, self._one_hot]) if self._one_hot else tf.zeros([1], tf.int64)
+        outputs = tf.zeros([1, self.model.output_shape[-1]])
+        self.model.compute_loss(y=answers, y_pred=outputs)
+        self.model.compute_metrics(None, answers, outputs, None)
+        self.model.reset_metrics()
 
     def _reset(self, learning_rate: float) -> None:
         # All state of these optimizers starts at zero; recompiling would trace the step again.
@@ -102,32 +112,50 @@ class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._on_step(self._before + batch + 1, self._total)
 
 
-def _batches(
-    images: Images, labels: Labels, epochs: int, batch_size: int, seed: int, one_hot: int
-) -> Any:
-    """Return all epochs as one tf.data pipeline; images become floats batch by batch.
+class _Batches:
+    """Makes the input of a fit: a tf.data pipeline whose functions are traced once.
 
     Labels are integers, or one-hot vectors of length `one_hot` if that is not 0.
     """
-    orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
-    # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
-    with tf.device("/CPU:0"):
-        pixels, classes = tf.constant(images), tf.constant(labels.astype(np.int64))
 
-    def load(chosen: Any) -> tuple[Any, Any]:
-        answers = tf.gather(classes, chosen)
-        return to_float(tf.gather(pixels, chosen)), (
-            tf.one_hot(answers, one_hot) if one_hot else answers
+    def __init__(self, input_shape: Sequence[int], one_hot: int) -> None:
+        def pipeline(pixels: Any, classes: Any, orders: Any, batch_size: Any) -> Any:
+            def load(chosen: Any) -> tuple[Any, Any]:
+                answers = tf.gather(classes, chosen)
+                return to_float(tf.gather(pixels, chosen)), (
+                    tf.one_hot(answers, one_hot) if one_hot else answers
+                )
+
+            epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
+                lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+            )
+            options = tf.data.Options()
+            # There is nothing to tune, and the tuner's thread sleeps up to a minute before it lets
+            # go of a pipeline that has ended.
+            options.autotune.enabled = False
+            return epochs_of_batches.map(load).prefetch(2).with_options(options)
+
+        self._pipeline = tf.function(
+            pipeline,
+            input_signature=[
+                tf.TensorSpec([None, *input_shape], tf.uint8),
+                tf.TensorSpec([None], tf.int64),
+                tf.TensorSpec([None, None], tf.int64),
+                tf.TensorSpec([], tf.int64),
+            ],
         )
 
-    epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
-        lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    )
-    options = tf.data.Options()
-    # There is nothing to tune, and the tuner's thread sleeps up to a minute before it lets go of a
-    # pipeline that has ended.
-    options.autotune.enabled = False
-    return epochs_of_batches.map(load).prefetch(2).with_options(options)
+    def of(self, images: Images, labels: Labels, epochs: int, batch_size: int, seed: int) -> Any:
+        """Return all epochs as one dataset; images become floats batch by batch."""
+        orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
+        # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
+        with tf.device("/CPU:0"):
+            return self._pipeline(
+                tf.constant(images),
+                tf.constant(labels.astype(np.int64)),
+                tf.constant(orders),
+                tf.constant(batch_size, tf.int64),
+            )
 
 
 def to_float(images: Any) -> Any:

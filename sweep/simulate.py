@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.state import ClientState, HeldModel
+from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import DataShape
@@ -24,6 +25,7 @@ from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
+from featherfed.sweep.memory_state import HeldModels, MemoryState
 
 MakeClientTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
 """(client name, plan, manifest, training step) -> that client's `Trainer`."""
@@ -49,7 +51,8 @@ def simulate(
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
     top-level entries of the result. Clients run one at a time and the clock stands still, so no
-    client is ever late. Raises the first error that a client raises.
+    client is ever late; what clients keep stays in memory. Raises the first error that a client
+    raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -72,13 +75,14 @@ def simulate(
                 on_round(newest.version, newest.accuracy)
 
             server = LocalServer(coordinator, report)
+            versions: HeldModels = WeakValueDictionary()
             methods = (settings.optimization.method,)
             sessions = [
                 Session(
                     Profile(name, data, runtime, methods, "0"),
                     LocalTransport(server),
                     partial(make_trainer, name),
-                    partial(ClientState, Path(scratch) / name),
+                    partial(MemoryState, versions, Path(scratch) / name),
                 )
                 for name, data in clients.items()
             ]

@@ -1,0 +1,30 @@
+"""The benchmark of a sweep's cost runs, on a small data set."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "sweep_overhead.py"
+
+
+@pytest.fixture
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sweep_overhead", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("system", ["plain25", "balanced"])
+def test_a_run_is_measured(benchmark: ModuleType, system: str) -> None:
+    case = benchmark.cases("digits", rounds=1, epochs=1)[system]
+    found = benchmark.measure(system, case)
+    assert found["seconds"] > 0
+    assert found["cpu_seconds"] > 0
+    assert 0 <= found["accuracy"] <= 1
