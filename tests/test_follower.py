@@ -254,7 +254,7 @@ class Following:
 
     def close(self) -> None:
         self._stop = True
-        self._thread.join(10)
+        self._thread.join(60)
         self._source.close()
         self.file.close()
 

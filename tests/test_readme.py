@@ -63,9 +63,9 @@ def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) 
     shutil.copytree(ROOT / "examples", folder / "examples")
     serve, kitchen, garden, follow, *rest = [line.split()[1:] for line in REAL_DEVICES]
     processes.start("server", *serve)
+    processes.start("camera", *follow, "--name", "camera")  # first: the run takes few seconds
     processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
     processes.start("garden", *garden, "--state-dir", "garden")
-    processes.start("camera", *follow, "--name", "camera")
     assert processes.wait("server", 240) == 0, processes.log("server")
     processes.running["camera"].terminate()
     assert processes.wait("camera") == 0, processes.log("camera")
