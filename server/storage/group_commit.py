@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -14,7 +15,9 @@ from featherfed.server.errors import CannotStore, Refused
 T = TypeVar("T")
 
 MOST = 256
-"""Callers whose changes are committed together; more would keep the first of them waiting."""
+"""Callers whose changes are committed together, at most."""
+LONGEST_SECONDS = 0.02
+"""A commit takes in no more changes then: others go on meanwhile, such as uploads being read."""
 
 
 class _Outcome(NamedTuple):
@@ -57,7 +60,9 @@ class GroupCommit:
             return
 
         def end(done: asyncio.Future[list[_Outcome]]) -> None:
-            for (_, future), outcome in zip(batch, done.result(), strict=True):
+            outcomes = done.result()
+            self._waiting = batch[len(outcomes) :] + self._waiting
+            for (_, future), outcome in zip(batch, outcomes, strict=False):
                 if future.cancelled():
                     continue
                 if outcome.error is None:
@@ -72,9 +77,16 @@ class GroupCommit:
     def _commit(self, works: list[_Work]) -> list[_Outcome]:
         if len(works) > 1:
             with suppress(Exception), self._change():
-                return [self._part(work) for work in works]
+                return self._several(works)
         # By themselves: nobody is refused because another's work, or the disk, has failed.
         return [self._alone(work) for work in works]
+
+    def _several(self, works: list[_Work]) -> list[_Outcome]:
+        """Return the outcomes of as many works as a commit may take in."""
+        until, outcomes = time.monotonic() + LONGEST_SECONDS, list[_Outcome]()
+        while len(outcomes) < len(works) and time.monotonic() <= until:
+            outcomes.append(self._part(works[len(outcomes)]))
+        return outcomes
 
     def _part(self, work: _Work) -> _Outcome:
         try:
