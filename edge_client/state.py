@@ -106,7 +106,7 @@ class ClientState:
 
     def sync(self) -> None:
         """Make sure that a loss of power cannot undo what was saved."""
-        self._files.sync()
+        self._files.sync("model")
 
     def residual(self) -> list[Array] | None:
         """Return the residual, None if there is none."""
@@ -137,7 +137,7 @@ class ClientState:
 
         If it cannot be written, it is sent nevertheless: losing the residual is better than losing
         the training. The residual on disk is then deleted, as it is part of this update and must
-        not be added to a second one.
+        not be added to a second one; nor may a loss of power bring back what was deleted.
         """
         fields = {
             name: getattr(pending, name)
@@ -151,6 +151,7 @@ class ClientState:
             residual = self.residual()
             if residual is not None:
                 self._files.keep_in_memory("residual", {}, {"residual": residual})
+            self._files.sync("pending")
 
     def settle(self, residual: Sequence[Array] | None) -> None:
         """Delete the pending update and save `residual`; may be repeated after a crash."""

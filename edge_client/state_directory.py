@@ -62,12 +62,12 @@ class StateDirectory:
         else:
             self._unsaved.pop(name, None)
 
-    def sync(self) -> None:
-        """Sync the names of all files."""
+    def sync(self, name: str) -> None:
+        """Sync the names of all files, above all that of NAME.npz."""
         try:
             sync_names(self.path)
         except OSError as error:
-            self._warn("model", error)
+            self._warn(name, error)
 
     def load(self, name: str) -> Content | None:
         """Return the content of NAME.npz, None if there is none of this run, or it is damaged."""

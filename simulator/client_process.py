@@ -40,26 +40,31 @@ class Witness(Protocol):
         """A client has made an update, with the residual of this digest in it."""
 
 
-class _State(ClientState):
+class WatchedState(ClientState):
     """A client's state that tells what is kept in it."""
 
     def __init__(self, directory: Path, run: str, client: str, witness: Witness) -> None:
+        """Tell `witness` what `client` keeps."""
         super().__init__(directory, run)
         self._client = client
         self._witness = witness
         self._residual: bytes | None = None
 
     def save_held(self, held: HeldModel) -> None:
+        """Replace the held model version, and tell it."""
         super().save_held(held)
         self._witness.holds(self._client, held)
 
     def residual(self) -> list[Array] | None:
+        """Return the residual, and remember its digest for the update that it goes into."""
         residual = super().residual()
         self._residual = None if residual is None else weights_digest(residual)
         return residual
 
     def save_pending(self, pending: PendingUpdate) -> None:
-        self._witness.sends(self._client, pending.round, self._residual)
+        """Tell which residual is in an update, and save the update."""
+        is_sent = pending.residual is not None  # a codec that keeps no residual adds none
+        self._witness.sends(self._client, pending.round, self._residual if is_sent else None)
         super().save_pending(pending)
 
 
@@ -109,7 +114,7 @@ class ClientProcess(Process):
         )
 
         def make_state(run: str) -> ClientState:
-            return _State(directory, run, member.name, witness)
+            return WatchedState(directory, run, member.name, witness)
 
         with lock_state(directory):
             transport = GrpcTransport(member.name, GIVE_UP_AFTER, None, directory / FILE_NAME)

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import random
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +86,8 @@ def _writes(file: object, mode: str = "r", *_: object, **__: object) -> bool:
     return mode[0] in "wax" and isinstance(file, (str, os.PathLike))
 
 
-def _always(*_: object, **__: object) -> bool:
-    return True
+def _syncs_content(descriptor: int) -> bool:
+    return not stat.S_ISDIR(os.fstat(descriptor).st_mode)  # a full disk still takes deletions
 
 
 def _never(*_: object, **__: object) -> bool:
@@ -95,7 +96,7 @@ def _never(*_: object, **__: object) -> bool:
 
 _CALLS: list[tuple[Any, str, Callable[..., bool]]] = [
     (os, "open", _creates),
-    (os, "fsync", _always),
+    (os, "fsync", _syncs_content),
     (os, "replace", _never),
     (os, "unlink", _never),
     (io, "open", _writes),

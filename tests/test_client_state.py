@@ -24,6 +24,8 @@ from featherfed.edge_client.partial_download import FILE_NAME, WRITE_BYTES, Part
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.state_directory import lock_state
 from featherfed.proto import federation_pb2 as pb
+from featherfed.simulator.files import ClientDisk, simulated_files
+from featherfed.simulator.scheduler import Process, Scheduler
 
 Start = Callable[..., Federation]
 
@@ -188,6 +190,30 @@ def test_a_residual_is_never_used_twice(small_disk: Path) -> None:
     again = ClientState(small_disk, "run")
     assert again.pending() is None
     assert again.residual() is None, "it is in the update that was sent"
+
+
+def test_no_loss_of_power_brings_a_used_residual_back(tmp_path: Path) -> None:
+    """It comes after an update was sent that the full disk did not take."""
+    for seed in range(40):
+        scheduler = Scheduler()
+        process = Process(scheduler, "client")
+        disk = ClientDisk(tmp_path / str(seed), random.Random(seed))
+        process.disk = disk  # type: ignore[attr-defined]
+
+        def work() -> None:
+            a_state(disk.folder).settle(weights(4))  # noqa: B023
+            state = ClientState(disk.folder, "run")  # noqa: B023
+            disk.full = True  # noqa: B023
+            state.save_pending(PendingUpdate(5, 4, 10, 0.5, 0.5, b"", weights(5), weights(6)))
+
+        with simulated_files(scheduler):
+            process.spawn(work)
+            while scheduler.step():
+                pass
+        disk.lose_power()
+        again = ClientState(disk.folder, "run")
+        assert again.residual() is None, "it is in the update that was sent"
+        assert again.pending() is None, "settled again, it would bring its residual back"
 
 
 def test_no_room_at_the_start_is_said_plainly(small_disk: Path) -> None:

@@ -8,12 +8,17 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 from click.testing import CliRunner
 from support import planted_bugs
 
+from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.files import replacing, write_whole
+from featherfed.edge_client.state import PendingUpdate
 from featherfed.simulator.campaign import simulate
+from featherfed.simulator.client_process import WatchedState
 from featherfed.simulator.database import torn
 from featherfed.simulator.files import ClientDisk, simulated_files
 from featherfed.simulator.main import app
@@ -94,6 +99,19 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
     assert fewest(range(16), fails) == [3, 11]
     assert len(tried) < 60
     assert fewest(range(5), lambda numbers: True) == []
+
+
+def test_only_a_residual_in_an_update_counts_as_sent(tmp_path: Path) -> None:
+    """A codec without error feedback drops it."""
+    witness = Mock()
+    state = WatchedState(tmp_path, "run", "c0", witness)
+    tensors = [np.ones(3, np.float32)]
+    state.save_residual(tensors)
+    for target, residual in ((None, None), (tensors, tensors)):
+        state.residual()
+        state.save_pending(PendingUpdate(1, 0, 10, 0.5, 0.5, b"", target, residual))
+    sent = [call.args for call in witness.sends.call_args_list]
+    assert sent == [("c0", 1, None), ("c0", 1, weights_digest(tensors))]
 
 
 def test_a_torn_file_holds_sectors_of_before_and_after() -> None:
