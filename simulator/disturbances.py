@@ -210,7 +210,7 @@ class Disturbances:
 
     def _restore(self, fault: Fault, copy: Path) -> None:
         server = self._world.server
-        if server is None or not server.alive or self._world.somebody_has_finished:
+        if server is None or not server.alive:
             return
         self._note(fault)
         self.restart_after, self.noticed_after = RESTART_SECONDS, 0.0

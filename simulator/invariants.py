@@ -78,6 +78,7 @@ class Versions:
 
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
+        self._forgotten: set[tuple[int, bytes]] = set()
 
     def check(self, holder: str, version: int, digest: bytes) -> None:
         """Raise Violation if this version was seen with another digest."""
@@ -90,7 +91,12 @@ class Versions:
 
     def restored(self, store: Store) -> None:
         """Accept that a restored server knows these versions, and makes later ones anew."""
+        self._forgotten |= set(self._digests.items())
         self._digests = {version.version: version.digest for version in store.versions.all()}
+
+    def forgot(self, version: int, digest: bytes) -> bool:
+        """Whether a server knew this version before it was restored, and does not now."""
+        return (version, digest) in self._forgotten and self._digests.get(version) != digest
 
 
 def check_start(client: str, task: pb.Train, digest: bytes) -> None:

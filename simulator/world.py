@@ -234,6 +234,9 @@ class World:
     ) -> None:
         self.scheduler.trace("ended", member.name, type(end).__name__)
         if isinstance(end, HeldModel):
+            if self._versions.forgot(end.version, end.digest):
+                self._start_again(member)
+                return
             self._finals[member.name] = end
             if self.everyone_has_finished and self.server is not None:
                 self.server.stop.set()
@@ -247,6 +250,10 @@ class World:
             expected = client.disk.full
         if not expected:
             raise Violation(f"{member.name} gave up: {type(end).__name__}: {end}")
+        self._start_again(member)
+
+    def _start_again(self, member: Member) -> None:
+        """Start a client that has ended, as its owner would, some seconds later."""
         self.scheduler.after(10, None, self.start_client, member)
 
     def process(self, name: str) -> Process | None:
@@ -260,11 +267,6 @@ class World:
     def disk_of(self, name: str) -> Any:
         """Return the server's or a client's disk."""
         return self.server_disk if name == SERVER else self._disks[name]
-
-    @property
-    def somebody_has_finished(self) -> bool:
-        """Whether a client has ended with the final model."""
-        return bool(self._finals)
 
     @property
     def everyone_has_finished(self) -> bool:
@@ -371,4 +373,8 @@ class World:
             self._acknowledged.forget(store)
             self._versions.restored(store)
             self._base = self._lives, ledger_sums(store)
-        self._finals = {}
+        for member in self.scenario.members:
+            end = self._finals.get(member.name)
+            if end is not None and self._versions.forgot(end.version, end.digest):
+                del self._finals[member.name]
+                self._start_again(member)

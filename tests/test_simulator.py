@@ -7,10 +7,12 @@ import random
 import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from support import planted_bugs
 
@@ -20,8 +22,10 @@ from featherfed.edge_client.state import PendingUpdate
 from featherfed.simulator.campaign import simulate
 from featherfed.simulator.client_process import WatchedState
 from featherfed.simulator.database import torn
+from featherfed.simulator.faults import SERVER, Fault, Kind
 from featherfed.simulator.files import ClientDisk, simulated_files
 from featherfed.simulator.main import app
+from featherfed.simulator.scenario import SKETCH, Member, Scenario
 from featherfed.simulator.scheduler import Process, Scheduler
 from featherfed.simulator.shrinker import fewest
 from featherfed.simulator.simulation import Simulation
@@ -64,6 +68,30 @@ def test_a_bug_of_the_past_is_found() -> None:
     """Which seed finds it changes with the code; it took 7 runs on average."""
     (bug,) = [bug for bug in planted_bugs.BUGS if bug.name == "full disk ends the server"]
     assert planted_bugs.find(bug, most=80, first=0)["found_by_seed"] is not None
+
+
+def quiet_run() -> Scenario:
+    """Return a run of two clients without faults, of which each round needs both."""
+    return Scenario(
+        seed=1, rounds=2, members=(Member("c0", 0.5), Member("c1", 0.5)), uplink=SKETCH,
+        broadcast="auto", prunes=False, fraction=1.0, exact=True, deadline=30.0, heartbeat=0,
+        chunk=256, faults=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [-0.005, 0.005], ids=["has it", "has ended"])
+def test_a_client_with_the_final_model_of_before_a_restore_takes_part_again(after: float) -> None:
+    """`after`: seconds from the end of the first client to the restore."""
+    simulation, lines = Simulation(2), list[str]()
+    simulation.run(quiet_run(), lines.append)
+    when, _, client, _ = next(line for line in lines if " ended c" in line).split()
+    ended, backup = float(when), float(when) - 1.5
+    restore = Fault(Kind.RESTORE, SERVER, at=backup, seconds=ended + after - backup)
+    lines.clear()
+    result = simulation.run(replace(quiet_run(), faults=(restore,)), lines.append)
+    assert result.happened["restore"] == 1
+    assert result.violation is None
+    assert sum(line.endswith(f" start {client}") for line in lines) == 2
 
 
 def test_the_command_replays_a_seed_and_names_a_wrong_fault() -> None:
