@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featherfed.compression.arrays import Array
+from featherfed.compression.arrays import Array, make_read_only
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.files import write_whole
 from featherfed.compression.importance import Allocation
@@ -36,8 +36,7 @@ class HeldModel:
     """The importance of coordinates that belongs to this version, None before the first."""
 
     def __post_init__(self) -> None:
-        for tensor in self.weights:
-            tensor.flags.writeable = False
+        make_read_only(self.weights)
 
 
 @dataclass(frozen=True)

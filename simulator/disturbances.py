@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESTART_SECONDS = 1.0
 """How long a process that nobody killed on purpose is away."""
+CATCH_UP_SECONDS = 3.0
+"""How long the server takes at most to write what it could not write before."""
 
 
 class Disturbances:
@@ -40,10 +42,9 @@ class Disturbances:
         """Seconds until the process that died last starts again."""
         self.noticed_after = 0.0
         """Seconds until clients notice that the server died."""
-        self.server_full_since = math.inf
-        """Since when the server's disk has been full."""
-        self.server_frozen_since = math.inf
-        """Since when the server has not run."""
+        self.server_behind_since = math.inf
+        """Since when the server has not written all that waits in its memory."""
+        self._keep_server_behind = 0
         faults = world.scenario.faults
         self.last = START + max((fault.end for fault in faults), default=0.0)
         """The time at which the last fault is over, as far as is known."""
@@ -153,9 +154,9 @@ class Disturbances:
             return
         self._note(fault)
         process.frozen = True
+        self._scheduler.after(fault.seconds, None, process.thaw)
         if fault.target == SERVER:
-            self.server_frozen_since = self._scheduler.now
-        self._scheduler.after(fault.seconds, None, self._thaw, process)
+            self._keep_behind(fault)
         network = self._world.network
         for connection in network.connections_of(fault.target):
             if fault.target == SERVER and fault.seconds > NOTICED_BY_CLIENT:
@@ -163,27 +164,29 @@ class Disturbances:
             elif fault.target != SERVER and fault.seconds > NOTICED_BY_SERVER:
                 network.cut(connection, NOTICED_BY_SERVER, NOTICED_BY_SERVER)
 
-    def _thaw(self, process: Process) -> None:
-        process.thaw()
-        if process.name == SERVER:
-            self.server_frozen_since = math.inf
-
     def _fill(self, fault: Fault) -> None:
         self._note(fault)
         disk = self._world.disk_of(fault.target)
         disk.full = True
         if fault.target == SERVER:
-            self.server_full_since = min(self.server_full_since, self._scheduler.now)
+            self._keep_behind(fault)
 
         def over() -> None:
             disk.full = False
-            self._scheduler.after(3, None, written)
-
-        def written() -> None:
-            if fault.target == SERVER and not disk.full:
-                self.server_full_since = math.inf
 
         self._scheduler.after(fault.seconds, None, over)
+
+    def _keep_behind(self, fault: Fault) -> None:
+        """Note that the server writes nothing during a fault, and then has to catch up."""
+        self.server_behind_since = min(self.server_behind_since, self._scheduler.now)
+        self._keep_server_behind += 1
+
+        def written() -> None:
+            self._keep_server_behind -= 1
+            if not self._keep_server_behind:
+                self.server_behind_since = math.inf
+
+        self._scheduler.after(fault.seconds + CATCH_UP_SECONDS, None, written)
 
     def wall_offset(self, target: str) -> float:
         """Return by how much a machine's clock is wrong now."""

@@ -129,15 +129,20 @@ class SimulatedLoop:
 
     def dispose(self) -> None:
         """Free all coroutines of a dead process; what they would still do has no effect."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tasks, self._tasks = list(self._tasks), {}
-            for task in tasks:
-                task.remove_done_callback(self._tasks.pop)
-                with suppress(BaseException):
-                    coroutine = task.get_coro()
-                    assert coroutine is not None
-                    coroutine.close()
+        asyncio._set_running_loop(self)  # type: ignore[arg-type]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                while self._tasks:  # the end of one may begin others
+                    task = next(iter(self._tasks))
+                    del self._tasks[task]
+                    task.remove_done_callback(self._tasks.pop)
+                    with suppress(BaseException):
+                        coroutine = task.get_coro()
+                        assert coroutine is not None
+                        coroutine.close()
+        finally:
+            asyncio._set_running_loop(None)
 
 
 def _settle(settle: Callable[[Any], None], future: asyncio.Future[Any], outcome: object) -> None:

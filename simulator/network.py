@@ -75,6 +75,9 @@ class Connection:
     calls: list[Call] = field(default_factory=list)
     arrived: dict[str, float] = field(default_factory=lambda: {"up": 0.0, "down": 0.0})
     busy: dict[str, float] = field(default_factory=lambda: {"up": 0.0, "down": 0.0})
+    under_way: dict[str, deque[Callable[[], None]]] = field(
+        default_factory=lambda: {"up": deque(), "down": deque()}
+    )
     client_cut: bool = False
     server_cut: bool = False
 
@@ -311,6 +314,8 @@ class Network:
         connection.busy[way] = begin + size / link.bandwidth
         arrival = max(connection.busy[way] + self._delay(link), connection.arrived[way])
         connection.arrived[way] = arrival
+        under_way = connection.under_way[way]
+        under_way.append(lambda: deliver(*args))
 
         def arrive() -> None:
             process = self.server if way == "up" else connection.process
@@ -319,7 +324,7 @@ class Network:
             elif process is not None and process.frozen:
                 self.scheduler.after(0, process, arrive)
             elif not (connection.server_cut if way == "up" else connection.client_cut):
-                deliver(*args)
+                under_way.popleft()()  # the oldest one, whatever delayed which
 
         self.scheduler.at(arrival, None, arrive)
         if not free:

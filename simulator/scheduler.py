@@ -97,7 +97,7 @@ class Process:
     def kill(self) -> None:
         """End the process; what is left of it is removed before the next event."""
         if self.alive:
-            self.alive = False
+            self.alive = self.frozen = False
             self.scheduler.trace("killed", self.name)
             self.scheduler.after(0, None, self.remove)
 

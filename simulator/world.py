@@ -199,9 +199,7 @@ class World:
 
     def _written_until(self, now: float) -> float:
         """Return up to when all control bytes are on disk for certain."""
-        disturbed = self.disturbances
-        since = min(now, disturbed.server_full_since, disturbed.server_frozen_since)
-        return since - CONTROL_SECONDS
+        return min(now, self.disturbances.server_behind_since) - CONTROL_SECONDS
 
     def _server_ended(self, server: ServerProcess) -> None:
         if self.everyone_has_finished and server.finished:

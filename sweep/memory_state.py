@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ HeldModels = MutableMapping[tuple[int, bytes], HeldModel]
 class MemoryState(ClientState):
     """Keeps what one client holds in memory; only an exported training step is a file.
 
-    Clients that hold the same version share it, so its weights are read-only.
+    Clients that hold the same version share it; a held model's weights are read-only.
     """
 
     def __init__(self, shared: HeldModels, directory: Path, run: str) -> None:
@@ -35,11 +34,7 @@ class MemoryState(ClientState):
 
     def save_held(self, held: HeldModel) -> None:
         """Replace the held model version."""
-        found = self._shared.get((held.version, held.digest))
-        if found is None:
-            found = replace(held, weights=[_read_only(tensor) for tensor in held.weights])
-            self._shared[held.version, held.digest] = found
-        self._held = found
+        self._held = self._shared.setdefault((held.version, held.digest), held)
 
     def residual(self) -> list[Array] | None:
         """Return the residual, None if there is none."""
@@ -61,9 +56,3 @@ class MemoryState(ClientState):
         """Delete the pending update and replace the residual."""
         self.save_residual(residual)
         self._pending = None
-
-
-def _read_only(tensor: Array) -> Array:
-    array = np.asarray(tensor)  # numpy's arithmetic makes a scalar of a tensor without axes
-    array.flags.writeable = False
-    return array

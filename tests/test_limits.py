@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,8 @@ from featherfed.server.access.limits import OpenCalls, Peer, Quotas, Rate, netwo
 from featherfed.server.errors import Busy, Refused
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rpc import calls, parsing
+from featherfed.server.rpc.changes import Changes
+from featherfed.server.rpc.draining import Draining
 from featherfed.server.settings.settings import LimitSettings
 from featherfed.server.storage import refusals
 
@@ -115,6 +118,39 @@ def test_bytes_that_do_not_parse_count_for_the_rate(federation: Start) -> None:
     assert all(answer.startswith("BUSY: more than 1 requests") for answer in answers[5:])
     counts = {(row.client, row.reason): row.count for row in server.store.refusals.all()}
     assert counts == {("(stranger)", "MALFORMED"): 5, ("(stranger)", "BUSY"): 2}
+
+
+def test_a_call_that_ends_with_its_link_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its messages may be at their end a moment before it is cancelled."""
+    refused: list[str] = []
+
+    class Ended:
+        async def read(self) -> Any:
+            return grpc.aio.EOF  # type: ignore[attr-defined]
+
+    async def refuse(context: Any, refusal: Refused) -> None:
+        refused.append(str(refusal))
+
+    async def read_all(requests: Any, context: Any) -> None:
+        async for _ in requests:
+            pass
+
+    async def call_of(handler: Any, seconds: float) -> None:
+        draining = Draining(Changes(), cast(Any, None))
+        interceptor = parsing.ParsingInterceptor("s", cast(Any, refuse), draining, 5.0)
+        call = interceptor._reading(handler, ours=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(call(cast(Any, None), cast(Any, Ended())), seconds)
+
+    unary = grpc.unary_unary_rpc_method_handler(cast(Any, read_all))
+    stream = grpc.stream_unary_rpc_method_handler(cast(Any, read_all))
+    for handler in (unary, stream):
+        asyncio.run(call_of(handler, 0.1))
+    assert not refused
+    monkeypatch.setattr(parsing, "HANG_UP_SECONDS", 0.01)
+    for handler in (unary, stream):
+        asyncio.run(call_of(handler, 5.0))
+    assert refused == ["MALFORMED: a call without a message"] * 2
 
 
 def test_polls_of_one_client_are_limited() -> None:

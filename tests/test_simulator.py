@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import secrets
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,13 +25,16 @@ from featherfed.edge_client.state import PendingUpdate
 from featherfed.simulator.campaign import simulate
 from featherfed.simulator.client_process import WatchedState
 from featherfed.simulator.database import torn
+from featherfed.simulator.event_loop import SimulatedLoop
 from featherfed.simulator.faults import SERVER, Fault, Kind
 from featherfed.simulator.files import ClientDisk, simulated_files
 from featherfed.simulator.main import app
-from featherfed.simulator.scenario import SKETCH, Member, Scenario
-from featherfed.simulator.scheduler import Process, Scheduler
+from featherfed.simulator.network import Call, Network
+from featherfed.simulator.scenario import SKETCH, Member, Scenario, draw_scenario
+from featherfed.simulator.scheduler import START, Process, Scheduler
 from featherfed.simulator.shrinker import fewest
 from featherfed.simulator.simulation import Simulation
+from featherfed.simulator.world import World
 
 ROUNDS = 3
 
@@ -140,6 +146,100 @@ def test_only_a_residual_in_an_update_counts_as_sent(tmp_path: Path) -> None:
         state.save_pending(PendingUpdate(1, 0, 10, 0.5, 0.5, b"", target, residual))
     sent = [call.args for call in witness.sends.call_args_list]
     assert sent == [("c0", 1, None), ("c0", 1, weights_digest(tensors))]
+
+
+def world_with(
+    folder: Path, *faults: Fault, on_trace: Callable[[str], None] | None = None
+) -> World:
+    """Return a run of one round and one client."""
+    folder.mkdir()
+    scenario = draw_scenario(4923, 1)
+    assert len(scenario.members) == 1
+    return World(replace(scenario, faults=faults), folder, on_trace=on_trace)
+
+
+def test_a_server_killed_as_it_thaws_may_lose_bytes_of_before_it_froze(tmp_path: Path) -> None:
+    quiet = world_with(tmp_path / "quiet")
+    assert quiet.run().violation is None
+    join = quiet.network.records[0]
+    assert join.method.endswith("/Join")
+    freeze = Fault(Kind.FREEZE, SERVER, join.ended_at - START + 0.05, seconds=60)
+    steps = []
+
+    def kill(step: int) -> Fault:
+        return Fault(Kind.KILL, SERVER, place="step", nth=step)
+
+    def trace(line: str) -> None:
+        if "fault freeze" in line:
+            steps.append(frozen.disturbances._reached[SERVER, "step"])
+
+    frozen = world_with(tmp_path / "frozen", freeze, kill(10**9), on_trace=trace)
+    assert frozen.run().violation is None
+    result = world_with(tmp_path / "killed", freeze, kill(steps[0] + 1)).run()
+    assert (result.violation, result.happened["kill"]) == (None, 1)
+
+
+def test_a_dead_process_leaves_no_task_to_another_loop() -> None:
+    process = Process(Scheduler(), SERVER)
+    loop = SimulatedLoop(process, random.Random(0), lambda error: None)
+    begun = []
+
+    async def last() -> None:
+        pass
+
+    async def work() -> None:
+        try:
+            await loop.create_future()
+        finally:
+            begun.append(asyncio.ensure_future(last()))
+
+    loop.create_task(work())
+    while process.scheduler.step():
+        pass
+    process.kill()
+    process.remove()
+    assert (begun[0].get_loop(), loop.open_tasks) == (loop, 0)
+
+
+def quiet_network(scheduler: Scheduler) -> Network:
+    """Return a network without anybody who listens."""
+    return Network(scheduler, random.Random(0), 1000)
+
+
+def test_a_server_that_died_frozen_keeps_no_message_from_the_next_one() -> None:
+    scheduler, taken = Scheduler(), list[Call]()
+    network = quiet_network(scheduler)
+    network.server = old = Process(scheduler, SERVER)
+    old.frozen = True
+    old.kill()
+
+    def listen() -> None:
+        network.server, network.on_call = Process(scheduler, SERVER), taken.append
+
+    scheduler.after(0.03, None, listen)
+    for number in range(50):
+        call = network.start(f"c{number}", "/Join", Process(scheduler, f"c{number}"))
+        call.send(b"message", START + 60)
+        call.finish_sending()
+    while scheduler.step():
+        pass
+    assert 10 < len(taken) < 40
+    for call in taken:
+        assert (call.requests, call.requests_end) == (deque([b"message"]), True)
+
+
+def test_messages_of_a_connection_arrive_in_order_though_the_link_changes() -> None:
+    scheduler = Scheduler()
+    network = quiet_network(scheduler)
+    network.server, network.on_call = Process(scheduler, SERVER), lambda call: None
+    call = network.start("c", "/Join", Process(scheduler, "c"))
+    call.send(b"first", START + 60)
+    network.silence("c", 1.0)
+    call.send(b"second", START + 60)
+    network.link("c").delay = 5.0  # which the first meets once the silence is over
+    while scheduler.step():
+        pass
+    assert call.requests == deque([b"first", b"second"])
 
 
 def test_a_torn_file_holds_sectors_of_before_and_after() -> None:

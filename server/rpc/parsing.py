@@ -20,6 +20,7 @@ from featherfed.server.rpc.context import Context, Refuse
 from featherfed.server.rpc.draining import Draining
 from featherfed.server.rpc.handlers import Call, CheckedRequests, Requests, handler_of, method_of
 from featherfed.server.transfers.leases import Patience
+from featherfed.server.transfers.uploads import HANG_UP_SECONDS
 
 WATCH_SECONDS = 300.0
 """How long a call of health checking or reflection may last; its caller may begin another."""
@@ -109,6 +110,7 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except TimeoutError:
             raise Refused(pb.TOO_SLOW, "no message came; call again") from None
         if message is None:
+            await asyncio.sleep(HANG_UP_SECONDS)
             raise Refused(pb.MALFORMED, "a call without a message")
         return _checked(message)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.compression.arrays import Array
+from featherfed.compression.arrays import Array, make_read_only
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.server.storage.database import Database
@@ -48,8 +48,7 @@ class Versions:
         self._database.after_commit(lambda: self._remember(model))
 
     def _remember(self, model: Model) -> None:
-        for tensor in (*model[0], *(model[1] or ())):
-            tensor.flags.writeable = False
+        make_read_only([*model[0], *(model[1] or ())])
         self._model = model
 
     def get(self, number: int) -> ModelVersion:
