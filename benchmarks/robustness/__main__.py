@@ -160,7 +160,7 @@ def _real_commands(directory: Path) -> dict[str, list[str]]:
         "rounds": ROUNDS,
         "server": {"port": port, "linger": 60},
         "model": {"name": "mlp"},
-        "training": {"epochs": 1500, "learning_rate": 0.01},
+        "training": {"epochs": 1000, "learning_rate": 0.01},
         "clients": {
             "minimum": kills.CLIENTS, "quorum": 1.0, "deadline": 3600.0, "patience": 3600.0,
         },
