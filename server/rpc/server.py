@@ -30,6 +30,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 MAX_CALLS_PER_CONNECTION = 1024
 """Calls open on one connection, so that one peer cannot take all of `limits.streams`."""
 
+MAX_WAITING_CALLS = 4096
+"""Calls that wait until the event loop takes them up, some 13 kB each; more are cancelled, and
+clients try them again. gRPC's own limit cancels some of a thousand clients that call at once."""
+
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
     ("grpc.max_receive_message_length", 4 * CHUNK_BYTES),
@@ -40,6 +44,8 @@ _OPTIONS = [
     ("grpc.http2.bdp_probe", 0),  # gRPC holds 64 KiB of an upload; with probing, up to some MiB
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+    ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
 ]
 
 
@@ -54,7 +60,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
         keys = ServerKeys(folder, settings.security.client_certificates)
     server = create_grpc_server(
         interceptors=_interceptors(service, settings),
-        options=[*_OPTIONS, *_pending(settings.limits.clients)],
+        options=_OPTIONS,
         # Calls that the quotas refuse are open for a moment, too: theirs are to decide, not this.
         maximum_concurrent_rpcs=2 * settings.limits.streams,
     )
@@ -78,15 +84,6 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
     for name in ("", SERVICE):
         await service.draining.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, port
-
-
-def _pending(calls: int) -> list[tuple[str, int]]:
-    """Return options that let so many calls wait until the event loop takes them up.
-
-    gRPC's own limit, 1,000 to 3,000, cancels some when all of ten thousand clients call at once.
-    """
-    name = "grpc.server.max_pending_requests"
-    return [(name, calls), (f"{name}_hard_limit", calls)]
 
 
 def _interceptors(service: FederationService, settings: Settings) -> list[Any]:
