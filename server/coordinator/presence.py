@@ -16,7 +16,7 @@ PRESENCE = 60.0
 """Seconds for which a client or device counts as present after a call; polls are shorter."""
 
 SILENT_BEATS = 2.9
-"""Heartbeats that a client may miss before it is lost: about three, with the loop's tick."""
+"""Heartbeats that a client may miss before it is lost: three, but for what a call takes."""
 
 
 class Presence:
