@@ -230,7 +230,7 @@ class Meter:
 
 
 class Following:
-    """A follower in a thread of its own."""
+    """A follower in a thread of its own, until it has the run's last version."""
 
     def __init__(self, server: Federation, directory: Path, name: str = "camera") -> None:
         self.swaps: list[Swap] = []
@@ -241,6 +241,7 @@ class Following:
         self.file = ModelFile(directory, "int8")
         self._follower = Follower(name, "int8", self._source, self.file, self._swapped)
         self._stop = False
+        self._last = server.settings.rounds
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -249,7 +250,7 @@ class Following:
         self.swaps.append(swap)
 
     def _run(self) -> None:
-        while not self._stop:
+        while not self._stop and not (self.swaps and self.swaps[-1].version == self._last):
             self._follower.refresh(1)
 
     def close(self) -> None:
