@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # the server and the model of small tes
 from support import numpy_federation  # noqa: E402
 from support.clients import profile  # noqa: E402
 from support.kills import KillableProcesses, free_port, numpy_spec  # noqa: E402
+from support.load import cpu_seconds  # noqa: E402
 from support.models import EXAMPLES, MODELS  # noqa: E402
 
 from featherfed.cli.machine import machine  # noqa: E402
@@ -234,11 +235,8 @@ def _wait_for_closes(run: KillableProcesses, count: int) -> None:
 
 
 def _cpu_seconds(run: KillableProcesses) -> dict[str, float]:
-    """Return the user and system time of each process, with that of its ended threads."""
-    # The kernel's clock of a process, as clock_getcpuclockid gives it: nanoseconds, not ticks.
-    return {
-        name: time.clock_gettime((~process.pid << 3) | 2) for name, process in run.running.items()
-    }
+    """Return the user and system time of each process."""
+    return {name: cpu_seconds(process.pid) for name, process in run.running.items()}
 
 
 def main() -> None:

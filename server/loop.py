@@ -21,10 +21,10 @@ from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 
-_MOST_LOOKING = 4.0
-"""The loop rests so many times as long as it has looked whether a round is due, unless one is."""
+_REST = 4.0
+"""After it has looked whether a round is due, the loop rests for so many times what that took."""
 LONGEST_PAUSE_SECONDS = 0.2
-"""The longest such rest."""
+"""The longest such rest; a phase that ends cuts it short."""
 LINGER_SECONDS = 1.0
 """How often the loop looks whether the last clients are gone."""
 GRACE_SECONDS = 5.0
@@ -127,7 +127,7 @@ class _Writer:
             return True
 
         while not (done := await self.write(do)) and not self.stop.is_set():
-            await _pause(self.stop, STORAGE_PAUSE_SECONDS)
+            await _wait(STORAGE_PAUSE_SECONDS, self.stop)
         return done is not None
 
 
@@ -174,7 +174,7 @@ async def _run_rounds(
         try:
             state, seconds = await coordinator.commits.run(look)
         except CannotStore:  # which the store has logged
-            await _pause(stop, STORAGE_PAUSE_SECONDS)
+            await _wait(STORAGE_PAUSE_SECONDS, stop)
             continue
         if state.phase is Phase.AGGREGATING:
             if await writer.write_until_done(aggregate):
@@ -184,9 +184,9 @@ async def _run_rounds(
             known = state.phase, state.round, state.cohort
             service.changes.notify()  # there may be a task for some clients
         # Many clients wake the loop often, and it looks at all of them each time.
-        rest = min(_MOST_LOOKING * (loop.time() - begin), LONGEST_PAUSE_SECONDS)
-        await _wait(stop, changed, rest)
-        await _wait(stop, wake, seconds)
+        rest = min(_REST * (loop.time() - begin), LONGEST_PAUSE_SECONDS)
+        await _wait(rest, stop, changed)
+        await _wait(seconds, stop, wake)
     await report.end()
 
 
@@ -229,21 +229,13 @@ async def _linger(
         finished = await asyncio.to_thread(coordinator.everyone_has_finished)
         if finished and coordinator.devices.all_have(coordinator.settings.rounds):
             return
-        await _wait(stop, service.round_may_be_due, LINGER_SECONDS)
+        await _wait(LINGER_SECONDS, stop, service.round_may_be_due)
 
 
-async def _wait(stop: asyncio.Event, wake: asyncio.Event, seconds: float) -> None:
-    """Wait for one of two events, `seconds` at most."""
-    tasks = [asyncio.ensure_future(event.wait()) for event in (stop, wake)]
+async def _wait(seconds: float, *events: asyncio.Event) -> None:
+    """Wait for one of some events, `seconds` at most."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
     timeout = None if seconds == math.inf else max(0.0, seconds)
     await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Sleep, but not beyond `stop`."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import shutil
 import sqlite3
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.coordinator import CODEC, DirectRun
 from support.models import MANIFEST
+from support.scripts import load_script
 from support.updates import honest
 
 from featherfed.cli.backup import back_up
@@ -288,12 +288,7 @@ def test_check_goes_on_where_a_column_is_gone(
 @pytest.mark.slow
 def test_no_flipped_byte_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As benchmarks/damage.py measures it, with a tenth of the flips."""
-    path = Path(__file__).parent.parent / "benchmarks" / "damage.py"
-    spec = importlib.util.spec_from_file_location("damage", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(Path(__file__).parent.parent / "benchmarks" / "damage.py")
     monkeypatch.setattr(module, "FLIPS", 100)
     for name, figures in module.damage(tmp_path).items():
         assert figures["silent"] == figures["found_by_start_as_traceback"] == 0, name

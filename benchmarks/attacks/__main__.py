@@ -8,7 +8,6 @@ the same modules on the code of before (`--before`, with that code on PYTHONPATH
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -20,16 +19,14 @@ ROOT = HERE.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "attacks"
 sys.path.insert(0, str(ROOT / "tests"))  # attacks use tests/support
 
+from support.scripts import load_script  # noqa: E402
+
 ATTACKS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__main__")
 
 
 def measure(name: str) -> dict[str, Any]:
     """Return the figures of one attack."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(HERE / f"{name}.py")
     with tempfile.TemporaryDirectory() as scratch:
         figures: dict[str, Any] = module.measure(Path(scratch))
     return figures

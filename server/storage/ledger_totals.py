@@ -21,7 +21,7 @@ class LedgerTotals:
         self._database = database
         self._sums: dict[tuple[str, str, str], TransferredBytes] = {}
         sql = (
-            "SELECT CASE WHEN kind IN ('release', 'release_retry') THEN client ELSE '' END, "
+            f"SELECT CASE WHEN kind IN {RELEASES} THEN client ELSE '' END, "
             "direction, kind, SUM(payload_bytes), SUM(message_bytes) FROM ledger GROUP BY 1, 2, 3"
         )
         for device, direction, kind, *sizes in database.run(sql):

@@ -197,7 +197,11 @@ class Uploads:
 
     async def _count_retry(self, upload: _Upload) -> None:
         """Count the bytes in memory as retry."""
-        await self._commits.run(self._drop, upload.client, upload.header, upload.take(), False)
+        part = upload.take()
+        await self._commits.run(
+            self._partial.count_retry,
+            upload.client, upload.header, len(part.data), part.message_bytes,
+        )  # fmt: skip
 
     async def _refuse(self, upload: _Upload, refusal: Refused, round_: int) -> None:
         """Record a refusal; store what arrived if the client may send the rest later."""
@@ -205,14 +209,13 @@ class Uploads:
             with suppress(Refused):
                 await self._store(upload)
         else:
-            await self._commits.run(self._drop, upload.client, upload.header, upload.take(), True)
+            await self._commits.run(self._drop, upload.client, upload.header, upload.take())
         self._refusals.record(upload.client, refusal, round_)
 
-    def _drop(self, client: str, header: pb.UpdateHeader, part: _Part, stored: bool) -> None:
-        """Count bytes that are not wanted; delete those before them if they are `stored`."""
+    def _drop(self, client: str, header: pb.UpdateHeader, part: _Part) -> None:
+        """Count bytes of an update that is not wanted; delete those that are stored of it."""
         self._partial.count_retry(client, header, len(part.data), part.message_bytes)
-        if stored:
-            self._partial.drop(client)
+        self._partial.drop(client)
 
 
 class _Part(NamedTuple):
