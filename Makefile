@@ -25,7 +25,7 @@ $(PROTOC_VENV)/.done: | $(BIN)/python
 
 .links/.done: Makefile
 	mkdir -p .links/featherfed
-	for d in cli compression datasets edge_client exporter models proto report server simulator sweep; do ln -sfn ../../$$d .links/featherfed/$$d; done
+	for d in cli compression datasets edge_client exporter models proto report server simulator sweep tasks; do ln -sfn ../../$$d .links/featherfed/$$d; done
 	touch $@
 
 dev: $(VENV)/.dev $(PROTOC_VENV)/.done .links/.done ## set up .venv for development

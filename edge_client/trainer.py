@@ -9,22 +9,29 @@ from typing import Protocol
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.scoring import Sums
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Result of local training: weights in manifest order, loss and accuracy of the last epoch."""
+    """Result of local training: weights in manifest order, mean loss of the last epoch."""
 
     weights: list[Array]
     loss: float
-    accuracy: float
 
 
 class Trainer(Protocol):
-    """Trains the plan's model on the client's data."""
+    """Trains and evaluates the plan's model on the client's data."""
+
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Standardise the data by `scaling` from now on; never called if the task needs none."""
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train from `weights`, which are already masked to the task's sparsity."""
+
+    def evaluate(self, weights: Sequence[Array]) -> Sums | None:
+        """Return the sums (tasks/scoring.py) on the held-out examples, None if there are none."""
 
 
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]

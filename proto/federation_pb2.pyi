@@ -62,6 +62,102 @@ TOO_SLOW: Reason
 STORAGE: Reason
 OUTLIER: Reason
 
+class GetTaskRequest(_message.Message):
+    __slots__ = ("client",)
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    def __init__(self, client: _Optional[str] = ...) -> None: ...
+
+class GetTaskReply(_message.Message):
+    __slots__ = ("task", "loss", "holdout", "protocol")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    HOLDOUT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    loss: str
+    holdout: float
+    protocol: int
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., loss: _Optional[str] = ..., holdout: _Optional[float] = ..., protocol: _Optional[int] = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("inputs", "target", "metrics")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    target: Target
+    metrics: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., metrics: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "divide_by", "vocabulary", "standardize")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DIVIDE_BY_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    STANDARDIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    divide_by: float
+    vocabulary: int
+    standardize: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., divide_by: _Optional[float] = ..., vocabulary: _Optional[int] = ..., standardize: bool = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("kind", "shape", "class_names", "standardize")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    STANDARDIZE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    standardize: bool
+    def __init__(self, kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., standardize: bool = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("inputs", "target")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[FeatureSums]
+    target: FeatureSums
+    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureSums, _Mapping]]] = ..., target: _Optional[_Union[FeatureSums, _Mapping]] = ...) -> None: ...
+
+class FeatureSums(_message.Message):
+    __slots__ = ("count", "sums", "squares")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    SQUARES_FIELD_NUMBER: _ClassVar[int]
+    count: float
+    sums: _containers.RepeatedScalarFieldContainer[float]
+    squares: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, count: _Optional[float] = ..., sums: _Optional[_Iterable[float]] = ..., squares: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Scaling(_message.Message):
+    __slots__ = ("inputs", "target")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[FeatureScale]
+    target: FeatureScale
+    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureScale, _Mapping]]] = ..., target: _Optional[_Union[FeatureScale, _Mapping]] = ...) -> None: ...
+
+class FeatureScale(_message.Message):
+    __slots__ = ("mean", "deviation")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    deviation: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, mean: _Optional[_Iterable[float]] = ..., deviation: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("sums",)
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    sums: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, sums: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("client", "data", "capabilities")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -73,16 +169,30 @@ class JoinRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
 
 class DataSummary(_message.Message):
-    __slots__ = ("num_examples", "example_shape", "class_names", "num_classes")
+    __slots__ = ("num_examples", "class_names", "num_classes", "inputs", "target", "statistics", "num_held_out")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    EXAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
-    example_shape: _containers.RepeatedScalarFieldContainer[int]
     class_names: _containers.RepeatedScalarFieldContainer[str]
     num_classes: int
-    def __init__(self, num_examples: _Optional[int] = ..., example_shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[TensorSummary]
+    target: TensorSummary
+    statistics: Statistics
+    num_held_out: int
+    def __init__(self, num_examples: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSummary, _Mapping]]] = ..., target: _Optional[_Union[TensorSummary, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., num_held_out: _Optional[int] = ...) -> None: ...
+
+class TensorSummary(_message.Message):
+    __slots__ = ("dtype", "shape")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("stages", "methods", "runtime", "featherfed", "protocol")
@@ -135,7 +245,7 @@ class FileChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds", "report")
+    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds", "report", "task", "holdout")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +255,8 @@ class Plan(_message.Message):
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    HOLDOUT_FIELD_NUMBER: _ClassVar[int]
     run: str
     model_json: str
     manifest: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -154,7 +266,9 @@ class Plan(_message.Message):
     rounds: int
     heartbeat_seconds: int
     report: str
-    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., report: _Optional[str] = ...) -> None: ...
+    task: Task
+    holdout: float
+    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., report: _Optional[str] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., holdout: _Optional[float] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable")
@@ -195,12 +309,14 @@ class Optimization(_message.Message):
     def __init__(self, method: _Optional[str] = ..., num_clusters: _Optional[int] = ...) -> None: ...
 
 class NextTaskRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds")
+    __slots__ = ("session", "wait_seconds", "has_scaling")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HAS_SCALING_FIELD_NUMBER: _ClassVar[int]
     session: int
     wait_seconds: int
-    def __init__(self, session: _Optional[int] = ..., wait_seconds: _Optional[int] = ...) -> None: ...
+    has_scaling: bool
+    def __init__(self, session: _Optional[int] = ..., wait_seconds: _Optional[int] = ..., has_scaling: bool = ...) -> None: ...
 
 class NextTaskReply(_message.Message):
     __slots__ = ("train", "wait", "finished")
@@ -213,7 +329,7 @@ class NextTaskReply(_message.Message):
     def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "version", "codec", "sparsity", "digest", "slot", "slots")
+    __slots__ = ("round", "version", "codec", "sparsity", "digest", "slot", "slots", "scaling")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +337,7 @@ class Train(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     round: int
     version: int
     codec: str
@@ -228,7 +345,8 @@ class Train(_message.Message):
     digest: bytes
     slot: int
     slots: int
-    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ..., slot: _Optional[int] = ..., slots: _Optional[int] = ...) -> None: ...
+    scaling: Scaling
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ..., slot: _Optional[int] = ..., slots: _Optional[int] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ()
@@ -377,26 +495,28 @@ class UpdateChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("session", "round", "version", "num_examples", "size", "train_loss", "train_accuracy", "digest", "offset")
+    __slots__ = ("session", "round", "version", "num_examples", "size", "train_loss", "digest", "offset", "before", "after")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
-    TRAIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     session: int
     round: int
     version: int
     num_examples: int
     size: int
     train_loss: float
-    train_accuracy: float
     digest: bytes
     offset: int
-    def __init__(self, session: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., size: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_accuracy: _Optional[float] = ..., digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    before: Evaluation
+    after: Evaluation
+    def __init__(self, session: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., num_examples: _Optional[int] = ..., size: _Optional[int] = ..., train_loss: _Optional[float] = ..., digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., before: _Optional[_Union[Evaluation, _Mapping]] = ..., after: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class ResumeUploadRequest(_message.Message):
     __slots__ = ("header",)
@@ -409,6 +529,20 @@ class ResumeUploadReply(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     offset: int
     def __init__(self, offset: _Optional[int] = ...) -> None: ...
+
+class EvaluationReport(_message.Message):
+    __slots__ = ("session", "version", "evaluation")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    version: int
+    evaluation: Evaluation
+    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class EvaluationReceipt(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("session",)
@@ -435,30 +569,32 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "round", "rounds", "version", "accuracy", "uplink_bytes", "downlink_bytes", "wanted_clients", "discarded_rounds", "client_counts")
+    __slots__ = ("run", "phase", "round", "rounds", "version", "uplink_bytes", "downlink_bytes", "wanted_clients", "discarded_rounds", "client_counts", "metric", "score")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    ACCURACY_FIELD_NUMBER: _ClassVar[int]
     UPLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DOWNLINK_BYTES_FIELD_NUMBER: _ClassVar[int]
     WANTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     DISCARDED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     round: int
     rounds: int
     version: int
-    accuracy: float
     uplink_bytes: int
     downlink_bytes: int
     wanted_clients: int
     discarded_rounds: int
     client_counts: ClientCounts
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ..., discarded_rounds: _Optional[int] = ..., client_counts: _Optional[_Union[ClientCounts, _Mapping]] = ...) -> None: ...
+    metric: str
+    score: float
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., version: _Optional[int] = ..., uplink_bytes: _Optional[int] = ..., downlink_bytes: _Optional[int] = ..., wanted_clients: _Optional[int] = ..., discarded_rounds: _Optional[int] = ..., client_counts: _Optional[_Union[ClientCounts, _Mapping]] = ..., metric: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class ClientCounts(_message.Message):
     __slots__ = ("present", "training", "reported", "lost", "late")

@@ -34,6 +34,11 @@ class FederationStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.GetTask = channel.unary_unary(
+                '/featherfed.v1.Federation/GetTask',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.GetTaskReply.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/featherfed.v1.Federation/Join',
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.JoinRequest.SerializeToString,
@@ -59,6 +64,11 @@ class FederationStub(object):
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.SerializeToString,
                 response_deserializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.FromString,
                 _registered_method=True)
+        self.ReportEvaluation = channel.unary_unary(
+                '/featherfed.v1.Federation/ReportEvaluation',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReport.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/featherfed.v1.Federation/Heartbeat',
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatRequest.SerializeToString,
@@ -83,6 +93,13 @@ class FederationStub(object):
 
 class FederationServicer(object):
     """Missing associated documentation comment in .proto file."""
+
+    def GetTask(self, request, context):
+        """What the run learns, for a client to load and check its data by before it joins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
         """A client presents itself and gets the plan. Joining again under the same name replaces the
@@ -120,6 +137,13 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportEvaluation(self, request, context):
+        """How good the final model is on a client's own examples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
         """A client that trains is alive.
         """
@@ -152,6 +176,11 @@ class FederationServicer(object):
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTask,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.GetTaskRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.GetTaskReply.SerializeToString,
+            ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=featherfed_dot_proto_dot_federation__pb2.JoinRequest.FromString,
@@ -176,6 +205,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ResumeUpload,
                     request_deserializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.FromString,
                     response_serializer=featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.SerializeToString,
+            ),
+            'ReportEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportEvaluation,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReport.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -207,6 +241,33 @@ def add_FederationServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Federation(object):
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def GetTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featherfed.v1.Federation/GetTask',
+            featherfed_dot_proto_dot_federation__pb2.GetTaskRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.GetTaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Join(request,
@@ -333,6 +394,33 @@ class Federation(object):
             '/featherfed.v1.Federation/ResumeUpload',
             featherfed_dot_proto_dot_federation__pb2.ResumeUploadRequest.SerializeToString,
             featherfed_dot_proto_dot_federation__pb2.ResumeUploadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featherfed.v1.Federation/ReportEvaluation',
+            featherfed_dot_proto_dot_federation__pb2.EvaluationReport.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,9 @@
 isort:skip_file
 The only contract between server and clients. Clients start every call.
 
+  GetTask, to know what data it needs
   Join -> (NextTask -> FetchModel -> train -> SubmitUpdate)* -> NextTask says Finished -> FetchModel
+  -> ReportEvaluation, if clients evaluate
   Heartbeat, while it trains, if the plan asks for it; ResumeUpload, after a broken SubmitUpdate
   FetchStep, once, for a client that trains with LiteRT
   FetchRelease, again and again, for a device that only infers
@@ -25,6 +27,12 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 
 class FederationStub:
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
+    GetTask: grpc.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.GetTaskRequest,
+        featherfed.proto.federation_pb2.GetTaskReply,
+    ]
+    """What the run learns, for a client to load and check its data by before it joins."""
+
     Join: grpc.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.JoinRequest,
         featherfed.proto.federation_pb2.JoinReply,
@@ -57,6 +65,12 @@ class FederationStub:
     ]
     """How much of an update the server has kept of a SubmitUpdate that broke off."""
 
+    ReportEvaluation: grpc.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.EvaluationReport,
+        featherfed.proto.federation_pb2.EvaluationReceipt,
+    ]
+    """How good the final model is on a client's own examples."""
+
     Heartbeat: grpc.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.HeartbeatRequest,
         featherfed.proto.federation_pb2.HeartbeatReply,
@@ -84,6 +98,12 @@ class FederationStub:
     """For people and dashboards; needs no session, and so names no client."""
 
 class FederationAsyncStub:
+    GetTask: grpc.aio.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.GetTaskRequest,
+        featherfed.proto.federation_pb2.GetTaskReply,
+    ]
+    """What the run learns, for a client to load and check its data by before it joins."""
+
     Join: grpc.aio.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.JoinRequest,
         featherfed.proto.federation_pb2.JoinReply,
@@ -116,6 +136,12 @@ class FederationAsyncStub:
     ]
     """How much of an update the server has kept of a SubmitUpdate that broke off."""
 
+    ReportEvaluation: grpc.aio.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.EvaluationReport,
+        featherfed.proto.federation_pb2.EvaluationReceipt,
+    ]
+    """How good the final model is on a client's own examples."""
+
     Heartbeat: grpc.aio.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.HeartbeatRequest,
         featherfed.proto.federation_pb2.HeartbeatReply,
@@ -143,6 +169,14 @@ class FederationAsyncStub:
     """For people and dashboards; needs no session, and so names no client."""
 
 class FederationServicer(metaclass=abc.ABCMeta):
+    @abc.abstractmethod
+    def GetTask(
+        self,
+        request: featherfed.proto.federation_pb2.GetTaskRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[featherfed.proto.federation_pb2.GetTaskReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.GetTaskReply]]:
+        """What the run learns, for a client to load and check its data by before it joins."""
+
     @abc.abstractmethod
     def Join(
         self,
@@ -184,6 +218,14 @@ class FederationServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[featherfed.proto.federation_pb2.ResumeUploadReply, collections.abc.Awaitable[featherfed.proto.federation_pb2.ResumeUploadReply]]:
         """How much of an update the server has kept of a SubmitUpdate that broke off."""
+
+    @abc.abstractmethod
+    def ReportEvaluation(
+        self,
+        request: featherfed.proto.federation_pb2.EvaluationReport,
+        context: _ServicerContext,
+    ) -> typing.Union[featherfed.proto.federation_pb2.EvaluationReceipt, collections.abc.Awaitable[featherfed.proto.federation_pb2.EvaluationReceipt]]:
+        """How good the final model is on a client's own examples."""
 
     @abc.abstractmethod
     def Heartbeat(

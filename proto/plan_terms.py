@@ -19,17 +19,15 @@ class _Term(enum.StrEnum):
 
 
 class Loss(_Term):
-    """A loss on integer labels, by its name in tf_keras."""
+    """A loss by its name in tf_keras; tasks/task.py says which fits which target."""
 
     SPARSE_CATEGORICAL_CROSSENTROPY = "sparse_categorical_crossentropy"
     CATEGORICAL_CROSSENTROPY = "categorical_crossentropy"
     BINARY_CROSSENTROPY = "binary_crossentropy"
     MEAN_SQUARED_ERROR = "mean_squared_error"
-
-    @property
-    def is_one_hot(self) -> bool:
-        """Whether the loss sees the labels one-hot instead of as integers."""
-        return self is not Loss.SPARSE_CATEGORICAL_CROSSENTROPY
+    MEAN_ABSOLUTE_ERROR = "mean_absolute_error"
+    HUBER = "huber"
+    """Its delta is 1, as in Keras."""
 
 
 DEFAULT_LOSS = Loss.SPARSE_CATEGORICAL_CROSSENTROPY

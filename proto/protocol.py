@@ -5,11 +5,8 @@ other's with the oldest that it speaks: a server refuses the client, a client le
 says which of the two must be updated. What one side need not know is no reason for a new number.
 """
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The number of this code; raised by one with each change that the other side must know of."""
 
-OLDEST = 0
+OLDEST = 2
 """The oldest number of the other side that this code still works with."""
-
-LOSSES = 1
-"""The first number whose clients are sure to know `Training.loss`."""

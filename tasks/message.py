@@ -1,0 +1,142 @@
+"""Tasks, statistics and scalings as protobuf messages, and back from a peer that is not trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.scaling import FeatureScale, FeatureSums, Scaling, Statistics
+from featherfed.tasks.scoring import Sums
+from featherfed.tasks.task import MAX_CLASSES, MAX_INPUTS, Input, Target, Task
+
+MAX_METRICS = 16
+
+
+def task_message(task: Task) -> pb.Task:
+    """Return a task as a message; its loss stands elsewhere."""
+    return pb.Task(
+        inputs=[
+            pb.Input(
+                name=given.name,
+                dtype=given.dtype,
+                shape=given.shape,
+                divide_by=given.divide_by if given.dtype == "uint8" else 0.0,
+                vocabulary=given.vocabulary,
+                standardize=given.standardize,
+            )
+            for given in task.inputs
+        ],
+        target=pb.Target(
+            kind=task.target.kind.value,
+            shape=task.target.shape,
+            class_names=task.target.class_names,
+            standardize=task.target.standardize,
+        ),
+        metrics=task.metrics,
+    )
+
+
+def read_task(message: pb.Task, loss: str) -> Task:
+    """Return a peer's task; raise TaskError if it cannot be one."""
+    if len(message.inputs) > MAX_INPUTS or len(message.target.class_names) > MAX_CLASSES:
+        raise TaskError("a task of too many inputs or classes")
+    if len(message.metrics) > MAX_METRICS:
+        raise TaskError(f"a task of {len(message.metrics)} metrics; at most {MAX_METRICS} are")
+    target = message.target
+    return Task(
+        tuple(
+            Input(
+                given.name,
+                given.dtype,
+                tuple(given.shape),
+                given.divide_by if given.dtype == "uint8" else 255.0,
+                given.vocabulary,
+                given.standardize,
+            )
+            for given in message.inputs
+        ),
+        Target(target.kind, tuple(target.shape), tuple(target.class_names), target.standardize),
+        loss,  # type: ignore[arg-type]  # the task makes a Loss of it
+        tuple(message.metrics),
+    )
+
+
+def statistics_message(statistics: Statistics) -> pb.Statistics:
+    """Return a client's statistics as a message."""
+    target = statistics.target
+    return pb.Statistics(
+        inputs=[_sums_message(sums) for sums in statistics.inputs],
+        target=None if target is None else _sums_message(target),
+    )
+
+
+def read_statistics(message: pb.Statistics, task: Task) -> Statistics:
+    """Return a client's statistics; raise TaskError unless they are of what the task needs."""
+    target = message.target if message.HasField("target") else None
+    statistics = Statistics(
+        tuple(_read_sums(sums) for sums in message.inputs[: MAX_INPUTS + 1]),
+        None if target is None else _read_sums(target),
+    )
+    statistics.check(task)
+    return statistics
+
+
+def scaling_message(scaling: Scaling) -> pb.Scaling:
+    """Return a scaling as a message."""
+    target = scaling.target
+    return pb.Scaling(
+        inputs=[_scale_message(scale) for scale in scaling.inputs],
+        target=None if target is None else _scale_message(target),
+    )
+
+
+def read_scaling(message: pb.Scaling, task: Task) -> Scaling:
+    """Return a server's scaling; raise TaskError unless it is what the task needs."""
+    target = message.target if message.HasField("target") else None
+    scaling = Scaling(
+        tuple(_read_scale(scale) for scale in message.inputs[: MAX_INPUTS + 1]),
+        None if target is None else _read_scale(target),
+    )
+    scaling.check(task)
+    return scaling
+
+
+def evaluation_message(sums: Sums) -> pb.Evaluation:
+    """Return the sums of an evaluation as a message, float32."""
+    return pb.Evaluation(sums=sums.astype(np.float32).tolist())
+
+
+def read_evaluation(message: pb.Evaluation) -> Sums:
+    """Return the sums of a peer's evaluation, unchecked."""
+    return np.array(message.sums, np.float64)
+
+
+def _sums_message(sums: FeatureSums | None) -> pb.FeatureSums:
+    if sums is None:
+        return pb.FeatureSums()
+    return pb.FeatureSums(count=sums.count, sums=sums.sums.tolist(), squares=sums.squares.tolist())
+
+
+def _read_sums(message: pb.FeatureSums) -> FeatureSums | None:
+    if not message.ByteSize():
+        return None
+    return FeatureSums(message.count, _floats(message.sums), _floats(message.squares))
+
+
+def _scale_message(scale: FeatureScale | None) -> pb.FeatureScale:
+    if scale is None:
+        return pb.FeatureScale()
+    return pb.FeatureScale(mean=scale.mean.tolist(), deviation=scale.deviation.tolist())
+
+
+def _read_scale(message: pb.FeatureScale) -> FeatureScale | None:
+    if not message.ByteSize():
+        return None
+    return FeatureScale(np.array(message.mean, np.float32), np.array(message.deviation, np.float32))
+
+
+def _floats(values: Sequence[float]) -> Sums:
+    return np.array(values, np.float64)

@@ -1,0 +1,180 @@
+"""Standardisation that nobody needs to see the data for: sums of features, and what follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.task import Task, Values
+
+Floats = npt.NDArray[np.float64]
+MAX_COUNT = 10**15
+"""More values of a feature than any device has."""
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """Of each feature of a tensor: how many values there are, their sum, and that of their squares.
+
+    `sums` and `squares` are float64 [features].
+    """
+
+    count: float
+    sums: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, values: Values) -> FeatureSums:
+        """Return the sums of float32 [N, ..., features], or [N] for a single feature."""
+        rows = values.reshape(len(values), -1) if values.ndim < 2 else values
+        flat = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
+        return cls(float(len(flat)), flat.sum(axis=0), np.square(flat).sum(axis=0))
+
+    def __add__(self, other: FeatureSums) -> FeatureSums:
+        return FeatureSums(
+            self.count + other.count, self.sums + other.sums, self.squares + other.squares
+        )
+
+    def check(self, num_features: int) -> None:
+        """Raise TaskError unless these can be the sums of that many features."""
+        if self.sums.shape != (num_features,) or self.squares.shape != (num_features,):
+            raise TaskError(f"sums of {len(self.sums)} features; the task has {num_features}")
+        if not 1 <= self.count <= MAX_COUNT or not math.isfinite(self.squares.sum()):
+            raise TaskError("sums of features that are not finite, or of no value at all")
+        # By Cauchy and Schwarz, up to rounding.
+        most = self.squares * self.count
+        if not (np.square(self.sums) <= most * (1 + 1e-6) + 1e-300).all():
+            raise TaskError("sums of features that contradict their squares")
+
+    def scale(self) -> FeatureScale:
+        """Return mean and deviation; the deviation of what never changes is 1."""
+        mean = self.sums / self.count
+        variance = np.maximum(self.squares / self.count - mean * mean, 0.0)
+        deviation = np.sqrt(variance)
+        # Below this, a difference is rounding.
+        still = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-12)
+        deviation[still] = 1.0
+        return FeatureScale(mean.astype(np.float32), deviation.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class FeatureScale:
+    """Mean and standard deviation of each feature, float32 [features]."""
+
+    mean: npt.NDArray[np.float32]
+    deviation: npt.NDArray[np.float32]
+
+    def apply(self, values: Values) -> Values:
+        """Return float32 [N, ..., features] (or [N]) standardised."""
+        mean, deviation = self._fitting(values)
+        scaled: Values = (values - mean) / deviation
+        return scaled
+
+    def invert(self, values: Values) -> Values:
+        """Return standardised values in their own units, in their own dtype."""
+        mean, deviation = self._fitting(values)
+        restored: Values = values * deviation + mean
+        return restored
+
+    def check(self, num_features: int) -> None:
+        """Raise TaskError unless it is finite and of that many features."""
+        for values in (self.mean, self.deviation):
+            if values.shape != (num_features,) or not np.isfinite(values).all():
+                raise TaskError(f"a scale that does not fit {num_features} features")
+        if not (self.deviation > 0).all():
+            raise TaskError("a scale with a deviation that is not above 0")
+
+    def _fitting(self, values: Values) -> tuple[Values, Values]:
+        if values.ndim < 2:
+            return self.mean[0], self.deviation[0]
+        return self.mean, self.deviation
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The scales of a task's inputs and target; None for what is not standardised."""
+
+    inputs: tuple[FeatureScale | None, ...]
+    target: FeatureScale | None = None
+
+    @classmethod
+    def none(cls, task: Task) -> Scaling:
+        """Return the scaling of a task that standardises nothing."""
+        return cls((None,) * len(task.inputs))
+
+    def check(self, task: Task) -> None:
+        """Raise TaskError unless it has exactly the scales that the task needs."""
+        if len(self.inputs) != len(task.inputs):
+            raise TaskError("a scaling of another number of inputs")
+        pairs = [*zip(task.inputs, self.inputs, strict=True), (task.target, self.target)]
+        for part, scale in pairs:
+            if part.standardize != (scale is not None):
+                raise TaskError("a scaling of other tensors than the task standardises")
+            if scale is not None:
+                scale.check(part.num_features)
+
+    def prepare(self, inputs: Sequence[Values]) -> list[Values]:
+        """Return inputs as trainers and model files take them: standardised where asked."""
+        return [
+            values if scale is None else scale.apply(values)
+            for scale, values in zip(self.inputs, inputs, strict=True)
+        ]
+
+    def prepare_target(self, targets: Values) -> Values:
+        """Return targets as they are learned."""
+        return targets if self.target is None else self.target.apply(targets)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a client tells of its data for standardisation: sums of the tensors that need it."""
+
+    inputs: tuple[FeatureSums | None, ...]
+    target: FeatureSums | None = None
+
+    @classmethod
+    def of(cls, task: Task, inputs: Sequence[Values], targets: Values | None) -> Statistics:
+        """Return the statistics of a client's examples."""
+        found = tuple(
+            FeatureSums.of(values) if given.standardize else None
+            for given, values in zip(task.inputs, inputs, strict=True)
+        )
+        wanted = task.target.standardize and targets is not None
+        return cls(found, FeatureSums.of(targets) if wanted and targets is not None else None)
+
+    def check(self, task: Task) -> None:
+        """Raise TaskError unless these are sums of exactly what the task standardises."""
+        if len(self.inputs) != len(task.inputs):
+            raise TaskError("statistics of another number of inputs")
+        pairs = [*zip(task.inputs, self.inputs, strict=True), (task.target, self.target)]
+        for part, sums in pairs:
+            if part.standardize != (sums is not None):
+                raise TaskError("statistics of other tensors than the task standardises")
+            if sums is not None:
+                sums.check(part.num_features)
+
+
+def merge(statistics: Iterable[Statistics]) -> Scaling:
+    """Return the scaling that follows from the statistics of one or more clients."""
+    total: Statistics | None = None
+    for item in statistics:
+        total = item if total is None else _add(total, item)
+    if total is None:
+        raise TaskError("no client has told statistics of its data")
+    return Scaling(
+        tuple(None if sums is None else sums.scale() for sums in total.inputs),
+        None if total.target is None else total.target.scale(),
+    )
+
+
+def _add(one: Statistics, other: Statistics) -> Statistics:
+    def add(a: FeatureSums | None, b: FeatureSums | None) -> FeatureSums | None:
+        return None if a is None or b is None else a + b
+
+    inputs = tuple(add(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+    return Statistics(inputs, add(one.target, other.target))

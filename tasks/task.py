@@ -1,0 +1,408 @@
+"""A learning task: what a model takes, what it shall answer, and how answers are measured.
+
+Everything that depends on what is learned follows from it: training, evaluation, the files of a
+run, its pages. docs/tasks.md describes it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featherfed.proto.plan_terms import Loss
+from featherfed.tasks.errors import TaskError
+
+Values = npt.NDArray[Any]
+"""An array of examples: the first axis counts them."""
+Shape = tuple[int, ...]
+
+DTYPES = ("uint8", "float32", "int32")
+"""What inputs may be: bytes such as pixels, physical quantities, tokens."""
+MAX_INPUTS = 16
+MAX_AXES = 6
+MAX_SIZE = 2**26
+"""Most values of one example."""
+MAX_CLASSES = 2**16
+MAX_NAME = 100
+"""Most characters of a name of an input, a class or a metric."""
+
+
+class TargetKind(enum.StrEnum):
+    """What a model shall answer."""
+
+    CLASS = "class"
+    """One class of several, for an example or for each of its positions; integers."""
+    LABELS = "labels"
+    """Any number of labels, each 0 or 1."""
+    VALUES = "values"
+    """Numbers: one, a vector or a sequence; float32."""
+    INPUT = "input"
+    """The first input itself, as the model sees it: autoencoders."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input tensor of a model.
+
+    `shape`: of one example. A uint8 input reaches the model as float32 divided by `divide_by`, a
+    float32 input as it is, or standardised (mean 0, deviation 1 by feature, which is the last
+    axis) if `standardize`, an int32 input as tokens from 0 to `vocabulary` - 1.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    divide_by: float = 255.0
+    vocabulary: int = 0
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        where = f"input {self.name!r}"
+        _check_name(self.name, "an input")
+        _check_shape(self.shape, where)
+        if self.dtype not in DTYPES:
+            raise TaskError(f"{where}: no dtype {self.dtype!r}; use one of {', '.join(DTYPES)}")
+        if not 0 < self.divide_by < math.inf:
+            raise TaskError(f"{where}: divide_by must be above 0, not {self.divide_by}")
+        if self.standardize and self.dtype != "float32":
+            raise TaskError(f"{where}: only float32 inputs can be standardised, not {self.dtype}")
+        if self.dtype == "int32" and not 1 <= self.vocabulary <= MAX_SIZE:
+            raise TaskError(f"{where}: tokens need a vocabulary: how many different ones there are")
+
+    @property
+    def num_features(self) -> int:
+        """Length of the last axis, 1 if an example is one number."""
+        return self.shape[-1] if self.shape else 1
+
+    def check(self, values: Values) -> None:
+        """Raise TaskError unless `values` [N, *shape] fit."""
+        if values.dtype.name != self.dtype or values.shape[1:] != self.shape:
+            raise TaskError(
+                f"input {self.name!r} must be {self.dtype} {_shape_text(self.shape)}, not "
+                f"{values.dtype} {_shape_text(values.shape[1:])}"
+            )
+        if self.dtype == "float32":
+            _check_finite(values, f"input {self.name!r}")
+        if self.dtype == "int32" and values.size:
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= self.vocabulary:
+                raise TaskError(
+                    f"input {self.name!r} holds tokens from {low} to {high}; the task's vocabulary "
+                    f"has 0 to {self.vocabulary - 1}"
+                )
+
+    def seen(self, values: Values) -> Values:
+        """Return prepared values (see `Task.prepare`) as the model sees them."""
+        if self.dtype == "uint8":
+            scaled: Values = values.astype(np.float32) / np.float32(self.divide_by)
+            return scaled
+        return values
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model shall answer.
+
+    `shape`: of one example's target: () or [T] for classes, [number of labels] for labels, any for
+    values, none for the input itself. `class_names`: by number, of classes or labels. With
+    `standardize`, values are standardised while they are learned, and scores are in their units.
+    """
+
+    kind: TargetKind
+    shape: Shape = ()
+    class_names: tuple[str, ...] = ()
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "kind", _kind(self.kind))
+        _check_shape(self.shape, "the target")
+        names = self.class_names
+        if self.kind in (TargetKind.CLASS, TargetKind.LABELS):
+            least = 2 if self.kind is TargetKind.CLASS else 1
+            if not least <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
+                raise TaskError(
+                    f"a target of kind {self.kind} needs {least} to {MAX_CLASSES} different class "
+                    f"names, not {len(names)}"
+                )
+            for name in names:
+                _check_name(name, "a class")
+        elif names:
+            raise TaskError(f"a target of kind {self.kind} has no class names")
+        if self.kind is TargetKind.LABELS and self.shape != (len(names),):
+            raise TaskError(f"labels need the shape [{len(names)}], one value for each name")
+        if self.kind is TargetKind.INPUT and self.shape:
+            raise TaskError("a target of kind input has the input's shape; give none")
+        if self.standardize and self.kind is not TargetKind.VALUES:
+            raise TaskError(f"only values can be standardised, not a target of kind {self.kind}")
+
+    @property
+    def num_features(self) -> int:
+        """Length of the last axis of values, 1 if the target is one number."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of stored targets, empty if there are none."""
+        return _TARGET_DTYPES[self.kind]
+
+    def check(self, values: Values | None, count: int) -> None:
+        """Raise TaskError unless `values` are targets of `count` examples."""
+        if values is None or self.kind is TargetKind.INPUT:
+            if (values is None) != (self.kind is TargetKind.INPUT):
+                raise TaskError(
+                    f"the data have no targets, and the task needs them ({self.kind})"
+                    if values is None
+                    else "the data have targets, but the task's target is the input; drop them"
+                )
+            return
+        if values.dtype.name != self.dtype or values.shape != (count, *self.shape):
+            raise TaskError(
+                f"targets must be {self.dtype} {_shape_text(self.shape)} for each of {count} "
+                f"examples, not {values.dtype} of shape {values.shape}"
+            )
+        if self.kind is TargetKind.VALUES:
+            _check_finite(values, "the target")
+        elif values.size:
+            top = len(self.class_names) if self.kind is TargetKind.CLASS else 2
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= top:
+                raise TaskError(f"targets go from {low} to {high}; the task has 0 to {top - 1}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: inputs, target, loss, and the metrics by name, the leading one first.
+
+    Without a loss or metrics it gets those that are usual for its target. Raises TaskError for
+    what does not go together.
+    """
+
+    inputs: tuple[Input, ...]
+    target: Target
+    loss: Loss | None = None
+    metrics: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        # Here, as metrics look at tasks.
+        from featherfed.tasks.metrics import DEFAULT_METRICS, metric
+
+        kind = self.target.kind
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        object.__setattr__(self, "loss", _loss(self.loss or _LOSSES[kind][0]))
+        object.__setattr__(self, "metrics", tuple(self.metrics) or DEFAULT_METRICS[kind])
+        if not 1 <= len(self.inputs) <= MAX_INPUTS:
+            raise TaskError(f"a task has 1 to {MAX_INPUTS} inputs, not {len(self.inputs)}")
+        if len({given.name for given in self.inputs}) < len(self.inputs):
+            raise TaskError("two inputs have one name; give each its own")
+        if self.loss not in _LOSSES[kind]:
+            raise TaskError(
+                f"the loss {self.loss} does not fit a target of kind {kind}; use one of "
+                f"{', '.join(_LOSSES[kind])}"
+            )
+        if kind is TargetKind.INPUT and self.inputs[0].dtype == "int32":
+            raise TaskError("tokens cannot be answered as the input; use a target of kind class")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise TaskError(f"a metric is named twice: {', '.join(self.metrics)}")
+        for name in self.metrics:
+            metric(name).check(self)
+
+    @property
+    def leading(self) -> str:
+        """The name of the metric that decides which of two models is better."""
+        return self.metrics[0]
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether means and deviations of the clients' data are needed before the first round."""
+        return self.target.standardize or any(given.standardize for given in self.inputs)
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the task is to tell classes of pictures apart, uint8 [H, W, 1 or 3]."""
+        first = self.inputs[0]
+        return (
+            len(self.inputs) == 1
+            and first.dtype == "uint8"
+            and len(first.shape) == 3
+            and first.shape[2] in (1, 3)
+            and self.target.kind is TargetKind.CLASS
+            and not self.target.shape
+        )
+
+    @property
+    def target_shape(self) -> Shape:
+        """Shape of one example's target, the input's if that is the target."""
+        kind = self.target.kind
+        return self.inputs[0].shape if kind is TargetKind.INPUT else self.target.shape
+
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """Return the shapes that a model's answer to one example may have."""
+        target = self.target
+        if target.kind is not TargetKind.CLASS:
+            shape = self.target_shape
+            return (shape, (1,)) if shape == () else (shape,)
+        number = len(target.class_names)
+        shapes = [(*target.shape, number)]
+        if number == 2 and self.loss is Loss.BINARY_CROSSENTROPY:  # the probability of class 1
+            shapes.append((*target.shape, 1))
+        return tuple(shapes)
+
+    def check_data(self, inputs: Sequence[Values], targets: Values | None) -> None:
+        """Raise TaskError, naming the tensor, unless the examples fit the task."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(given.name for given in self.inputs)
+            raise TaskError(f"the data have {len(inputs)} inputs; the task needs {names}")
+        for given, values in zip(self.inputs, inputs, strict=True):
+            given.check(values)
+        counts = {len(values) for values in inputs}
+        if len(counts) != 1:
+            raise TaskError(f"the inputs hold different numbers of examples: {sorted(counts)}")
+        self.target.check(targets, counts.pop())
+
+    def check_model(self, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> None:
+        """Raise TaskError unless a model of these shapes (of one example) can learn the task."""
+        wanted = [given.shape for given in self.inputs]
+        if [tuple(shape) for shape in inputs] != wanted:
+            raise TaskError(
+                f"the model takes {_shapes_text(inputs)}, the task gives {_shapes_text(wanted)}; "
+                "change the model's input or the task's"
+            )
+        if len(outputs) != 1 or tuple(outputs[0]) not in self.output_shapes():
+            possible = " or ".join(_shape_text(shape) for shape in self.output_shapes())
+            raise TaskError(
+                f"the model answers with {_shapes_text(outputs)}, the task needs {possible} "
+                f"({self.target.kind}); change the model's last layer" + self._binary_hint(outputs)
+            )
+
+    def _binary_hint(self, outputs: Sequence[Shape]) -> str:
+        binary = self.target.kind is TargetKind.CLASS and len(self.target.class_names) == 2
+        if binary and len(outputs) == 1 and tuple(outputs[0]) == (*self.target.shape, 1):
+            return f", or use the loss {Loss.BINARY_CROSSENTROPY}"
+        return ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the task as plain JSON values; `from_dict` reads it."""
+        return {
+            "inputs": [
+                {
+                    "name": given.name,
+                    "dtype": given.dtype,
+                    "shape": list(given.shape),
+                    **({"divide_by": given.divide_by} if given.dtype == "uint8" else {}),
+                    **({"vocabulary": given.vocabulary} if given.dtype == "int32" else {}),
+                    **({"standardize": True} if given.standardize else {}),
+                }
+                for given in self.inputs
+            ],
+            "target": {
+                "kind": self.target.kind.value,
+                "shape": list(self.target.shape),
+                **(
+                    {"class_names": list(self.target.class_names)}
+                    if self.target.class_names
+                    else {}
+                ),
+                **({"standardize": True} if self.target.standardize else {}),
+            },
+            "loss": str(self.loss),
+            "metrics": list(self.metrics),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Task:
+        """Return the task that `as_dict` gave; raise TaskError for anything else."""
+        try:
+            return cls(
+                tuple(Input(**given) for given in values["inputs"]),
+                Target(**values["target"]),
+                values["loss"],
+                tuple(values["metrics"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TaskError(f"this is no task: {error}") from error
+
+
+def image_task(shape: Sequence[int], class_names: Sequence[str], loss: Loss | None = None) -> Task:
+    """Return the task to tell pictures [H, W, C] apart by class, by their accuracy."""
+    return Task(
+        (Input("image", "uint8", tuple(shape)),),
+        Target(TargetKind.CLASS, (), tuple(class_names)),
+        loss,
+    )
+
+
+_TARGET_DTYPES = {
+    TargetKind.CLASS: "int64",
+    TargetKind.LABELS: "uint8",
+    TargetKind.VALUES: "float32",
+    TargetKind.INPUT: "",
+}
+_OF_VALUES = (Loss.MEAN_SQUARED_ERROR, Loss.MEAN_ABSOLUTE_ERROR, Loss.HUBER)
+_LOSSES: dict[TargetKind, tuple[Loss, ...]] = {
+    TargetKind.CLASS: (
+        Loss.SPARSE_CATEGORICAL_CROSSENTROPY,
+        Loss.CATEGORICAL_CROSSENTROPY,
+        Loss.BINARY_CROSSENTROPY,
+        Loss.MEAN_SQUARED_ERROR,
+    ),
+    TargetKind.LABELS: (Loss.BINARY_CROSSENTROPY, Loss.MEAN_SQUARED_ERROR),
+    TargetKind.VALUES: _OF_VALUES,
+    TargetKind.INPUT: (*_OF_VALUES, Loss.BINARY_CROSSENTROPY),
+}
+"""The losses that fit a target, the usual one first."""
+
+
+def _kind(value: str) -> TargetKind:
+    try:
+        return TargetKind(value)
+    except ValueError:
+        raise TaskError(
+            f"no kind of target {value!r}; use one of {', '.join(TargetKind)}"
+        ) from None
+
+
+def _loss(value: str) -> Loss:
+    try:
+        return Loss(value)
+    except ValueError as error:
+        raise TaskError(str(error)) from None
+
+
+def _check_name(name: object, what: str) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise TaskError(
+            f"{name!r:.120} cannot be the name of {what}; use 1 to {MAX_NAME} printable characters"
+        )
+
+
+def _check_shape(shape: Shape, where: str) -> None:
+    if len(shape) > MAX_AXES or any(n < 1 for n in shape) or math.prod(shape) > MAX_SIZE:
+        raise TaskError(
+            f"{where}: the shape {_shape_text(shape)} is not possible; an example has at most "
+            f"{MAX_AXES} axes and {MAX_SIZE} values, and no empty axis"
+        )
+
+
+def _check_finite(values: Values, where: str) -> None:
+    # The sum tells without an array of flags; it overflows only where values are absurd.
+    if values.size and not np.isfinite(values.sum(dtype=np.float64)):
+        at = np.argwhere(~np.isfinite(values))
+        place = f"example {at[0][0]}" if len(at) else "its sum"
+        raise TaskError(f"{where} is not finite at {place}; fill or drop missing values")
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _shapes_text(shapes: Sequence[Sequence[int]]) -> str:
+    return " and ".join(_shape_text(shape) for shape in shapes) or "nothing"
