@@ -1,16 +1,19 @@
-"""A labelled set of images in memory: checked when it is made, saved and loaded as .npz."""
+"""Examples in memory, for any task: input tensors and targets, saved and loaded as .npz."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.task import Input, Target, TargetKind, Task, Values
 
 
 class DatasetError(ValueError):
@@ -19,49 +22,57 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and their labels.
+    """Examples: input tensors ``[N, ...]``, and targets ``[N, ...]`` or None.
 
-    ``images`` is uint8 ``[N, H, W, C]`` (``[N, H, W]`` gets a channel axis), ``labels`` is int64
-    ``[N]`` with values in ``0 .. len(class_names) - 1``. Raises `DatasetError` otherwise, and when
-    there is no example at all.
+    ``class_names`` are those of the targets by number, none if they have none. Raises
+    `DatasetError` for no example at all, or for arrays of different lengths.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    inputs: tuple[Values, ...]
+    targets: Values | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.ndim == 3:
-            object.__setattr__(self, "images", self.images[..., np.newaxis])
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        _check_images(self.images)
-        _check_labels(self.labels, len(self.images), len(self.class_names))
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        arrays = [*self.inputs, *([] if self.targets is None else [self.targets])]
+        if not self.inputs or any(not array.ndim for array in arrays):
+            raise DatasetError("a data set is made of arrays whose first axis counts examples")
+        counts = [len(array) for array in arrays]
+        if len(set(counts)) > 1:
+            what = " and ".join(map(str, counts))
+            raise DatasetError(f"inputs and targets hold {what} examples; all need as many")
+        if any(0 in array.shape for array in arrays):
+            shape = next(array.shape for array in arrays if 0 in array.shape)
+            raise DatasetError(f"an array has shape {shape}: the data set is empty")
 
     @classmethod
-    def from_arrays(
+    def from_images(
         cls,
         images: ArrayLike,
         labels: ArrayLike,
         class_names: Sequence[str] | None = None,
     ) -> Dataset:
-        """Make a data set from looser arrays.
+        """Make a data set of pictures and their classes from looser arrays.
 
-        ``images``: uint8, or float within [0, 1] (scaled to 0..255 and rounded; any other float
-        range is refused, as its scale is unknown). ``labels``: any integer type, ``[N]`` or
-        ``[N, 1]``. Without ``class_names`` the classes are named "0", "1", ... up to the largest
-        label. Raises `DatasetError`.
+        ``images``: ``[N, H, W]`` or ``[N, H, W, C]``, uint8, or float within [0, 1] (scaled to
+        0..255 and rounded; any other float range is refused, as its scale is unknown).
+        ``labels``: any integer type, ``[N]`` or ``[N, 1]``. Without ``class_names`` the classes
+        are named "0", "1", ... up to the largest label. Raises `DatasetError`.
         """
-        label_array = _as_int64(np.asarray(labels))
+        pixels, numbers = _as_uint8(np.asarray(images)), _as_classes(np.asarray(labels))
+        if pixels.ndim == 3:
+            pixels = pixels[..., np.newaxis]
+        if pixels.ndim != 4:
+            raise DatasetError(
+                f"images have shape {pixels.shape}; [N, H, W, C] or [N, H, W] is needed"
+            )
         if class_names is None:
-            top = int(label_array.max()) if label_array.size else 0
+            top = int(numbers.max()) if numbers.size else 0
             class_names = [str(index) for index in range(top + 1)]
-        return cls(_as_uint8(np.asarray(images)), label_array, tuple(map(str, class_names)))
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
+        made = cls((pixels,), numbers, tuple(class_names))
+        _check_classes(numbers, len(made.class_names))
+        return made
 
     @property
     def num_classes(self) -> int:
@@ -73,8 +84,25 @@ class Dataset:
         """Whether the classes have names of their own, not just their numbers."""
         return self.class_names != tuple(str(i) for i in range(self.num_classes))
 
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The pictures of a data set of pictures, uint8 ``[N, H, W, C]``."""
+        return self.inputs[0]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The classes of a data set of pictures, int64 ``[N]``."""
+        if self.targets is None:
+            raise DatasetError("these examples have no labels")
+        return self.targets
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example of the first input."""
+        return self.inputs[0].shape[1:]
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.inputs[0])
 
     def take(self, indices: ArrayLike) -> Dataset:
         """Return the examples at ``indices`` (integers ``[M]``, or a bool mask ``[N]``), copied."""
@@ -82,98 +110,182 @@ class Dataset:
         if chosen.size == 0:
             raise DatasetError("cannot take zero examples: a data set needs at least one")
         try:
-            return Dataset(self.images[chosen], self.labels[chosen], self.class_names)
+            targets = None if self.targets is None else self.targets[chosen]
+            return replace(
+                self, inputs=tuple(array[chosen] for array in self.inputs), targets=targets
+            )
         except IndexError as error:
             raise DatasetError(f"cannot take these of {len(self)} examples: {error}") from error
 
+    def fit(self, task: Task) -> Dataset:
+        """Return the same examples in the dtypes and shapes of a task.
+
+        Pictures without a channel axis get one, numbers a trailing axis or none, integers become
+        floats, names of classes their numbers. Raises `DatasetError` for what is not the task's.
+        """
+        if len(self.inputs) != len(task.inputs):
+            names = ", ".join(given.name for given in task.inputs)
+            raise DatasetError(f"the data have {len(self.inputs)} inputs; the task needs {names}")
+        inputs = tuple(
+            _fit_input(array, given) for array, given in zip(self.inputs, task.inputs, strict=True)
+        )
+        target = task.target
+        wanted = None if target.kind is TargetKind.INPUT else self.targets
+        targets = None if wanted is None else _fit_target(wanted, target, self.class_names)
+        try:
+            task.check_data(inputs, targets)
+        except TaskError as error:
+            raise DatasetError(str(error)) from error
+        return Dataset(inputs, targets, target.class_names)
+
     def save(self, path: str | Path) -> None:
-        """Write a compressed .npz with the arrays images, labels and class_names."""
+        """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are."""
+        names = ["x"] if len(self.inputs) == 1 else [f"x_{k}" for k in range(len(self.inputs))]
+        arrays = dict(zip(names, self.inputs, strict=True))
+        if self.targets is not None:
+            arrays["y"] = self.targets
+        if self.class_names:
+            arrays["class_names"] = np.array(self.class_names, dtype=np.str_)
         with Path(path).open("wb") as file:
-            np.savez_compressed(
-                file,
-                images=self.images,
-                labels=self.labels,
-                class_names=np.array(self.class_names, dtype=np.str_),
-            )
+            np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Dataset:
-        """Read what `save` wrote; float images within [0, 1] are accepted and become uint8.
+    def load(cls, path: str | Path, input_names: Sequence[str] = ()) -> Dataset:
+        """Read an .npz with x and y, or images and labels; class_names may be there.
 
-        Nothing is unpickled. Raises `DatasetError` when the file is missing, not an .npz, lacks
-        an array, or holds arrays that `from_arrays` refuses.
+        Several inputs are named x_0, x_1, ... or as in ``input_names``; y is left out where the
+        input itself is the target. Pictures (`images`) are read as by `from_images`. Nothing is
+        unpickled. Raises `DatasetError` when the file is missing, not an .npz, or lacks an array.
         """
         arrays = _read_npz(Path(path))
+        names = arrays.get("class_names")
+        if names is not None and names.ndim != 1:
+            raise DatasetError(f"{path}: class_names must be a list of names")
+        class_names = None if names is None else [str(name) for name in names]
         try:
-            return cls.from_arrays(
-                arrays["images"], arrays["labels"], [str(name) for name in arrays["class_names"]]
-            )
+            if "images" in arrays and "labels" in arrays:
+                return cls.from_images(arrays["images"], arrays["labels"], class_names)
+            inputs = _inputs_of(arrays, input_names)
+            if not inputs:
+                raise DatasetError(
+                    f"holds {', '.join(arrays) or 'nothing'}; it needs x and y. Write it with"
+                    " np.savez(path, x=, y=) or Dataset.save"
+                )
+            return cls(inputs, arrays.get("y"), tuple(class_names or ()))
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from error
+
+
+def _inputs_of(
+    arrays: Mapping[str, NDArray[Any]], input_names: Sequence[str]
+) -> tuple[NDArray[Any], ...]:
+    if input_names and all(name in arrays for name in input_names):
+        return tuple(arrays[name] for name in input_names)
+    if "x" in arrays:
+        return (arrays["x"],)
+    count = 0
+    while f"x_{count}" in arrays:
+        count += 1
+    return tuple(arrays[f"x_{k}"] for k in range(count))
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
-    keys = ("images", "labels", "class_names")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DatasetError(f"{path}: one bare array; save images, labels and class_names")
+            raise DatasetError(f"{path}: one bare array; save x and y with np.savez")
         with archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise DatasetError(
-                    f"{path}: lacks {', '.join(missing)}; it holds"
-                    f" {', '.join(archive) or 'nothing'}. Write it with Dataset.save,"
-                    " or np.savez(path, images=, labels=, class_names=)"
-                )
-            arrays = {key: archive[key] for key in keys}
+            return {name: archive[name] for name in archive}
     except DatasetError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(f"{path}: not a readable .npz file ({error})") from error
-    if arrays["class_names"].ndim != 1:
-        raise DatasetError(f"{path}: class_names must be a list of names")
-    return arrays
 
 
-def _as_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
+def _fit_input(array: Values, given: Input) -> Values:
+    where = f"input {given.name!r}"
+    if given.dtype == "uint8":
+        array = _as_uint8(array, where)
+    elif given.dtype == "float32":
+        array = _as_float32(array, where)
+    else:
+        array = _as_integers(array, where).astype(np.int32)
+    return _with_shape(array, given.shape)
+
+
+def _fit_target(array: Values, target: Target, class_names: Sequence[str]) -> Values:
+    if target.kind is TargetKind.VALUES:
+        return _with_shape(_as_float32(array, "the target"), target.shape)
+    if target.kind is TargetKind.LABELS:
+        labels = array.astype(np.uint8) if array.dtype == np.bool_ else array
+        return _as_integers(labels, "the labels").astype(np.uint8)
+    if class_names and tuple(class_names) != target.class_names:
+        raise DatasetError(
+            f"the classes are {', '.join(class_names)}; the task has"
+            f" {', '.join(target.class_names)}, in this order"
+        )
+    if array.dtype.kind in "UO":
+        return _numbers_of(array, target.class_names)
+    return _with_shape(_as_integers(array, "the classes").astype(np.int64), target.shape)
+
+
+def _numbers_of(names: Values, class_names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the numbers of classes that are given by name."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    texts = [str(name) for name in names.ravel()]
+    unknown = next((text for text in texts if text not in numbers), None)
+    if unknown is not None:
+        raise DatasetError(f"{unknown!r} is not one of the classes {', '.join(class_names)}")
+    return np.array([numbers[text] for text in texts], np.int64).reshape(names.shape)
+
+
+def _with_shape(array: Values, shape: tuple[int, ...]) -> Values:
+    """Return examples with an axis of length 1 added or dropped at the end, if that is it."""
+    own = array.shape[1:]
+    if own != shape and (own == (*shape, 1) or shape == (*own, 1)):
+        return array.reshape(len(array), *shape)
+    return array
+
+
+def _as_uint8(images: NDArray[Any], where: str = "images") -> NDArray[np.uint8]:
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
-        raise DatasetError(f"images are {images.dtype}; give uint8, or float within [0, 1]")
+        raise DatasetError(f"{where}: {images.dtype}; give uint8, or float within [0, 1]")
     if images.size and not (images.min() >= 0 and images.max() <= 1):
         raise DatasetError(
-            f"float images span {images.min():g} to {images.max():g}; give floats within [0, 1],"
-            " or uint8"
+            f"{where}: floats span {images.min():g} to {images.max():g}; give floats within"
+            " [0, 1], or uint8"
         )
     scaled: NDArray[np.uint8] = np.rint(images * 255).astype(np.uint8)
     return scaled
 
 
-def _as_int64(labels: NDArray[Any]) -> NDArray[np.int64]:
+def _as_float32(array: NDArray[Any], where: str) -> NDArray[np.float32]:
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(f"{where}: {array.dtype}; give numbers")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _as_integers(array: NDArray[Any], where: str) -> NDArray[Any]:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DatasetError(f"{where}: {array.dtype}; give integers")
+    return array
+
+
+def _as_classes(labels: NDArray[Any]) -> NDArray[np.int64]:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if not np.issubdtype(labels.dtype, np.integer):
         raise DatasetError(f"labels are {labels.dtype}; give integers, one class index per image")
+    if labels.ndim != 1:
+        raise DatasetError(f"labels have shape {labels.shape}; [N] is needed")
     return labels.astype(np.int64)
 
 
-def _check_images(images: NDArray[np.uint8]) -> None:
-    if images.dtype != np.uint8:
-        raise DatasetError(f"images are {images.dtype}; uint8 is needed (see Dataset.from_arrays)")
-    if images.ndim != 4:
-        raise DatasetError(f"images have shape {images.shape}; [N, H, W, C] or [N, H, W] is needed")
-    if 0 in images.shape:
-        raise DatasetError(f"images have shape {images.shape}: the data set is empty")
-
-
-def _check_labels(labels: NDArray[np.int64], num_images: int, num_classes: int) -> None:
-    if labels.dtype != np.int64 or labels.ndim != 1:
-        raise DatasetError(f"labels are {labels.dtype} {labels.shape}; int64 [N] is needed")
-    if len(labels) != num_images:
-        raise DatasetError(f"{num_images} images but {len(labels)} labels")
+def _check_classes(labels: NDArray[np.int64], num_classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         at = int(wrong[0])

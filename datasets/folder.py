@@ -43,7 +43,7 @@ def load_image_folder(folder: Path, class_names: Sequence[str] | None = None) ->
     if not paths:
         raise DatasetError(f"{folder}: no images; it must hold CLASS/*.png (or .jpg), by class")
     images = _read_all([path for path, _ in paths])
-    return Dataset.from_arrays(images, [label for _, label in paths], names)
+    return Dataset.from_images(images, [label for _, label in paths], names)
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 def call_function(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
-    The function may also return ``(images, labels)``, read as by `Dataset.from_arrays`. Exceptions
+    The function may also return ``(images, labels)``, read as by `Dataset.from_images`. Exceptions
     of the function itself are not caught. Raises `DatasetError` when the module or the function is
     missing or the result is something else.
     """
@@ -36,7 +36,7 @@ def call_function(spec: str, class_names: Sequence[str] | None = None) -> Datase
         return result
     if isinstance(result, tuple) and len(result) == 2:
         try:
-            return Dataset.from_arrays(*result, class_names)
+            return Dataset.from_images(*result, class_names)
         except DatasetError as error:
             raise DatasetError(f"'{spec}': {error}") from error
     raise DatasetError(

@@ -38,7 +38,7 @@ def load_idx_folder(
         top = max(int(labels.max(initial=0)) for _, labels in parts)
         class_names = [str(index) for index in range(top + 1)]
     try:
-        train, test = (Dataset.from_arrays(*part, class_names) for part in parts)
+        train, test = (Dataset.from_images(*part, class_names) for part in parts)
     except DatasetError as error:
         raise DatasetError(f"{folder}: {error}") from error
     return train, test

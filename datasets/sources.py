@@ -104,7 +104,7 @@ def _load_digits() -> tuple[Dataset, Dataset]:
         ) from error
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    whole = Dataset.from_arrays(images, bunch.target, [str(digit) for digit in range(10)])
+    whole = Dataset.from_images(images, bunch.target, [str(digit) for digit in range(10)])
     order = np.random.default_rng(0).permutation(len(whole))
     return whole.take(order[:-_DIGITS_TEST]), whole.take(order[-_DIGITS_TEST:])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ import numpy.typing as npt
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.step_graph import check_graph
+from featherfed.edge_client.step_tensors import StepTensors
+from featherfed.proto.step_file import split_step
+from featherfed.tasks.task import Values
 
 Shape = tuple[int, ...]
+Details = dict[str, Any]
+"""LiteRT's descriptions of tensors, by name."""
 
 
 class TrainingStep:
@@ -24,42 +29,38 @@ class TrainingStep:
         self,
         content: bytes,
         shapes: Sequence[Shape],
-        example_shape: Sequence[int],
+        tensors: StepTensors,
         threads: int,
         memory: int | None = None,
     ) -> None:
-        """Load a .tflite; raise ClientError if it is not the step of these weights and data.
+        """Load a step's file; raise ClientError if it is not the step of these weights and data.
 
         `shapes` are the weights', in manifest order. `memory`: most bytes of one tensor.
         """
-        # Never LiteRT's CompiledModel, which aborts on a Raspberry Pi 4.
-        module = importlib.import_module("ai_edge_litert.interpreter")
-        wanted = _Wanted(shapes, tuple(example_shape))
+        wanted = _Wanted(shapes, tensors)
         try:
-            check_graph(content, memory)
-            self._interpreter: Any = module.Interpreter(
-                model_content=content, num_threads=max(1, threads)
-            )
-            self._inputs, self._outputs = _details(self._interpreter)
-            wanted.check(self._inputs, self._outputs)
-            self._interpreter.allocate_tensors()  # not before its sizes are known to be right
-            # Anew, as operators decide on the shape of what they write.
-            wanted.check(*_details(self._interpreter))
-        except (ValueError, RuntimeError, TypeError) as error:
-            if isinstance(error, ClientError):
-                raise
-            why = str(error) or "LiteRT does not say why; perhaps memory is short"
-            raise ClientError(f"the server's training step cannot be used: {why}") from error
+            parts = split_step(content)
+        except ValueError as error:
+            raise ClientError(f"the server's training step cannot be used: {error}") from error
+        self._train = _Graph(parts.train, "train", wanted.check_training, threads, memory)
+        self._answer = _Graph(parts.answer, "answer", wanted.check_answering, threads, memory)
+        inputs, outputs = self._train.inputs, self._train.outputs
         self._shapes = shapes
-        self.batch_size = int(self._inputs["images"]["shape"][0])
-        self.masked = {k for k in range(len(shapes)) if f"mask_{k}" in self._inputs}
+        self._num_inputs = len(tensors.inputs)
+        self.batch_size = int(inputs["importance"]["shape"][0])
+        answered = self._answer.outputs["output"]["shape"]
+        if int(self._answer.inputs["importance"]["shape"][0]) != self.batch_size:
+            raise ClientError("the server's training step answers to batches of another size")
+        self.output_shape = tuple(int(size) for size in answered[1:])
+        """Shape of the answer to one example."""
+        self.masked = {k for k in range(len(shapes)) if f"mask_{k}" in inputs}
         """Indices in the manifest of the tensors that the step masks."""
         self._state = [
-            (self._inputs[name]["index"], self._outputs[f"new_{name}"]["index"])
-            for name in self._inputs
+            (inputs[name]["index"], outputs[f"new_{name}"]["index"])
+            for name in inputs
             if name.startswith(("weight_", "slot_"))
         ]
-        self._noises = [d for n, d in self._inputs.items() if n.startswith("noise_")]
+        self._noises = [d for n, d in inputs.items() if n.startswith("noise_")]
         if self._noises:  # imported only if needed, and now, as later no file can be opened
             importlib.import_module("numpy.random")
         self._steps = 0
@@ -76,61 +77,122 @@ class TrainingStep:
         self._rate = np.array([learning_rate], np.float32)
         if self._noises:
             self._noise = np.random.default_rng(list(noise_seed))
-        for name, detail in self._inputs.items():
+        for name, detail in self._train.inputs.items():
             kind, _, number = name.partition("_")
             if kind == "weight":
-                self._set(name, weights[int(number)])
+                self._train.set(name, weights[int(number)])
             elif kind == "mask":  # the interpreter keeps it until the next begin
                 mask = masks[int(number)]
-                self._view(detail["index"])[...] = 1 if mask is None else mask
+                self._train.view(detail)[...] = 1 if mask is None else mask
             elif kind == "slot":
-                self._view(detail["index"])[...] = 0
+                self._train.view(detail)[...] = 0
 
-    def run(
-        self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
-    ) -> tuple[float, float]:
-        """Run one step on at most `batch_size` examples; return mean loss and number correct."""
-        count = len(images)
+    def run(self, inputs: Sequence[Values], target: Values | None) -> float:
+        """Run one step on at most `batch_size` examples; return their mean loss."""
+        graph, count = self._train, len(inputs[0])
         if self._steps:
             for before, after in self._state:
-                self._view(before)[...] = self._view(after)
+                graph.copy(after, before)
         self._steps += 1
-        # A short batch is filled up with its first example, at importance 0.
-        rows = np.r_[np.arange(count), np.zeros(self.batch_size - count, np.int64)]
-        self._set("images", images[rows])
-        self._set("labels", labels[rows])
-        self._set("importance", (np.arange(self.batch_size) < count).astype(np.float32))
-        self._set("learning_rate", self._rate)
-        self._set("step", np.array([self._steps], np.float32))
+        self._set_examples(graph, inputs, count)
+        if target is not None:
+            graph.set("target", self._padded(target, count))
+        graph.set("learning_rate", self._rate)
+        graph.set("step", np.array([self._steps], np.float32))
         for detail in self._noises:
-            values = self._noise.random(detail["shape"], dtype=np.float32)
-            self._interpreter.set_tensor(detail["index"], values)
-        self._interpreter.invoke()
-        return self._number("loss"), self._number("correct")
+            graph.set_detail(detail, self._noise.random(detail["shape"], dtype=np.float32))
+        graph.invoke()
+        return float(graph.view(graph.outputs["loss"])[0])
 
     def weights(self) -> list[Array]:
         """Return copies of the weights after the last step."""
+        graph = self._train
         return [
-            np.array(self._view(self._outputs[f"new_weight_{k}"]["index"])).reshape(shape)
+            np.array(graph.view(graph.outputs[f"new_weight_{k}"])).reshape(shape)
             for k, shape in enumerate(self._shapes)
         ]
 
-    def _set(self, name: str, values: npt.NDArray[Any]) -> None:
-        detail = self._inputs[name]
-        self._interpreter.set_tensor(detail["index"], values.reshape(detail["shape"]))
+    def set_answering(self, weights: Sequence[Array]) -> None:
+        """Let `answer` use these weights, in manifest order."""
+        for k, tensor in enumerate(weights):
+            self._answer.set(f"weight_{k}", tensor)
 
-    def _view(self, index: int) -> npt.NDArray[Any]:
-        # Never stored: the interpreter does not run while a view of its memory exists.
-        view: npt.NDArray[Any] = self._interpreter.tensor(index)()
+    def answer(self, inputs: Sequence[Values]) -> Array:
+        """Return the model's answers to at most `batch_size` examples, float32 [N, ...]."""
+        graph, count = self._answer, len(inputs[0])
+        self._set_examples(graph, inputs, count)
+        graph.invoke()
+        return np.array(graph.view(graph.outputs["output"])[:count])
+
+    def _set_examples(self, graph: _Graph, inputs: Sequence[Values], count: int) -> None:
+        for number, values in enumerate(inputs):
+            graph.set(f"input_{number}", self._padded(values, count))
+        graph.set("importance", (np.arange(self.batch_size) < count).astype(np.float32))
+
+    def _padded(self, values: Values, count: int) -> Values:
+        """Return a short batch filled up with its first example, which has no importance."""
+        rows = np.r_[np.arange(count), np.zeros(self.batch_size - count, np.int64)]
+        return values[rows]
+
+
+class _Graph:
+    """One .tflite in an interpreter, whose tensors are called by name."""
+
+    def __init__(
+        self,
+        content: bytes,
+        signature: str,
+        check: Callable[[Details, Details], None],
+        threads: int,
+        memory: int | None,
+    ) -> None:
+        # Never LiteRT's CompiledModel, which aborts on a Raspberry Pi 4.
+        module = importlib.import_module("ai_edge_litert.interpreter")
+        try:
+            check_graph(content, memory)
+            self._interpreter: Any = module.Interpreter(
+                model_content=content, num_threads=max(1, threads)
+            )
+            self.inputs, self.outputs = _details(self._interpreter, signature)
+            check(self.inputs, self.outputs)
+            self._interpreter.allocate_tensors()  # not before its sizes are known to be right
+            # Anew, as operators decide on the shape of what they write.
+            check(*_details(self._interpreter, signature))
+        except (ValueError, RuntimeError, TypeError) as error:
+            if isinstance(error, ClientError):
+                raise
+            why = str(error) or "LiteRT does not say why; perhaps memory is short"
+            raise ClientError(f"the server's training step cannot be used: {why}") from error
+
+    def set(self, name: str, values: Values) -> None:
+        """Set an input, which may have another shape of as many values."""
+        detail = self.inputs[name]
+        self.set_detail(detail, values.reshape(detail["shape"]))
+
+    def set_detail(self, detail: dict[str, Any], values: Values) -> None:
+        """Set an input of this detail."""
+        self._interpreter.set_tensor(detail["index"], values)
+
+    def view(self, detail: dict[str, Any]) -> Values:
+        """Return a tensor's memory; not to be kept, as nothing runs while a view exists."""
+        return self._view(detail["index"])
+
+    def copy(self, source: int, destination: int) -> None:
+        """Copy one tensor to another, by their indices."""
+        self._view(destination)[...] = self._view(source)
+
+    def invoke(self) -> None:
+        """Run the graph."""
+        self._interpreter.invoke()
+
+    def _view(self, index: int) -> Values:
+        view: Values = self._interpreter.tensor(index)()
         return view
 
-    def _number(self, name: str) -> float:
-        return float(self._view(self._outputs[name]["index"])[0])
 
-
-def _details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _details(interpreter: Any, signature: str) -> tuple[Details, Details]:
     # The runner must be deleted first: the interpreter refuses to allocate while one refers to it.
-    runner = interpreter.get_signature_runner("train")
+    runner = interpreter.get_signature_runner(signature)
     return runner.get_input_details(), runner.get_output_details()
 
 
@@ -138,7 +200,7 @@ _Kind = tuple[Shape, str]
 """Shape and dtype of a tensor."""
 
 
-def _kinds(details: dict[str, Any]) -> dict[str, _Kind]:
+def _kinds(details: Details) -> dict[str, _Kind]:
     return {
         name: (tuple(map(int, d["shape"])), np.dtype(d["dtype"]).name)
         for name, d in details.items()
@@ -148,41 +210,57 @@ def _kinds(details: dict[str, Any]) -> dict[str, _Kind]:
 class _Wanted:
     """The tensors of docs/training-step.md, for weights and examples of these shapes."""
 
-    def __init__(self, shapes: Sequence[Shape], example_shape: Shape) -> None:
-        self._shapes = shapes
-        self._example_shape = example_shape
-
-    def check(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Raise ClientError unless these are the wanted tensors, and no others."""
-        given, made = _kinds(inputs), _kinds(outputs)
-        shape, _ = given.get("images", ((), ""))
-        if shape[1:] != self._example_shape or not shape[0]:
-            raise ClientError(
-                f"the server's training step takes images of shape {shape[1:]}, and this client "
-                f"has {self._example_shape}; refused"
-            )
-        batch = shape[:1]
-        weights: dict[str, _Kind] = {
-            f"weight_{k}": (shape or (1,), "float32") for k, shape in enumerate(self._shapes)
+    def __init__(self, shapes: Sequence[Shape], tensors: StepTensors) -> None:
+        self._tensors = tensors
+        self._weights: dict[str, _Kind] = {
+            f"weight_{k}": (shape or (1,), "float32") for k, shape in enumerate(shapes)
         }
+
+    def check_training(self, inputs: Details, outputs: Details) -> None:
+        """Raise ClientError unless these are the tensors of training, and no others."""
+        given, made = _kinds(inputs), _kinds(outputs)
+        batch = _batch(given)
+        target = self._tensors.target
         wanted: dict[str, _Kind] = {
-            "images": (shape, "uint8"),
-            "labels": (batch, "int32"),
-            "importance": (batch, "float32"),
+            **self._examples(batch),
+            **({} if target is None else {"target": ((*batch, *target.shape), target.dtype)}),
             "learning_rate": ((1,), "float32"),
             "step": ((1,), "float32"),
-            **weights,
+            **self._weights,
         }
         for name, kind in given.items():
             if found := re.fullmatch(r"(?:mask_(\d+)|slot_(\d+)_\d+)", name):
                 weight = f"weight_{found[1] or found[2]}"
-                if weight in weights:
-                    wanted[name] = weights[weight]
+                if weight in self._weights:
+                    wanted[name] = self._weights[weight]
             elif re.fullmatch(r"noise_\d+", name):
                 wanted[name] = (kind[0], "float32")
         _compare("input", given, wanted)
         state = {f"new_{n}": k for n, k in wanted.items() if n.startswith(("weight_", "slot_"))}
-        _compare("output", made, {"loss": ((1,), "float32"), "correct": ((1,), "float32"), **state})
+        _compare("output", made, {"loss": ((1,), "float32"), **state})
+
+    def check_answering(self, inputs: Details, outputs: Details) -> None:
+        """Raise ClientError unless these are the tensors of inference, and no others."""
+        given, made = _kinds(inputs), _kinds(outputs)
+        batch = _batch(given)
+        _compare("input", given, {**self._examples(batch), **self._weights})
+        possible = [(*batch, *shape) for shape in self._tensors.outputs]
+        shape = made.get("output", (possible[0], ""))[0]
+        shape = shape if shape in possible else possible[0]
+        _compare("output", made, {"output": (shape, "float32")})
+
+    def _examples(self, batch: Shape) -> dict[str, _Kind]:
+        inputs: dict[str, _Kind] = {
+            f"input_{n}": ((*batch, *tensor.shape), tensor.dtype)
+            for n, tensor in enumerate(self._tensors.inputs)
+        }
+        return {**inputs, "importance": (batch, "float32")}
+
+
+def _batch(given: dict[str, _Kind]) -> Shape:
+    """Return [B], which `importance` has for its shape."""
+    shape = given.get("importance", ((1,), ""))[0]
+    return shape if len(shape) == 1 and shape[0] > 0 else (1,)
 
 
 def _compare(what: str, found: dict[str, _Kind], wanted: dict[str, _Kind]) -> None:

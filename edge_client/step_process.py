@@ -27,7 +27,9 @@ import numpy.typing as npt
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.step_messages import array_bytes, receive, receive_arrays, send
+from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.proto.peer_text import printable
+from featherfed.tasks.task import Values
 
 LOAD_SECONDS = 300
 """Most seconds for starting the process and loading the step; a slow SD card takes many."""
@@ -138,10 +140,10 @@ class StepProcess:
         self,
         content: bytes,
         shapes: Sequence[tuple[int, ...]],
-        example_shape: Sequence[int],
+        tensors: StepTensors,
         threads: int,
     ) -> None:
-        """Load a .tflite; raise ClientError if it is not the step of these weights and data.
+        """Load a step's file; raise ClientError if it is not the step of these weights and data.
 
         `shapes` are the weights', in manifest order. Every method raises ClientError if the step
         fails, crashes or does not end.
@@ -156,10 +158,13 @@ class StepProcess:
             "do": "load",
             "size": len(content),
             "shapes": [list(shape) for shape in shapes],
-            "example_shape": [int(size) for size in example_shape],
+            "tensors": tensors,
             "threads": threads,
         }
         answer, _ = self._call(header, [content])
+        self._tensors = tensors
+        self.output_shape = self._output_shape(answer.get("output_shape"))
+        """Shape of the answer to one example."""
         masked = answer.get("masked")
         self.batch_size = self._number(answer.get("batch_size"), int)
         self.masked = {self._number(k, int) for k in (masked if isinstance(masked, list) else ())}
@@ -183,13 +188,23 @@ class StepProcess:
         parts = [np.asarray(w, np.float32) for w in weights]
         self._call(header, [array_bytes(part) for part in (*parts, *full)])
 
-    def run(
-        self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
-    ) -> tuple[float, float]:
-        """Run one step on at most `batch_size` examples; return mean loss and number correct."""
-        header = {"do": "run", "count": len(images)}
-        answer, _ = self._call(header, [array_bytes(images), array_bytes(labels)])
-        return self._number(answer.get("loss"), float), self._number(answer.get("correct"), float)
+    def run(self, inputs: Sequence[Values], target: Values | None) -> float:
+        """Run one step on at most `batch_size` examples; return their mean loss."""
+        parts = [*inputs, *([] if target is None else [target])]
+        answer, _ = self._call({"do": "run", "count": len(inputs[0])}, map(array_bytes, parts))
+        return self._number(answer.get("loss"), float)
+
+    def set_answering(self, weights: Sequence[Array]) -> None:
+        """Let `answer` use these weights, in manifest order."""
+        parts = [np.asarray(w, np.float32) for w in weights]
+        self._call({"do": "set_answering"}, map(array_bytes, parts))
+
+    def answer(self, inputs: Sequence[Values]) -> Array:
+        """Return the model's answers to at most `batch_size` examples, float32 [N, ...]."""
+        count = len(inputs[0])
+        header, shape = {"do": "answer", "count": count}, (count, *self.output_shape)
+        _, arrays = self._call(header, map(array_bytes, inputs), [shape])
+        return arrays[0]
 
     def weights(self) -> list[Array]:
         """Return copies of the weights after the last step."""
@@ -222,6 +237,12 @@ class StepProcess:
             raise self._refusal(f"gave an answer that is none ({error})", header) from error
         self._end()
         raise ClientError(_line(str(answer["error"])))
+
+    def _output_shape(self, value: object) -> tuple[int, ...]:
+        for shape in self._tensors.outputs:
+            if value == list(shape):
+                return shape
+        raise self._refusal("gave answers of another shape than the task's", {"do": "load"})
 
     def _number(self, value: object, kind: type[Number]) -> Number:
         if not isinstance(value, kind):

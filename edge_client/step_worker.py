@@ -27,6 +27,7 @@ from featherfed.edge_client.step_messages import (
     receive_bytes,
     send,
 )
+from featherfed.edge_client.step_tensors import StepTensors, Tensor
 
 CONNECTION, LIFELINE = 0, 1
 """File descriptors: the messages, and a pipe that ends with the client."""
@@ -64,22 +65,30 @@ class _Worker:
             "begin": self._begin,
             "run": self._run,
             "weights": self._weights,
+            "set_answering": self._set_answering,
+            "answer": self._answer,
         }
         answers[header["do"]](header)
 
     def _load(self, header: dict[str, Any]) -> None:
         content = bytes(receive_bytes(self._connection, header["size"]))
         self._shapes = [tuple(shape) for shape in header["shapes"]]
-        self._example_shape = tuple(header["example_shape"])
+        self._tensors = StepTensors.from_json(header["tensors"])
         memory = _available_memory()
         if memory is not None:
             _limit_memory(memory + header["threads"] * _STACK_BYTES)
-        self._step = TrainingStep(
-            content, self._shapes, self._example_shape, header["threads"], memory
-        )
+        self._step = TrainingStep(content, self._shapes, self._tensors, header["threads"], memory)
         self._masked = sorted(self._step.masked)
         _close_doors()
-        send(self._connection, {"batch_size": self._step.batch_size, "masked": self._masked})
+        step = self._step
+        send(
+            self._connection,
+            {
+                "batch_size": step.batch_size,
+                "masked": self._masked,
+                "output_shape": step.output_shape,
+            },
+        )
 
     def _begin(self, header: dict[str, Any]) -> None:
         weights = receive_arrays(self._connection, self._shapes, np.float32)
@@ -96,11 +105,27 @@ class _Worker:
         send(self._connection, {})
 
     def _run(self, header: dict[str, Any]) -> None:
-        count = header["count"]
-        (images,) = receive_arrays(self._connection, [(count, *self._example_shape)], np.uint8)
-        (labels,) = receive_arrays(self._connection, [(count,)], np.int32)
-        loss, correct = self._step.run(images, labels)
-        send(self._connection, {"loss": loss, "correct": correct})
+        inputs = self._inputs(header["count"])
+        target = self._tensors.target
+        wanted = None if target is None else self._array(header["count"], target)
+        send(self._connection, {"loss": self._step.run(inputs, wanted)})
+
+    def _set_answering(self, header: dict[str, Any]) -> None:
+        self._step.set_answering(receive_arrays(self._connection, self._shapes, np.float32))
+        send(self._connection, {})
+
+    def _answer(self, header: dict[str, Any]) -> None:
+        answers = self._step.answer(self._inputs(header["count"]))
+        send(self._connection, {}, array_bytes(answers))
+
+    def _inputs(self, count: int) -> list[Any]:
+        return [self._array(count, tensor) for tensor in self._tensors.inputs]
+
+    def _array(self, count: int, tensor: Tensor) -> Any:
+        (values,) = receive_arrays(
+            self._connection, [(count, *tensor.shape)], np.dtype(tensor.dtype)
+        )
+        return values
 
     def _weights(self, header: dict[str, Any]) -> None:
         send(self._connection, {}, *map(array_bytes, self._step.weights()))

@@ -23,6 +23,8 @@ class ForwardPass:
     """float32 [B]: 1 for examples, 0 for padding of the batch."""
     noise: Callable[[tuple[int, ...]], Tensor]
     """Returns uniform numbers in [0, 1) of a shape, drawn anew for every step."""
+    training: bool = True
+    """Whether layers act as in training (dropout, statistics of the batch) or as in inference."""
     updates: dict[int, Tensor] = field(default_factory=dict)
     """Values of the statistics after the step, by id of the variable."""
     penalties: dict[int, Tensor] = field(default_factory=dict)

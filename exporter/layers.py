@@ -149,7 +149,7 @@ def _batch_norm(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tenso
     x = inputs[0]
     if _axes(layer, x) != [len(x.shape) - 1] or getattr(layer, "renorm", False):
         raise _cannot(layer, "another axis than the last, or renorm,", "normalise the last axis")
-    if not layer.trainable:
+    if not layer.trainable or not forward.training:
         return _frozen_norm(layer, x, forward)
     y, mean, variance, count = ops.batch_norm(x, forward.importance, layer.epsilon)
     if layer.fused:  # Keras 2 takes the unbiased variance here, and only here
@@ -328,7 +328,7 @@ def _spatial_dropout(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> 
 
 
 def _drop(x: Tensor, shape: tuple[int, ...], rate: float, forward: ForwardPass) -> Tensor:
-    if not rate:
+    if not rate or not forward.training:
         return x
     kept = tf.cast(tf.greater_equal(forward.noise(shape), rate), tf.float32)
     return x * (kept * (1.0 / (1.0 - rate)))

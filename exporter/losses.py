@@ -1,4 +1,4 @@
-"""Losses per example on one-hot labels, computed as tf_keras does."""
+"""Losses per row of answers, computed as tf_keras does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.ops import Tensor, with_gradient
 from featherfed.proto.plan_terms import Loss
 
-LossFunction = Callable[[Tensor, Tensor, ForwardPass], Tensor]
-"""Outputs [B, K], one-hot labels [B, K] and the forward pass -> losses [B]."""
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Outputs [R, K], targets [R, K] (one-hot for classes), logits of the outputs -> losses [R]."""
 _EPSILON = 1e-7  # Keras' own
 
 
@@ -49,14 +48,13 @@ def _cross_entropy_from_logits(logits: Tensor, labels: Tensor) -> Any:
     return -tf.reduce_sum(logarithms * labels, axis=1), gradient
 
 
-def _sparse(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
-    logits = forward.logits.get(outputs.ref())
+def _sparse(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
     return _cross_entropy_from_logits(_log(outputs) if logits is None else logits, labels)
 
 
-def _categorical(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
-    if outputs.ref() in forward.logits:
-        return _sparse(outputs, labels, forward)
+def _categorical(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
+    if logits is not None:
+        return _sparse(outputs, labels, logits)
     # Without logits, Keras divides the outputs by their sum.
     return _cross_entropy(_normalized(outputs), labels)
 
@@ -84,8 +82,7 @@ def _cross_entropy(p: Tensor, labels: Tensor) -> Any:
     return -tf.reduce_sum(labels * tf.math.log(clipped), axis=1), gradient
 
 
-def _binary(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
-    logits = forward.logits.get(outputs.ref())
+def _binary(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
     if logits is None:
         return _binary_from_outputs(outputs, labels)
     return _binary_from_logits(logits, labels)
@@ -131,8 +128,40 @@ def _squared_error(outputs: Tensor, labels: Tensor) -> Any:
     return tf.reduce_mean(tf.square(error), axis=1), gradient
 
 
-def _mean_squared_error(outputs: Tensor, labels: Tensor, forward: ForwardPass) -> Tensor:
+def _mean_squared_error(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
     return _squared_error(outputs, labels)
+
+
+@with_gradient
+def _absolute_error(outputs: Tensor, labels: Tensor) -> Any:
+    error = outputs - labels
+    number = float(outputs.shape[1])
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        return tf.sign(error) * (tf.reshape(dy, [-1, 1]) / number), tf.zeros_like(labels)
+
+    return tf.reduce_mean(tf.abs(error), axis=1), gradient
+
+
+def _mean_absolute_error(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
+    return _absolute_error(outputs, labels)
+
+
+@with_gradient
+def _huber_error(outputs: Tensor, labels: Tensor) -> Any:
+    error = outputs - labels
+    near = tf.minimum(tf.maximum(error, -1.0), 1.0)
+    number = float(outputs.shape[1])
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+        return near * (tf.reshape(dy, [-1, 1]) / number), tf.zeros_like(labels)
+
+    # Squared up to an error of 1, straight on beyond: half of near (2 error - near) is both.
+    return tf.reduce_mean(0.5 * near * (2.0 * error - near), axis=1), gradient
+
+
+def _huber(outputs: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor:
+    return _huber_error(outputs, labels)
 
 
 LOSSES: dict[Loss, LossFunction] = {
@@ -140,4 +169,14 @@ LOSSES: dict[Loss, LossFunction] = {
     Loss.CATEGORICAL_CROSSENTROPY: _categorical,
     Loss.BINARY_CROSSENTROPY: _binary,
     Loss.MEAN_SQUARED_ERROR: _mean_squared_error,
+    Loss.MEAN_ABSOLUTE_ERROR: _mean_absolute_error,
+    Loss.HUBER: _huber,
 }
+
+
+def example_losses(loss: Loss, outputs: Tensor, targets: Tensor, logits: Tensor | None) -> Tensor:
+    """Return the losses [B] of answers [B, ..., K] to targets of the same shape."""
+    batch, width = outputs.shape[0], outputs.shape[-1]
+    rows = [None if t is None else tf.reshape(t, [-1, width]) for t in (outputs, targets, logits)]
+    each = LOSSES[loss](*rows)
+    return each if each.shape[0] == batch else tf.reduce_mean(tf.reshape(each, [batch, -1]), axis=1)

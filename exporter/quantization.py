@@ -141,6 +141,9 @@ def _quantize(
     for end, new, outer in (("min", low, tf.minimum), ("max", high, tf.maximum)):
         variable = ranges[f"{name}_{end}"]
         old = forward.state(variable)
+        if not forward.training:
+            bounds.append(old)
+            continue
         bounds.append(rule(old, tf.reshape(new, old.shape), outer))
         forward.updates[id(variable)] = bounds[-1]
     first = 1 if config["narrow_range"] else 0

@@ -1,14 +1,15 @@
-"""Exports a model's training step as a .tflite of builtin operators: see docs/training-step.md.
+"""Exports a model's training step as .tflite files of builtin operators: docs/training-step.md.
 
 A training step is a function without state: weights, slots of the optimizer, a batch and a few
-numbers in, the weights and slots after one update out.
+numbers in, the weights and slots after one update out. Beside it goes a function that answers: a
+batch and weights in, the model's outputs out.
 """
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ import tensorflow as tf
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.layers import is_model, run_layer
-from featherfed.exporter.losses import LOSSES
+from featherfed.exporter.losses import example_losses
 from featherfed.exporter.ops import Tensor
 from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import is_quantizing, run_quantized
 from featherfed.models.optimized import FederatedModel
-from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Optimizer
+from featherfed.proto.plan_terms import Loss, Optimizer
+from featherfed.proto.step_file import join_step
+from featherfed.tasks.task import TargetKind
 
-SIGNATURE = "train"
-VERSION = 3
+TRAIN, ANSWER = "train", "answer"
+VERSION = 4
 """Raised whenever the same model would give another training step: part of the cache's key."""
 
 
@@ -36,7 +39,6 @@ class TrainingStepOptions:
 
     batch_size: int = 32
     optimizer: Optimizer = Optimizer.SGD
-    loss: Loss = DEFAULT_LOSS
 
 
 def tf_version() -> str:
@@ -45,7 +47,7 @@ def tf_version() -> str:
 
 
 def export_training_step(model: FederatedModel, options: TrainingStepOptions) -> bytes:
-    """Return the training step of `model` as the bytes of a .tflite.
+    """Return the training step of `model` as a file of two .tflites (proto/step_file.py).
 
     Raises ExportError, naming the layer and what to use instead, for what cannot be trained with
     TFLite's builtin operators.
@@ -57,14 +59,17 @@ def export_training_step(model: FederatedModel, options: TrainingStepOptions) ->
             "method none, prune or qat, or Keras clients (--runtime keras)"
         )
     builder = _TrainingStep(model, options, masks=method.prunes)
-    return _convert(builder.function(), f"model {model.trained.name!r}")
+    what = f"model {model.trained.name!r}"
+    train = _convert(builder.training(), TRAIN, what)
+    return join_step(train, _convert(builder.answering(), ANSWER, what))
 
 
 class _TrainingStep:
-    """Builds the tf.function of a training step."""
+    """Builds the two tf.functions of a training step."""
 
     def __init__(self, model: FederatedModel, options: TrainingStepOptions, masks: bool) -> None:
         self._model = model.trained
+        self._task = model.task
         self._variables = model.variables
         self._manifest = model.manifest
         self._options = options
@@ -84,22 +89,45 @@ class _TrainingStep:
         with tf.Graph().as_default():
             batch = self._options.batch_size
             values = {id(v): tf.zeros(v.shape or (1,)) for v in self._variables}
-            images = tf.zeros([batch, *self._model.input_shape[1:]], tf.uint8)
-            _run(self._model, images, ForwardPass(values, tf.ones([batch]), record))
+            given = {name: tf.zeros(s.shape, s.dtype) for name, s in self._examples().items()}
+            self._run(given, ForwardPass(values, tf.ones([batch]), record))
         return shapes
 
-    def inputs(self) -> dict[str, tf.TensorSpec]:
-        """Return the signature's inputs."""
+    def _examples(self) -> dict[str, tf.TensorSpec]:
+        """Return the inputs that are a batch of examples, without their target."""
+        batch = self._options.batch_size
+        return {
+            f"input_{n}": tf.TensorSpec([batch, *given.shape], tf.as_dtype(given.dtype))
+            for n, given in enumerate(self._task.inputs)
+        }
+
+    def _target(self) -> dict[str, tf.TensorSpec]:
+        """Return the input that is the batch's target, none if that is the input itself."""
+        target = self._task.target
+        if target.kind is TargetKind.INPUT:
+            return {}
+        dtype = tf.int32 if target.kind is TargetKind.CLASS else tf.float32
+        return {"target": tf.TensorSpec([self._options.batch_size, *target.shape], dtype)}
+
+    def _weights(self) -> dict[str, tf.TensorSpec]:
+        """Return the inputs that are the weights."""
+        # Scalars get an axis: one without crashes LiteRT's signature runner on aarch64.
+        return {
+            f"weight_{k}": tf.TensorSpec(spec.shape or (1,), tf.float32)
+            for k, spec in enumerate(self._manifest)
+        }
+
+    def _inputs(self) -> dict[str, tf.TensorSpec]:
+        """Return the inputs of the signature `train`."""
         batch = self._options.batch_size
         specs = {
-            "images": tf.TensorSpec([batch, *self._model.input_shape[1:]], tf.uint8),
-            "labels": tf.TensorSpec([batch], tf.int32),
+            **self._examples(),
+            **self._target(),
             "importance": tf.TensorSpec([batch], tf.float32),
             "learning_rate": tf.TensorSpec([1], tf.float32),
             "step": tf.TensorSpec([1], tf.float32),
         }
         for k, spec in enumerate(self._manifest):
-            # Scalars get an axis: one without crashes LiteRT's signature runner on aarch64.
             shape = spec.shape or (1,)
             specs[f"weight_{k}"] = tf.TensorSpec(shape, tf.float32)
             if self._masked[k]:
@@ -109,16 +137,23 @@ class _TrainingStep:
                     specs[f"slot_{k}_{s}"] = tf.TensorSpec(shape, tf.float32)
         for n, shape in enumerate(self._noises):
             specs[f"noise_{n}"] = tf.TensorSpec(shape, tf.float32)
-        return {name: tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in specs.items()}
+        return specs
 
-    def function(self) -> Any:
+    def training(self) -> Any:
         """Return the training step as a tf.function of named inputs."""
+        return _function(self._inputs(), self._update)
 
-        @tf.function(input_signature=list(self.inputs().values()), autograph=False)  # type: ignore[untyped-decorator]
-        def train(*tensors: Tensor) -> dict[str, Tensor]:
-            return self._update(dict(zip(self.inputs(), tensors, strict=True)))
+    def answering(self) -> Any:
+        """Return the model's inference as a tf.function of named inputs."""
 
-        return train
+        def answer(given: dict[str, Tensor]) -> dict[str, Tensor]:
+            weights = [given[f"weight_{k}"] for k in range(len(self._manifest))]
+            values = {id(v): w for v, w in zip(self._variables, weights, strict=True)}
+            one = tf.ones([1]) * (tf.reshape(weights[0], [-1])[:1] * 0.0 + 1.0)
+            forward = ForwardPass(values, one, lambda shape: tf.zeros(shape), training=False)
+            return {"output": self._run(given, forward)}
+
+        return _function({**self._examples(), **self._weights()}, answer)
 
     def _update(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = [given[f"weight_{k}"] for k in range(len(self._manifest))]
@@ -133,21 +168,16 @@ class _TrainingStep:
                 importance,
                 noise=lambda shape: next(noises),
             )
-            outputs = _run(self._model, given["images"], forward)
-            hot = tf.one_hot(given["labels"], outputs.shape[1])
-            losses = LOSSES[self._options.loss](outputs, hot, forward)
+            outputs = self._run(given, forward)
+            targets = self._wanted(given, outputs, forward)
+            logits = forward.logits.get(outputs.ref())
+            losses = example_losses(self._loss, outputs, targets, logits)
             count = tf.reduce_sum(importance, keepdims=True)
             mean = tf.reduce_sum(losses * importance, keepdims=True) / count
             for penalty in forward.penalties.values():
                 mean = mean + penalty
         gradients = tape.gradient(mean, [weights[k] for k in trainable])
-        right = tf.cast(
-            tf.equal(tf.argmax(outputs, axis=1, output_type=tf.int32), given["labels"]), tf.float32
-        )
-        results = {
-            "loss": mean,
-            "correct": tf.reduce_sum(right * importance, keepdims=True),
-        }
+        results = {"loss": mean}
         for k, w in enumerate(weights):
             results[f"new_weight_{k}"] = forward.updates.get(id(self._variables[k]), w)
         for k, gradient in zip(trainable, gradients, strict=True):
@@ -162,10 +192,47 @@ class _TrainingStep:
                 results[f"new_slot_{k}_{s}"] = slot
         return results
 
+    def _seen(self, number: int, given: dict[str, Tensor], forward: ForwardPass) -> Tensor:
+        """Return an input as the model sees it."""
+        part, x = self._task.inputs[number], given[f"input_{number}"]
+        if part.dtype != "uint8":
+            return x
+        # The very floats that Keras sees: a last bit here is a last bit everywhere.
+        return tf.cast(x, tf.float32) / (part.divide_by * forward.one)
 
-def _run(model: Any, images: Tensor, forward: ForwardPass) -> Tensor:
-    # The very floats that Keras sees: a last bit here is a last bit everywhere.
-    return _run_model(model, [tf.cast(images, tf.float32) / (255.0 * forward.one)], forward)
+    def _run(self, given: dict[str, Tensor], forward: ForwardPass) -> Tensor:
+        """Return the model's outputs for a batch."""
+        seen = [self._seen(n, given, forward) for n in range(len(self._task.inputs))]
+        return _run_model(self._model, seen, forward)
+
+    def _wanted(self, given: dict[str, Tensor], outputs: Tensor, forward: ForwardPass) -> Tensor:
+        """Return the batch's targets in the shape of the outputs; classes are one-hot."""
+        target = self._task.target
+        if target.kind is TargetKind.INPUT:
+            return self._seen(0, given, forward)
+        if target.kind is not TargetKind.CLASS:
+            return tf.reshape(given["target"], outputs.shape)
+        if outputs.shape[-1] != len(target.class_names):  # the probability of the second class
+            return tf.reshape(tf.cast(given["target"], tf.float32), outputs.shape)
+        return tf.one_hot(given["target"], outputs.shape[-1])
+
+    @property
+    def _loss(self) -> Loss:
+        assert self._task.loss is not None, "a task always has a loss"
+        return self._task.loss
+
+
+def _function(
+    inputs: dict[str, tf.TensorSpec], compute: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> Any:
+    """Return a tf.function of named inputs."""
+    signature = [tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in inputs.items()]
+
+    @tf.function(input_signature=signature, autograph=False)  # type: ignore[untyped-decorator]
+    def run(*tensors: Tensor) -> dict[str, Tensor]:
+        return compute(dict(zip(inputs, tensors, strict=True)))
+
+    return run
 
 
 def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> Tensor:
@@ -191,14 +258,14 @@ def _run_node(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     return run_layer(layer, inputs, forward)
 
 
-def _convert(function: Any, what: str) -> bytes:
+def _convert(function: Any, signature: str, what: str) -> bytes:
     module = tf.Module()
-    module.train = function
+    module.run = function
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = str(Path(scratch) / "step")
-        tf.saved_model.save(module, path, signatures={SIGNATURE: function})
-        converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=[SIGNATURE])
+        tf.saved_model.save(module, path, signatures={signature: function})
+        converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=[signature])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
             return bytes(converter.convert())

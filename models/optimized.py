@@ -17,28 +17,35 @@ from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
 from featherfed.models.method import Optimization
 from featherfed.models.serialization import from_json, to_json
-from featherfed.models.training import Fitter, Images, Labels, OnStep, Predictor, Recipe
-from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
+from featherfed.models.training import Fitter, Inputs, OnStep, Predictor
+from featherfed.proto.plan_terms import Method, Optimizer
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.scoring import Scoring, evaluate
+from featherfed.tasks.task import Task, Values, image_task
 
 
 class FederatedModel:
-    """A classifier that trains on uint8 images and is exchanged as a list of float32 tensors.
+    """A model that learns a task and is exchanged as a list of float32 tensors.
 
     `manifest` lists the tensors: the plain model's variables, or with a quantizing method those of
     the quantization-aware model. `unseeded` names those whose initial values the manifest cannot
     express (orthogonal kernels, for example); if there are any, take them from `get_weights`.
     """
 
-    def __init__(self, model: Any, optimization: Optimization | None = None) -> None:
+    def __init__(
+        self, model: Any, optimization: Optimization | None = None, task: Task | None = None
+    ) -> None:
         """Take `to_json` text, which may be hostile, or a tf_keras model, which is copied.
 
-        Raises ModelError if the model is refused or the method cannot be applied to it.
+        Without a task, it is to tell pictures of the model's input shape apart. Raises ModelError
+        if the model is refused, cannot learn the task, or the method cannot be applied to it.
         """
         self.optimization = optimization or Optimization()
         self.model_json = model if isinstance(model, str) else to_json(model)
         plain = from_json(self.model_json)
-        if len(plain.inputs) != 1 or len(plain.outputs) != 1 or len(plain.output_shape) != 2:
-            raise ModelError("the model must map one image to one vector of class probabilities")
+        self.task = task or _image_task(plain)
+        _check(plain, self.task)
         if not isinstance(model, str):
             plain.set_weights(model.get_weights())
         method = self.optimization.method
@@ -46,7 +53,7 @@ class FederatedModel:
         self._model = wrapping.quantize(plain) if method.quantizes else plain
         self._variables = exchanged(self._model)
         self.manifest, self.unseeded = describe(self._model, prunable)
-        self._predictor = Predictor(self._model)
+        self._predictor = Predictor(self._model, self.task)
         self._fitter: Fitter | None = None
         self._sparse: _Sparse | None = None
 
@@ -60,11 +67,6 @@ class FederatedModel:
         """The exchanged variables, in manifest order."""
         return self._variables
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width, channels."""
-        return tuple(self._model.input_shape[1:])
-
     def set_weights(self, tensors: Sequence[Array]) -> None:
         """Set the exchanged tensors; raises ValueError unless they are what `manifest` says."""
         self.manifest.check(tensors)
@@ -76,27 +78,25 @@ class FederatedModel:
 
     def fit(
         self,
-        images: Images,
-        labels: Labels,
+        inputs: Inputs,
+        targets: Values | None,
         *,
         epochs: int = 1,
         batch_size: int = 32,
         learning_rate: float = 0.01,
         optimizer: str = Optimizer.SGD,
-        loss: str = DEFAULT_LOSS,
         sparsity: float = 0.0,
         seed: int = 0,
         on_step: OnStep | None = None,
-    ) -> tuple[float, float]:
-        """Train on uint8 images [N, H, W, C], integer labels [N]; return loss and accuracy.
+    ) -> float:
+        """Train on prepared inputs and targets (see Scaling); return the last epoch's mean loss.
 
-        Both are those of the last epoch. The optimizer's state starts at zero. `optimizer` and
-        `loss` are an Optimizer and a Loss, or their text. With `sparsity` above 0 the method must
-        prune; the weights are masked to it, and zeros at the start stay zero. Raises ValueError
-        for images, labels, sparsity, an optimizer or a loss that do not fit.
+        The optimizer's state starts at zero. `optimizer` is an Optimizer or its text. With
+        `sparsity` above 0 the method must prune; the weights are masked to it, and zeros at the
+        start stay zero. Raises ValueError for examples, a sparsity or an optimizer that do not fit.
         """
-        self._check(images, labels, sparsity)
-        recipe = Recipe(Optimizer(optimizer), Loss(loss))
+        self._check(inputs, targets, sparsity)
+        chosen = Optimizer(optimizer)
         options: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -105,20 +105,23 @@ class FederatedModel:
             "on_step": on_step,
         }
         if sparsity > 0:
-            return self._fit_sparse(images, labels, recipe, sparsity, options)
+            return self._fit_sparse(inputs, targets, chosen, sparsity, options)
         if self.optimization.method is Method.CLUSTER:
-            return self._fit_clustered(images, labels, recipe, options)
-        if self._fitter is None or self._fitter.recipe != recipe:
-            self._fitter = Fitter(self._model, recipe)
-        return self._fitter.fit(images, labels, **options)
+            return self._fit_clustered(inputs, targets, chosen, options)
+        if self._fitter is None or self._fitter.optimizer != chosen:
+            self._fitter = Fitter(self._model, self.task, chosen)
+        return self._fitter.fit(inputs, targets, **options)
 
-    def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
-        """Return mean cross-entropy and accuracy on uint8 images [N, H, W, C] and labels [N]."""
-        return self._predictor.evaluate(images, labels)
+    def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Return float32 [N, ...] answers to prepared inputs."""
+        return self._predictor.predict(inputs)
 
-    def predict(self, images: Images) -> npt.NDArray[np.float32]:
-        """Return float32 [N, classes] probabilities of uint8 images [N, H, W, C]."""
-        return self._predictor.predict(images)
+    def evaluate(
+        self, inputs: Inputs, targets: Values | None, scaling: Scaling | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics on prepared inputs and targets as stored."""
+        scoring = Scoring(self.task, scaling)
+        return scoring.scores(evaluate(scoring, self.predict, inputs, targets))
 
     def finished(self) -> Any:
         """Return a tf_keras model to export, free of training wrappers.
@@ -143,12 +146,8 @@ class FederatedModel:
         """
         return self._plain_copy() if self.optimization.method.quantizes else self.finished()
 
-    def _check(self, images: Images, labels: Labels, sparsity: float) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:
-            shape = f"[N, {', '.join(map(str, self.input_shape))}]"
-            raise ValueError(f"images must be uint8 {shape}, got {images.dtype} {images.shape}")
-        if not len(images) or labels.shape != (len(images),):
-            raise ValueError(f"{len(images)} images need as many labels, got {labels.shape}")
+    def _check(self, inputs: Inputs, targets: Values | None, sparsity: float) -> None:
+        self.task.check_data(inputs, targets)
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
         if sparsity > 0 and not self.optimization.method.prunes:
@@ -156,37 +155,41 @@ class FederatedModel:
 
     def _fit_sparse(
         self,
-        images: Images,
-        labels: Labels,
-        recipe: Recipe,
+        inputs: Inputs,
+        targets: Values | None,
+        optimizer: Optimizer,
         sparsity: float,
         options: dict[str, Any],
-    ) -> tuple[float, float]:
+    ) -> float:
         weights = self.get_weights()
         masks = magnitude_masks(self.manifest, weights, sparsity)
         self.set_weights(mask_weights(weights, masks))
-        fitter, variables, callbacks = self._sparse_fitter(masks, recipe)
-        result = fitter.fit(images, labels, callbacks=callbacks, **options)
+        fitter, variables, callbacks = self._sparse_fitter(masks, optimizer)
+        result = fitter.fit(inputs, targets, callbacks=callbacks, **options)
         # Masking a negative value leaves -0.0, and TFMOT's prune-preserving scheme leaves out
         # layers that feed a concatenation.
         self.set_weights(mask_weights([variable.numpy() for variable in variables], masks))
         return result
 
-    def _sparse_fitter(self, masks: Masks, recipe: Recipe) -> tuple[Fitter, list[Any], list[Any]]:
+    def _sparse_fitter(
+        self, masks: Masks, optimizer: Optimizer
+    ) -> tuple[Fitter, list[Any], list[Any]]:
         if self.optimization.method is Method.PRUNE:
-            if self._sparse is None or self._sparse.fitter.recipe != recipe:
+            if self._sparse is None or self._sparse.fitter.optimizer != optimizer:
                 pruned = wrapping.prune(self._model)
-                self._sparse = _Sparse(pruned, Fitter(pruned, recipe), b"", self._variables)
+                self._sparse = _Sparse(
+                    pruned, Fitter(pruned, self.task, optimizer), b"", self._variables
+                )
             wrapping.set_masks(self._sparse.model)
             return self._sparse.fitter, self._variables, [wrapping.pruning_callback()]
         # The prune-preserving scheme fixes its masks when it is applied: build again if they moved.
         pattern = b"".join(np.packbits(mask).tobytes() for mask in masks if mask is not None)
         sparse = self._sparse
-        if sparse is None or sparse.fitter.recipe != recipe or sparse.pattern != pattern:
+        if sparse is None or sparse.fitter.optimizer != optimizer or sparse.pattern != pattern:
             self._sparse = sparse = None
             tf_keras.backend.clear_session()
             model = wrapping.quantize(self._plain_copy(), preserve_zeros=True)
-            sparse = _Sparse(model, Fitter(model, recipe), pattern, exchanged(model))
+            sparse = _Sparse(model, Fitter(model, self.task, optimizer), pattern, exchanged(model))
             self._sparse = sparse
         wrapping.assign(sparse.variables, self.get_weights())
         return sparse.fitter, sparse.variables, []
@@ -204,24 +207,24 @@ class FederatedModel:
                 variable.assign(own[name])
         return plain
 
-    def _clustered(self, recipe: Recipe | None = None) -> Fitter:
+    def _clustered(self, optimizer: Optimizer | None = None) -> Fitter:
         """Return the trainer of a clustering model that starts from this model's weights."""
-        if self._fitter is None or recipe not in (None, self._fitter.recipe):
+        if self._fitter is None or optimizer not in (None, self._fitter.optimizer):
             model = wrapping.cluster(self._plain_copy(), self.optimization.num_clusters)
-            self._fitter = Fitter(model, recipe or Recipe())
+            self._fitter = Fitter(model, self.task, optimizer or Optimizer.SGD)
         own = {variable.name: variable.numpy() for variable in self._model.weights}
         wrapping.set_clusters(self._fitter.model, own)
         return self._fitter
 
     def _fit_clustered(
         self,
-        images: Images,
-        labels: Labels,
-        recipe: Recipe,
+        inputs: Inputs,
+        targets: Values | None,
+        optimizer: Optimizer,
         options: dict[str, Any],
-    ) -> tuple[float, float]:
-        fitter = self._clustered(recipe)
-        result = fitter.fit(images, labels, **options)
+    ) -> float:
+        fitter = self._clustered(optimizer)
+        result = fitter.fit(inputs, targets, **options)
         self._model.set_weights(wrapping.strip_clusters(fitter.model))
         return result
 
@@ -232,3 +235,29 @@ class _Sparse:
     fitter: Fitter
     pattern: bytes
     variables: list[Any]
+
+
+def _image_task(model: Any) -> Task:
+    """Return the task to tell pictures of a model's input shape apart, by numbered classes."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
+        raise ModelError("a model without a task maps one picture to probabilities of classes")
+    names = [str(number) for number in range(model.output_shape[-1])]
+    try:
+        return image_task(model.input_shape[1:], names)
+    except TaskError as error:
+        raise ModelError(str(error)) from error
+
+
+def _check(model: Any, task: Task) -> None:
+    """Raise ModelError unless a plain model can learn the task."""
+    shapes = [[tuple(t.shape)[1:] for t in tensors] for tensors in (model.inputs, model.outputs)]
+    for shape in (shape for group in shapes for shape in group):
+        if None in shape:
+            raise ModelError(
+                f"the model has a tensor of shape {list(shape)}; give every axis but the batch's a "
+                "length"
+            )
+    try:
+        task.check_model(*shapes)
+    except TaskError as error:
+        raise ModelError(str(error)) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,11 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.datasets.order import epoch_order
-from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Optimizer
+from featherfed.proto.plan_terms import Loss, Optimizer
+from featherfed.tasks.task import TargetKind, Task, Values
 
-Images = npt.NDArray[np.uint8]
-"""uint8 [N, height, width, channels]."""
-Labels = npt.NDArray[np.integer[Any]]
-"""Integers [N]."""
+Inputs = Sequence[Values]
+"""A task's inputs, prepared (see Scaling.prepare): [N, ...] each."""
 OnStep = Callable[[int, int], None]
 """Called every few optimizer steps with the number of those done and of all."""
 
@@ -31,38 +29,24 @@ _STEPS_AT_ONCE = 25
 """Optimizer steps between two returns to Python: faster, and the same weights bit for bit."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a model is compiled with: an optimizer and a loss."""
-
-    optimizer: Optimizer = Optimizer.SGD
-    loss: Loss = DEFAULT_LOSS
-
-
 class Fitter:
     """Compiles `model` once and fits it many times, each time with a fresh optimizer state."""
 
-    def __init__(self, model: Any, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, model: Any, task: Task, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
         self.model = model
-        self._optimizer = _OPTIMIZERS[recipe.optimizer]()
-        self._one_hot = int(model.output_shape[-1]) if recipe.loss.is_one_hot else 0
-        self._batches = _Batches(model.input_shape[1:], self._one_hot)
+        self._task = task
+        self._optimizer = _OPTIMIZERS[optimizer]()
+        self._batches = _Batches(task, model.output_shape[1:])
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
-        model.compile(
-            self._optimizer,
-            recipe.loss.value,
-            # By the largest output, whatever the loss: Keras would take a threshold for some.
-            metrics=["categorical_accuracy" if self._one_hot else "sparse_categorical_accuracy"],
-            steps_per_execution=_STEPS_AT_ONCE,
-        )
+        model.compile(self._optimizer, str(task.loss), steps_per_execution=_STEPS_AT_ONCE)
         self._make_metrics()
 
     def fit(
         self,
-        images: Images,
-        labels: Labels,
+        inputs: Inputs,
+        targets: Values | None,
         *,
         epochs: int,
         batch_size: int,
@@ -70,27 +54,27 @@ class Fitter:
         seed: int,
         on_step: OnStep | None = None,
         callbacks: Sequence[Any] = (),
-    ) -> tuple[float, float]:
-        """Train in place and return loss and accuracy of the last epoch."""
+    ) -> float:
+        """Train in place and return the mean loss of the last epoch."""
         self._reset(learning_rate)
-        steps = -(-len(images) // batch_size)
+        steps = -(-len(inputs[0]) // batch_size)
         extra = [_Progress(on_step, epochs, steps)] if on_step else []
         history = self.model.fit(
-            self._batches.of(images, labels, epochs, batch_size, seed),
+            self._batches.of(inputs, targets, epochs, batch_size, seed),
             epochs=epochs,
             steps_per_epoch=steps,
             verbose=0,
             callbacks=[*callbacks, *extra],
         ).history
-        accuracy = history[self.model.metrics_names[-1]]
-        return float(history["loss"][-1]), float(accuracy[-1])
+        return float(history["loss"][-1])
 
     def _make_metrics(self) -> None:
         # Metrics make their variables at the first batch: within the step, it is traced twice.
-        answers = tf.zeros([1, self._one_hot]) if self._one_hot else tf.zeros([1], tf.int64)
-        outputs = tf.zeros([1, self.model.output_shape[-1]])
+        shape = self.model.output_shape[1:]
+        outputs = tf.zeros([1, *shape])
+        sparse = self._task.loss is Loss.SPARSE_CATEGORICAL_CROSSENTROPY
+        answers = tf.zeros([1, *shape[:-1]], tf.int64) if sparse else outputs
         self.model.compute_loss(y=answers, y_pred=outputs)
-        self.model.compute_metrics(None, answers, outputs, None)
         self.model.reset_metrics()
 
     def _reset(self, learning_rate: float) -> None:
@@ -113,18 +97,18 @@ class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class _Batches:
-    """Makes the input of a fit: a tf.data pipeline whose functions are traced once.
+    """Makes the input of a fit: a tf.data pipeline whose functions are traced once."""
 
-    Labels are integers, or one-hot vectors of length `one_hot` if that is not 0.
-    """
+    def __init__(self, task: Task, output_shape: Sequence[int]) -> None:
+        kind = task.target.kind
+        stored = tf.int64 if kind is TargetKind.CLASS else tf.float32
+        shape = () if kind is TargetKind.INPUT else task.target.shape
 
-    def __init__(self, input_shape: Sequence[int], one_hot: int) -> None:
-        def pipeline(pixels: Any, classes: Any, orders: Any, batch_size: Any) -> Any:
+        def pipeline(inputs: Any, targets: Any, orders: Any, batch_size: Any) -> Any:
             def load(chosen: Any) -> tuple[Any, Any]:
-                answers = tf.gather(classes, chosen)
-                return to_float(tf.gather(pixels, chosen)), (
-                    tf.one_hot(answers, one_hot) if one_hot else answers
-                )
+                seen = see_batch(task, [tf.gather(values, chosen) for values in inputs])
+                answers = _answers(task, seen, tf.gather(targets, chosen), output_shape)
+                return (seen[0] if len(seen) == 1 else tuple(seen)), answers
 
             epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
                 lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
@@ -135,53 +119,72 @@ class _Batches:
             options.autotune.enabled = False
             return epochs_of_batches.map(load).prefetch(2).with_options(options)
 
+        self._stored = stored
         self._pipeline = tf.function(
             pipeline,
             input_signature=[
-                tf.TensorSpec([None, *input_shape], tf.uint8),
-                tf.TensorSpec([None], tf.int64),
+                [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs],
+                tf.TensorSpec([None, *shape], stored),
                 tf.TensorSpec([None, None], tf.int64),
                 tf.TensorSpec([], tf.int64),
             ],
         )
 
-    def of(self, images: Images, labels: Labels, epochs: int, batch_size: int, seed: int) -> Any:
-        """Return all epochs as one dataset; images become floats batch by batch."""
-        orders = np.stack([epoch_order(len(images), epoch, seed) for epoch in range(epochs)])
+    def of(
+        self, inputs: Inputs, targets: Values | None, epochs: int, batch_size: int, seed: int
+    ) -> Any:
+        """Return all epochs as one dataset; bytes become floats batch by batch."""
+        count = len(inputs[0])
+        orders = np.stack([epoch_order(count, epoch, seed) for epoch in range(epochs)])
+        known = np.zeros(count) if targets is None else targets
         # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
         with tf.device("/CPU:0"):
             return self._pipeline(
-                tf.constant(images),
-                tf.constant(labels.astype(np.int64)),
+                [tf.constant(values) for values in inputs],
+                tf.constant(known.astype(self._stored.as_numpy_dtype)),
                 tf.constant(orders),
                 tf.constant(batch_size, tf.int64),
             )
 
 
-def to_float(images: Any) -> Any:
-    """Return uint8 images as a model takes them: float32 from 0 to 1."""
-    return tf.cast(images, tf.float32) / 255.0
+def see_batch(task: Task, inputs: Sequence[Any]) -> list[Any]:
+    """Return prepared inputs as a model sees them: bytes become floats."""
+    return [
+        tf.cast(values, tf.float32) / given.divide_by if given.dtype == "uint8" else values
+        for given, values in zip(task.inputs, inputs, strict=True)
+    ]
+
+
+def _answers(task: Task, seen: Sequence[Any], targets: Any, output_shape: Sequence[int]) -> Any:
+    """Return what the loss compares a batch's outputs with."""
+    kind = task.target.kind
+    if kind is TargetKind.INPUT:
+        return seen[0]
+    if kind is not TargetKind.CLASS:
+        return tf.reshape(targets, [-1, *output_shape])
+    if output_shape[-1] != len(task.target.class_names):  # the probability of the second class
+        return tf.cast(targets, tf.float32)[..., tf.newaxis]
+    if task.loss is Loss.SPARSE_CATEGORICAL_CROSSENTROPY:
+        return targets
+    return tf.one_hot(targets, output_shape[-1])
 
 
 class Predictor:
-    """Runs a model on uint8 images in batches, traced once."""
+    """Runs a model on prepared inputs in batches, traced once."""
 
-    def __init__(self, model: Any, batch_size: int = 250) -> None:
-        signature = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
-        self._run = tf.function(
-            lambda images: model(to_float(images), training=False), input_signature=[signature]
-        )
+    def __init__(self, model: Any, task: Task, batch_size: int = 250) -> None:
+        def run(inputs: Any) -> Any:
+            seen = see_batch(task, inputs)
+            return model(seen[0] if len(seen) == 1 else seen, training=False)
+
+        signature = [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs]
+        self._run = tf.function(run, input_signature=[signature])
         self._batch_size = batch_size
 
-    def predict(self, images: Images) -> npt.NDArray[np.float32]:
-        """Return float32 probabilities [N, classes]; N must not be 0."""
-        starts = range(0, len(images), self._batch_size)
-        parts = [self._run(images[start : start + self._batch_size]).numpy() for start in starts]
+    def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Return float32 answers [N, ...]; N must not be 0."""
+        parts = []
+        for start in range(0, len(inputs[0]), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            parts.append(self._run([tf.constant(values[rows]) for values in inputs]).numpy())
         return np.concatenate(parts)
-
-    def evaluate(self, images: Images, labels: Labels) -> tuple[float, float]:
-        """Return mean cross-entropy and accuracy."""
-        probabilities = self.predict(images)
-        chosen = probabilities[np.arange(len(labels)), labels]
-        loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7), dtype=np.float64).mean()
-        return float(loss), float((probabilities.argmax(axis=1) == labels).mean())

@@ -99,12 +99,21 @@ def _with_axis(values: Sums) -> Sums:
 
 
 def evaluate(
-    scoring: Scoring, predict: Predict, inputs: Sequence[Values], targets: Values | None
+    scoring: Scoring,
+    predict: Predict,
+    inputs: Sequence[Values],
+    targets: Values | None,
+    *,
+    prepare: Callable[[Sequence[Values]], Sequence[Values]] = lambda inputs: inputs,
+    batch: int = _ROWS,
 ) -> Sums:
-    """Return the sums of a model's answers to examples, which it gets in parts."""
+    """Return the sums of a model's answers to examples, `batch` of them at once.
+
+    `prepare` makes prepared inputs of `inputs`, unless they are; targets are as stored.
+    """
     total = np.zeros(scoring.size)
-    for start in range(0, len(inputs[0]), _ROWS):
-        some = [values[start : start + _ROWS] for values in inputs]
-        wanted = None if targets is None else targets[start : start + _ROWS]
+    for start in range(0, len(inputs[0]), batch):
+        some = prepare([values[start : start + batch] for values in inputs])
+        wanted = None if targets is None else targets[start : start + batch]
         total += scoring.sums(predict(some), some, wanted)
     return total
