@@ -1,4 +1,4 @@
-"""Build a run's model, its evaluator and the calibration set of its int8 files."""
+"""Build a run's task and model, its evaluator and the calibration set of its int8 files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import Task, image_task
 
 CALIBRATION_EXAMPLES = 200
+MAX_SHOWN = 1000
+"""Most values of an answer that is shown."""
 
 
 class KerasEvaluator:
-    """Evaluates weights on the test set; the example image is its first.
+    """Evaluates weights on the server's data set; the example that is shown is its first.
 
     `lock` must be held by every other user of `model`, which has one set of weights; besides,
     CPython 3.11 fails when two threads build syntax trees, as TensorFlow does when it traces.
@@ -35,25 +39,48 @@ class KerasEvaluator:
         self._model = model
         self._test = test
         self._lock = lock or threading.Lock()
+        self.set_scaling(Scaling.none(model.task))
+
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Standardise the data by `scaling` from now on."""
+        self._scaling = scaling
+        self._inputs = scaling.prepare(self._test.inputs)
 
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
-        """Return loss, accuracy and the example's class probabilities."""
+        """Return scores, and the answer to the example."""
         with self._lock:
             self._model.set_weights(weights)
-            loss, accuracy = self._model.evaluate(self._test.images, self._test.labels)
-            probabilities = self._model.predict(self._test.images[:1])[0]
-        return Evaluation(loss, accuracy, json.dumps([round(float(p), 6) for p in probabilities]))
+            scores = self._model.evaluate(self._inputs, self._test.targets, self._scaling)
+            answer = self._model.predict([values[:1] for values in self._inputs])[0]
+        if answer.size > MAX_SHOWN:
+            return Evaluation(scores)
+        return Evaluation(scores, json.dumps([round(float(p), 6) for p in answer.ravel()]))
 
 
-def build_model(settings: Settings, test: Dataset) -> FederatedModel:
-    """Return the run's model for images and classes like those of `test`.
+def run_task(settings: Settings, test: Dataset | None) -> Task:
+    """Return what the run learns: the run file's task, or to tell the pictures of `test` apart.
+
+    Raises ServerError if neither says it.
+    """
+    if settings.task is not None:
+        return settings.task.made(settings.training.loss)
+    if test is None:
+        raise ServerError(
+            "the run file says neither what is learned, [task], nor has it pictures to evaluate "
+            "on, [evaluation] dataset; docs/tasks.md describes both"
+        )
+    return image_task(test.input_shape, test.class_names, settings.training.loss)
+
+
+def build_model(settings: Settings, task: Task) -> FederatedModel:
+    """Return the run's model for a task.
 
     Raises ServerError if its configuration cannot be read, ModelError if it cannot be used.
     """
     optimization = Optimization(
         settings.optimization.method, num_clusters=settings.optimization.num_clusters
     )
-    return FederatedModel(_model_json(settings, test), optimization)
+    return FederatedModel(_model_json(settings, task), optimization, task)
 
 
 def calibration_set(train: Dataset) -> Dataset:
@@ -65,10 +92,15 @@ def calibration_set(train: Dataset) -> Dataset:
     return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
 
 
-def _model_json(settings: Settings, test: Dataset) -> str:
+def _model_json(settings: Settings, task: Task) -> str:
     name = settings.model.name
     if not name.endswith(".json"):
-        return to_json(build(name, test.input_shape, test.num_classes))
+        if not task.is_images:
+            raise ServerError(
+                f"the built-in model {name!r} takes pictures; name a model of your own for this "
+                "task: [model] name"
+            )
+        return to_json(build(name, task.inputs[0].shape, len(task.target.class_names)))
     try:
         return Path(name).read_text("utf-8")
     except OSError as error:

@@ -18,9 +18,11 @@ from featherfed.cli.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.credentials import Credentials, choose_credentials
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.pause import PauseControl, device_sensors
+from featherfed.edge_client.plan import task_of_reply
 from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.state_directory import lock_state
@@ -62,21 +64,8 @@ def join_run(options: JoinOptions) -> None:
 def _take_part(
     options: JoinOptions, name: str, directory: Path, credentials: Credentials | None
 ) -> None:
-    dataset = load_client_data(options.data)
     pause = _pause_control(options)
     runtime = choose_runtime(options.runtime, options.threads)
-    profile = Profile(
-        name,
-        pb.DataSummary(
-            num_examples=len(dataset),
-            example_shape=dataset.input_shape,
-            class_names=dataset.class_names if dataset.has_class_names else (),
-            num_classes=int(dataset.labels.max()) + 1,
-        ),
-        runtime.name,
-        runtime.methods,
-        importlib.metadata.version("featherfed"),
-    )
     log.info("training with %s", runtime.name)
     with _progress() as bar, logging_redirect_tqdm():
 
@@ -93,12 +82,20 @@ def _take_part(
                 if pause is not None:
                     pause.wait_until_ready()
 
-            return runtime.make_trainer(plan, manifest, step, dataset, name, on_step)
+            return runtime.make_trainer(plan, manifest, step, examples, name, on_step)
 
         transport = GrpcTransport(
             options.address, options.give_up_after, credentials, directory / FILE_NAME
         )
         try:
+            examples = load_examples(transport.get_task(name), options.data, name)
+            profile = Profile(
+                name,
+                examples.summary(),
+                runtime.name,
+                runtime.methods,
+                importlib.metadata.version("featherfed"),
+            )
             session = Session(
                 profile, transport, make_trainer, lambda run: ClientState(directory, run)
             )
@@ -108,6 +105,15 @@ def _take_part(
     if (peak := peak_memory()) is not None:
         log.info("at most %d MB of memory were in use", peak)
     click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
+
+
+def load_examples(reply: pb.GetTaskReply, data: str, client: str) -> Examples:
+    """Return a client's examples for the task that the server tells.
+
+    Raises ClientError for a task that is unknown here, DatasetError for data that do not fit it.
+    """
+    task = task_of_reply(reply)
+    return Examples.of(task, load_client_data(data, task), reply.holdout, client)
 
 
 def _pause_control(options: JoinOptions) -> PauseControl | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.trainer import OnStep, Trainer
 from featherfed.models.importing import importing_tensorflow
 from featherfed.proto import federation_pb2 as pb
@@ -23,11 +23,11 @@ class TrainerFactory(Protocol):
         plan: pb.Plan,
         manifest: Manifest,
         step: bytes | None,
-        data: Dataset,
+        examples: Examples,
         client: str,
         on_step: OnStep,
     ) -> Trainer:
-        """Return a trainer on `data`; `step` is the exported training step, if there is one."""
+        """Return a trainer on `examples`; `step` is the exported training step, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,11 @@ def _keras(threads: int) -> Runtime:
         plan: pb.Plan,
         manifest: Manifest,
         step: bytes | None,
-        data: Dataset,
+        examples: Examples,
         client: str,
         on_step: OnStep,
     ) -> Trainer:
-        return KerasTrainer(
-            plan, manifest, data.images, data.labels, client=client, on_step=on_step
-        )
+        return KerasTrainer(plan, manifest, examples, client=client, on_step=on_step)
 
     return Runtime("keras", METHODS, make_trainer)
 
@@ -95,14 +93,14 @@ def _litert(threads: int) -> Runtime:
         plan: pb.Plan,
         manifest: Manifest,
         step: bytes | None,
-        data: Dataset,
+        examples: Examples,
         client: str,
         on_step: OnStep,
     ) -> Trainer:
         if step is None:
             raise ClientError("the server offers no training step for LiteRT; update featherfed")
         return LitertTrainer(
-            plan, manifest, step, data.images, data.labels,
+            plan, manifest, step, examples,
             client=client, threads=threads, on_step=on_step,
         )  # fmt: skip
 

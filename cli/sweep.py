@@ -20,19 +20,20 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from featherfed.cli import sweep_worker
-from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.cli.build import KerasEvaluator, build_model, run_task
 from featherfed.cli.machine import machine
 from featherfed.cli.tables import show_sweep
 from featherfed.cli.training_step import offered_step
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
-from featherfed.server.coordinator.admission import LITERT, DataShape
+from featherfed.server.coordinator.admission import LITERT
 from featherfed.server.errors import ServerError
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep
@@ -93,8 +94,8 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
                 done, _ = wait(open_, return_when=FIRST_COMPLETED)
                 for future in done:
                     case = open_.pop(future)
-                    accuracy = future.result()
-                    progress.console.print(f"{case.name}: accuracy {accuracy:.4f}", soft_wrap=True)
+                    score = future.result()
+                    progress.console.print(f"{case.name}: {score:.4f}", soft_wrap=True)
         except BrokenProcessPool as error:
             raise ServerError(
                 "a worker was killed, perhaps for lack of memory; finished runs are kept: run the "
@@ -119,41 +120,34 @@ def _progress() -> Progress:
 
 
 def run_case(case: Case, output: Path) -> float:
-    """Run a case in this process, save its metrics, and return the final accuracy."""
+    """Run a case in this process, save its metrics, and return the leading metric's final value."""
     settings = case.settings
     train, test = load_train_test(case.dataset)
     shards = partition(train.labels, case.clients, case.partition, case.seed)
     data = {f"client-{i}": train.take(indices) for i, indices in enumerate(shards)}
-    model = build_model(settings, test)
+    task = run_task(settings, test)
+    examples = {name: Examples.of(task, part, 0.0, name) for name, part in data.items()}
+    model = build_model(settings, task)
 
     step = offered_step(model, settings) if case.runtime == LITERT else None
     if step is not None and not step.content:
         raise ServerError(f"{case.name}: {step.missing}")
 
     def make_trainer(name: str, plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
-        images, labels = data[name].images, data[name].labels
         if step is not None:
             # The step is this process's own.
-            return LitertTrainer(plan, manifest, step, images, labels, client=name, trusted=True)
-        return KerasTrainer(plan, manifest, images, labels, client=name, model=model)
+            return LitertTrainer(plan, manifest, step, examples[name], client=name, trusted=True)
+        return KerasTrainer(plan, manifest, examples[name], client=name, model=model)
 
-    def on_round(round_: int, accuracy: float | None) -> None:
+    def on_round(round_: int, scores: object) -> None:
         sweep_worker.report_round(round_)
 
     metrics = simulate(
         settings,
         model_json=model.model_json,
         manifest=model.manifest,
-        data_shape=DataShape(test.input_shape, test.class_names),
-        clients={
-            name: pb.DataSummary(
-                num_examples=len(part),
-                example_shape=part.input_shape,
-                class_names=part.class_names if part.has_class_names else (),
-                num_classes=train.num_classes,
-            )
-            for name, part in data.items()
-        },
+        task=task,
+        clients={name: part.summary() for name, part in examples.items()},
         make_trainer=make_trainer,
         evaluator=KerasEvaluator(model, test),
         first_weights=model.get_weights() if model.unseeded else None,
@@ -167,4 +161,4 @@ def run_case(case: Case, output: Path) -> float:
         step=step,
     )
     results.save(output, case, metrics)
-    return float(metrics["final"]["accuracy"])
+    return float(metrics["final"]["scores"][task.leading])

@@ -27,10 +27,11 @@ def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
 
     An exported step is kept in the user's cache, under a hash of everything it depends on.
     """
-    options = TrainingStepOptions(
-        settings.training.batch_size, settings.training.optimizer, settings.training.loss
+    options = TrainingStepOptions(settings.training.batch_size, settings.training.optimizer)
+    inputs = (
+        f"{VERSION} {tf_version()} {options} {model.optimization} {model.task.as_dict()} "
+        f"{model.model_json}"
     )
-    inputs = f"{VERSION} {tf_version()} {options} {model.optimization} {model.model_json}"
     folder, key = _cache_folder() / "steps", hashlib.sha256(inputs.encode()).hexdigest()[:32]
     content = _load(folder, key)
     if content is not None:
@@ -52,7 +53,7 @@ def _load(folder: Path, key: str) -> bytes | None:
 
     A file's name ends in its content's digest.
     """
-    for path in folder.glob(f"{key}-*.tflite"):
+    for path in folder.glob(f"{key}-*.step"):
         content = path.read_bytes()
         if path.stem == f"{key}-{_digest(content)}":
             return content
@@ -61,7 +62,7 @@ def _load(folder: Path, key: str) -> bytes | None:
 
 def _save(folder: Path, key: str, content: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{key}-{_digest(content)}.tflite", content)
+    write_whole(folder / f"{key}-{_digest(content)}.step", content)
 
 
 def _digest(content: bytes) -> str:

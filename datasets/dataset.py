@@ -24,13 +24,15 @@ class DatasetError(ValueError):
 class Dataset:
     """Examples: input tensors ``[N, ...]``, and targets ``[N, ...]`` or None.
 
-    ``class_names`` are those of the targets by number, none if they have none. Raises
-    `DatasetError` for no example at all, or for arrays of different lengths.
+    ``class_names`` are those of the targets by number, none if they have none. ``ordered``
+    examples follow each other in time. Raises `DatasetError` for no example at all, or for arrays
+    of different lengths.
     """
 
     inputs: tuple[Values, ...]
     targets: Values | None = None
     class_names: tuple[str, ...] = ()
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))
@@ -136,7 +138,7 @@ class Dataset:
             task.check_data(inputs, targets)
         except TaskError as error:
             raise DatasetError(str(error)) from error
-        return Dataset(inputs, targets, target.class_names)
+        return Dataset(inputs, targets, target.class_names, self.ordered)
 
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+
+import numpy as np
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 
 
-def call_function(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
+def call_function(spec: str) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
-    The function may also return ``(images, labels)``, read as by `Dataset.from_images`. Exceptions
-    of the function itself are not caught. Raises `DatasetError` when the module or the function is
-    missing or the result is something else.
+    The function may also return ``(x, y)``, or ``x`` alone where the input is the target; ``x`` is
+    an array, or a tuple of arrays for several inputs. Exceptions of the function itself are not
+    caught. Raises `DatasetError` when the module or the function is missing or the result is
+    something else.
     """
     module_name, _, function_name = spec.partition(":")
     # A console script, unlike `python -m`, does not search the folder it is started in.
@@ -34,11 +36,17 @@ def call_function(spec: str, class_names: Sequence[str] | None = None) -> Datase
     result = function()
     if isinstance(result, Dataset):
         return result
-    if isinstance(result, tuple) and len(result) == 2:
-        try:
-            return Dataset.from_images(*result, class_names)
-        except DatasetError as error:
-            raise DatasetError(f"'{spec}': {error}") from error
-    raise DatasetError(
-        f"'{spec}' returned {type(result).__name__}; return a Dataset or (images, labels)"
-    )
+    try:
+        return _dataset(result)
+    except DatasetError as error:
+        raise DatasetError(f"'{spec}': {error}") from error
+
+
+def _dataset(result: object) -> Dataset:
+    if isinstance(result, np.ndarray):
+        return Dataset((result,))
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise DatasetError(f"returned {type(result).__name__}; return (x, y) or a Dataset")
+    x, y = result
+    inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
+    return Dataset(inputs, None if y is None else np.asarray(y))

@@ -13,6 +13,7 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.folder import class_folders, load_image_folder
 from featherfed.datasets.function import call_function
 from featherfed.datasets.idx import has_idx_files, load_idx_folder
+from featherfed.tasks.task import Task
 
 NAMES = ("digits", "fashion-mnist")
 
@@ -53,20 +54,19 @@ def load_train_test(name_or_path: str | Path) -> tuple[Dataset, Dataset]:
     return _load_folder(folder)
 
 
-def load_client_data(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
-    """Return the data that a client names to train on.
+def load_client_data(spec: str, task: Task) -> Dataset:
+    """Return the data that a client names, as the task asks for them.
 
     ``spec`` is an .npz file (see `Dataset.load`), a folder FOLDER/CLASS/*.png, or
-    ``module:function``. ``class_names`` fixes the label order for what has none of its own (a
-    folder, or a function that returns two arrays). Raises `DatasetError`.
+    ``module:function``. Raises `DatasetError`.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        return load_image_folder(path, class_names)
+        return load_image_folder(path, task.target.class_names).fit(task)
     if path.is_file():
-        return Dataset.load(path)
+        return Dataset.load(path, [given.name for given in task.inputs]).fit(task)
     if _FUNCTION.fullmatch(spec):
-        return call_function(spec, class_names)
+        return call_function(spec).fit(task)
     raise DatasetError(
         f"'{spec}': no such file or folder; give an .npz file, a folder CLASS/*.png, or"
         " module:function"

@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from featherfed.datasets.dataset import Dataset
-from featherfed.tasks.scaling import Scaling
-from featherfed.tasks.task import Task, Values
+from featherfed.datasets.order import held_out_examples
+from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.message import statistics_message
+from featherfed.tasks.scaling import Scaling, Statistics
+from featherfed.tasks.task import TargetKind, Task, Values
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,35 @@ class Examples:
     training: Dataset
     held_out: Dataset | None = None
     given_scaling: Scaling | None = None
+
+    @classmethod
+    def of(cls, task: Task, data: Dataset, share: float, client: str) -> Examples:
+        """Return a client's examples, of which it holds out a `share` from 0 to below 1.
+
+        The same client holds out the same ones each time. Raises DatasetError for data that do not
+        fit the task, or too few to hold any out.
+        """
+        data = data.fit(task)
+        if not share:
+            return cls(task, data)
+        kept, held_out = held_out_examples(len(data), share, client, data.ordered)
+        return cls(task, data.take(kept), data.take(held_out))
+
+    def summary(self) -> pb.DataSummary:
+        """Return what a client tells of its data when it joins."""
+        task, data = self.task, self.training
+        classes = task.target.kind is TargetKind.CLASS and data.targets is not None
+        return pb.DataSummary(
+            num_examples=len(data),
+            num_held_out=0 if self.held_out is None else len(self.held_out),
+            class_names=data.class_names if data.has_class_names else (),
+            num_classes=int(np.max(data.targets)) + 1 if classes else 0,
+            inputs=[_summary(values) for values in data.inputs],
+            target=None if data.targets is None else _summary(data.targets),
+            statistics=statistics_message(Statistics.of(task, data.inputs, data.targets))
+            if task.standardizes
+            else None,
+        )
 
     @property
     def scaling(self) -> Scaling:
@@ -41,3 +75,7 @@ class Examples:
         data, scaling = self.training, self.scaling
         targets = None if data.targets is None else scaling.prepare_target(data.targets)
         return scaling.prepare(data.inputs), targets
+
+
+def _summary(values: Values) -> pb.TensorSummary:
+    return pb.TensorSummary(dtype=values.dtype.name, shape=values.shape[1:])

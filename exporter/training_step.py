@@ -101,6 +101,11 @@ class _TrainingStep:
             for n, given in enumerate(self._task.inputs)
         }
 
+    def _batch(self) -> dict[str, tf.TensorSpec]:
+        """Return the inputs that are a batch: examples, and which of them count."""
+        importance = tf.TensorSpec([self._options.batch_size], tf.float32)
+        return {**self._examples(), "importance": importance}
+
     def _target(self) -> dict[str, tf.TensorSpec]:
         """Return the input that is the batch's target, none if that is the input itself."""
         target = self._task.target
@@ -119,11 +124,9 @@ class _TrainingStep:
 
     def _inputs(self) -> dict[str, tf.TensorSpec]:
         """Return the inputs of the signature `train`."""
-        batch = self._options.batch_size
         specs = {
-            **self._examples(),
+            **self._batch(),
             **self._target(),
-            "importance": tf.TensorSpec([batch], tf.float32),
             "learning_rate": tf.TensorSpec([1], tf.float32),
             "step": tf.TensorSpec([1], tf.float32),
         }
@@ -149,11 +152,11 @@ class _TrainingStep:
         def answer(given: dict[str, Tensor]) -> dict[str, Tensor]:
             weights = [given[f"weight_{k}"] for k in range(len(self._manifest))]
             values = {id(v): w for v, w in zip(self._variables, weights, strict=True)}
-            one = tf.ones([1]) * (tf.reshape(weights[0], [-1])[:1] * 0.0 + 1.0)
-            forward = ForwardPass(values, one, lambda shape: tf.zeros(shape), training=False)
+            importance = given["importance"]
+            forward = ForwardPass(values, importance, tf.zeros, training=False)
             return {"output": self._run(given, forward)}
 
-        return _function({**self._examples(), **self._weights()}, answer)
+        return _function({**self._batch(), **self._weights()}, answer)
 
     def _update(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = [given[f"weight_{k}"] for k in range(len(self._manifest))]

@@ -1,6 +1,6 @@
-"""Measures a .tflite file: accuracy, latency and memory.
+"""Measures a .tflite file: scores, latency and memory.
 
-`python -m featherfed.models.measure FILE.tflite DATA.npz` prints it as JSON, from a process that
+`python -m featherfed.models.measure FILE.tflite [DATA.npz]` prints it as JSON, from a process that
 holds nothing but the interpreter; `measure` runs that command.
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.datasets.dataset import Dataset
 from featherfed.models.errors import ModelError
 from featherfed.models.memory import process_memory
-from featherfed.models.tflite import TfliteModel, evaluate_tflite, runtime
+from featherfed.models.tflite import TfliteModel, runtime
 
 _INFERENCES = 300
 
@@ -26,30 +27,31 @@ _INFERENCES = 300
 class Measurement:
     """Figures of a .tflite file on one thread.
 
-    `accuracy` is on `num_examples` examples; `latency_ms` is the median of one image and
-    `latency_p95_ms` what 95 % of images take at most. `memory_bytes` is the most that the process
-    held until then, `idle_memory_bytes` what it held before it loaded the model; both are None
-    where there is no Linux, and with TensorFlow, whose size would hide the model's. `input` is
-    `TfliteModel.input_type`, `runtime` what ran it.
+    `scores`, loss and metrics, are on `num_examples` examples, none without data. `latency_ms` is
+    the median of one example and `latency_p95_ms` what 95 % of them take at most. `memory_bytes`
+    is the most that the process held until then, `idle_memory_bytes` what it held before it loaded
+    the model; both are None where there is no Linux, and with TensorFlow, whose size would hide the
+    model's. `inputs` is `TfliteModel.input_types`, `runtime` what ran it.
     """
 
-    accuracy: float
+    scores: dict[str, float]
     num_examples: int
     latency_ms: float
     latency_p95_ms: float
     memory_bytes: int | None
     idle_memory_bytes: int | None
-    input: dict[str, Any]
+    inputs: list[dict[str, Any]]
     runtime: str
 
 
-def measure(path: str | Path, data: str | Path) -> Measurement:
+def measure(path: str | Path, data: str | Path | None) -> Measurement:
     """Measure a .tflite file in a process of its own.
 
-    `data` is an .npz with `images`, uint8 [N, H, W, C], and `labels`, integers [N]. Raises
-    ModelError with what the process said if it fails.
+    `data` is an .npz that `Dataset.save` wrote, of examples that fit the file's task; None to
+    measure latency and memory alone. Raises ModelError with what the process said if it fails.
     """
-    command = [sys.executable, "-m", "featherfed.models.measure", str(path), str(data)]
+    command = [sys.executable, "-m", "featherfed.models.measure", str(path)]
+    command += [] if data is None else [str(data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-3:]
@@ -57,7 +59,7 @@ def measure(path: str | Path, data: str | Path) -> Measurement:
     return Measurement(**json.loads(done.stdout))
 
 
-def _measure_here(path: Path, data: Path) -> Measurement:
+def _measure_here(path: Path, data: Path | None) -> Measurement:
     """Measure in this process, whose memory must still be that of the interpreter alone."""
     what = runtime()
     idle = process_memory("VmRSS")
@@ -66,25 +68,25 @@ def _measure_here(path: Path, data: Path) -> Measurement:
     # Before the test set is loaded, which a device does not hold.
     peak = process_memory("VmHWM")
     known = what.startswith("ai-edge-litert")
-    with np.load(data, allow_pickle=False) as archive:
-        images, labels = archive["images"], archive["labels"]
+    examples = None if data is None else Dataset.load(data).fit(model.task)
     return Measurement(
-        accuracy=evaluate_tflite(path, images, labels),
-        num_examples=len(labels),
+        scores=model.evaluate(examples.inputs, examples.targets) if examples else {},
+        num_examples=len(examples) if examples else 0,
         latency_ms=round(float(np.median(milliseconds)), 4),
         latency_p95_ms=round(float(np.percentile(milliseconds, 95)), 4),
         memory_bytes=peak if known else None,
         idle_memory_bytes=idle if known else None,
-        input=model.input_type,
+        inputs=model.input_types,
         runtime=what,
     )
 
 
 def _main(arguments: list[str]) -> None:
-    if len(arguments) != 2:
-        sys.exit("usage: python -m featherfed.models.measure FILE.tflite DATA.npz")
+    if not 1 <= len(arguments) <= 2:
+        sys.exit("usage: python -m featherfed.models.measure FILE.tflite [DATA.npz]")
+    path, data = Path(arguments[0]), Path(arguments[1]) if arguments[1:] else None
     try:
-        print(json.dumps(asdict(_measure_here(*map(Path, arguments)))))
+        print(json.dumps(asdict(_measure_here(path, data))))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"featherfed: {error}")
 

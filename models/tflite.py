@@ -1,8 +1,8 @@
 """Inference with a .tflite file and numpy: needs neither TensorFlow nor Keras.
 
-The contract of every exported kind is the same: images are uint8, and a model sees them divided
-by 255. A float input gets float32 images / 255; a quantized input gets the same number in the
-input's own scale and zero point, which for the usual 1/255 and 0 is the byte itself.
+The contract of every exported kind is the same: a model gets its task's prepared inputs
+(Scaling.prepare). Bytes are divided as the task says, for a quantized input in that input's own
+scale and zero point, which for pictures are usually 1/255 and 0: the byte itself.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import json
 import time
 import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,22 +26,37 @@ from featherfed.models.images import Source, load_images
 from featherfed.models.importing import importing_tensorflow
 from featherfed.models.trial import try_model
 from featherfed.proto.peer_text import printable
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.scaling import FeatureScale, Scaling
+from featherfed.tasks.scoring import Scoring, evaluate
+from featherfed.tasks.task import Task, Values, image_task
 
 LABELS = "labels.txt"
 """The member that holds the class names, one a line; `unzip -p FILE.tflite labels.txt` shows it."""
+TASK = "task.json"
+"""The member that holds the task, its scaling, and the names of the input tensors."""
 
-_MAX_LABELS_BYTES = 1 << 20
+_MAX_MEMBER_BYTES = 1 << 22
 _MAX_NAME = 100  # characters of a class name
 _MAX_CLASSES = 1 << 20
-_KINDS = {"float32", "int8", "uint8"}
+_KINDS = {"float32", "int8", "uint8", "int32"}
+
+
+class FileTask(NamedTuple):
+    """What a .tflite file says of itself: its task, how data are standardised, and the names of its
+    input tensors in the task's order (none in files of pictures)."""
+
+    task: Task
+    scaling: Scaling
+    tensor_names: tuple[str, ...] = ()
 
 
 class TfliteModel:
-    """A model in a .tflite file, from images to probabilities.
+    """A model in a .tflite file, from prepared inputs to answers.
 
-    Raises ModelError if the file is missing or not a TFLite model with one input and one output,
-    and ImportError if there is neither ai-edge-litert nor TensorFlow. A file that was made
-    for it can crash the process: `Classifier` tries it in another one first.
+    Raises ModelError if the file is missing or not a TFLite model of its task, and ImportError if
+    there is neither ai-edge-litert nor TensorFlow. A file that was made for it can crash the
+    process: `Predictor` tries it in another one first.
     """
 
     def __init__(
@@ -53,67 +69,107 @@ class TfliteModel:
             self._interpreter: Any = _interpreter_class()(
                 model_content=content, num_threads=num_threads
             )
-            inputs = self._interpreter.get_input_details()
             outputs = self._interpreter.get_output_details()
+            if len(outputs) != 1:
+                raise ModelError(f"{self._name} has {len(outputs)} outputs; it needs one")
+            self._output = outputs[0]
+            described = read_task(content, self._name)
+            self._inputs = self._ordered(described.tensor_names if described else ())
+            self._check_tensors()
+            self.described = described or self._pictures()
         except (ValueError, RuntimeError) as error:
+            if isinstance(error, ModelError):
+                raise
             why = printable(str(error))  # it may hold names from the file
             raise ModelError(f"{self._name} is not a TFLite model: {why}") from error
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ModelError(f"{self._name} needs one input and one output to classify images")
-        self._input, self._output = inputs[0], outputs[0]
-        self._check_tensors()
+        self._check_task()
         self._batch_size = batch_size
         self._allocated = 0
 
+    def _ordered(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the input tensors in the task's order."""
+        details = self._interpreter.get_input_details()
+        if len(details) == 1 or not names:
+            return list(details)
+        # The runner must be gone before anything is allocated.
+        by_name = self._interpreter.get_signature_runner().get_input_details()
+        if set(names) != by_name.keys():
+            raise ModelError(f"{self._name} does not have the inputs that its task names")
+        indices = {detail["index"]: detail for detail in details}
+        return [indices[by_name[name]["index"]] for name in names]
+
     def _check_tensors(self) -> None:
-        """Raise ModelError unless images go in and probabilities come out."""
-        kinds = {np.dtype(d["dtype"]).name for d in (self._input, self._output)}
+        kinds = {np.dtype(d["dtype"]).name for d in (*self._inputs, self._output)}
+        if not kinds <= _KINDS:
+            raise ModelError(f"{self._name} has tensors of {', '.join(sorted(kinds))}")
+
+    def _pictures(self) -> FileTask:
+        """Return the task of a file that names none: to tell numbered classes of pictures apart."""
         shape = self._output["shape"]
-        if len(self._input["shape"]) != 4 or not len(shape) or not kinds <= _KINDS:
+        if len(self._inputs) != 1 or len(self._inputs[0]["shape"]) != 4 or len(shape) != 2:
             raise ModelError(f"{self._name} does not turn images into probabilities")
-        if not 0 < shape[-1] <= _MAX_CLASSES:
+        if not 2 <= shape[-1] <= _MAX_CLASSES:
             raise ModelError(f"{self._name} tells {shape[-1]} classes apart")
+        names = [str(number) for number in range(shape[-1])]
+        try:
+            task = image_task(tuple(map(int, self._inputs[0]["shape"][1:])), names)
+        except TaskError as error:
+            raise ModelError(f"{self._name}: {error}") from error
+        return FileTask(task, Scaling.none(task))
+
+    def _check_task(self) -> None:
+        """Raise ModelError unless the tensors are those of the task."""
+        inputs = [tuple(map(int, detail["shape"][1:])) for detail in self._inputs]
+        try:
+            self.task.check_model(inputs, [tuple(map(int, self._output["shape"][1:]))])
+        except TaskError as error:
+            raise ModelError(f"{self._name}: {printable(str(error))}") from error
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width, channels."""
-        return tuple(int(size) for size in self._input["shape"][1:])
+    def task(self) -> Task:
+        """What the model has learned."""
+        return self.described.task
 
     @property
-    def num_classes(self) -> int:
-        """How many probabilities an image gets."""
-        return int(self._output["shape"][-1])
+    def scaling(self) -> Scaling:
+        """How its data are standardised."""
+        return self.described.scaling
 
     @property
-    def input_type(self) -> dict[str, Any]:
-        """The input tensor's `dtype`; `scale` and `zero_point`, None unless it is an integer."""
-        scale, zero_point = self._input["quantization"]
-        floating = self._input["dtype"] == np.float32
-        return {
-            "dtype": np.dtype(self._input["dtype"]).name,
-            "scale": None if floating else float(scale),
-            "zero_point": None if floating else int(zero_point),
-        }
+    def input_types(self) -> list[dict[str, Any]]:
+        """Of each input: `name`, `dtype`; `scale` and `zero_point`, None unless it is quantized."""
+        return [
+            {"name": given.name, **_type(detail)}
+            for given, detail in zip(self.task.inputs, self._inputs, strict=True)
+        ]
 
-    def predict(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return float32 [N, classes] probabilities of uint8 images [N, H, W, C].
+    def predict(self, inputs: Sequence[Values]) -> npt.NDArray[np.float32]:
+        """Return float32 [N, ...] answers to prepared inputs [N, ...].
 
-        Raises ModelError if the images are not uint8 or not of the model's shape.
+        Raises ModelError if they are not the task's.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:
-            raise ModelError(
-                f"expected uint8 images [N, {', '.join(map(str, self.input_shape))}], "
-                f"got {images.dtype} {list(images.shape)}"
-            )
-        starts = range(0, len(images), self._batch_size)
-        parts = [self._invoke(images[start : start + self._batch_size]) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, self.num_classes), np.float32)
+        try:
+            self.task.check_inputs(inputs)
+        except TaskError as error:
+            raise ModelError(f"{self._name}: {error}") from error
+        parts = [
+            self._invoke([values[start : start + self._batch_size] for values in inputs])
+            for start in range(0, len(inputs[0]), self._batch_size)
+        ]
+        shape = tuple(map(int, self._output["shape"][1:]))
+        return np.concatenate(parts) if parts else np.empty((0, *shape), np.float32)
+
+    def evaluate(self, inputs: Sequence[Values], targets: Values | None) -> dict[str, float]:
+        """Return loss and metrics on examples, given as stored."""
+        scoring = Scoring(self.task, self.scaling)
+        sums = evaluate(scoring, self.predict, inputs, targets, prepare=self.scaling.prepare)
+        return scoring.scores(sums)
 
     def time_one(self, count: int, warm_up: int = 20) -> npt.NDArray[np.float64]:
-        """Return the seconds of `count` inferences of one image of noise, float64 [count]."""
-        noise = np.random.default_rng(0).integers(0, 256, (1, *self.input_shape), np.uint8)
+        """Return the seconds of `count` inferences of one example of noise, float64 [count]."""
+        example = noise(self.task, 1)
         for _ in range(warm_up):
-            self._invoke(noise)
+            self._invoke(example)
         seconds = np.empty(count)
         for number in range(count):
             start = time.perf_counter()
@@ -121,20 +177,37 @@ class TfliteModel:
             seconds[number] = time.perf_counter() - start
         return seconds
 
-    def _invoke(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _invoke(self, inputs: Sequence[Values]) -> npt.NDArray[np.float32]:
+        count = len(inputs[0])
         try:
-            if len(images) != self._allocated:
-                self._interpreter.resize_tensor_input(self._input["index"], list(images.shape))
+            if count != self._allocated:
+                for detail, values in zip(self._inputs, inputs, strict=True):
+                    self._interpreter.resize_tensor_input(detail["index"], list(values.shape))
                 self._interpreter.allocate_tensors()
-                self._allocated = len(images)
-            self._interpreter.set_tensor(self._input["index"], _encode(images, self._input))
+                self._allocated = count
+            for given, detail, values in zip(self.task.inputs, self._inputs, inputs, strict=True):
+                self._interpreter.set_tensor(detail["index"], _encode(given.seen(values), detail))
             self._interpreter.invoke()
             found = _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{self._name} does not run: {printable(str(error))}") from error
-        if found.shape != (len(images), self.num_classes):
-            raise ModelError(f"{self._name} gives {list(found.shape)} for {len(images)} images")
+        if found.shape[0] != count or found.shape[1:] not in self.task.output_shapes():
+            raise ModelError(f"{self._name} gives {list(found.shape)} for {count} examples")
         return found
+
+
+def noise(task: Task, count: int) -> list[Values]:
+    """Return random prepared inputs of a task, the same each time."""
+    rng = np.random.default_rng(0)
+    made: list[Values] = []
+    for given in task.inputs:
+        shape = (count, *given.shape)
+        if given.dtype == "float32":
+            made.append(rng.normal(0, 1, shape).astype(np.float32))
+        else:
+            top = 256 if given.dtype == "uint8" else given.vocabulary
+            made.append(rng.integers(0, top, shape).astype(given.dtype))
+    return made
 
 
 def read_model(path: str | Path) -> bytes:
@@ -144,24 +217,70 @@ def read_model(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-class Classifier:
-    """Classifies pictures, arrays and camera frames with a .tflite file.
+class Predictor:
+    """Answers with a .tflite file, from data in their own units to answers in theirs.
 
-    `class_names` come from the file itself; one without them gets "0", "1", ... Raises what
-    TfliteModel does, and ModelError if the names in the file are not those of its classes, or if
-    it crashes another process in which it is tried first.
+    `task` says what it takes and gives. Raises what TfliteModel does, and ModelError if the file
+    crashes another process in which it is tried first.
     """
 
     def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
         content = read_model(path)
         try_model(content, str(path))
         self._model = TfliteModel(content, num_threads=num_threads)
-        count = self._model.num_classes
-        self.class_names = read_labels(path) or tuple(map(str, range(count)))
-        if len(self.class_names) != count:
+
+    @property
+    def task(self) -> Task:
+        """What the model has learned."""
+        return self._model.task
+
+    def predict(self, *inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Return float32 [N, ...] answers to each input [N, ...], as the data are stored.
+
+        Answers are probabilities of classes or labels, or values in the units of the target.
+        Raises ModelError for arrays that are not the task's.
+        """
+        if len(inputs) != len(self.task.inputs):
+            names = ", ".join(given.name for given in self.task.inputs)
+            raise ModelError(f"{len(inputs)} arrays; the model takes {names}")
+        arrays: list[Values] = []
+        for given, values in zip(self.task.inputs, inputs, strict=True):
+            array = np.asarray(values)
+            if given.dtype != "uint8" and array.dtype.kind in "iuf":
+                array = array.astype(given.dtype)
+            arrays.append(array)
+        try:
+            self.task.check_inputs(arrays)
+        except TaskError as error:
+            raise ModelError(str(error)) from error
+        scaling = self._model.scaling
+        answers = self._model.predict(scaling.prepare(arrays))
+        if scaling.target is None:
+            return answers
+        restored: npt.NDArray[np.float32] = scaling.target.invert(answers).astype(np.float32)
+        return restored
+
+
+class Classifier:
+    """Classifies pictures, arrays and camera frames with a .tflite file.
+
+    `class_names` come from the file itself; one without them gets "0", "1", ... Raises what
+    TfliteModel does, and ModelError if the file does not classify pictures, or crashes another
+    process in which it is tried first.
+    """
+
+    def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
+        content = read_model(path)
+        try_model(content, str(path))
+        self._model = TfliteModel(content, num_threads=num_threads)
+        task = self._model.task
+        if not task.is_images:
+            raise ModelError(f"{path} does not classify pictures; use Predictor for it")
+        self.class_names = read_labels(path) or task.target.class_names
+        if len(self.class_names) != len(task.target.class_names):
             raise ModelError(
-                f"{path} names {len(self.class_names)} classes but tells {count} apart; "
-                "export it again"
+                f"{path} names {len(self.class_names)} classes but tells "
+                f"{len(task.target.class_names)} apart; export it again"
             )
 
     def classify(self, source: Source) -> list[tuple[str, float]]:
@@ -177,7 +296,10 @@ class Classifier:
 
     def classify_all(self, source: Source) -> list[list[tuple[str, float]]]:
         """Return what `classify` does for every image of a file or an array."""
-        probabilities = self._model.predict(load_images(source, self._model.input_shape))
+        images = load_images(source, self._model.task.inputs[0].shape)
+        probabilities = self._model.predict([images])
+        if probabilities.shape[1] == 1:  # that of the second of two classes
+            probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         return [
             [(self.class_names[index], float(row[index])) for index in indices]
@@ -185,19 +307,24 @@ class Classifier:
         ]
 
 
-def with_labels(model: bytes, class_names: Sequence[str]) -> bytes:
-    """Return a TFLite file with the class names in it, as TFLite's own metadata tools keep them.
+def with_task(model: bytes, described: FileTask) -> bytes:
+    """Return a TFLite file with its task in it, as TFLite's own metadata tools keep class names.
 
-    An archive with `labels.txt` follows the model, where the interpreter does not look: one file
-    to deliver, and `unzip` and Python's zipfile read it. Equal names give equal bytes. Raises
-    ValueError if a name holds a line break.
+    An archive with `task.json`, and `labels.txt` for classes, follows the model, where the
+    interpreter does not look: one file to deliver, and `unzip` and Python's zipfile read it. Equal
+    tasks give equal bytes. Raises ValueError if a class name holds a line break.
     """
-    if any("\n" in name for name in class_names):
-        raise ValueError(f"a class name must be one line: {list(class_names)}")
+    names = described.task.target.class_names
+    if any("\n" in name for name in names):
+        raise ValueError(f"a class name must be one line: {list(names)}")
+    members = {TASK: json.dumps(_to_json(described), sort_keys=True)}
+    if names:
+        members[LABELS] = "\n".join(names) + "\n"
     file = io.BytesIO(model)
     with zipfile.ZipFile(file, "a") as archive:
-        # A fixed date, the archive's own zero: the bytes must not depend on the clock.
-        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(class_names) + "\n")
+        for name, text in members.items():
+            # A fixed date, the archive's own zero: the bytes must not depend on the clock.
+            archive.writestr(zipfile.ZipInfo(name), text)
     return file.getvalue()
 
 
@@ -206,20 +333,72 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
     Raises ModelError if what follows the model is damaged.
     """
-    if not zipfile.is_zipfile(path):
-        return ()
+    text = _member(read_model(path), LABELS, str(path))
+    names = [] if text is None else text.split("\n")[:-1]
+    return tuple(printable(name, _MAX_NAME) for name in names)
+
+
+def read_task(content: bytes, what: str) -> FileTask | None:
+    """Return the task in a TFLite file, called `what` in errors; None if it holds none.
+
+    Raises ModelError if what follows the model is damaged.
+    """
+    text = _member(content, TASK, what)
+    if text is None:
+        return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            if LABELS not in archive.namelist():
-                return ()
-            if archive.getinfo(LABELS).file_size > _MAX_LABELS_BYTES:
-                raise ModelError(f"{path}: {LABELS} is larger than {_MAX_LABELS_BYTES} bytes")
-            names = archive.read(LABELS).decode("utf-8").split("\n")[:-1]
-            return tuple(printable(name, _MAX_NAME) for name in names)
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+        values = json.loads(text)
+        task = Task.from_dict(values["task"])
+        scaling = _scaling_from(values["scaling"])
+        scaling.check(task)
+        return FileTask(task, scaling, tuple(map(str, values["tensor_names"])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"{path}: its class names are damaged ({error}); export it again"
+            f"{what}: its task is damaged ({printable(str(error))}); export it again"
         ) from error
+
+
+def _member(content: bytes, name: str, what: str) -> str | None:
+    """Return a text of the archive that follows a model, None if there is none."""
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        return None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if name not in archive.namelist():
+                return None
+            if archive.getinfo(name).file_size > _MAX_MEMBER_BYTES:
+                raise ModelError(f"{what}: {name} is larger than {_MAX_MEMBER_BYTES} bytes")
+            return archive.read(name).decode("utf-8")
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{what}: its {name} is damaged ({error}); export it again") from error
+
+
+def _to_json(described: FileTask) -> dict[str, Any]:
+    def scale(values: FeatureScale | None) -> Any:
+        if values is None:
+            return None
+        return {"mean": values.mean.tolist(), "deviation": values.deviation.tolist()}
+
+    scaling = described.scaling
+    return {
+        "task": described.task.as_dict(),
+        "scaling": {
+            "inputs": [scale(values) for values in scaling.inputs],
+            "target": scale(scaling.target),
+        },
+        "tensor_names": list(described.tensor_names),
+    }
+
+
+def _scaling_from(values: Any) -> Scaling:
+    def scale(given: Any) -> FeatureScale | None:
+        if given is None:
+            return None
+        mean, deviation = (np.array(given[key], np.float32) for key in ("mean", "deviation"))
+        return FeatureScale(mean, deviation)
+
+    return Scaling(tuple(map(scale, values["inputs"])), scale(values["target"]))
 
 
 def runtime() -> str:
@@ -228,23 +407,25 @@ def runtime() -> str:
     return f"{name} {importlib.metadata.version(name)}"
 
 
-def evaluate_tflite(
-    path: str | Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]]
-) -> float:
-    """Return the accuracy on uint8 images [N, H, W, C] and integer labels [N]."""
-    predicted = TfliteModel(path).predict(images).argmax(axis=1)
-    return float(np.mean(predicted == labels))
+def _type(detail: dict[str, Any]) -> dict[str, Any]:
+    scale, zero_point = detail["quantization"]
+    plain = detail["dtype"] in (np.float32, np.int32)
+    return {
+        "dtype": np.dtype(detail["dtype"]).name,
+        "scale": None if plain else float(scale),
+        "zero_point": None if plain else int(zero_point),
+    }
 
 
-def _encode(images: npt.NDArray[np.uint8], detail: dict[str, Any]) -> npt.NDArray[Any]:
-    values = images.astype(np.float32) / np.float32(255)
-    if detail["dtype"] == np.float32:
-        return values
+def _encode(values: Values, detail: dict[str, Any]) -> Values:
+    """Return what a model sees in an input tensor's own numbers."""
+    if detail["dtype"] in (np.float32, np.int32):
+        return values.astype(detail["dtype"], copy=False)
     scale, zero_point = detail["quantization"]
     limits = np.iinfo(detail["dtype"])
     levels = np.rint(values / np.float32(scale)) + zero_point
-    clipped: npt.NDArray[Any] = np.clip(levels, limits.min, limits.max)
-    return clipped.astype(detail["dtype"])
+    clipped: Values = np.clip(levels, limits.min, limits.max).astype(detail["dtype"])
+    return clipped
 
 
 def _decode(values: npt.NDArray[Any], detail: dict[str, Any]) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Runs a .tflite once in a process of its own, as a file that is made for it can crash LiteRT.
 
-What a model does depends on the images too, so a file that passes may still crash later.
+What a model does depends on the data too, so a file that passes may still crash later.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def try_model(content: bytes, what: str) -> None:
             command, input=content, capture_output=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"{what} does not end on an image of noise; {_REMEDY}") from error
+        raise ModelError(f"{what} does not end on an example of noise; {_REMEDY}") from error
     if done.returncode == -signal.SIGALRM:
-        raise ModelError(f"{what} does not end on an image of noise; {_REMEDY}")
+        raise ModelError(f"{what} does not end on an example of noise; {_REMEDY}")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise ModelError(f"{what} crashed LiteRT with {name} when it was tried; {_REMEDY}")
@@ -39,15 +39,15 @@ def try_model(content: bytes, what: str) -> None:
 
 
 def run_once(content: bytes) -> None:
-    """Run a .tflite in this process on images of noise and a black one; raise ModelError."""
+    """Run a .tflite in this process on examples of noise and one of zeros; raise ModelError."""
     import numpy as np
 
-    from featherfed.models.tflite import TfliteModel
+    from featherfed.models.tflite import TfliteModel, noise
 
     model = TfliteModel(content)
-    noise = np.random.default_rng(0).integers(0, 256, (_BATCH, *model.input_shape), np.uint8)
-    model.predict(noise)
-    model.predict(np.zeros((1, *model.input_shape), np.uint8))
+    examples = noise(model.task, _BATCH)
+    model.predict(examples)
+    model.predict([np.zeros_like(values[:1]) for values in examples])
 
 
 def _main() -> None:

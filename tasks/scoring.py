@@ -28,9 +28,10 @@ class Scoring:
     def __init__(self, task: Task, scaling: Scaling | None = None) -> None:
         self._task = task
         self._scaling = scaling or Scaling.none(task)
-        kind = task.target.kind
-        self._metrics = [metric(name, kind is TargetKind.CLASS) for name in task.metrics]
-        width = task.output_shapes()[0][-1]
+        target = task.target
+        exclusive = target.kind is TargetKind.CLASS
+        self._metrics = [metric(name, exclusive) for name in task.metrics]
+        width = len(target.class_names) or (task.target_shape or (1,))[-1]
         self._sizes = [item.size(width) for item in self._metrics]
         self.size = 2 + sum(self._sizes)
         """Length of the sums."""

@@ -256,8 +256,8 @@ class Task:
             shapes.append((*target.shape, 1))
         return tuple(shapes)
 
-    def check_data(self, inputs: Sequence[Values], targets: Values | None) -> None:
-        """Raise TaskError, naming the tensor, unless the examples fit the task."""
+    def check_inputs(self, inputs: Sequence[Values]) -> int:
+        """Return the number of examples; raise TaskError, naming the tensor, if they do not fit."""
         if len(inputs) != len(self.inputs):
             names = ", ".join(given.name for given in self.inputs)
             raise TaskError(f"the data have {len(inputs)} inputs; the task needs {names}")
@@ -266,7 +266,11 @@ class Task:
         counts = {len(values) for values in inputs}
         if len(counts) != 1:
             raise TaskError(f"the inputs hold different numbers of examples: {sorted(counts)}")
-        self.target.check(targets, counts.pop())
+        return counts.pop()
+
+    def check_data(self, inputs: Sequence[Values], targets: Values | None) -> None:
+        """Raise TaskError, naming the tensor, unless the examples fit the task."""
+        self.target.check(targets, self.check_inputs(inputs))
 
     def check_model(self, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> None:
         """Raise TaskError unless a model of these shapes (of one example) can learn the task."""
