@@ -22,7 +22,7 @@ from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.pause import PauseControl, device_sensors
-from featherfed.edge_client.plan import task_of_reply
+from featherfed.edge_client.plan import task_of
 from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.state_directory import lock_state
@@ -112,7 +112,7 @@ def load_examples(reply: pb.GetTaskReply, data: str, client: str) -> Examples:
 
     Raises ClientError for a task that is unknown here, DatasetError for data that do not fit it.
     """
-    task = task_of_reply(reply)
+    task = task_of(reply)
     return Examples.of(task, load_client_data(data, task), reply.holdout, client)
 
 

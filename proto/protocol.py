@@ -10,4 +10,3 @@ PROTOCOL = 2
 
 OLDEST = 2
 """The oldest number of the other side that this code still works with."""
-LOSSES = 1
