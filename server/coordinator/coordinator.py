@@ -12,7 +12,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.sketch import PROFILE
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.strategy import AggregationStrategy
-from featherfed.server.coordinator.admission import Admission, DataShape
+from featherfed.server.coordinator.admission import Admission
 from featherfed.server.coordinator.closing import RoundClosing
 from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
@@ -42,14 +42,17 @@ class Coordinator:
         store: Store,
         plan: pb.Plan,
         manifest: Manifest,
-        data_shape: DataShape,
-        evaluator: Evaluator,
+        task: Task,
+        evaluator: Evaluator | None,
         clock: Callable[[], float],
         first_weights: Sequence[Array] | None = None,
         secret: int | None = None,
         step: ExportedStep | None = None,
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
+
+        `task`: what is learned, as in `plan`. `evaluator`: None if the server has no data; then
+        clients evaluate, if the plan lets them hold examples out.
 
         `clock`: seconds since the epoch, never set back. `first_weights`: version 0, if it is not
         what the plan's seed gives. `secret`: seed of cohorts and slots, below 2**63, random if
