@@ -1,4 +1,4 @@
-"""How good models are: the evaluator that an entry point gives, and sums that clients send."""
+"""How good models are: by the evaluator that an entry point gives, or by sums that clients send."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from featherfed.compression.arrays import Array
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
+from featherfed.server.rounds.held_out import HeldOutScores
+from featherfed.server.storage.records import Scores
 from featherfed.tasks.errors import TaskError
-from featherfed.tasks.message import read_evaluation
 from featherfed.tasks.scaling import Scaling
-from featherfed.tasks.scoring import Scoring, Sums
-from featherfed.tasks.task import Task
-
-Scores = dict[str, float]
-"""The mean loss and each metric of the task by name; nothing unless all of them are finite."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +45,12 @@ class Evaluator(Protocol):
         """Evaluate float32 `weights` in manifest order."""
 
 
-class HeldOutScores:
-    """Checks, adds and scores the sums that clients send of their held-out examples."""
-
-    def __init__(self, task: Task) -> None:
-        self._scoring = Scoring(task)
-
-    def check(self, message: pb.Evaluation, most: int) -> bytes:
-        """Return a client's sums as they are stored; empty if it sends none.
-
-        `most`: how many examples it holds out. Raises Refused for what no examples give.
-        """
-        sums = read_evaluation(message)
-        if not len(sums):
-            return b""
-        try:
-            self._scoring.check(sums)
-        except TaskError as error:
-            raise Refused(pb.MALFORMED, f"evaluation: {error}") from error
-        if sums[0] > most:
-            raise Refused(
-                pb.BAD_EXAMPLE_COUNT,
-                f"an evaluation on {sums[0]:.0f} examples; this client joined with {most} of them",
-            )
-        return sums.astype("<f4").tobytes()
-
-    def scores(self, stored: Iterable[bytes]) -> Scores:
-        """Return the scores on all examples of these sums; nothing if they give none."""
-        total: Sums = np.zeros(self._scoring.size)
-        for blob in stored:
-            if len(blob) == 4 * self._scoring.size:
-                total += np.frombuffer(blob, "<f4")
-        if total[0] < 1 or not np.isfinite(total).all():
-            return {}
-        scores = self._scoring.scores(total)
-        return scores if self._scoring.is_usable(scores) else {}
+def read_sums(held_out: HeldOutScores, message: pb.Evaluation, most: int) -> bytes:
+    """Return what `HeldOutScores.read` does; raise Refused for what no examples give."""
+    try:
+        return held_out.read(message, most)
+    except TaskError as error:
+        raise Refused(pb.MALFORMED, f"evaluation: {error}") from error
 
 
 def finite(scores: Mapping[str, float]) -> Scores:
