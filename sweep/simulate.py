@@ -74,8 +74,9 @@ def simulate(
             )
 
             def report() -> None:
-                newest = store.versions.newest()
-                on_round(newest.version, newest.accuracy)
+                evaluated = store.versions.newest_evaluated()
+                scores = evaluated.scores if evaluated is not None else None
+                on_round(store.versions.newest_scores().version, scores or {})
 
             server = LocalServer(coordinator, report)
             versions: HeldModels = WeakValueDictionary()
@@ -90,10 +91,11 @@ def simulate(
                 for name, data in clients.items()
             ]
             held = _run_all(server, sessions)
+            coordinator.final_evaluation.settle()
             newest = store.versions.newest()
             assert all(h.digest == newest.digest for h in held), "a client holds another model"
-            metrics: dict[str, Any] = collect(store, settings, manifest, extra or {})
-            metrics["final"] = final(store, settings, 0.0, [])
+            metrics: dict[str, Any] = collect(store, settings, task, manifest, extra or {})
+            metrics["final"] = final(store, settings, task, 0.0, [])
             return metrics
         finally:
             store.close()

@@ -64,7 +64,7 @@ class Metric(ABC):
 
     def is_possible(self, sums: Floats) -> bool:
         """Return whether examples can give these finite sums."""
-        return bool((sums >= 0).all() and sums.any())
+        return bool((sums >= 0).all())
 
 
 _CLASSES = frozenset({"class", "labels"})
