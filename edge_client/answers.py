@@ -3,7 +3,8 @@
 | answer | at most |
 |---|---|
 | one message | MAX_MESSAGE_BYTES of grpc_connection.py |
-| the plan | see plan.py |
+| the plan, the task | see plan.py |
+| the scaling | two numbers for each feature of the task that is standardised |
 | links and payloads of a model | a snapshot in `float32 | zstd`, as a client without a model gets |
 | links | one for every version after the held one, and one before them |
 | payload of a delta or snapshot | the most that its codec makes of the manifest's tensors |

@@ -9,6 +9,7 @@ from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_connection import CALL_TIMEOUT, TRANSFER_TIMEOUT, GrpcConnection
 from featherfed.edge_client.partial_download import PartialDownload
+from featherfed.edge_client.retry import Retry
 from featherfed.edge_client.training_step import check_step
 from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.proto import federation_pb2 as pb
@@ -17,6 +18,9 @@ RETRY_CHUNK_BYTES = 16 * 1024
 """Bytes of a message after an upload broke off: smaller ones also pass over a very thin link."""
 POLL_SECONDS = 20
 """How long the server may hold a request for the next task."""
+
+REPORT_SECONDS = 60.0
+"""How long a client tries to report how good the final model is."""
 
 
 class GrpcTransport(GrpcConnection):
@@ -37,11 +41,19 @@ class GrpcTransport(GrpcConnection):
         super().__init__(address, give_up_after, credentials)
         self._partial = partial
 
+    def get_task(self, client: str) -> pb.GetTaskReply:  # noqa: D102
+        request = pb.GetTaskRequest(client=client)
+        return self._call(lambda: self._stub.GetTask(request, timeout=CALL_TIMEOUT))
+
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:  # noqa: D102
         return self._call(lambda: self._stub.Join(request, timeout=CALL_TIMEOUT))
 
-    def next_task(self, session: int) -> pb.NextTaskReply:  # noqa: D102
-        request = pb.NextTaskRequest(session=session, wait_seconds=POLL_SECONDS)
+    def next_task(  # noqa: D102
+        self, session: int, has_scaling: bool = False
+    ) -> pb.NextTaskReply:
+        request = pb.NextTaskRequest(
+            session=session, wait_seconds=POLL_SECONDS, has_scaling=has_scaling
+        )
         return self._call(lambda: self._stub.NextTask(request, timeout=CALL_TIMEOUT))
 
     def fetch_model(  # noqa: D102
@@ -107,6 +119,12 @@ class GrpcTransport(GrpcConnection):
         if reply.offset > header.size:
             raise Rejected(f"{self._address}: the server has more of an update than there is")
         return int(reply.offset)
+
+    def report_evaluation(self, report: pb.EvaluationReport) -> None:  # noqa: D102
+        def call() -> None:
+            self._stub.ReportEvaluation(report, timeout=CALL_TIMEOUT)
+
+        Retry(REPORT_SECONDS).run(lambda: self._translate(call), lambda: 0)
 
     def heartbeat(self, session: int, timeout: float) -> None:  # noqa: D102
         request = pb.HeartbeatRequest(session=session)

@@ -1,4 +1,4 @@
-"""Read the manifest out of the server's plan, refusing a plan or a task that no server may send.
+"""Read manifest and task out of the server's plan, refusing a plan or a task that no server may send.
 
 A plan is small, but tells how much a client allocates and how long it works, so all of it is
 bounded here; what the answers after it may hold follows from its manifest (answers.py).
@@ -14,6 +14,11 @@ from featherfed.compression.exchange.manifest import Fill, Manifest, Role, Tenso
 from featherfed.edge_client.errors import UNKNOWN_HERE, ClientError
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.peer_text import printable
+from featherfed.proto.plan_terms import Loss
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.message import MAX_METRICS, read_task
+from featherfed.tasks.metrics import metric
+from featherfed.tasks.task import DTYPES, MAX_INPUTS, TargetKind, Task
 
 MAX_VALUES = 2**26
 """Most parameters of a model, 256 MiB as float32; servers refuse larger ones too."""
@@ -26,6 +31,8 @@ MAX_WORD = 64
 MAX_EPOCHS = 1000
 MAX_BATCH = 2**20
 MAX_CLUSTERS = 256
+MAX_DETAIL = 400
+"""Most characters of what is told of a task that cannot be."""
 
 
 def manifest_of(plan: pb.Plan) -> Manifest:
@@ -33,6 +40,20 @@ def manifest_of(plan: pb.Plan) -> Manifest:
     for problem in _problems(plan):
         raise ClientError(f"the server's plan {problem}; refused")
     return Manifest(tuple(_spec(tensor) for tensor in plan.manifest))
+
+
+def task_of(plan: pb.Plan | pb.GetTaskReply) -> Task:
+    """Return the task of a plan, or of the answer to GetTask; raise ClientError if it has none."""
+    loss = plan.training.loss if isinstance(plan, pb.Plan) else plan.loss
+    for problem in _problems_of_task(plan.task, loss):
+        raise ClientError(f"the server's task {problem}")
+    if not 0 <= plan.holdout < 1:
+        raise ClientError(f"the server's task holds out {plan.holdout} of the data; refused")
+    try:
+        return read_task(plan.task, loss)
+    except TaskError as error:
+        text = printable(str(error), MAX_DETAIL)
+        raise ClientError(f"the server's task cannot be: {text}; refused") from error
 
 
 def check_task(task: pb.Train, plan: pb.Plan) -> None:
@@ -70,6 +91,20 @@ def _problems(plan: pb.Plan) -> Iterator[str]:
         values += math.prod(tensor.shape)
     if not 0 < values <= MAX_VALUES:
         yield f"has {values} parameters; 1 to {MAX_VALUES} are possible"
+
+
+def _problems_of_task(task: pb.Task, loss: str) -> Iterator[str]:
+    """Yield the words of a task that only a newer version knows."""
+    words = [("loss", loss, set(Loss)), ("kind of target", task.target.kind, set(TargetKind))]
+    words += [("dtype", given.dtype, set(DTYPES)) for given in task.inputs[: MAX_INPUTS + 1]]
+    for what, word, known in words:
+        if word not in known:
+            yield f"names the {what} {printable(word, MAX_WORD)!r}, {UNKNOWN_HERE}"
+    for name in task.metrics[: MAX_METRICS + 1]:
+        try:
+            metric(name)
+        except TaskError:
+            yield f"names the metric {printable(name, MAX_WORD)!r}, {UNKNOWN_HERE}"
 
 
 def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:

@@ -27,9 +27,11 @@ from featherfed.edge_client.errors import (
     SessionLost,
     StaleTask,
 )
+from featherfed.edge_client.evaluation import FinalReport, OwnEvaluation
 from featherfed.edge_client.heartbeat import Heartbeat
 from featherfed.edge_client.model_sync import ModelSync
-from featherfed.edge_client.plan import check_task, manifest_of
+from featherfed.edge_client.plan import check_task, manifest_of, task_of
+from featherfed.edge_client.scaling import OwnScaling
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.trainer import MakeTrainer, Trainer
 from featherfed.edge_client.training_step import load_training_step
@@ -98,30 +100,38 @@ class Session:
         reply = transport.join(self._join_request())
         plan, session = reply.plan, reply.session
         _check_protocol(reply.protocol)
-        manifest = manifest_of(plan)
+        manifest, learned = manifest_of(plan), task_of(plan)
         state = self._make_state(f"{plan.run} {manifest.digest.hex()}")
         log.info("joined run %s as %s", plan.run, self._profile.name)
         step = None
         if reply.HasField("step"):
             step = load_training_step(reply.step, state, transport, session)
         model = ModelSync(transport, session, manifest, plan.seed, state)
+        trainer = self._make_trainer(plan, manifest, step)
+        scaling, evaluation = OwnScaling(learned, trainer), OwnEvaluation(trainer, plan.holdout)
         handler = TaskHandler(
             manifest,
             plan.seed,
             state,
             model,
-            self._make_trainer(plan, manifest, step),
+            trainer,
+            scaling,
+            evaluation,
             UpdateSender(transport, session, state),
             self._profile.data.num_examples,
         )
         beat = partial(transport.heartbeat, session)
         while True:
             began = time.monotonic()
-            task = transport.next_task(session)
+            task = transport.next_task(session, scaling.is_known)
             try:
                 if task.HasField("finished"):
                     held = model.catch_up(task.finished.version, task.finished.digest)
                     state.sync()
+                    if plan.holdout and self._profile.data.num_held_out:
+                        report = FinalReport(transport, session, evaluation, scaling)
+                        with Heartbeat(beat, plan.heartbeat_seconds):
+                            report.send(task.finished, held)
                     return held
                 if task.HasField("train"):
                     check_task(task.train, plan)
@@ -168,6 +178,8 @@ class TaskHandler:
         state: ClientState,
         model: ModelSync,
         trainer: Trainer,
+        scaling: OwnScaling,
+        evaluation: OwnEvaluation,
         sender: UpdateSender,
         num_examples: int,
     ) -> None:
@@ -176,6 +188,8 @@ class TaskHandler:
         self._state = state
         self._model = model
         self._trainer = trainer
+        self._scaling = scaling
+        self._evaluation = evaluation
         self._sender = sender
         self._num_examples = num_examples
 
@@ -209,7 +223,9 @@ class TaskHandler:
             raise ClientError(
                 f"the server wants a codec that is {UNKNOWN_HERE}: {error}"
             ) from error
+        self._scaling.take(task)
         held = self._model.catch_up(task.version, task.digest)
+        before = self._evaluation.of(held.weights)
         start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
         trained = self._trainer.train(start.weights, task)
@@ -235,10 +251,11 @@ class TaskHandler:
             task.version,
             self._num_examples,
             trained.loss,
-            trained.accuracy,
             encoded.payload,
             None if encoded.residual is None else encoded.target,
             encoded.residual,
+            before,
+            self._evaluation.of(trained.weights),
         )
 
 

@@ -21,6 +21,7 @@ from featherfed.compression.files import write_whole
 from featherfed.compression.importance import Allocation
 from featherfed.edge_client.state_directory import StateDirectory
 from featherfed.edge_client.statefile import Groups
+from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +45,19 @@ class PendingUpdate:
     """An update that is not acknowledged yet.
 
     The client's residual becomes `residual` once it is accepted, `target` if it comes too late;
-    both are None for a codec that keeps none.
+    both are None for a codec that keeps none. `before` and `after`: how good the version that it
+    started from and its own model are on the client's held-out examples, None if it has none.
     """
 
     round: int
     version: int
     num_examples: int
     loss: float
-    accuracy: float
     payload: bytes
     target: list[Array] | None
     residual: list[Array] | None
+    before: pb.Evaluation | None = None
+    after: pb.Evaluation | None = None
 
 
 class ClientState:
@@ -127,6 +130,10 @@ class ClientState:
         fields, tensors = found
         if isinstance(fields["payload"], str):  # before format 2
             fields["payload"] = bytes.fromhex(fields["payload"])
+        fields.pop("accuracy", None)  # before format 3
+        for name in ("before", "after"):
+            if name in fields:
+                fields[name] = pb.Evaluation.FromString(fields[name])
         residual = tensors.get("residual")
         target = None if residual is None else tensors["target"]  # before format 2 always there
         return PendingUpdate(**fields, target=target, residual=residual)
@@ -140,8 +147,12 @@ class ClientState:
         """
         fields = {
             name: getattr(pending, name)
-            for name in ("round", "version", "num_examples", "loss", "accuracy", "payload")
+            for name in ("round", "version", "num_examples", "loss", "payload")
         }
+        for name in ("before", "after"):
+            evaluation = getattr(pending, name)
+            if evaluation is not None:
+                fields[name] = evaluation.SerializeToString()
         tensors: Groups = {}
         if pending.target is not None and pending.residual is not None:
             tensors = {"target": pending.target, "residual": pending.residual}

@@ -1,7 +1,8 @@
 """Save and load one file of a client's state: an .npz followed by its SHA-256.
 
 numpy reads such a file like any other .npz. The digest is needed because zip's own checksums cover
-neither names nor the end of the file. Also read: format 1, whose fields are a text of numpy's and
+neither names nor the end of the file. Also read: format 2, whose unsent updates have an accuracy
+and no evaluations, format 1, whose fields are a text of numpy's and
 hold no bytes, and format 0, of before there was a digest.
 """
 
@@ -30,7 +31,7 @@ Groups = dict[str, Sequence[Array]]
 Content = tuple[dict[str, Any], dict[str, list[Array]]]
 """The file's fields, each of bytes or what JSON can hold, and the tensors of each group."""
 
-FORMAT = 2
+FORMAT = 3
 """Number of the format written here; it is in each file."""
 
 _BYTES = "bytes"

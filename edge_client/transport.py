@@ -15,11 +15,17 @@ DIGEST_PREFIX_BYTES = 8
 class Transport(Protocol):
     """A connection to a server; its methods raise Rejected, SessionLost, StaleTask, Unreachable."""
 
+    def get_task(self, client: str) -> pb.GetTaskReply:
+        """Return what the run learns, for the client of this name to load its data by."""
+
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Join the run; return the session and the plan."""
 
-    def next_task(self, session: int) -> pb.NextTaskReply:
-        """Return the next task, waiting for it half a minute at most."""
+    def next_task(self, session: int, has_scaling: bool = False) -> pb.NextTaskReply:
+        """Return the next task, waiting for it half a minute at most.
+
+        `has_scaling`: the client knows how its data are standardised, or need not know it.
+        """
 
     def fetch_model(self, request: pb.FetchModelRequest, limit: int) -> tuple[list[pb.Link], bytes]:
         """Return the links that lead to a version, and their payloads concatenated in order.
@@ -38,6 +44,12 @@ class Transport(Protocol):
 
     def heartbeat(self, session: int, timeout: float) -> None:
         """Tell the server that the client is alive; never retried."""
+
+    def report_evaluation(self, report: pb.EvaluationReport) -> None:
+        """Tell how good the final model is on the client's own examples; repeating it is harmless.
+
+        Gives up after a minute, as nothing depends on it.
+        """
 
     def close(self) -> None:
         """Close the connection."""

@@ -38,7 +38,8 @@ class UpdateSender:
             num_examples=pending.num_examples,
             size=len(pending.payload),
             train_loss=pending.loss,
-            train_accuracy=pending.accuracy,
+            before=pending.before,
+            after=pending.after,
         )
         if len(pending.payload) > CHUNK_BYTES:
             header.digest = hashlib.sha256(pending.payload).digest()[:DIGEST_PREFIX_BYTES]

@@ -353,12 +353,14 @@ class Wait(_message.Message):
     def __init__(self) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("version", "digest")
+    __slots__ = ("version", "digest", "scaling")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: bytes
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    scaling: Scaling
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
 
 class FetchModelRequest(_message.Message):
     __slots__ = ("session", "version", "have_version", "have_digest", "offset")

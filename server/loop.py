@@ -85,6 +85,7 @@ async def serve(
             await _run_rounds(coordinator, service, writer, on_round)
             if coordinator.phase is Phase.FINISHED:
                 await _linger(coordinator, service, stop, settings.linger)
+                await writer.write_until_done(coordinator.final_evaluation.settle)
                 finished = await writer.write_until_done(on_finished)
                 if settings.stay:
                     await stop.wait()
@@ -221,13 +222,16 @@ class _Repeated:
 async def _linger(
     coordinator: Coordinator, service: FederationService, stop: asyncio.Event, seconds: float
 ) -> None:
-    """Wait, `seconds` at most, until all present clients and devices have the final model."""
+    """Wait, `seconds` at most, until all present clients and devices have the final model.
+
+    And until those clients have evaluated it, where clients evaluate.
+    """
     service.changes.notify()
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
         service.round_may_be_due.clear()
         finished = await asyncio.to_thread(coordinator.everyone_has_finished)
-        if finished and coordinator.devices.all_have(coordinator.settings.rounds):
+        if finished and coordinator.devices.all_have(coordinator.run.state.round):
             return
         await _wait(LINGER_SECONDS, stop, service.round_may_be_due)
 

@@ -19,7 +19,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.simulator.files import ClientDisk
 from featherfed.simulator.scenario import Member
 from featherfed.simulator.scheduler import Process, Scheduler
-from featherfed.simulator.training import CLASSES, SHAPE, RandomWalk
+from featherfed.simulator.training import TASK, RandomWalk
 
 GIVE_UP_AFTER = 300.0
 """Seconds of silence after which a client ends, to be started again."""
@@ -105,8 +105,12 @@ class ClientProcess(Process):
 
     def _take_part(self, witness: Witness) -> HeldModel:
         member, directory = self._member, self.disk.folder
+        (image,), classes = TASK.inputs, TASK.target
         data = pb.DataSummary(
-            num_examples=member.num_examples, example_shape=SHAPE, num_classes=len(CLASSES)
+            num_examples=member.num_examples,
+            inputs=[pb.TensorSummary(dtype=image.dtype, shape=image.shape)],
+            target=pb.TensorSummary(dtype=classes.dtype),
+            num_classes=len(classes.class_names),
         )
         profile = Profile(member.name, data, "numpy", ("none", "prune"), "0")
         trainer = RandomWalk(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.loop import serve
@@ -22,7 +21,7 @@ from featherfed.simulator.faults import SERVER
 from featherfed.simulator.grpc_server import SimulatedServer
 from featherfed.simulator.network import Network
 from featherfed.simulator.scheduler import Process, Scheduler
-from featherfed.simulator.training import CLASSES, MANIFEST, SHAPE, DistanceEvaluator
+from featherfed.simulator.training import MANIFEST, TASK, DistanceEvaluator
 
 LONGEST_EVALUATION = 0.5
 """Most seconds that evaluating a model takes."""
@@ -103,6 +102,6 @@ class ServerProcess(Process):
             self.scheduler.pause(self._draw.uniform(0, LONGEST_EVALUATION))
 
         return Coordinator(
-            checked, self.store, make_plan(checked, "{}", MANIFEST), MANIFEST,
-            DataShape(SHAPE, CLASSES), DistanceEvaluator(evaluate), clock, secret=1,
+            checked, self.store, make_plan(checked, TASK, "{}", MANIFEST), MANIFEST,
+            TASK, DistanceEvaluator(evaluate), clock, secret=1,
         )  # fmt: skip

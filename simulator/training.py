@@ -19,6 +19,9 @@ from featherfed.compression.exchange.manifest import (
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.evaluation import Evaluation
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.scoring import Sums
+from featherfed.tasks.task import image_task
 
 MANIFEST = Manifest(
     (
@@ -27,8 +30,7 @@ MANIFEST = Manifest(
         TensorSpec("variance", (32,), Role.NONNEGATIVE),
     )
 )
-SHAPE = (4, 4, 1)
-CLASSES = ("a", "b")
+TASK = image_task((4, 4, 1), ("a", "b"))
 
 
 class RandomWalk:
@@ -55,7 +57,14 @@ class RandomWalk:
         moved = [w + draw.standard_normal(w.shape, np.float32) * np.float32(0.01) for w in weights]
         if task.sparsity:
             moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
-        return TrainingResult(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5)
+
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Do nothing: the task standardises nothing."""
+
+    def evaluate(self, weights: Sequence[Array]) -> Sums | None:
+        """Return None: there are no examples."""
+        return None
 
 
 class DistanceEvaluator:
@@ -65,8 +74,11 @@ class DistanceEvaluator:
         """`pause` lets other threads run meanwhile."""
         self._pause = pause
 
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Do nothing: the task standardises nothing."""
+
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return figures that follow from the weights."""
         self._pause()
         loss = float(np.mean([np.mean((w - 1) ** 2) for w in weights]))
-        return Evaluation(loss, 1 / (1 + loss), json.dumps([0.5, 0.5]))
+        return Evaluation({"loss": loss, "accuracy": 1 / (1 + loss)}, json.dumps([0.5, 0.5]))

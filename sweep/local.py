@@ -53,12 +53,12 @@ class LocalServer:
             self._failed = True
             self._changed.notify_all()
 
-    def next_task(self, client: str) -> pb.NextTaskReply:
+    def next_task(self, client: str, has_scaling: bool) -> pb.NextTaskReply:
         """Return the client's next task, as soon as there is one."""
         while True:
             with self._changed:
                 seen = self._changes
-            reply = self.coordinator.tasks.next_task(client)
+            reply = self.coordinator.tasks.next_task(client, has_scaling)
             if not reply.HasField("wait"):
                 return reply
             self.drive()
@@ -76,6 +76,10 @@ class LocalTransport:
         self._server = server
         self._coordinator = server.coordinator
 
+    def get_task(self, client: str) -> pb.GetTaskReply:
+        """Return what the run learns."""
+        return self._coordinator.admission.task()
+
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Join; raise Rejected if refused."""
         try:
@@ -85,11 +89,11 @@ class LocalTransport:
         self._count_control(request.client, request, reply)
         return reply
 
-    def next_task(self, session: int) -> pb.NextTaskReply:
+    def next_task(self, session: int, has_scaling: bool = False) -> pb.NextTaskReply:
         """Return the next task, however long it takes to come."""
         client = self._coordinator.members.client_of(session)
-        reply = self._server.next_task(client)
-        request = pb.NextTaskRequest(session=session, wait_seconds=1)
+        reply = self._server.next_task(client, has_scaling)
+        request = pb.NextTaskRequest(session=session, wait_seconds=1, has_scaling=has_scaling)
         self._count_control(client, request, reply)
         return reply
 
@@ -123,6 +127,15 @@ class LocalTransport:
             return pb.SubmitReply(outcome=pb.REFUSED, reason=refusal.reason, detail=refusal.detail)
         self._server.drive()
         return pb.SubmitReply(outcome=outcome)
+
+    def report_evaluation(self, report: pb.EvaluationReport) -> None:
+        """Tell how good the final model is; raise Rejected if refused."""
+        client = self._coordinator.members.client_of(report.session)
+        try:
+            receipt = self._coordinator.final_evaluation.report(client, report)
+        except Refused as refusal:
+            raise Rejected(str(refusal)) from refusal
+        self._count_control(client, report, receipt)
 
     def heartbeat(self, session: int, timeout: float) -> None:
         """Do nothing: the clock stands still, so no client is ever lost."""

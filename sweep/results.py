@@ -53,8 +53,7 @@ def case_row(case: Case, metrics: dict[str, Any]) -> Row:
         "downlink": case.settings.compression.downlink,
         "broadcast": case.settings.compression.broadcast,
         "rounds": rounds,
-        "accuracy": final["accuracy"],
-        "loss": final["loss"],
+        **_scores(metrics, final),
         "float32_bytes": metrics["float32_bytes"],
         "up_payload_bytes": totals["uplink"]["payload_bytes"] / share,
         "up_sent_bytes": _sent(totals["uplink"]) / share,
@@ -79,8 +78,7 @@ def round_rows(case: Case, metrics: dict[str, Any]) -> list[Row]:
         rows.append({
             **_identity(case),
             "round": entry["round"],
-            "accuracy": entry["accuracy"],
-            "loss": entry["loss"],
+            **_scores(metrics, entry),
             "broadcast": entry["broadcast"],
             "up_payload_bytes": up,
             "down_payload_bytes": down,
@@ -109,6 +107,12 @@ def _identity(case: Case) -> Row:
         "clients": case.clients,
         "seed": case.seed,
     }
+
+
+def _scores(metrics: dict[str, Any], entry: dict[str, Any]) -> Row:
+    """Return the columns that say how good the model of an entry is."""
+    name, scores = metrics["metric"]["name"], entry["scores"]
+    return {"metric": name, "score": scores[name], "loss": scores["loss"]}
 
 
 def _sent(totals: dict[str, int]) -> int:

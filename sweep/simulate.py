@@ -16,7 +16,6 @@ from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
@@ -26,6 +25,7 @@ from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
 from featherfed.sweep.memory_state import HeldModels, MemoryState
+from featherfed.tasks.task import Task
 
 MakeClientTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
 """(client name, plan, manifest, training step) -> that client's `Trainer`."""
@@ -36,12 +36,12 @@ def simulate(
     *,
     model_json: str,
     manifest: Manifest,
-    data_shape: DataShape,
+    task: Task,
     clients: Mapping[str, pb.DataSummary],
     make_trainer: MakeClientTrainer,
-    evaluator: Evaluator,
+    evaluator: Evaluator | None = None,
     first_weights: list[Array] | None = None,
-    on_round: Callable[[int, float | None], None] = lambda round_, accuracy: None,
+    on_round: Callable[[int, Mapping[str, float]], None] = lambda round_, scores: None,
     extra: dict[str, Any] | None = None,
     runtime: str = "keras",
     step: ExportedStep | None = None,
@@ -49,6 +49,9 @@ def simulate(
     """Run `settings` to the end; return the content of metrics.json (docs/metrics.md).
 
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
+    `clients`: what each says of its data, statistics included if the task standardises.
+    `evaluator`: None if clients evaluate. `on_round` gets a new version's number and the newest
+    scores, loss and metrics by name; none are known before clients have evaluated a version.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
     top-level entries of the result. Clients run one at a time and the clock stands still, so no
     client is ever late; what clients keep stays in memory. Raises the first error that a client
@@ -60,9 +63,9 @@ def simulate(
             coordinator = Coordinator(
                 settings,
                 store,
-                make_plan(settings, model_json, manifest),
+                make_plan(settings, task, model_json, manifest),
                 manifest,
-                data_shape,
+                task,
                 evaluator,
                 lambda: 0.0,
                 first_weights=first_weights,
@@ -71,8 +74,9 @@ def simulate(
             )
 
             def report() -> None:
-                newest = store.versions.newest()
-                on_round(newest.version, newest.accuracy)
+                evaluated = store.versions.newest_evaluated()
+                scores = evaluated.scores if evaluated is not None else None
+                on_round(store.versions.newest_scores().version, scores or {})
 
             server = LocalServer(coordinator, report)
             versions: HeldModels = WeakValueDictionary()
@@ -87,10 +91,11 @@ def simulate(
                 for name, data in clients.items()
             ]
             held = _run_all(server, sessions)
+            coordinator.final_evaluation.settle()
             newest = store.versions.newest()
             assert all(h.digest == newest.digest for h in held), "a client holds another model"
-            metrics: dict[str, Any] = collect(store, settings, manifest, extra or {})
-            metrics["final"] = final(store, settings, 0.0, [])
+            metrics: dict[str, Any] = collect(store, settings, task, manifest, extra or {})
+            metrics["final"] = final(store, settings, task, 0.0, [])
             return metrics
         finally:
             store.close()

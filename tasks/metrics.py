@@ -62,6 +62,10 @@ class Metric(ABC):
     def value(self, sums: Floats) -> float:
         """Return the figure of sums, of any number of examples."""
 
+    def is_possible(self, sums: Floats) -> bool:
+        """Return whether examples can give these finite sums."""
+        return bool((sums >= 0).all())
+
 
 _CLASSES = frozenset({"class", "labels"})
 _NUMBERS = frozenset({"values", "input"})
@@ -79,6 +83,9 @@ class _Mean(Metric):
 
     def value(self, sums: Floats) -> float:
         return float(sums[0] / sums[1])
+
+    def is_possible(self, sums: Floats) -> bool:
+        return bool(sums[0] >= 0 and sums[1] >= 1)
 
     @abstractmethod
     def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
@@ -160,6 +167,12 @@ class _R2(Metric):
         error, total, squares, number = sums.tolist()
         variance = squares - total * total / number
         return 1.0 - error / variance if variance > 0 else 0.0
+
+    def is_possible(self, sums: Floats) -> bool:
+        error, total, squares, number = sums.tolist()
+        # By Cauchy and Schwarz, up to rounding.
+        fits = total * total <= squares * number * (1 + 1e-3) + 1e-30
+        return error >= 0 and squares >= 0 and number >= 1 and fits
 
 
 class _Confusion(Metric):

@@ -60,6 +60,13 @@ class Scoring:
             raise TaskError(f"{len(sums)} sums where the task's metrics have {self.size}")
         if not sums[0] >= 1 or not np.isfinite(sums).all():
             raise TaskError("sums that are not finite, or of no example")
+        if sums[1] < -1e-3 * sums[0]:  # rounding may make a loss of 0 a little less
+            raise TaskError("a loss below 0")
+        start = 2
+        for item, size in zip(self._metrics, self._sizes, strict=True):
+            if not item.is_possible(sums[start : start + size]):
+                raise TaskError(f"sums of the metric {item.name} that no examples give")
+            start += size
 
     def is_usable(self, scores: dict[str, float]) -> bool:
         """Return whether all scores are finite."""

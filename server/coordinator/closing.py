@@ -1,13 +1,12 @@
 """Closing a round: from its journaled updates to the next model version.
 
-A model that is not finite, or whose test loss is not, is never adopted: its round is discarded, and
-the next version is what the round started from. It gets a version of its own all the same, so that
+A model that is not finite, or whose scores on the server's data are not, is never adopted: its round
+is discarded, and the next version is what the round started from. It gets a version of its own all the same, so that
 rounds and versions stay in step for clients, journal and ledger.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -27,19 +26,28 @@ from featherfed.server.aggregation.next_version import (
 )
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.aggregation.weighting import Weighting
-from featherfed.server.coordinator.evaluation import Evaluation, Evaluator, drawn
+from featherfed.server.coordinator.evaluation import (
+    Evaluation,
+    Evaluator,
+    drawn,
+    finite,
+)
 from featherfed.server.coordinator.open_round import OpenRound
+from featherfed.server.coordinator.standardization import Standardization
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.rounds.transitions import Aggregated
+from featherfed.server.storage.records import Scores
+from featherfed.tasks.scaling import Scaling
 
 
 class _ClientModel(NamedTuple):
     """How good one client's own model is; None if it was not evaluated."""
 
     client: str
-    accuracy: float | None = None
+    scores: Scores | None = None
     prediction: str | None = None
 
 
@@ -55,12 +63,19 @@ class RoundClosing:
         run: LiveRun,
         open_round: OpenRound,
         strategy: AggregationStrategy,
-        evaluator: Evaluator,
+        evaluator: Evaluator | None,
+        held_out: HeldOutScores,
+        standardization: Standardization,
     ) -> None:
+        """`evaluator`: None if clients evaluate, or nobody does."""
         self._run = run
         self._open_round = open_round
         self._strategy = strategy
         self._evaluator = evaluator
+        self._held_out = held_out
+        self._standardization = standardization
+        self._scaling: Scaling | None = None
+        """What the evaluator was told."""
         self._downlink = parse_codec(run.settings.compression.downlink)
 
     def aggregate(self) -> None:
@@ -70,6 +85,7 @@ class RoundClosing:
         if the disk takes nothing now: nothing has changed, call it again.
         """
         round_ = self._run.state.round
+        self._tell_scaling()
         start, context = self._open_round.start(), self._open_round.context()
         weighting = self._strategy.weigh(round_, start)
         aggregate, models = self._fold(round_, start, context, weighting)
@@ -99,9 +115,12 @@ class RoundClosing:
             )  # fmt: skip
         except (CodecError, WireError) as error:
             raise _NotAdopted(str(error)) from error
+        if self._evaluator is None:
+            return made
         result = self._evaluator.evaluate(made.weights)
-        if not math.isfinite(result.loss) or not math.isfinite(result.accuracy):
-            raise _NotAdopted(f"its loss on the test set is {result.loss}")
+        if not result.is_finite:
+            odd = ", ".join(f"{name} is {value}" for name, value in result.scores.items())
+            raise _NotAdopted(f"on the server's data, its {odd}")
         return _evaluated(made, result)
 
     def _keep(self, round_: int, start: RoundStart) -> NextVersion:
@@ -109,7 +128,15 @@ class RoundClosing:
         run, sparsity = self._run, self._open_round.sparsity
         _, residual = run.store.versions.model(run.manifest)
         made = unchanged_version(round_, start, sparsity, run.newest_allocation, residual)
+        if self._evaluator is None:
+            return made
         return _evaluated(made, self._evaluator.evaluate(made.weights))
+
+    def _tell_scaling(self) -> None:
+        scaling = self._standardization.scaling
+        if self._evaluator is not None and scaling is not None and scaling is not self._scaling:
+            self._evaluator.set_scaling(scaling)
+            self._scaling = scaling
 
     def _fold(
         self, round_: int, start: RoundStart, context: RoundContext, weighting: Weighting
@@ -137,14 +164,17 @@ class RoundClosing:
 
     def _evaluated_clients(self, round_: int, weighting: Weighting) -> frozenset[str]:
         """Return the clients, of those whose updates count, whose own models are evaluated."""
+        if self._evaluator is None:
+            return frozenset()
         run, left_out = self._run, frozenset(weighting.record.left_out)
         counted = weighting.weights.keys() - left_out
         return drawn(counted, run.settings.evaluation.clients, run.policy.seed, round_)
 
     def _evaluate(self, client: str, start: RoundStart, update: Sequence[Array]) -> _ClientModel:
+        assert self._evaluator is not None, "else no client is drawn"
         weights = apply_update(self._run.manifest, start.weights, update)
         result = self._evaluator.evaluate(weights)
-        return _ClientModel(client, result.accuracy, result.prediction)
+        return _ClientModel(client, finite(result.scores) or None, result.prediction or None)
 
     def _commit(
         self,
@@ -164,6 +194,7 @@ class RoundClosing:
                 events.refused(run.plan.run, round_, client, Refused(pb.OUTLIER, detail), True)
 
         with run.change():
+            scores = self._score_before(round_) or version.scores or {}
             store.versions.add(version, made.weights, made.residual)
             for model in models:
                 store.journal.finish_update(round_, *model)
@@ -174,12 +205,27 @@ class RoundClosing:
                 reason = pb.Reason.Name(pb.OUTLIER)
                 store.refusals.add_in_transaction(round_, client, reason, detail, run.clock())
             store.after_commit(log)
-            run.apply(Aggregated(run.clock()), version)
+            run.apply(Aggregated(run.clock(), run.settings.is_reached(scores, round_)), version)
+
+    def _score_before(self, round_: int) -> Scores:
+        """Store what the round's clients found of the version before; return it if they evaluate.
+
+        The caller has a transaction.
+        """
+        run, store = self._run, self._run.store
+        if self._evaluator is not None:
+            return {}
+        sums = store.journal.sums_before(round_)
+        scores = self._held_out.scores(sums)
+        if scores:
+            store.versions.set_scores(round_ - 1, scores)
+        if sums:
+            store.after_commit(
+                lambda: events.version_evaluated(run.plan.run, round_ - 1, scores, len(sums))
+            )
+        return scores
 
 
 def _evaluated(made: NextVersion, result: Evaluation) -> NextVersion:
-    """Return a version with its loss and accuracy; None in place of what is not finite."""
-    loss, accuracy = (
-        value if math.isfinite(value) else None for value in (result.loss, result.accuracy)
-    )
-    return made._replace(version=replace(made.version, loss=loss, accuracy=accuracy))
+    """Return a version with its scores, without those of which any is not finite."""
+    return made._replace(version=replace(made.version, scores=finite(result.scores) or None))

@@ -12,25 +12,30 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.sketch import PROFILE
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.strategy import AggregationStrategy
-from featherfed.server.coordinator.admission import Admission, DataShape
+from featherfed.server.coordinator.admission import Admission
 from featherfed.server.coordinator.closing import RoundClosing
 from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
+from featherfed.server.coordinator.final_evaluation import FinalEvaluation
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
 from featherfed.server.coordinator.presence import Devices, Presence
 from featherfed.server.coordinator.refusal_log import RefusalLog
+from featherfed.server.coordinator.standardization import Standardization
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.tasks import Tasks
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.coordinator.updates import Updates
 from featherfed.server.observability import events
 from featherfed.server.observability.status import describe
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.rounds.transitions import Phase, RunState, Tick, due
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import Task
 
 
 class Coordinator:
@@ -42,8 +47,8 @@ class Coordinator:
         store: Store,
         plan: pb.Plan,
         manifest: Manifest,
-        data_shape: DataShape,
-        evaluator: Evaluator,
+        task: Task,
+        evaluator: Evaluator | None,
         clock: Callable[[], float],
         first_weights: Sequence[Array] | None = None,
         secret: int | None = None,
@@ -51,11 +56,15 @@ class Coordinator:
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
+        `task`: what is learned, as in `plan`. `evaluator`: None if the server has no data; then
+        clients evaluate, if the plan lets them hold examples out.
+
         `clock`: seconds since the epoch, never set back. `first_weights`: version 0, if it is not
         what the plan's seed gives. `secret`: seed of cohorts and slots, below 2**63, random if
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
+        settings.check_task(task)
         strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
@@ -63,7 +72,9 @@ class Coordinator:
         self.plan = plan
         self.manifest = manifest
         self.training_step = step or ExportedStep()
+        self.task = task
         self.run = LiveRun(settings, manifest, plan, store, clock)
+        self.standardization = Standardization(self.run, task)
         self.commits = GroupCommit(self.run.change)
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
@@ -72,12 +83,21 @@ class Coordinator:
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(
-            self.run, self.members, self.presence, codecs, data_shape, self.training_step
+            self.run, self.members, self.presence, codecs, task, self.standardization,
+            self.training_step,
+        )  # fmt: skip
+        self.tasks = Tasks(
+            self.run, self.members, self.presence, open_round, self.standardization
         )
-        self.tasks = Tasks(self.run, self.members, self.presence, open_round)
-        self.updates = Updates(self.run, self.members, open_round, codecs)
+        held_out = HeldOutScores(task)
+        self.updates = Updates(self.run, self.members, open_round, codecs, held_out)
+        self.final_evaluation = FinalEvaluation(
+            self.run, self.members, held_out, by_clients=evaluator is None
+        )
         self.refusals = RefusalLog(self.run, self.members)
-        self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
+        self.closing = RoundClosing(
+            self.run, open_round, strategy, evaluator, held_out, self.standardization
+        )
         version = self.newest_version
         again = bool(self.members or version)
         events.run_opened(plan.run, self.run.state, version, again=again)
@@ -120,21 +140,35 @@ class Coordinator:
         """Return the newest version's weights."""
         return self.store.versions.model(self.manifest)[0]
 
+    def scaling(self) -> Scaling | None:
+        """Return how the clients' data are standardised.
+
+        None before the first round has opened, or if the task needs none.
+        """
+        return self.standardization.scaling
+
     def newest_model(self) -> tuple[int, list[Array]]:
         """Return the newest version's number and its weights, which belong together."""
         with self.run.lock:
             return self.newest_version, self.newest_weights()
 
     def everyone_has_finished(self) -> bool:
-        """Whether every client that is still present has downloaded the final model."""
+        """Whether every client that is still present has the final model, and has evaluated it.
+
+        The latter only where clients evaluate, of those that hold examples out.
+        """
         with self.run.lock:
             if self.run.phase is not Phase.FINISHED:
                 return False
             have = self.store.ledger.clients_with_model(self.run.ledger_round)
-            return self.presence.present() <= have
+            present = self.presence.present()
+            return present <= have and not self.final_evaluation.missing(present)
 
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""
         with self.run.lock:
             clients = len(self.members)
-            return describe(self.plan.run, self.run.state, self.run.policy, self.store, clients)
+            leading = self.task.leading
+            return describe(
+                self.plan.run, self.run.state, self.run.policy, self.store, clients, leading
+            )

@@ -18,6 +18,7 @@ from featherfed.server.rounds.transitions import (
     Phase,
     Policy,
     RunState,
+    Tick,
     transition,
 )
 from featherfed.server.settings.settings import Settings
@@ -62,6 +63,8 @@ class LiveRun:
         self.policy = replace(settings.policy, seed=store.runs.secret())
         self.on_phase: Callable[[], None] = lambda: None
         """Called, in any thread, once another phase is committed."""
+        self.on_opening: list[Callable[[frozenset[str]], None]] = []
+        """Called with the clients present as a round opens, in the transaction that opens it."""
         self._state = _take_up(store.load_state(), self.policy, self.began)
         newest = store.versions.newest()
         self._committed = Committed(self._state, newest.digest, newest.allocation)
@@ -149,6 +152,8 @@ class LiveRun:
             with self.change():
                 if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
                     self.store.journal.open_round(after.round, after.since, after.cohort)
+                    for call in self.on_opening if isinstance(event, Tick) else ():
+                        call(event.present)
                 if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
                     self.store.journal.close_round(after.round, after.since, after.cohort)
                     self.store.transfers.drop_all()

@@ -6,6 +6,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.presence import Presence
+from featherfed.server.coordinator.standardization import Standardization
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.rounds.transitions import Heard, Phase
 
@@ -14,26 +15,37 @@ class Tasks:
     """Answers clients that ask for a task."""
 
     def __init__(
-        self, run: LiveRun, members: Members, presence: Presence, open_round: OpenRound
+        self,
+        run: LiveRun,
+        members: Members,
+        presence: Presence,
+        open_round: OpenRound,
+        standardization: Standardization,
     ) -> None:
         self._run = run
         self._members = members
         self._presence = presence
         self._open_round = open_round
+        self._standardization = standardization
 
-    def next_task(self, client: str) -> pb.NextTaskReply:
-        """Return what the client should do now; rounds wait for it again if it was away."""
+    def next_task(self, client: str, has_scaling: bool = False) -> pb.NextTaskReply:
+        """Return what the client should do now; rounds wait for it again if it was away.
+
+        `has_scaling`: as in NextTaskRequest.
+        """
         if self.was_away(client):
             self.returned(client)
-        return self.current(client)
+        return self.current(client, has_scaling)
 
-    def current(self, client: str) -> pb.NextTaskReply:
+    def current(self, client: str, has_scaling: bool = False) -> pb.NextTaskReply:
         """Return what a client that was not away should do now. Does not block."""
         run = self._run
         self._presence.hear(client)
         state, digest, _ = run.committed
+        # In the first round always: a server put back to before it may have fixed another one.
+        scaling = None if has_scaling and state.round > 1 else self._standardization.message
         if state.phase is Phase.FINISHED:
-            end = pb.Finished(version=state.round, digest=digest)
+            end = pb.Finished(version=state.round, digest=digest, scaling=scaling)
             return pb.NextTaskReply(finished=end)
         slot = run.slot_of(client, state)
         if state.phase is not Phase.TRAINING or slot is None or client in state.reported:
@@ -46,6 +58,7 @@ class Tasks:
             digest=digest,
             slot=slot,
             slots=state.slots,
+            scaling=scaling,
         )
         return pb.NextTaskReply(train=train)
 

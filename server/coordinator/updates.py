@@ -12,12 +12,14 @@ from featherfed.compression.exchange.update import changed_weights, max_payload,
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.clipping import update_norms
+from featherfed.server.coordinator.evaluation import read_sums
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.rounds.transitions import Phase, Reported
 from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, UpdateNorms
 from featherfed.server.storage.runs import DUPLICATE_UPDATES
@@ -37,12 +39,18 @@ class Updates:
     """Accepts each update of the open round exactly once."""
 
     def __init__(
-        self, run: LiveRun, members: Members, open_round: OpenRound, codecs: UpdateCodecs
+        self,
+        run: LiveRun,
+        members: Members,
+        open_round: OpenRound,
+        codecs: UpdateCodecs,
+        held_out: HeldOutScores,
     ) -> None:
         self._run = run
         self._members = members
         self._open_round = open_round
         self._codecs = codecs
+        self._held_out = held_out
         self._most: dict[str, int] = {}
 
     def max_bytes(self, client: str) -> int:
@@ -94,6 +102,7 @@ class Updates:
             self.check(client, header)
             start, context = self._open_round.start(), self._open_round.context()
             codec = self._open_round.codec_for(self._members.record(client).stages, run.state)
+            before, after = self._sums(client, header)
             slot = run.slot_of(client, run.state)
             assert slot is not None, "checked above"
         sent = WeightedUpdate(slot, header.num_examples, codec, payload)
@@ -106,9 +115,22 @@ class Updates:
             min(header.num_examples, run.settings.aggregation.max_examples or header.num_examples),
             payload,
             _finite(header.train_loss),
-            _finite(header.train_accuracy),
+            before=before,
+            after=after,
         )
         return DecodedUpdate(update, norms)
+
+    def _sums(self, client: str, header: pb.UpdateHeader) -> tuple[bytes, bytes]:
+        """Return a client's evaluations of the round's version and of its own model.
+
+        Empty where the run asks for none. Raises Refused for what no examples give.
+        """
+        if not self._run.plan.holdout:
+            return b"", b""
+        most = self._members.record(client).num_held_out
+        before, after = header.before, header.after
+        held_out = self._held_out
+        return read_sums(held_out, before, most), read_sums(held_out, after, most)
 
     def accept(
         self,

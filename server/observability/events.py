@@ -6,6 +6,7 @@ docs/observability.md lists the events and their fields.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from featherfed.proto import federation_pb2 as pb
@@ -128,6 +129,24 @@ def version_made(run: str, version: ModelVersion) -> None:
     _log(
         logging.INFO, "version_made", "version %d (%s): %d bytes as a %s",
         version.version, digest[:16], size, version.kind,
-        run=run, version=version.version, digest=digest, accuracy=version.accuracy,
-        loss=version.loss, payload_bytes=size, kind=version.kind,
+        run=run, version=version.version, digest=digest, scores=version.scores,
+        payload_bytes=size, kind=version.kind,
+    )  # fmt: skip
+
+
+def version_evaluated(run: str, version: int, scores: Mapping[str, float], clients: int) -> None:
+    """Log how good a version is on the held-out examples of clients."""
+    text = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "no finite figure"
+    _log(
+        logging.INFO, "version_evaluated", "version %d: %s, by %d clients", version, text, clients,
+        run=run, version=version, scores=dict(scores), clients=clients,
+    )  # fmt: skip
+
+
+def scaling_fixed(run: str, clients: int) -> None:
+    """Log that means and deviations of the clients' features are fixed for the whole run."""
+    _log(
+        logging.INFO, "scaling_fixed",
+        "run %s: features are standardised by the statistics of %d clients", run, clients,
+        run=run, clients=clients,
     )  # fmt: skip

@@ -11,17 +11,21 @@ from typing import Any
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.proto.peer_text import printable
 from featherfed.server.errors import MAX_DETAIL
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.ledger_totals import Totals
 from featherfed.server.storage.records import (
     JournaledUpdate,
     LedgerEntry,
     RoundRecord,
+    Scores,
     TransferredBytes,
 )
 from featherfed.server.storage.store import Store
+from featherfed.tasks.metrics import metric
+from featherfed.tasks.task import Task
 
-SCHEMA = 1
+SCHEMA = 2
 
 Bytes = dict[str, int]
 
@@ -34,17 +38,19 @@ _OF_RELEASES = {"release": "transfer", "release_retry": "retry"}
 """Ledger kind of an inference-only device -> the same kind of a training client."""
 
 
-def collect(store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]) -> Any:
+def collect(
+    store: Store, settings: Settings, task: Task, manifest: Manifest, extra: dict[str, Any]
+) -> Any:
     """Return the run's metrics so far, without `final`; `extra`: more top-level entries."""
     return {
-        **head(store, settings, manifest, extra),
-        "rounds": list(rounds(store, settings)),
+        **head(store, settings, task, manifest, extra),
+        "rounds": list(rounds(store, settings, task)),
         **tail(store),
     }
 
 
 def head(
-    store: Store, settings: Settings, manifest: Manifest, extra: dict[str, Any]
+    store: Store, settings: Settings, task: Task, manifest: Manifest, extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what stays the same while a server runs; `extra`: more entries."""
     run = store.runs.record()
@@ -54,17 +60,23 @@ def head(
         "run": run.name,
         "started": datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds"),
         "dataset": settings.evaluation.dataset,
+        "task": task.as_dict(),
+        "metric": {
+            "name": task.leading,
+            "larger_is_better": metric(task.leading).larger_is_better,
+        },
+        "evaluated_by": settings.evaluation.evaluated_by,
         "num_parameters": manifest.num_values,
         "float32_bytes": 4 * manifest.num_values,
-        "settings": _flat(settings),
+        "settings": _flat(settings, task),
         **extra,
     }
 
 
-def rounds(store: Store, settings: Settings) -> Iterator[dict[str, Any]]:
+def rounds(store: Store, settings: Settings, task: Task) -> Iterator[dict[str, Any]]:
     """Yield the entries of the rounds that gave the versions so far, one at a time."""
     for number in range(1, store.versions.newest_scores().version + 1):
-        yield round_entry(store, settings, number)
+        yield round_entry(store, settings, task, number)
 
 
 def tail(store: Store) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def tail(store: Store) -> dict[str, Any]:
     }
 
 
-def round_entry(store: Store, settings: Settings, number: int) -> dict[str, Any]:
+def round_entry(store: Store, settings: Settings, task: Task, number: int) -> dict[str, Any]:
     """Return the entry of a round that gave a version; what it costs depends on that round only."""
     round_, version = store.journal.round(number), store.versions.get(number)
     entries = store.ledger.of_round(number)
@@ -89,8 +101,8 @@ def round_entry(store: Store, settings: Settings, number: int) -> dict[str, Any]
     why = {"discarded": discarded[number]} if number in discarded else {}
     return {
         "round": number,
-        "accuracy": version.accuracy,
-        "loss": version.loss,
+        "scores": _scores(version.scores, task),
+        "spread": _spread(store, task, number),
         "seconds": _seconds(round_),
         "version": number,
         "digest": version.digest.hex(),
@@ -101,7 +113,7 @@ def round_entry(store: Store, settings: Settings, number: int) -> dict[str, Any]
         **spent,
         **why,
         "clients": [
-            _client(_public(update, settings), runtimes[update.client], ledger)
+            _client(_public(update, settings), task, runtimes[update.client], ledger)
             for update in counted
         ],
         "missing": sorted(set(round_.cohort) - {update.client for update in updates}),
@@ -119,43 +131,68 @@ def round_entry(store: Store, settings: Settings, number: int) -> dict[str, Any]
 
 
 def final(
-    store: Store, settings: Settings, sparsity: float, models: list[dict[str, Any]]
+    store: Store, settings: Settings, task: Task, sparsity: float, models: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the `final` part: the last version, its delivery, totals and the exported models."""
     last = store.versions.newest()
     closed = store.journal.round(last.version).closed
     whole = replace(store.journal.round(1), closed=closed)
-    delivery = _by_client(store.ledger.of_round(settings.rounds + 1))
+    delivery = _by_client(store.ledger.of_round(last.version + 1))
+    reports = store.evaluations.of(last.version)
     totals = {key: size for key, size in store.ledger.totals().items() if key[1] in _OF_TRAINING}
     return {
-        "accuracy": last.accuracy,
-        "loss": last.loss,
+        "scores": _scores(last.scores, task),
         "digest": last.digest.hex(),
         "version": last.version,
         "sparsity": sparsity,
         "seconds": _seconds(whole),
         "clients": [
-            {"client": client, "downlink": sides["downlink"]} for client, sides in delivery.items()
+            {
+                "client": client,
+                "downlink": sides["downlink"],
+                **({"scores": _own(reports[client], task)} if client in reports else {}),
+            }
+            for client, sides in delivery.items()
         ],
         "totals": _sides(totals),
         "models": models,
-        **({"privacy": _privacy(store, settings)} if settings.private else {}),
+        **({"privacy": _privacy(store, settings, last.version)} if settings.private else {}),
     }
 
 
-def _privacy(store: Store, settings: Settings) -> dict[str, Any]:
+def _privacy(store: Store, settings: Settings, rounds: int) -> dict[str, Any]:
     privacy = settings.privacy
     return {
-        "epsilon": store.journal.aggregation(settings.rounds).epsilon,
+        "epsilon": store.journal.aggregation(rounds).epsilon,
         "delta": privacy.delta,
         "noise_multiplier": privacy.noise_multiplier,
-        "rounds": store.journal.most_rounds(settings.rounds) + store.publications.repeated,
+        "rounds": store.journal.most_rounds(rounds) + store.publications.repeated,
     }
 
 
 def _public(update: JournaledUpdate, settings: Settings) -> JournaledUpdate:
-    """Return an update without its losses in a private run: they have no noise."""
-    return replace(update, train_loss=None, train_accuracy=None) if settings.private else update
+    """Return an update without its loss in a private run: it has no noise."""
+    return replace(update, train_loss=None) if settings.private else update
+
+
+def _scores(scores: Scores | None, task: Task) -> dict[str, float | None]:
+    """Return loss and metrics by name, null while they are unknown."""
+    known = scores or {}
+    return {name: known.get(name) for name in ("loss", *task.metrics)}
+
+
+def _own(sums: bytes, task: Task) -> dict[str, float] | None:
+    """Return the scores of a client's sums, None if it sent none."""
+    return HeldOutScores(task).scores([sums]) or None
+
+
+def _spread(store: Store, task: Task, version: int) -> list[float] | None:
+    """Return the lowest and highest leading metric of a version on clients' held-out examples."""
+    held_out = HeldOutScores(task)
+    each = [held_out.scores([sums]) for sums in store.journal.sums_before(version + 1)]
+    each += [held_out.scores([sums]) for sums in store.evaluations.of(version).values() if sums]
+    found = [scores[task.leading] for scores in each if scores]
+    return [min(found), max(found)] if found else None
 
 
 def _seconds(round_: RoundRecord) -> float:
@@ -165,14 +202,15 @@ def _seconds(round_: RoundRecord) -> float:
 
 
 def _client(
-    update: JournaledUpdate, runtime: str, ledger: dict[str, dict[str, Bytes]]
+    update: JournaledUpdate, task: Task, runtime: str, ledger: dict[str, dict[str, Bytes]]
 ) -> dict[str, Any]:
     return {
         "client": update.client,
         "num_examples": update.num_examples,
-        "accuracy": update.accuracy,
+        "scores": update.scores,
+        "before": _own(update.before, task),
+        "after": _own(update.after, task),
         "train_loss": update.train_loss,
-        "train_accuracy": update.train_accuracy,
         "codec": update.codec,
         "runtime": runtime,
         **ledger[update.client],
@@ -214,7 +252,7 @@ def _sides(totals: Totals) -> dict[str, Bytes]:
     }
 
 
-def _flat(settings: Settings) -> dict[str, Any]:
+def _flat(settings: Settings, task: Task) -> dict[str, Any]:
     """Return the settings that say what the run was, without where it listened."""
     s = settings
     return {
@@ -222,6 +260,7 @@ def _flat(settings: Settings) -> dict[str, Any]:
         "rounds": s.rounds,
         "seed": s.seed,
         **s.training.model_dump(),
+        "loss": str(task.loss),
         **s.compression.model_dump(),
         "optimize": s.optimization.method,
         **({"final_sparsity": s.optimization.final_sparsity} if s.prunes else {}),

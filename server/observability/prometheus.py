@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.storage.records import TransferredBytes
+from featherfed.server.storage.records import TransferredBytes, VersionScores
 from featherfed.server.storage.runs import DUPLICATE_UPDATES
 from featherfed.server.storage.store import Store
 
@@ -98,7 +98,7 @@ class _RunCollector(Collector):
             "featherfed_refusals", "Calls and updates refused, by reason.", "reason",
             {**dict.fromkeys(pb.Reason.keys()[1:], 0), **store.refusals.by_reason()},
         )  # fmt: skip
-        yield from _state(status, store.versions.newest_scores().loss)
+        yield from _state(status, store.versions.newest_evaluated())
         yield _gauge(
             "featherfed_storage_failing", "1 while the server cannot write.", store.failing
         )
@@ -117,7 +117,7 @@ def _traffic(totals: Mapping[tuple[str, str], TransferredBytes]) -> Iterator[Met
         yield family
 
 
-def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
+def _state(status: pb.StatusReply, evaluated: VersionScores | None) -> Iterator[Metric]:
     yield _gauge("featherfed_round", "The round, from 1.", status.round)
     yield _gauge("featherfed_rounds", "Rounds that the run has.", status.rounds)
     yield _gauge("featherfed_model_version", "The newest model version.", status.version)
@@ -132,23 +132,25 @@ def _state(status: pb.StatusReply, loss: float | None) -> Iterator[Metric]:
         "featherfed_clients", "Clients that have joined, by state.", "state",
         {state: getattr(counts, state) for state in counts.DESCRIPTOR.fields_by_name},
     )  # fmt: skip
-    if status.HasField("accuracy"):
-        text = "Test accuracy of the newest version, 0 to 1."
-        yield _gauge("featherfed_accuracy_ratio", text, status.accuracy)
-    if loss is not None:
-        yield _gauge("featherfed_loss", "Test loss of the newest version.", loss)
+    if evaluated is not None and evaluated.scores:
+        scores = dict(evaluated.scores)
+        loss = scores.pop("loss", None)
+        text = "The task's metrics, of the newest version that was evaluated."
+        yield _states("featherfed_score", text, "metric", scores)
+        if loss is not None:
+            yield _gauge("featherfed_loss", "The loss of that version.", loss)
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
     return _with_values(CounterMetricFamily(name, text, labels=(label,)), values)
 
 
-def _states(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _states(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     return _with_values(GaugeMetricFamily(name, text, labels=(label,)), values)
 
 
 def _with_values(
-    family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, int]
+    family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]
 ) -> Metric:
     for key, value in values.items():
         family.add_metric((key,), value)

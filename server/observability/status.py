@@ -8,9 +8,9 @@ from featherfed.server.storage.store import Store
 
 
 def describe(
-    run: str, state: RunState, policy: Policy, store: Store, clients: int
+    run: str, state: RunState, policy: Policy, store: Store, clients: int, metric: str
 ) -> pb.StatusReply:
-    """Return the run's status; `clients`: how many have joined.
+    """Return the run's status; `clients`: how many have joined; `metric`: the task's leading one.
 
     Whoever reaches the server may ask, other clients too: it says how many are in which state, not
     who. It is as large and takes as long with many clients and rounds as with few.
@@ -23,9 +23,11 @@ def describe(
         rounds=policy.rounds,
         version=newest.version,
         wanted_clients=policy.minimum,
+        metric=metric,
     )
-    if newest.accuracy is not None:
-        reply.accuracy = newest.accuracy
+    evaluated = store.versions.newest_evaluated()
+    if evaluated is not None and evaluated.scores and metric in evaluated.scores:
+        reply.score = evaluated.scores[metric]
     reply.discarded_rounds = len(store.journal.discarded())
     reply.uplink_bytes = store.ledger.message_bytes("uplink")
     reply.downlink_bytes = store.ledger.message_bytes("downlink")

@@ -117,9 +117,10 @@ class Heard:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The next model version was stored."""
+    """The next model version was stored. `enough`: the run's target is reached."""
 
     now: float
+    enough: bool = False
 
 
 Event = Tick | Reported | Heard | Aggregated
@@ -228,7 +229,7 @@ def _hear(state: RunState, event: Heard, policy: Policy) -> RunState:
 
 def _advance(state: RunState, event: Aggregated, policy: Policy) -> RunState:
     """Begin the next round, or finish the run."""
-    if state.round >= policy.rounds:
+    if event.enough or state.round >= policy.rounds:
         return replace(state, phase=Phase.FINISHED, since=event.now)
     return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
 

@@ -11,6 +11,7 @@ import grpc
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.server.access.names import check_name
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.rpc.calls import CallHandler, call, client_call, stranger_call
@@ -59,6 +60,17 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self._shared: tuple[Route, list[Any]] | None = None
 
     @stranger_call
+    async def GetTask(  # noqa: D102
+        self, request: pb.GetTaskRequest, context: Context
+    ) -> pb.GetTaskReply:
+        check_name(request.client)
+        self.callers.check_proven(request.client)
+        reply = self._coordinator.admission.task()
+        if request.client in self._coordinator.members:  # else the ledger grows with each name
+            await self.bytes.count_control(request.client, request, reply)
+        return reply
+
+    @stranger_call
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: D102
         self.callers.check_proven(request.client)
         reply = await self._commits.run(self._coordinator.admission.join, request)
@@ -74,7 +86,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         async def ask() -> pb.NextTaskReply:
             if tasks.was_away(client):
                 await self._commits.run(tasks.returned, client)
-            return tasks.current(client)
+            return tasks.current(client, request.has_scaling)
 
         def found(task: pb.NextTaskReply) -> bool:
             waits = task.HasField("wait")
@@ -150,6 +162,15 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self, request: pb.ResumeUploadRequest, client: str, context: Context
     ) -> pb.ResumeUploadReply:
         return pb.ResumeUploadReply(offset=await self._uploads.resume_at(client, request.header))
+
+    @client_call
+    async def ReportEvaluation(  # noqa: D102
+        self, request: pb.EvaluationReport, client: str, context: Context
+    ) -> pb.EvaluationReceipt:
+        report = self._coordinator.final_evaluation.report
+        receipt = await self._commits.run(report, client, request)
+        self.round_may_be_due.set()
+        return receipt
 
     @client_call
     async def Heartbeat(  # noqa: D102

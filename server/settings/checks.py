@@ -62,3 +62,27 @@ def check_privacy(
             "evaluation.clients would report how good clients' own models are, without the noise "
             "of [privacy]; set it to 0"
         )
+
+
+def check_privacy_of_sums(holdout: float, standardizes: bool) -> Iterator[str]:
+    """Yield each setting by which clients would send sums over their examples without noise."""
+    if holdout:
+        yield (
+            "evaluation.holdout would let clients report how good models are on their own "
+            "examples, without the noise of [privacy]; set it to 0, and give evaluation.dataset "
+            "for the server to evaluate on"
+        )
+    if standardizes:
+        yield (
+            "task: standardize = true lets clients send sums of their features, without the noise "
+            "of [privacy]; standardise the data beforehand, by figures that everybody knows"
+        )
+
+
+def check_evaluation(target: bool, evaluated_by: str | None) -> Iterator[str]:
+    """Yield why nobody can say when the run's target is reached."""
+    if target and evaluated_by is None:
+        yield (
+            "evaluation.target needs somebody to evaluate models; give evaluation.dataset, or let "
+            "evaluation.holdout be above 0"
+        )

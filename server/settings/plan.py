@@ -5,11 +5,12 @@ from __future__ import annotations
 from featherfed.compression.exchange.manifest import Fill, Manifest, TensorSpec
 from featherfed.compression.sketch import BOUNDED
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto.plan_terms import DEFAULT_LOSS
 from featherfed.server.settings.settings import Settings
+from featherfed.tasks.message import task_message
+from featherfed.tasks.task import Task
 
 
-def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Plan:
+def make_plan(settings: Settings, task: Task, model_json: str, manifest: Manifest) -> pb.Plan:
     """Return the plan; it holds data that a client can check, never code."""
     training = settings.training
     optimization = settings.optimization
@@ -23,7 +24,7 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
             batch_size=training.batch_size,
             learning_rate=training.learning_rate,
             optimizer=training.optimizer,
-            loss="" if training.loss is DEFAULT_LOSS else training.loss,
+            loss=task.loss,
         ),
         optimization=pb.Optimization(
             method=optimization.method, num_clusters=optimization.num_clusters
@@ -31,6 +32,8 @@ def make_plan(settings: Settings, model_json: str, manifest: Manifest) -> pb.Pla
         rounds=settings.rounds,
         heartbeat_seconds=settings.clients.heartbeat,
         report=BOUNDED,
+        task=task_message(task),
+        holdout=settings.evaluation.share_held_out,
     )
 
 

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     computed_field,
@@ -25,8 +25,17 @@ from featherfed.server.errors import ServerError
 from featherfed.server.rounds.sparsity import DENSE, SparsitySchedule
 from featherfed.server.rounds.transitions import Policy
 from featherfed.server.rounds.uplink import check_uplink
-from featherfed.server.settings.checks import check_privacy, check_rule
+from featherfed.server.settings.checks import (
+    check_evaluation,
+    check_privacy,
+    check_privacy_of_sums,
+    check_rule,
+)
 from featherfed.server.settings.rule import Rule
+from featherfed.server.settings.section import Section
+from featherfed.server.settings.task import TaskSettings
+from featherfed.tasks.metrics import is_better
+from featherfed.tasks.task import Task
 
 
 def _codec_text(text: str) -> str:
@@ -47,21 +56,19 @@ def _check_noise(multiplier: float) -> float:
 
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Section = TypeVar("Section", bound=BaseModel)
+AnySection = TypeVar("AnySection", bound=Section)
+DEFAULT_HOLDOUT = 0.1
+"""The share of its examples that a client evaluates on, where the server has no data set."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The model to train."""
 
     name: str = "cnn"
     """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """How a client trains in a round."""
 
     epochs: Annotated[int, Field(ge=1)] = 5
@@ -69,11 +76,11 @@ class TrainingSettings(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     optimizer: Optimizer = Optimizer.SGD
-    loss: Loss = DEFAULT_LOSS
-    """A Keras loss; all but the default see the integer labels one-hot."""
+    loss: Loss | None = None
+    """A Keras loss that fits the task's target; None: the usual one for it."""
 
 
-class OptimizationSettings(_Section):
+class OptimizationSettings(Section):
     """How TFMOT optimises the model while it is trained."""
 
     method: Method = Method.NONE
@@ -87,7 +94,7 @@ class OptimizationSettings(_Section):
     """Distinct values per kernel, for the method `cluster`."""
 
 
-class CompressionSettings(_Section):
+class CompressionSettings(Section):
     """The codec of each direction."""
 
     uplink: Annotated[str, AfterValidator(check_uplink)] = "balanced"
@@ -101,7 +108,7 @@ class CompressionSettings(_Section):
     mean."""
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """Who takes part; times in seconds."""
 
     minimum: Annotated[int, Field(ge=1)] = 2
@@ -121,7 +128,7 @@ class ClientSettings(_Section):
     round does not wait for it. 0: no heartbeats, the deadline alone decides."""
 
 
-class AggregationSettings(_Section):
+class AggregationSettings(Section):
     """How a round's updates become the next model."""
 
     rule: Literal["mean", "trimmed_mean", "median", "multi_krum"] = "mean"
@@ -137,7 +144,7 @@ class AggregationSettings(_Section):
     """Cap on the number of examples that an update is weighted by; None: no cap."""
 
 
-class PrivacySettings(_Section):
+class PrivacySettings(Section):
     """Client-level differential privacy; off unless there is noise."""
 
     noise_multiplier: Annotated[
@@ -154,7 +161,7 @@ class PrivacySettings(_Section):
     """The delta at which epsilon is reported."""
 
 
-class SecuritySettings(_Section):
+class SecuritySettings(Section):
     """Who may talk to the server; see SECURITY.md."""
 
     credentials: str | None = None
@@ -171,7 +178,7 @@ class SecuritySettings(_Section):
         return self
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """Limits for one client and for all clients together."""
 
     clients: Annotated[int, Field(ge=1)] = 10_000
@@ -190,11 +197,24 @@ class LimitSettings(_Section):
     """How long a peer may neither send what it uploads nor read what it downloads."""
 
 
-class EvaluationSettings(_Section):
-    """The test set, which stays on the server."""
+class TargetScore(Section):
+    """How good a model must be for the run to end early."""
 
-    dataset: str = "digits"
-    """digits, fashion-mnist or a folder of images."""
+    metric: str
+    """One of the task's metrics, or loss."""
+    value: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class EvaluationSettings(Section):
+    """How models are evaluated: on a data set that the server has, or by the clients."""
+
+    dataset: str | None = None
+    """The server's test set: digits, fashion-mnist or a folder. None: the server has no data."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of its examples that each client keeps out of training and evaluates models on; by
+    default 0.1 without a data set, and 0 with one."""
+    target: TargetScore | None = None
+    """End the run once a version is as good as this; None: after all rounds."""
     clients: Annotated[int, Field(ge=0)] = 10
     """In each round, evaluate the models of this many clients too, drawn by the run's secret."""
 
@@ -204,8 +224,22 @@ class EvaluationSettings(_Section):
         """Whether clients' models are evaluated: so it stands in older runs' fingerprints."""
         return self.clients > 0
 
+    @property
+    def share_held_out(self) -> float:
+        """The share of its examples that each client evaluates on; 0: clients do not."""
+        if self.holdout is None:
+            return DEFAULT_HOLDOUT if self.dataset is None else 0.0
+        return self.holdout
 
-class ServerSettings(_Section):
+    @property
+    def evaluated_by(self) -> str | None:
+        """Who says how good a version is: the server, the clients, or None for nobody."""
+        if self.dataset is not None:
+            return "server"
+        return "clients" if self.share_held_out else None
+
+
+class ServerSettings(Section):
     """Where the server listens."""
 
     host: str = "127.0.0.1"
@@ -221,7 +255,7 @@ class ServerSettings(_Section):
     """HOST:PORT where Prometheus finds /metrics."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """A whole run file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
@@ -243,6 +277,8 @@ class Settings(_Section):
     security: SecuritySettings = SecuritySettings()
     limits: LimitSettings = LimitSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    task: TaskSettings | None = None
+    """What is learned; None: to tell the pictures of the evaluation data set apart."""
 
     @model_validator(mode="after")
     def _sparsity_rounds_fit(self) -> Settings:
@@ -255,16 +291,62 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _task_fits(self) -> Settings:
+        if self.task is not None:
+            try:
+                task = self.task.made(self.training.loss)
+            except ValueError as error:  # all but the loss was checked before
+                raise ValueError(f"training.loss: {error}") from error
+            self._check_target(task)
+        return self
+
+    def _check_target(self, task: Task) -> None:
+        target = self.evaluation.target
+        if target is not None and target.metric not in ("loss", *task.metrics):
+            known = ", ".join(("loss", *task.metrics))
+            raise ValueError(
+                f"evaluation.target.metric: {target.metric!r} is no metric of the task; use one of "
+                f"{known}, or add it to task.metrics"
+            )
+
+    @model_validator(mode="after")
     def _updates_can_be_aggregated(self) -> Settings:
         compression, clients = self.compression, self.clients
         codecs = compression.uplink, compression.fallback
         problems = [*check_rule(self.rule, *codecs, clients.minimum, clients.fraction)]
+        target = self.evaluation.target is not None
+        problems += check_evaluation(target, self.evaluation.evaluated_by)
         if self.private:
             evaluated = self.evaluation.clients
             problems += check_privacy(self.rule, *codecs, compression.broadcast, evaluated)
+            task = self.explicit_task
+            standardizes = task is not None and task.standardizes
+            problems += check_privacy_of_sums(self.evaluation.share_held_out, standardizes)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def explicit_task(self) -> Task | None:
+        """The task of the section [task]; None: the entry point takes it from the data set."""
+        return None if self.task is None else self.task.made(self.training.loss)
+
+    def check_task(self, task: Task) -> None:
+        """Raise ServerError unless the settings fit a task that is not their own."""
+        try:
+            self._check_target(task)
+        except ValueError as error:
+            raise ServerError(str(error)) from None
+
+    def is_reached(self, scores: Mapping[str, float | None], round_: int) -> bool:
+        """Whether a version's scores, known in this round, are good enough to end the run."""
+        target = self.evaluation.target
+        if target is None or (self.prunes and round_ < self._end_round):
+            return False
+        score = scores.get(target.metric)
+        if score is None:
+            return False
+        return score == target.value or is_better(target.metric, score, target.value)
 
     @property
     def rule(self) -> Rule:
@@ -317,9 +399,13 @@ class Settings(_Section):
         free: dict[str, Any] = dict.fromkeys(
             ("server", "output", "clients", "security", "limits"), True
         )
-        free["evaluation"] = {"clients"}
-        if self.training.loss == TrainingSettings().loss:
+        evaluation = self.evaluation
+        new = {key for key in ("holdout", "target") if getattr(evaluation, key) is None}
+        free["evaluation"] = {"clients", *new}
+        if self.training.loss in (None, DEFAULT_LOSS):
             free["training"] = {"loss"}
+        if self.task is None:
+            free["task"] = True
         if self.aggregation == AggregationSettings():
             free["aggregation"] = True
         if self.privacy == PrivacySettings():
@@ -333,7 +419,7 @@ def load_settings(path: Path) -> Settings:
     return read_toml(path, Settings, "run file")
 
 
-def read_toml(path: Path, section: type[Section], what: str) -> Section:
+def read_toml(path: Path, section: type[AnySection], what: str) -> AnySection:
     """Return a TOML file as a `section`; raise ServerError that names each wrong key."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
@@ -363,6 +449,8 @@ def _explain(item: Any, root: type[BaseModel], what: str) -> str:
 def _keys(section: type[BaseModel], parents: list[str]) -> list[str]:
     """Return the keys of the section that `parents` lead to."""
     for parent in parents:
+        if parent.isdigit():  # an item of a list
+            continue
         annotation = section.model_fields[parent].annotation
         section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
     return list(section.model_fields)

@@ -15,11 +15,12 @@ class Clients:
     def save(self, name: str, record: ClientRecord, now: float) -> None:
         """Insert a client or replace its record; `now`: seconds since the epoch."""
         self._database.run(
-            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
+            "INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET "
             "session = excluded.session, num_examples = excluded.num_examples, "
-            "stages = excluded.stages, runtime = excluded.runtime",
+            "stages = excluded.stages, runtime = excluded.runtime, "
+            "num_held_out = excluded.num_held_out",
             name, record.session, record.num_examples, " ".join(sorted(record.stages)),
-            record.runtime, now,
+            record.runtime, now, record.num_held_out,
         )  # fmt: skip
 
     def count(self) -> int:
@@ -33,8 +34,10 @@ class Clients:
 
     def all(self) -> dict[str, ClientRecord]:
         """Return all clients by name, in order of names."""
-        sql = "SELECT client, session, num_examples, stages, runtime FROM clients ORDER BY client"
+        sql = "SELECT client, session, num_examples, stages, runtime, num_held_out FROM clients"
         return {
-            name: ClientRecord(session, num_examples, frozenset(stages.split()), runtime)
-            for name, session, num_examples, stages, runtime in self._database.run(sql)
+            name: ClientRecord(session, num_examples, frozenset(stages.split()), *rest)
+            for name, session, num_examples, stages, *rest in self._database.run(
+                f"{sql} ORDER BY client"
+            )
         }

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple
 
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import (
     AggregationRecord,
     JournaledUpdate,
     RoundRecord,
+    Scores,
     UpdateNorms,
+)
+from featherfed.server.storage.scores import from_json, to_json
+
+_UPDATE = (
+    "round, client, slot, codec, num_examples, payload, train_loss, prediction, scores, "
+    "sums_before, sums_after"
 )
 
 
@@ -49,8 +56,11 @@ class Journal:
 
     def add_update(self, update: JournaledUpdate, norms: UpdateNorms) -> None:
         """Insert an update; raise sqlite3.IntegrityError if the client has one in this round."""
-        marks = ", ".join("?" * len(fields(update)))
-        self._database.run(f"INSERT INTO updates VALUES ({marks})", *asdict(update).values())
+        self._database.run(
+            "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?)",
+            update.round, update.client, update.slot, update.codec, update.num_examples,
+            update.payload, update.train_loss, update.before or None, update.after or None,
+        )  # fmt: skip
         self._database.run(
             "INSERT INTO norms VALUES (?, ?, ?, ?, ?)",
             update.round, update.client, *astuple(norms),
@@ -73,8 +83,15 @@ class Journal:
         """
         self._database.check("updates", round_)
         for client in self.example_counts(round_):
-            sql = "SELECT * FROM updates WHERE round = ? AND client = ?"
-            yield JournaledUpdate(*self._database.run(sql, round_, client)[0])
+            sql = f"SELECT {_UPDATE} FROM updates WHERE round = ? AND client = ?"
+            *known, scores, before, after = self._database.run(sql, round_, client)[0]
+            yield JournaledUpdate(*known, from_json(scores), before or b"", after or b"")
+
+    def sums_before(self, round_: int) -> list[bytes]:
+        """Return the sums of the round's version on clients' held-out examples, those sent."""
+        self._database.check("updates", round_)
+        sql = "SELECT sums_before FROM updates WHERE round = ? AND sums_before IS NOT NULL"
+        return [row[0] for row in self._database.run(f"{sql} ORDER BY slot, client", round_)]
 
     def example_counts(self, round_: int) -> dict[str, int]:
         """Return the number of examples behind each update of a round, in order of slots."""
@@ -118,11 +135,11 @@ class Journal:
         return {row[0]: row[1] for row in rows}
 
     def finish_update(
-        self, round_: int, client: str, accuracy: float | None, prediction: str | None
+        self, round_: int, client: str, scores: Scores | None, prediction: str | None
     ) -> None:
         """Record how good a client's own model is, and drop its update's aggregated payload."""
         self._database.run(
-            "UPDATE updates SET payload = NULL, accuracy = ?, prediction = ? "
+            "UPDATE updates SET payload = NULL, scores = ?, prediction = ? "
             "WHERE round = ? AND client = ?",
-            accuracy, prediction, round_, client,
+            to_json(scores), prediction, round_, client,
         )  # fmt: skip

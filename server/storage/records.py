@@ -8,6 +8,9 @@ from typing import NamedTuple
 from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
 
+Scores = dict[str, float]
+"""The mean loss of a model, and each metric of the task by name."""
+
 OTHERS = "(others)"
 """Stands for all further names where no more are counted apart; no client can have this name."""
 
@@ -40,6 +43,8 @@ class ClientRecord:
     """Names of the codec stages it knows."""
     runtime: str
     """What it trains with, such as keras or litert; empty if it did not say."""
+    num_held_out: int = 0
+    """How many further examples it evaluates models on."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,10 @@ class RoundRecord:
 class JournaledUpdate:
     """An accepted update; `payload` is None once its round is aggregated.
 
-    `accuracy` and `prediction` (class probabilities for the example picture, JSON) are of the
-    client's own model, where clients' models are evaluated.
+    `prediction` (of the example that is shown, JSON) and `scores` are of the client's own model on
+    the server's data set, where clients' models are evaluated. `before` and `after` are sums
+    (tasks/scoring.py, little-endian float32) on the client's own held-out examples, of the version
+    that it started from and of its model; empty if it sent none.
     """
 
     round: int
@@ -67,9 +74,10 @@ class JournaledUpdate:
     num_examples: int
     payload: bytes | None
     train_loss: float | None = None
-    train_accuracy: float | None = None
-    accuracy: float | None = None
     prediction: str | None = None
+    scores: Scores | None = None
+    before: bytes = b""
+    after: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -116,16 +124,14 @@ class ModelVersion:
     sparsity: float
     payload: bytes
     allocation: Allocation | None = None
-    loss: float | None = None
-    accuracy: float | None = None
+    scores: Scores | None = None
 
 
 class VersionScores(NamedTuple):
-    """How good a model version is on the test set; None where it was not measured."""
+    """How good a model version is; None if that is not known."""
 
     version: int
-    loss: float | None
-    accuracy: float | None
+    scores: Scores | None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -105,7 +106,52 @@ def _count_refusals(connection: sqlite3.Connection) -> None:
     connection.execute("DROP TABLE refusals")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_number_and_checksums,)
+def _scores_by_name(connection: sqlite3.Connection) -> None:
+    """Turn accuracies and losses into scores by name; clients' own training accuracy goes."""
+    connection.execute("DROP VIEW refusals")  # SQLite reads all views when a column goes
+    _add_columns(connection, "clients", "num_held_out INTEGER NOT NULL DEFAULT 0")
+    columns = ("scores TEXT", "sums_before BLOB", "sums_after BLOB")
+    for table, new, old, key in (
+        ("versions", columns[:1], ("loss", "accuracy"), ("version",)),
+        ("updates", columns, ("accuracy", "train_accuracy"), ("round", "client")),
+    ):
+        _add_columns(connection, table, *new)
+        if "accuracy" not in _columns(connection, table):
+            continue
+        named = [name for name in old if not name.startswith("train")]
+        rows = connection.execute(f"SELECT {', '.join([*named, *key])} FROM {table}").fetchall()
+        for row in rows:
+            values = tuple(row)[: len(named)]
+            if None in values:
+                continue
+            where = " AND ".join(f"{name} = ?" for name in key)
+            connection.execute(
+                f"UPDATE {table} SET scores = ? WHERE {where}",
+                (json.dumps(dict(zip(named, values, strict=True))), *tuple(row)[len(named) :]),
+            )
+        for name in old:
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
+    connection.execute(_STOPS_OLDER_VERSIONS)
+    checksums.add_functions(connection)
+    checksums.store_all(connection)
+
+
+def _add_columns(connection: sqlite3.Connection, table: str, *columns: str) -> None:
+    """Add the columns that a table lacks; new files have them from schema.sql."""
+    known = _columns(connection, table)
+    for column in columns:
+        if column.split()[0] not in known:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _number_and_checksums,
+    _scores_by_name,
+)
 """Each brings a file from its index to the next version; never changed once released."""
 
 VERSION = len(MIGRATIONS)

@@ -14,7 +14,16 @@ CREATE TABLE IF NOT EXISTS clients (
     num_examples INTEGER NOT NULL,
     stages       TEXT NOT NULL,         -- codec stages it knows, separated by spaces
     runtime      TEXT NOT NULL,
-    joined       REAL NOT NULL
+    joined       REAL NOT NULL,
+    num_held_out INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS statistics ( -- of clients' features, where the task standardises
+    client     TEXT PRIMARY KEY,
+    statistics BLOB NOT NULL            -- pb.Statistics
+);
+CREATE TABLE IF NOT EXISTS scaling (    -- what follows from them, fixed when the first round opens
+    id      INTEGER PRIMARY KEY CHECK (id = 1),
+    scaling BLOB NOT NULL               -- pb.Scaling
 );
 CREATE TABLE IF NOT EXISTS versions (
     version  INTEGER PRIMARY KEY,       -- 0 is the start, r the result of round r
@@ -25,8 +34,7 @@ CREATE TABLE IF NOT EXISTS versions (
     payload  BLOB NOT NULL,             -- leads here from the version before; empty for 0
     levels   BLOB,                      -- importance of tensors, and of rows and columns
     profile  BLOB,
-    loss     REAL,
-    accuracy REAL
+    scores   TEXT                       -- loss and metrics by name, JSON; NULL while unknown
 );
 CREATE TABLE IF NOT EXISTS model (      -- the newest version's weights, and the server's residual
     id       INTEGER PRIMARY KEY CHECK (id = 1),
@@ -48,10 +56,17 @@ CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it 
     num_examples   INTEGER NOT NULL,
     payload        BLOB,                -- dropped once the round is aggregated
     train_loss     REAL,
-    train_accuracy REAL,
-    accuracy       REAL,                -- of this client's model on the test set
-    prediction     TEXT,                -- its class probabilities for the example picture, JSON
+    prediction     TEXT,                -- this client's model's answer to the example, JSON
+    scores         TEXT,                -- and its scores on the server's data set, JSON
+    sums_before    BLOB,                -- float32 sums of tasks/scoring.py on its own held-out
+    sums_after     BLOB,                -- examples: of the round's version and of its own model
     PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS evaluations ( -- of the final version, by clients on held-out examples
+    version INTEGER NOT NULL,
+    client  TEXT NOT NULL,
+    sums    BLOB NOT NULL,              -- float32; empty if the client has no usable figures
+    PRIMARY KEY (version, client)
 );
 CREATE TABLE IF NOT EXISTS norms (      -- L2 norms of the updates; records.UpdateNorms says of what
     round     INTEGER NOT NULL,

@@ -12,11 +12,13 @@ from featherfed.server.rounds.growing_set import GrowingSet
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.storage.clients import Clients
 from featherfed.server.storage.database import Database
+from featherfed.server.storage.evaluations import Evaluations
 from featherfed.server.storage.journal import Journal
 from featherfed.server.storage.ledger import Ledger
 from featherfed.server.storage.publications import Publications
 from featherfed.server.storage.refusals import Refusals
 from featherfed.server.storage.runs import Runs
+from featherfed.server.storage.scaling import ScalingStore
 from featherfed.server.storage.transfers import Transfers
 from featherfed.server.storage.versions import Versions
 
@@ -37,7 +39,9 @@ class Store:
         self._database = Database(path, checked)
         self.runs = Runs(self._database)
         self.clients = Clients(self._database)
+        self.scaling = ScalingStore(self._database)
         self.journal = Journal(self._database)
+        self.evaluations = Evaluations(self._database)
         self.versions = Versions(self._database)
         self.publications = Publications(self._database)
         self.ledger = Ledger(self._database)

@@ -11,7 +11,8 @@ from featherfed.compression.arrays import Array, make_read_only
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import ModelVersion, VersionScores
+from featherfed.server.storage.records import ModelVersion, Scores, VersionScores
+from featherfed.server.storage.scores import from_json, to_json
 
 Model = tuple[list[Array], list[Array] | None]
 """The newest version's weights, and what the downlink codec has lost; float32, manifest order."""
@@ -33,10 +34,10 @@ class Versions:
         """
         allocation = version.allocation
         self._database.run(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             version.version, version.digest, version.kind, version.codec, version.sparsity,
             version.payload, allocation and allocation.levels, allocation and allocation.profile,
-            version.loss, version.accuracy,
+            to_json(version.scores),
         )  # fmt: skip
         self._database.run(
             "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?)",
@@ -61,9 +62,20 @@ class Versions:
         return _version(rows[0])
 
     def newest_scores(self) -> VersionScores:
-        """Return the newest version's number, loss and accuracy, without reading its payload."""
-        sql = "SELECT version, loss, accuracy FROM versions ORDER BY version DESC LIMIT 1"
-        return VersionScores(*self._database.run(sql)[0])
+        """Return the newest version's number and scores, without reading its payload."""
+        sql = "SELECT version, scores FROM versions ORDER BY version DESC LIMIT 1"
+        return _scores(self._database.run(sql)[0])
+
+    def newest_evaluated(self) -> VersionScores | None:
+        """Return the number and scores of the newest version whose scores are known, if any."""
+        sql = "SELECT version, scores FROM versions WHERE scores IS NOT NULL"
+        rows = self._database.run(f"{sql} ORDER BY version DESC LIMIT 1")
+        return _scores(rows[0]) if rows else None
+
+    def set_scores(self, number: int, scores: Scores) -> None:
+        """Record how good a version is, once that is known."""
+        sql = "UPDATE versions SET scores = ? WHERE version = ?"
+        self._database.run(sql, to_json(scores), number)
 
     def after(self, number: int) -> list[ModelVersion]:
         """Return the versions above `number`, in order."""
@@ -94,7 +106,12 @@ def _version(row: Any) -> ModelVersion:
     fields = dict(row)
     levels, profile = fields.pop("levels"), fields.pop("profile")
     allocation = None if levels is None else Allocation(levels, profile)
-    return ModelVersion(**fields, allocation=allocation)
+    scores = from_json(fields.pop("scores"))
+    return ModelVersion(**fields, allocation=allocation, scores=scores)
+
+
+def _scores(row: Any) -> VersionScores:
+    return VersionScores(row[0], from_json(row[1]))
 
 
 def _to_blob(tensors: Sequence[Array]) -> bytes:
