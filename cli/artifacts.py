@@ -6,10 +6,9 @@ import gzip
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,20 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from featherfed.cli.build import Served, representative
 from featherfed.cli.machine import machine
 from featherfed.cli.metrics_file import MetricsFile
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
-from featherfed.models.export import export_each
+from featherfed.models.errors import ModelError
+from featherfed.models.export import KINDS, ModelFiles
 from featherfed.models.measure import measure
-from featherfed.models.optimized import FederatedModel
 from featherfed.report.render import render
 from featherfed.report.schema import ReportError
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
+from featherfed.tasks.scaling import Scaling
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,7 @@ SAMPLES_PER_CLASS = 8
 
 
 class Artifacts:
-    """Writes the files of one run's output directory, each atomically.
-
-    Models are evaluated on `test`; int8's ranges come from `calibration`, which must share no
-    example with it.
-    """
+    """Writes the files of one run's output directory, each atomically."""
 
     def __init__(
         self,
@@ -51,18 +48,15 @@ class Artifacts:
         settings: Settings,
         store: Store,
         coordinator: Coordinator,
-        model: FederatedModel,
-        test: Dataset,
-        calibration: Dataset,
+        served: Served,
     ) -> None:
         self._directory = directory
         self._metrics = MetricsFile(directory / "metrics.json")
         self._settings = settings
         self._store = store
         self._coordinator = coordinator
-        self._model = model
-        self._test = test
-        self._calibration = calibration
+        self._served = served
+        self._model = served.model
 
     def write_address(self, address: str) -> None:
         """Write and log the address that the server listens on."""
@@ -71,72 +65,87 @@ class Artifacts:
 
     def write_metrics(self) -> None:
         """Write metrics.json with the newest round, and log that round."""
-        newest = self._store.versions.newest_scores().version
-        last = metrics.round_entry(self._store, self._settings, newest)
+        store, task = self._store, self._model.task
+        newest = store.versions.newest_scores().version
+        last = metrics.round_entry(store, self._settings, task, newest)
+        evaluated = store.versions.newest_evaluated()
+        score = ""
+        if evaluated is not None and evaluated.version:
+            value = evaluated.scores[task.leading]
+            # Clients evaluate a version in the round after.
+            of = "" if evaluated.version == newest else f" of version {evaluated.version}"
+            score = f"{task.leading}{of} {value:.4f}, "
         log.info(
-            "round %d of %d: accuracy %.4f from %d clients in %.1f s",
-            newest, self._settings.rounds,
-            math.nan if last["accuracy"] is None else last["accuracy"], len(last["clients"]),
-            last["seconds"],
+            "round %d of %d: %s%d clients in %.1f s",
+            newest, self._settings.rounds, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
         if self._metrics.num_rounds == newest - 1 > 0:
-            self._metrics.append(last, metrics.tail(self._store))
+            before = metrics.round_entry(store, self._settings, task, newest - 1)
+            self._metrics.append(before, last, metrics.tail(store))
         else:
             self._write_all_metrics({})
 
     def _write_all_metrics(self, results: dict[str, Any]) -> None:
         """Write metrics.json anew, with `results` at its end."""
+        test = self._served.test
         fields = {
             "featherfed": importlib.metadata.version("featherfed"),
-            "num_test_examples": len(self._test),
-            "input_shape": self._test.input_shape,
-            "class_names": self._test.class_names,
+            "num_test_examples": 0 if test is None else len(test),
             "machine": machine(),
         }
+        task, model = self._model.task, self._model
         self._metrics.replace(
-            metrics.head(self._store, self._settings, self._model.manifest, fields),
-            metrics.rounds(self._store, self._settings),
+            metrics.head(self._store, self._settings, task, model.manifest, fields),
+            metrics.rounds(self._store, self._settings, task),
             {**metrics.tail(self._store), **results},
         )
 
     def finish(self) -> None:
-        """Export the final model, and write metrics, pictures and the report."""
+        """Export the final model, and write metrics, pictures and the report.
+
+        The weights come first. A file that cannot be made is a warning, and stands under `failed`
+        in metrics.json.
+        """
         log.info("exporting the final model")
         weights = self._coordinator.newest_weights()
         self._model.set_weights(weights)
-        paths = export_each(
-            self._model, self._directory, self._calibration.images, self._test.class_names
-        )
-        models = measure_models(paths, self._test)
+        scaling = self._coordinator.scaling() or Scaling.none(self._model.task)
+        examples = representative(self._served, scaling)
+        files = ModelFiles(self._model, self._directory, examples, scaling)
+        log.info("the model: %s", files.write_keras())
+        failed: list[dict[str, str]] = []
+        models = measure_models(_tflite_files(files, failed), self._served.test)
         log.info("making the report")
         sparsity = sparsity_of(self._model.manifest, weights)
-        final = metrics.final(self._store, self._settings, sparsity, models)
-        final["num_calibration_examples"] = len(self._calibration)
+        final = metrics.final(self._store, self._settings, self._model.task, sparsity, models)
+        final["num_calibration_examples"] = len(examples[0]) if self._served.calibration else 0
+        final["failed"] = failed
         self._write_all_metrics({"final": final})
-        self._write_pictures()
-        log.info("report: %s", self._report())
+        if self._served.test is not None and self._model.task.is_images:
+            self._write_pictures(self._served.test)
+        self._make_report()
 
-    def _report(self) -> Path:
+    def _make_report(self) -> None:
         try:
-            return render(self._directory)
+            log.info("report: %s", render(self._directory))
         except ReportError as error:
             if isinstance(error.__cause__, OSError):  # a full disk: the caller tries again
                 raise error.__cause__ from None
-            raise
+            log.warning("no report: %s", error)
 
-    def _write_pictures(self) -> None:
-        test = self._test
-        by_class = [np.flatnonzero(test.labels == c) for c in range(test.num_classes)]
+    def _write_pictures(self, test: Dataset) -> None:
+        names = test.class_names
+        by_class = [np.flatnonzero(test.labels == c) for c in range(len(names))]
         count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class))
         updates = [u for u in self._store.journal.updates(self._settings.rounds) if u.prediction]
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
-        predictions.append(self._model.predict(test.images[:1])[0].tolist())
+        predictions.append(self._model.predict([test.images[:1]])[0].tolist())
         with replacing(self._directory / "pictures.npz") as file:
             np.savez_compressed(
                 file,
                 samples=np.stack([test.images[indices[:count]] for indices in by_class]),
-                class_names=np.array(test.class_names),
+                class_names=np.array(names),
                 image=test.images[0],
                 image_label=test.labels[0],
                 predictor_names=np.array([*(u.client for u in updates), "global"]),
@@ -144,7 +153,17 @@ class Artifacts:
             )
 
 
-def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]:
+def _tflite_files(files: ModelFiles, failed: list[dict[str, str]]) -> Iterator[Path]:
+    """Yield each TFLite file once it is there; note in `failed` those that cannot be made."""
+    for kind in KINDS:
+        try:
+            yield files.write_tflite(kind)
+        except ModelError as error:
+            log.warning("model_%s.tflite cannot be made: %s", kind, error)
+            failed.append({"file": f"model_{kind}.tflite", "why": str(error)})
+
+
+def measure_models(paths: Iterable[Path], test: Dataset | None) -> list[dict[str, Any]]:
     """Return `final.models` of metrics.json: each .tflite file measured on the whole test set.
 
     One at a time, while `paths` makes the next one: another core than this process's measures.
@@ -155,13 +174,14 @@ def measure_models(paths: Iterable[Path], test: Dataset) -> list[dict[str, Any]]
         tempfile.TemporaryDirectory(prefix="featherfed-") as scratch,
         ThreadPoolExecutor(1) as pool,
     ):
-        data = Path(scratch) / "test.npz"
-        np.savez(data, images=test.images, labels=test.labels)
-        rows = [pool.submit(_measured, path, data) for path in paths if path.suffix == ".tflite"]
+        data = None if test is None else Path(scratch) / "test.npz"
+        if test is not None and data is not None:
+            test.save(data)
+        rows = [pool.submit(_measured, path, data) for path in paths]
     return [row.result() for row in rows]
 
 
-def _measured(path: Path, data: Path) -> dict[str, Any]:
+def _measured(path: Path, data: Path | None) -> dict[str, Any]:
     log.info("measuring %s", path.name)
     content = path.read_bytes()
     return {

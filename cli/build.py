@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.datasets.dataset import Dataset
+from featherfed.datasets.sources import load_train_test
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
+from featherfed.models.tflite import noise
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
 from featherfed.tasks.scaling import Scaling
-from featherfed.tasks.task import Task, image_task
+from featherfed.tasks.task import Task, Values, image_task
 
 CALIBRATION_EXAMPLES = 200
 MAX_SHOWN = 1000
@@ -83,6 +86,31 @@ def build_model(settings: Settings, task: Task) -> FederatedModel:
     return FederatedModel(_model_json(settings, task), optimization, task)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A run's model, and the server's own data, if it has any.
+
+    Models are evaluated on `test`; int8's ranges come from `calibration`, which must share no
+    example with it. Both fit the model's task.
+    """
+
+    model: FederatedModel
+    test: Dataset | None = None
+    calibration: Dataset | None = None
+
+
+def load_evaluation_data(settings: Settings) -> tuple[Dataset | None, Dataset | None]:
+    """Return the server's test set, and examples for int8's ranges; None if it has no data set.
+
+    Only the clients train: of the training set at most CALIBRATION_EXAMPLES are kept.
+    """
+    name = settings.evaluation.dataset
+    if name is None:
+        return None, None
+    train, test = load_train_test(name)
+    return test, calibration_set(train)
+
+
 def calibration_set(train: Dataset) -> Dataset:
     """Return at most CALIBRATION_EXAMPLES of a training set, evenly spaced, for int8's ranges.
 
@@ -90,6 +118,13 @@ def calibration_set(train: Dataset) -> Dataset:
     """
     count = min(CALIBRATION_EXAMPLES, len(train))
     return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
+
+
+def representative(served: Served, scaling: Scaling) -> list[Values]:
+    """Return prepared inputs for int8's ranges: the server's, or noise if it has no data."""
+    if served.calibration is None:
+        return noise(served.model.task, CALIBRATION_EXAMPLES)
+    return scaling.prepare(served.calibration.inputs)
 
 
 def _model_json(settings: Settings, task: Task) -> str:

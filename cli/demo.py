@@ -292,6 +292,6 @@ def _describe(reply: pb.StatusReply) -> str:
 
 
 def _note(reply: pb.StatusReply) -> str:
-    accuracy = f"accuracy {reply.accuracy:.3f}, " if reply.HasField("accuracy") else ""
+    score = f"{reply.metric} {reply.score:.3f}, " if reply.HasField("score") else ""
     up, down = reply.uplink_bytes / 1000, reply.downlink_bytes / 1000
-    return f"{accuracy}{up:,.0f} kB up, {down:,.0f} kB down"
+    return f"{score}{up:,.0f} kB up, {down:,.0f} kB down"

@@ -312,17 +312,17 @@ def report(directory: Path) -> None:
 
 @app.command()
 @click.argument("model", type=PATH, metavar="MODEL.tflite")
-@click.argument("images", type=PATH, nargs=-1, metavar="[IMAGES]...")
+@click.argument("data", type=PATH, nargs=-1, metavar="[DATA]...")
 @print_errors
-def predict(model: Path, images: tuple[Path, ...]) -> None:
-    """Classify images with an exported model; without any, the run's own sample images.
+def predict(model: Path, data: tuple[Path, ...]) -> None:
+    """Answer for data with an exported model; without any, for the run's own sample images.
 
-    IMAGES are pictures or camera frames of any size, or .npy/.npz of uint8 images.
+    DATA are pictures or camera frames of any size, or .npy/.npz of the model's inputs.
     """
     log.set_up(False)
-    from featherfed.cli.predict import predict_images
+    from featherfed.cli import predict as command
 
-    predict_images(model, list(images))
+    command.predict(model, list(data))
 
 
 @app.command()

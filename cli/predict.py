@@ -1,29 +1,49 @@
-"""`featherfed predict`: classify pictures, arrays and camera frames by an exported model."""
+"""`featherfed predict`: answer for pictures or other data by an exported model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featherfed.datasets.sources import load_inputs
 from featherfed.edge_client.errors import ClientError
 from featherfed.models.images import Source
-from featherfed.models.tflite import Classifier
+from featherfed.models.tflite import Classifier, Predictor, TfliteModel, read_model
+from featherfed.models.trial import try_model
+from featherfed.tasks.task import TargetKind, Task
+
+Rows = Iterator[tuple[str, ...]]
+_SHOWN = 8
+"""Most numbers of an answer that are printed."""
 
 
-def predict_images(model: Path, images: list[Path]) -> None:
-    """Print the most probable class of every image; without images, of the run's samples."""
+def predict(model: Path, sources: list[Path]) -> None:
+    """Print a model's answer to each example of `sources`.
+
+    Without any, a model of pictures answers for the run's own samples.
+    """
+    content = read_model(model)
+    try_model(content, str(model))
+    if TfliteModel(content).task.is_images:
+        _print(("image", "prediction", "probability"), _classified(model, sources))
+        return
+    if not sources:
+        raise ClientError(f"name the data for {model} to answer to: an .npz with x, or .npy")
+    predictor = Predictor(model)
+    _print(("example", "answer"), _answered(predictor, sources))
+
+
+def _classified(model: Path, images: list[Path]) -> Rows:
     classifier = Classifier(model)
+    sources: Sequence[tuple[str, Source]] | Iterator[tuple[str, Source]]
     sources = [(str(path), path) for path in images] if images else _samples(model)
-    rows = [("image", "prediction", "probability")]
     for label, source in sources:
         for found in classifier.classify_all(source):
             name, probability = found[0]
-            rows.append((label, name, f"{probability:.3f}"))
-    width, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for label, name, text in rows:
-        print(f"{label:{width}}  {name:{second}}  {text}")
+            yield label, name, f"{probability:.3f}"
 
 
 def _samples(model: Path) -> Iterator[tuple[str, Source]]:
@@ -34,3 +54,37 @@ def _samples(model: Path) -> Iterator[tuple[str, Source]]:
     with np.load(path, allow_pickle=False) as archive:
         for name, images in zip(archive["class_names"], archive["samples"], strict=True):
             yield f"a sample of {name}", images[:1]
+
+
+def _answered(predictor: Predictor, sources: list[Path]) -> Rows:
+    for path in sources:
+        inputs = load_inputs(str(path), predictor.task)
+        for number, answer in enumerate(predictor.predict(*inputs)):
+            own = inputs[0][number]
+            yield f"{path}[{number}]", _text(answer, predictor.task, own)
+
+
+def _text(answer: Any, task: Task, own: Any) -> str:
+    """Return an answer in the words of its task."""
+    kind, names = task.target.kind, task.target.class_names
+    if kind is TargetKind.INPUT:
+        seen = task.inputs[0].seen(own)
+        return f"off by {float(np.sqrt(np.mean(np.square(answer - seen)))):.4g} (root mean square)"
+    if kind is TargetKind.LABELS:
+        return ", ".join(n for n, p in zip(names, answer, strict=True) if p > 0.5) or "none"
+    if kind is TargetKind.CLASS:
+        rows = answer.reshape(-1, answer.shape[-1])
+        if rows.shape[1] == 1:  # the probability of the second of two classes
+            rows = np.concatenate([1 - rows, rows], axis=1)
+        said = [f"{names[row.argmax()]} ({row.max():.3f})" for row in rows[:_SHOWN]]
+        return " ".join(said) + (" ..." if len(rows) > _SHOWN else "")
+    numbers = answer.ravel()
+    text = " ".join(f"{value:.5g}" for value in numbers[:_SHOWN])
+    return text + (" ..." if len(numbers) > _SHOWN else "")
+
+
+def _print(head: tuple[str, ...], rows: Rows) -> None:
+    lines = [head, *rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+    for line in lines:
+        print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)))

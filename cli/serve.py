@@ -11,15 +11,17 @@ from pathlib import Path
 
 from featherfed.cli.announce import Announcement, is_local_only
 from featherfed.cli.artifacts import Artifacts
-from featherfed.cli.build import KerasEvaluator, build_model, calibration_set
+from featherfed.cli.build import (
+    KerasEvaluator,
+    Served,
+    build_model,
+    load_evaluation_data,
+    run_task,
+)
 from featherfed.cli.releases import build_releases
 from featherfed.cli.signals import stop_on_signal
 from featherfed.cli.training_step import offered_step
-from featherfed.datasets.dataset import Dataset
-from featherfed.datasets.sources import load_train_test
-from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.loop import serve
@@ -49,14 +51,11 @@ def serve_run(settings: Settings) -> int:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
     store = Store(output / "run.db")  # first: fails early if the directory cannot be used
     try:
-        train, test = load_train_test(settings.evaluation.dataset)
-        calibration = calibration_set(train)
-        del train  # frees its memory: only the clients train
-        model = build_model(settings, test)
+        served = _load(settings)
         lock = threading.Lock()
-        coordinator = _coordinator(settings, store, model, test, lock)
-        artifacts = Artifacts(output, settings, store, coordinator, model, test, calibration)
-        releases = build_releases(output, coordinator, model, calibration, lock)
+        coordinator = _coordinator(settings, store, served, lock)
+        artifacts = Artifacts(output, settings, store, coordinator, served)
+        releases = build_releases(output, coordinator, served, lock)
         try:
             finished = asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
             return _exit_status(finished, coordinator.status())
@@ -64,6 +63,15 @@ def serve_run(settings: Settings) -> int:
             releases.close()
     finally:
         store.close()
+
+
+def _load(settings: Settings) -> Served:
+    """Return what the run needs besides its store: model, and data if the server has any."""
+    test, calibration = load_evaluation_data(settings)
+    task = run_task(settings, test)
+    if test is not None and calibration is not None:
+        test, calibration = test.fit(task), calibration.fit(task)
+    return Served(build_model(settings, task), test, calibration)
 
 
 def _exit_status(finished: bool, status: pb.StatusReply) -> int:
@@ -117,20 +125,17 @@ async def _until_signal(
 
 
 def _coordinator(
-    settings: Settings,
-    store: Store,
-    model: FederatedModel,
-    test: Dataset,
-    lock: threading.Lock,
+    settings: Settings, store: Store, served: Served, lock: threading.Lock
 ) -> Coordinator:
-    plan = make_plan(settings, model.model_json, model.manifest)
+    model, test = served.model, served.test
+    plan = make_plan(settings, model.task, model.model_json, model.manifest)
     return Coordinator(
         settings,
         store,
         plan,
         model.manifest,
-        DataShape(test.input_shape, test.class_names),
-        KerasEvaluator(model, test, lock),
+        model.task,
+        None if test is None else KerasEvaluator(model, test, lock),
         SteadyClock(),
         first_weights=model.get_weights() if model.unseeded else None,
         step=offered_step(model, settings),

@@ -125,20 +125,29 @@ class Dataset:
         Pictures without a channel axis get one, numbers a trailing axis or none, integers become
         floats, names of classes their numbers. Raises `DatasetError` for what is not the task's.
         """
+        inputs = self.fit_inputs(task)
+        target = task.target
+        wanted = None if target.kind is TargetKind.INPUT else self.targets
+        targets = None if wanted is None else _fit_target(wanted, target, self.class_names)
+        try:
+            target.check(targets, len(self))
+        except TaskError as error:
+            raise DatasetError(str(error)) from error
+        return Dataset(inputs, targets, target.class_names, self.ordered)
+
+    def fit_inputs(self, task: Task) -> tuple[Values, ...]:
+        """Return the inputs as `fit` does, whatever the targets are."""
         if len(self.inputs) != len(task.inputs):
             names = ", ".join(given.name for given in task.inputs)
             raise DatasetError(f"the data have {len(self.inputs)} inputs; the task needs {names}")
         inputs = tuple(
             _fit_input(array, given) for array, given in zip(self.inputs, task.inputs, strict=True)
         )
-        target = task.target
-        wanted = None if target.kind is TargetKind.INPUT else self.targets
-        targets = None if wanted is None else _fit_target(wanted, target, self.class_names)
         try:
-            task.check_data(inputs, targets)
+            task.check_inputs(inputs)
         except TaskError as error:
             raise DatasetError(str(error)) from error
-        return Dataset(inputs, targets, target.class_names, self.ordered)
+        return inputs
 
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are."""

@@ -12,7 +12,7 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.folder import class_folders, load_image_folder
 from featherfed.datasets.function import call_function
 from featherfed.datasets.idx import has_idx_files, load_idx_folder
-from featherfed.tasks.task import Task
+from featherfed.tasks.task import Task, Values
 
 NAMES = ("digits", "fashion-mnist")
 
@@ -70,6 +70,23 @@ def load_client_data(spec: str, task: Task) -> Dataset:
         f"'{spec}': no such file or folder; give an .npz file, a folder CLASS/*.png, or"
         " module:function"
     )
+
+
+def load_inputs(spec: str, task: Task) -> list[Values]:
+    """Return the inputs of the examples in a file, as the task asks for them, without targets.
+
+    ``spec`` is an .npz with x (see `Dataset.load`), or an .npy of the only input. Raises
+    `DatasetError`.
+    """
+    path = Path(spec).expanduser()
+    if path.suffix == ".npy" and path.is_file():
+        try:
+            data = Dataset((np.load(path, allow_pickle=False),))
+        except (OSError, ValueError, EOFError) as error:
+            raise DatasetError(f"{path}: not a readable .npy file ({error})") from error
+    else:
+        data = Dataset.load(path, [given.name for given in task.inputs])
+    return list(data.fit_inputs(task))
 
 
 def fashion_mnist_folders() -> list[Path]:

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
+from featherfed.models.errors import ModelError
 from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import FileTask, with_task
@@ -35,57 +36,61 @@ KINDS = ("float32", "float16", "dynamic", "int8")
 _SAMPLES = 200
 
 
+class ModelFiles:
+    """Writes the files of a model with its present weights, each whole or not at all.
+
+    `representative` are prepared inputs [N, ...] from which int8 takes its ranges (a
+    quantization-aware model has its own, but the converter asks all the same); at most 200 of them
+    are used. The task and `scaling` go into every TFLite file.
+    """
+
+    def __init__(
+        self,
+        model: FederatedModel,
+        folder: str | Path,
+        representative: Inputs,
+        scaling: Scaling | None = None,
+    ) -> None:
+        if not len(representative[0]):
+            raise ValueError("the int8 kind needs some representative examples")
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._quantizes = model.optimization.method.quantizes
+        self._plain, self._finished = model.plain(), model.finished()
+        self._task = model.task
+        self._representative = representative
+        self._scaling = scaling or Scaling.none(model.task)
+
+    def write_keras(self) -> Path:
+        """Write model.keras, or model.h5 for the quantizing methods; `load_keras` reads both."""
+        return _save(self._finished, self._folder, self._quantizes)
+
+    def write_tflite(self, kind: str) -> Path:
+        """Write model_<kind>.tflite; raise ModelError if TFLite cannot express the model.
+
+        Raises ValueError for class names that are not one line each.
+        """
+        path = self._folder / f"model_{kind}.tflite"
+        write_whole(path, self.tflite(kind))
+        return path
+
+    def tflite(self, kind: str) -> bytes:
+        """Return what `write_tflite` writes."""
+        keras = self._finished if kind == "int8" else self._plain
+        names = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
+        described = FileTask(self._task, self._scaling, names)
+        return with_task(_convert(keras, kind, self._task, self._representative), described)
+
+
 def export(
     model: FederatedModel,
-    directory: str | Path,
+    folder: str | Path,
     representative: Inputs,
     scaling: Scaling | None = None,
 ) -> list[Path]:
-    """Write model_<kind>.tflite for every kind and a Keras file; return their paths.
-
-    The Keras file is model.keras, or model.h5 for the quantizing methods; `load_keras` reads both.
-    `representative` are prepared inputs [N, ...], N at least 1, from which int8 takes its ranges
-    (a quantization-aware model has its own, but the converter asks all the same); at most 200 of
-    them are used. The task and `scaling` go into every TFLite file. Raises ValueError if there are
-    no examples, or class names that are not one line each.
-    """
-    return list(export_each(model, directory, representative, scaling))
-
-
-def export_each(
-    model: FederatedModel,
-    directory: str | Path,
-    representative: Inputs,
-    scaling: Scaling | None = None,
-) -> Iterator[Path]:
-    """Do what `export` does, and yield each path as soon as the file is there."""
-    if not len(representative[0]):
-        raise ValueError("the int8 kind needs some representative examples")
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain, finished = model.plain(), model.finished()
-    for kind in KINDS:
-        keras = finished if kind == "int8" else plain
-        path = folder / f"model_{kind}.tflite"
-        write_whole(path, _tflite(keras, model.task, kind, representative, scaling))
-        yield path
-    yield _save(finished, folder, model.optimization.method.quantizes)
-
-
-def tflite_bytes(
-    model: FederatedModel, kind: str, representative: Inputs, scaling: Scaling | None = None
-) -> bytes:
-    """Return what `export` writes as model_<kind>.tflite; its arguments are explained there."""
-    keras = model.finished() if kind == "int8" else model.plain()
-    return _tflite(keras, model.task, kind, representative, scaling)
-
-
-def _tflite(
-    keras: Any, task: Task, kind: str, representative: Inputs, scaling: Scaling | None
-) -> bytes:
-    names = tuple(keras.input_names) if len(task.inputs) > 1 else ()
-    described = FileTask(task, scaling or Scaling.none(task), names)
-    return with_task(_convert(keras, kind, task, representative), described)
+    """Write all files of a model (see ModelFiles); return their paths, TFLite kinds first."""
+    files = ModelFiles(model, folder, representative, scaling)
+    return [*map(files.write_tflite, KINDS), files.write_keras()]
 
 
 def _save(finished: Any, folder: Path, quantizes: bool) -> Path:
@@ -120,7 +125,14 @@ def _convert(keras: Any, kind: str, task: Task, representative: Inputs) -> bytes
     with without_noise(), warnings.catch_warnings():
         # The representative examples are those statistics; the check runs before they are used.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
-        return bytes(converter.convert())
+        try:
+            return bytes(converter.convert())
+        except Exception as error:  # the converter raises its own kinds, without a public base
+            why = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"TFLite has no {kind} form of this model ({why}); use the Keras file, or other "
+                "layers"
+            ) from error
 
 
 def _samples(keras: Any, task: Task, inputs: Inputs) -> Callable[[], Iterator[Any]]:
