@@ -80,8 +80,7 @@ class Artifacts:
             newest, self._settings.rounds, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
         if self._metrics.num_rounds == newest - 1 > 0:
-            before = metrics.round_entry(store, self._settings, task, newest - 1)
-            self._metrics.append(before, last, metrics.tail(store))
+            self._metrics.append(last, metrics.tail(store))
         else:
             self._write_all_metrics({})
 
