@@ -7,11 +7,12 @@ Prints benchmarks/results/attackers.md; takes about eight minutes on one core.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from support.clients import WithoutData
+from support.models import summary
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
@@ -21,10 +22,11 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.settings.settings import Settings
 from featherfed.sweep.simulate import simulate
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import image_task
 
 CLIENTS, ROUNDS, EPOCHS, BATCH, RATE = 11, 10, 4, 32, 0.2
 SEEDS = (0, 1, 2)
@@ -64,7 +66,7 @@ def _forward(weights: Sequence[Array], x: Array) -> tuple[Array, Array]:
     return hidden, odds / odds.sum(axis=1, keepdims=True)
 
 
-class Perceptron:
+class Perceptron(WithoutData):
     """A network trained by plain SGD, whose client may then attack with its update."""
 
     def __init__(self, data: Dataset, attack: str, seed: int) -> None:
@@ -80,7 +82,7 @@ class Perceptron:
             for at in range(0, len(order), BATCH):
                 self._descend(new, order[at : at + BATCH])
         moved = zip(weights, new, strict=True)
-        return TrainingResult([w + self._corrupt(n - w) for w, n in moved], 0.0, 0.0)
+        return TrainingResult([w + self._corrupt(n - w) for w, n in moved], 0.0)
 
     def _descend(self, w: list[Array], batch: Any) -> None:
         x = self._x[batch]
@@ -106,12 +108,15 @@ class TestSetEvaluator:
     def __init__(self, test: Dataset) -> None:
         self._x, self._labels = _inputs(test), test.labels
 
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Do nothing: pictures are not standardised."""
+
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Return the evaluation of some weights."""
         with np.errstate(over="ignore", invalid="ignore"):
             _, odds = _forward(weights, self._x)
         accuracy = float((odds.argmax(axis=1) == self._labels).mean())
-        return Evaluation(0.0, accuracy, json.dumps([]))
+        return Evaluation({"loss": 0.0, "accuracy": accuracy})
 
 
 def accuracy(
@@ -119,13 +124,14 @@ def accuracy(
 ) -> float | None:
     """Return the final accuracy of a run with some hostile clients, None if it failed."""
     train, test = load_train_test("digits")
+    task = image_task(test.input_shape, test.class_names)
     split = partition(train.labels, CLIENTS, shards, seed)
     parts = {f"c{i:02}": train.take(s) for i, s in enumerate(split)}
     settings = Settings.model_validate({
         "rounds": ROUNDS, "seed": seed, "aggregation": aggregation,
         "clients": {"minimum": CLIENTS, "quorum": 1.0},
         "compression": {"uplink": uplink, "downlink": "float16 | zstd"},
-        "evaluation": {"clients": 0},
+        "evaluation": {"clients": 0, "dataset": "digits"},
     })  # fmt: skip
     trainers = {
         name: Perceptron(part, attack if i < hostile else "none", 100 * seed + i)
@@ -134,17 +140,15 @@ def accuracy(
     try:
         metrics = simulate(
             settings, model_json="{}", manifest=MODEL, evaluator=TestSetEvaluator(test),
-            data_shape=DataShape(test.input_shape, test.class_names),
+            task=task,
             clients={
-                name: pb.DataSummary(
-                    num_examples=len(part), example_shape=part.input_shape, num_classes=10
-                ) for name, part in parts.items()
+                name: summary(task, len(part)) for name, part in parts.items()
             },
             make_trainer=lambda name, plan, manifest, step: trainers[name],
         )  # fmt: skip
     except (ClientError, Rejected):
         return None
-    return float(metrics["final"]["accuracy"])
+    return float(metrics["final"]["scores"]["accuracy"])
 
 
 def cell(found: Sequence[float | None]) -> str:

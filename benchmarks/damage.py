@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.clients import join_request  # noqa: E402
 from support.evaluator import DistanceEvaluator  # noqa: E402
 from support.federation import settings  # noqa: E402
-from support.models import CLASSES, SHAPE  # noqa: E402
+from support.models import TASK  # noqa: E402
 
 from featherfed.cli.backup import back_up  # noqa: E402
 from featherfed.cli.check import check_directory  # noqa: E402
@@ -57,7 +57,6 @@ from featherfed.edge_client.partial_download import FILE_NAME, PartialDownload  
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate  # noqa: E402
 from featherfed.edge_client.versions import DigestMismatch, apply_links  # noqa: E402
 from featherfed.proto import federation_pb2 as pb  # noqa: E402
-from featherfed.server.coordinator.admission import DataShape  # noqa: E402
 from featherfed.server.coordinator.coordinator import Coordinator  # noqa: E402
 from featherfed.server.errors import ServerError  # noqa: E402
 from featherfed.server.observability import metrics_json  # noqa: E402
@@ -95,8 +94,8 @@ class Server:
         self.store = Store(folder / "run.db")
         try:
             self.coordinator = Coordinator(
-                changed, self.store, make_plan(changed, "{}", MANIFEST), MANIFEST,
-                DataShape(SHAPE, CLASSES), DistanceEvaluator(), time.time, secret=1,
+                changed, self.store, make_plan(changed, TASK, "{}", MANIFEST), MANIFEST,
+                TASK, DistanceEvaluator(), time.time, secret=1,
             )  # fmt: skip
         except BaseException:
             self.store.close()
@@ -135,7 +134,7 @@ class Server:
     def outcome(self) -> Figures:
         """Return all that the run's files say of it, but for times and sessions of this process."""
         store, rounds = self.store, self.store.journal.rounds()
-        metrics = metrics_json.collect(store, self.settings, MANIFEST, {})
+        metrics = metrics_json.collect(store, self.settings, TASK, MANIFEST, {})
         for round_ in metrics["rounds"][1:]:
             del round_["seconds"]
         return {
@@ -227,7 +226,7 @@ def make_client(folder: Path) -> None:
     state = ClientState(folder, "run")
     state.save_held(HeldModel(1, weights_digest(WEIGHTS), WEIGHTS))
     state.save_residual(WEIGHTS)
-    state.save_pending(PendingUpdate(2, 1, 10, 0.5, 0.5, b"payload" * 30, WEIGHTS, WEIGHTS))
+    state.save_pending(PendingUpdate(2, 1, 10, 0.5, b"payload" * 30, WEIGHTS, WEIGHTS))
     state.save_training_step(STEP)
     links, data = download()
     with contextlib.suppress(ConnectionError), partial(folder) as part:
@@ -384,7 +383,7 @@ def updates_per_second(folder: Path, count: int = 300) -> tuple[float, float]:
     changed = settings(folder, compression=CODECS, clients={"minimum": count}, output="run")
     store = Store(folder / "run.db")
     run = Coordinator(
-        changed, store, make_plan(changed, "{}", MANIFEST), MANIFEST, DataShape(SHAPE, CLASSES),
+        changed, store, make_plan(changed, TASK, "{}", MANIFEST), MANIFEST, TASK,
         DistanceEvaluator(), time.time, secret=1,
     )  # fmt: skip
     names = [f"client-{number}" for number in range(count)]

@@ -35,7 +35,6 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
 from featherfed.edge_client.grpc_releases import GrpcReleaseSource
 from featherfed.models.tflite import TfliteModel
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.rpc.server import create_server
@@ -44,6 +43,8 @@ from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.releases import Releases
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import image_task
 
 RESULT = Path(__file__).parent / "results" / "follow.json"
 ROUNDS, EPOCHS, CLIENTS = 10, 1, 5
@@ -131,6 +132,9 @@ def released(directory: Path, start: str) -> list[Path]:
 class NoEvaluator:
     """Evaluates nothing: no round of this run is ever aggregated."""
 
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Do nothing: pictures are not standardised."""
+
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         """Raise AssertionError."""
         raise AssertionError("no round is aggregated here")
@@ -140,13 +144,14 @@ class NoEvaluator:
 def tiny_run() -> Iterator[Coordinator]:
     """Yield the coordinator of a run that only serves releases."""
     manifest = Manifest((TensorSpec("kernel", (4, 4)),))
+    task = image_task((1, 1, 1), ("a", "b"))
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         settings = Settings.model_validate({"output": scratch, "server": {"port": 0}})
         store = Store(Path(scratch) / "run.db")
         try:
             yield Coordinator(
-                settings, store, make_plan(settings, "{}", manifest), manifest,
-                DataShape((1, 1, 1), ("a", "b")), NoEvaluator(), time.time,
+                settings, store, make_plan(settings, task, "{}", manifest), manifest,
+                task, NoEvaluator(), time.time,
             )  # fmt: skip
         finally:
             store.close()

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the server and the model of small tests
 
 from support import numpy_federation  # noqa: E402
-from support.clients import profile  # noqa: E402
+from support.clients import WithoutData, profile  # noqa: E402
 from support.kills import KillableProcesses, free_port, numpy_spec  # noqa: E402
 from support.load import cpu_seconds  # noqa: E402
 from support.models import EXAMPLES, MODELS  # noqa: E402
@@ -131,7 +131,7 @@ def _tensors(data: bytes) -> list[Array]:
     return [part.reshape(spec.shape) for part, spec in zip(parts, MODEL, strict=True)]
 
 
-class NullTrainer:
+class NullTrainer(WithoutData):
     """A trainer of featherfed that trains nothing."""
 
     def __init__(self, directory: Path, number: int) -> None:
@@ -139,7 +139,7 @@ class NullTrainer:
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Return the weights, moved by a fixed update."""
-        return TrainingResult(self._training.moved(weights), 0.5, 0.75)
+        return TrainingResult(self._training.moved(weights), 0.5)
 
 
 def serve_featherfed(address: str, directory: Path) -> None:

@@ -95,8 +95,11 @@ def _problems(plan: pb.Plan) -> Iterator[str]:
 
 def _problems_of_task(task: pb.Task, loss: str) -> Iterator[str]:
     """Yield the words of a task that only a newer version knows."""
-    words = [("loss", loss, set(Loss)), ("kind of target", task.target.kind, set(TargetKind))]
-    words += [("dtype", given.dtype, set(DTYPES)) for given in task.inputs[: MAX_INPUTS + 1]]
+    words: list[tuple[str, str, frozenset[str]]] = [
+        ("loss", loss, frozenset(Loss)),
+        ("kind of target", task.target.kind, frozenset(TargetKind)),
+        *(("dtype", given.dtype, frozenset(DTYPES)) for given in task.inputs[: MAX_INPUTS + 1]),
+    ]
     for what, word, known in words:
         if word not in known:
             yield f"names the {what} {printable(word, MAX_WORD)!r}, {UNKNOWN_HERE}"

@@ -96,6 +96,7 @@ class Scenario:
             "clients": clients,
             "compression": {"uplink": self.uplink, "broadcast": self.broadcast},
             "optimization": {"method": "prune" if self.prunes else "none"},
+            "evaluation": {"dataset": "simulated"},
         }
 
 

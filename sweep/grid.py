@@ -10,20 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from featherfed.server.rounds.uplink import PRESETS, check_uplink, is_codec
+from featherfed.server.settings.section import Section
 from featherfed.server.settings.settings import Settings, read_toml
 
 _AXES = ("dataset", "model", "partition", "clients", "runtime")
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CodecChoice(_Section):
+class CodecChoice(Section):
     """One value of the codec axis: settings of `[compression]`, as in a run file, with a label."""
 
     label: str
@@ -42,7 +39,7 @@ class CodecChoice(_Section):
         return value
 
 
-class Grid(_Section):
+class Grid(Section):
     """The axes of the grid: every combination of their values is run."""
 
     codec: Annotated[tuple[CodecChoice, ...], Field(min_length=1)]
@@ -92,7 +89,7 @@ class Case:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Sweep(_Section):
+class Sweep(Section):
     """A whole sweep file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
@@ -102,7 +99,7 @@ class Sweep(_Section):
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Accuracy for "bytes to target"; by default one point less than the baseline's mean."""
     grid: Grid
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
     """Settings of all runs, as in a run file."""
 
     @model_validator(mode="after")

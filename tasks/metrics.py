@@ -172,7 +172,7 @@ class _R2(Metric):
         error, total, squares, number = sums.tolist()
         # By Cauchy and Schwarz, up to rounding.
         fits = total * total <= squares * number * (1 + 1e-3) + 1e-30
-        return error >= 0 and squares >= 0 and number >= 1 and fits
+        return bool(error >= 0 and squares >= 0 and number >= 1 and fits)
 
 
 class _Confusion(Metric):

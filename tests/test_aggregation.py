@@ -19,7 +19,7 @@ from support.clients import Pull, join_request, profile
 from support.coordinator import DirectRun
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
@@ -48,7 +48,7 @@ from featherfed.server.aggregation.clipping import (
 from featherfed.server.aggregation.coarse_weights import coarse_weights
 from featherfed.server.aggregation.robust import Rows, combine, krum_choice
 from featherfed.server.coordinator import state
-from featherfed.server.coordinator.admission import MAX_EXAMPLES, DataShape
+from featherfed.server.coordinator.data_check import MAX_EXAMPLES
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.rounds import transitions as rounds
 from featherfed.server.rounds.transitions import Phase
@@ -73,7 +73,7 @@ class Scaled(Pull):
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         honest = super().train(weights, task).weights
         return TrainingResult(
-            [w + self.factor * (h - w) for w, h in zip(weights, honest, strict=True)], 0.5, 0.75
+            [w + self.factor * (h - w) for w, h in zip(weights, honest, strict=True)], 0.5
         )
 
 
@@ -117,7 +117,7 @@ def undisturbed(folder: Path, uplink: str, clients: int) -> str:
     unequal = (uplink, clients) != ("balanced", 5)  # forwarded, and so with coarse weights
     data = {f"c{i}": profile(f"c{i}", 100 * (1 + unequal * i)).data for i in range(clients)}
     told = simulate(
-        run, model_json="{}", manifest=MANIFEST, data_shape=DataShape(SHAPE, CLASSES),
+        run, model_json="{}", manifest=MANIFEST, task=TASK,
         clients=data, evaluator=DistanceEvaluator(),
         make_trainer=lambda name, plan, manifest, step: Pull(float(name[1:]) / 3),
     )  # fmt: skip

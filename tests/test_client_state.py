@@ -43,7 +43,7 @@ def a_state(directory: Path) -> ClientState:
 
     state.save_held(HeldModel(3, weights_digest(weights()), weights()))
     state.save_residual(weights(2))
-    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, b"payload", weights(3), weights(4)))
     return state
 
 
@@ -154,10 +154,10 @@ def test_a_full_disk_at_the_client_costs_no_update(
 
 def test_an_update_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
     state, payload = ClientState(tmp_path, "run"), random.Random(1).randbytes(10**5)
-    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, payload, None, None))
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, payload, None, None))
     assert (tmp_path / "pending.npz").stat().st_size < len(payload) + 2000
     assert ClientState(tmp_path, "run").pending() == state.pending()
-    assert state.pending() == PendingUpdate(4, 3, 10, 0.5, 0.5, payload, None, None)
+    assert state.pending() == PendingUpdate(4, 3, 10, 0.5, payload, None, None)
 
 
 def test_what_a_round_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_what_a_round_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     state = ClientState(tmp_path, "run")
     state.save_held(HeldModel(3, b"", weights()))
     assert synced == [".new-model.npz"]
-    state.save_pending(PendingUpdate(4, 3, 10, 0.5, 0.5, b"payload", None, None))
+    state.save_pending(PendingUpdate(4, 3, 10, 0.5, b"payload", None, None))
     state.settle(None)
     assert synced == [".new-model.npz", ".new-pending.npz", tmp_path.name]
     state.sync()
@@ -184,7 +184,7 @@ def test_a_residual_is_never_used_twice(small_disk: Path) -> None:
     a_state(small_disk).settle(weights(2))
     state = ClientState(small_disk, "run")
     fill(small_disk)
-    state.save_pending(PendingUpdate(5, 4, 10, 0.5, 0.5, b"payload", weights(3), weights(4)))
+    state.save_pending(PendingUpdate(5, 4, 10, 0.5, b"payload", weights(3), weights(4)))
     assert state.pending() is not None
     assert state.residual() is not None
     again = ClientState(small_disk, "run")
@@ -204,7 +204,7 @@ def test_no_loss_of_power_brings_a_used_residual_back(tmp_path: Path) -> None:
             a_state(disk.folder).settle(weights(4))  # noqa: B023
             state = ClientState(disk.folder, "run")  # noqa: B023
             disk.full = True  # noqa: B023
-            state.save_pending(PendingUpdate(5, 4, 10, 0.5, 0.5, b"", weights(5), weights(6)))
+            state.save_pending(PendingUpdate(5, 4, 10, 0.5, b"", weights(5), weights(6)))
 
         with simulated_files(scheduler):
             process.spawn(work)

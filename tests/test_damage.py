@@ -79,7 +79,7 @@ VALUES = (0, -0.0, 1, 0.1, 1e17, -7, 2**53 + 1)
 CHANGES = {
     "run": "UPDATE run SET secret = secret + 1",
     "clients": "UPDATE clients SET num_examples = 7 WHERE client = 'c1'",
-    "versions, version 1": "UPDATE versions SET accuracy = 1 WHERE version = 1",
+    "versions, version 1": "UPDATE versions SET scores = 1 WHERE version = 1",
     "model": "UPDATE model SET residual = x'00'",
     "clients .*": "UPDATE clients SET runtime = CAST(x'c3' AS TEXT)",
     "rounds, round 1": "UPDATE rounds SET opened = opened + 1 WHERE round = 1",

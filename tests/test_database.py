@@ -19,7 +19,7 @@ from support.clients import Pull
 from support.disk import damage, fill
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 from support.processes import run
 
 from featherfed.cli.backup import back_up
@@ -29,7 +29,6 @@ from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.state_directory import lock_state
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server import loop as conduct
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import CannotStore, ServerError
 from featherfed.server.settings.plan import make_plan
@@ -171,9 +170,9 @@ def test_a_model_with_a_flipped_bit_is_refused(federation: Start) -> None:
         Store(directory / "run.db")
     with closing(Store(directory / "run.db", checked=True)) as store:
         changed = settings(directory, rounds=2)
-        plan, shape = make_plan(changed, "{}", MANIFEST), DataShape(SHAPE, CLASSES)
+        plan = make_plan(changed, TASK, "{}", MANIFEST)
         with pytest.raises(ServerError, match="the model is not version 2 by its digest"):
-            Coordinator(changed, store, plan, MANIFEST, shape, DistanceEvaluator(), time.time)
+            Coordinator(changed, store, plan, MANIFEST, TASK, DistanceEvaluator(), time.time)
 
 
 def test_a_directory_that_cannot_be_written_is_said_at_once(small_disk: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from support.clients import Pull
 from support.coordinator import THREE, Clock, Run, opened
 from support.federation import Federation, settings
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 from support.processes import wait_until
 
 from featherfed.edge_client import grpc_connection
@@ -356,8 +356,8 @@ def test_a_failing_heartbeat_disturbs_nobody() -> None:
 
 
 def test_without_heartbeats_the_plan_has_not_one_byte_more(tmp_path: Path) -> None:
-    plain = make_plan(settings(tmp_path), "{}", MANIFEST)
-    asked = make_plan(settings(tmp_path, clients={"heartbeat": 10}), "{}", MANIFEST)
+    plain = make_plan(settings(tmp_path), TASK, "{}", MANIFEST)
+    asked = make_plan(settings(tmp_path, clients={"heartbeat": 10}), TASK, "{}", MANIFEST)
     assert asked.heartbeat_seconds == 10
     assert plain.ByteSize() == asked.ByteSize() - 2
     before = threading.active_count()

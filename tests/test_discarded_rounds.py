@@ -14,7 +14,7 @@ from support.clients import Pull
 from support.coordinator import DirectRun
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 from support.updates import constant, flat, honest
 
 from featherfed.cli.check_run import checks_of_run
@@ -71,7 +71,7 @@ def test_a_round_without_an_update_that_counts_is_discarded(
     (told,) = run.metrics()["rounds"]
     assert told["discarded"] == "none of its updates counts"
     assert [(r["client"], r["reason"]) for r in told["refused"]] == [("a", "OUTLIER")]
-    assert told["loss"] is not None
+    assert told["scores"]["loss"] is not None
     assert run.coordinator.status().discarded_rounds == 1
     run.step({"a": constant(0.1)})
     told = run.metrics()["rounds"][1]
@@ -115,7 +115,7 @@ def test_what_cannot_be_evaluated_at_all_has_no_loss(direct_run: Callable[..., D
     run = direct_run(compression=DENSE, **ONLY_THE_MODEL)
     diverge(run.coordinator, 1, 2)
     run.step(honest(5))
-    assert run.metrics()["rounds"][0]["loss"] is None
+    assert run.metrics()["rounds"][0]["scores"]["loss"] is None
 
 
 # ---- what the others see of it ----
@@ -147,7 +147,7 @@ def test_clients_follow_a_run_over_a_discarded_round(federation: Start, changes:
     assert not any(
         e.kind == "retry" and e.direction == "downlink" for e in server.store.ledger.entries()
     ), "nobody needed a snapshot"
-    rounds = collect(server.store, server.settings, MANIFEST, {})["rounds"]
+    rounds = collect(server.store, server.settings, TASK, MANIFEST, {})["rounds"]
     assert [len(r["clients"]) for r in rounds] == [3] * 4, "whose bytes were sent"
 
 
@@ -180,7 +180,7 @@ class Exploding(Pull):
     """A trainer whose weights are not finite any more."""
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
-        return TrainingResult([w * np.float32(np.inf) for w in weights], NAN, 0.1)
+        return TrainingResult([w * np.float32(np.inf) for w in weights], NAN)
 
 
 @pytest.mark.parametrize(

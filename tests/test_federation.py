@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.clients import Pull, profile
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, SHAPE, TASK
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -34,7 +34,6 @@ from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.observability import metrics_json as metrics
@@ -592,14 +591,13 @@ def test_a_server_that_is_not_there_is_said_plainly() -> None:
 def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     server = federation(rounds=1)
     changed = server.settings.model_copy(update={"rounds": 2})
-    shape = DataShape(SHAPE, CLASSES)
     with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
         Coordinator(
             changed,
             server.store,
             server.coordinator.plan,
             MANIFEST,
-            shape,
+            TASK,
             DistanceEvaluator(),
             time.time,
         )
@@ -629,7 +627,7 @@ def _state_key(server: Federation) -> str:
 
 
 def _metrics(server: Federation) -> Any:
-    return metrics.collect(server.store, server.settings, MANIFEST, {})
+    return metrics.collect(server.store, server.settings, TASK, MANIFEST, {})
 
 
 def _payload(change: dict[str, Any]) -> bytes:

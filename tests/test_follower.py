@@ -18,7 +18,7 @@ import pytest
 from support.clients import Pull
 from support.federation import Federation
 from support.hostile_server import HostileServer
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 from support.processes import Processes, wait_until
 from support.releases import FIRST, SECOND, moved, sha
 
@@ -292,7 +292,7 @@ def test_every_version_reaches_a_follower_and_the_ledger_counts_its_bytes(
 
 
 def _check_metrics(server: Federation, meter: Meter) -> None:
-    found = metrics.collect(server.store, server.settings, MANIFEST, {"featherfed": "0"})
+    found = metrics.collect(server.store, server.settings, TASK, MANIFEST, {"featherfed": "0"})
     assert [one["device"] for one in found["releases"]] == ["camera"]
     traffic = found["releases"][0]
     nothing = {"control_bytes": 0, "retry_bytes": 0}
@@ -300,7 +300,7 @@ def _check_metrics(server: Federation, meter: Meter) -> None:
     down = {"payload_bytes": meter.payload, "message_bytes": meter.down, **nothing}
     assert traffic["downlink"] == down
     assert {c["client"] for r in found["rounds"] for c in r["clients"]} == {"only"}
-    found["final"] = metrics.final(server.store, server.settings, 0.0, [])
+    found["final"] = metrics.final(server.store, server.settings, TASK, 0.0, [])
     assert [one["client"] for one in found["final"]["clients"]] == ["only"]
     training = [e for e in server.store.ledger.entries() if e.client == "only"]
     total = found["final"]["totals"]["downlink"]

@@ -17,6 +17,7 @@ import pytest
 from support.clients import join_request
 from support.coordinator import Clock, Run
 from support.federation import Federation
+from support.models import TASK
 from support.processes import wait_until
 from support.raw_calls import EMPTY_MESSAGE, RawCalls, RawConnection
 
@@ -381,7 +382,7 @@ def test_devices_beyond_the_limit_are_served_and_counted_together(federation: St
     server.close()
     server = federation(**changes)
     assert {fetch(server, name) for name in ["late", "known-1"]} == files
-    found = metrics.collect(server.store, server.settings, server.coordinator.manifest, {})
+    found = metrics.collect(server.store, server.settings, TASK, server.coordinator.manifest, {})
     counted = {one["device"]: one["downlink"]["payload_bytes"] for one in found["releases"]}
     size = counted["known-0"]
     assert counted == {

@@ -39,7 +39,7 @@ def test_the_residual_follows_the_settled_update(tmp_path: Path) -> None:
     state = MemoryState({}, tmp_path, "run")
     assert state.residual() is None
     ones = [np.ones(2, np.float32)]
-    pending = PendingUpdate(1, 0, 10, 0.5, 0.75, b"payload", ones, ones)
+    pending = PendingUpdate(1, 0, 10, 0.5, b"payload", ones, ones)
     state.save_pending(pending)
     assert state.pending() is pending
     state.settle(pending.residual)

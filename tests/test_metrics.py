@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.coordinator import DirectRun
 from support.disk import fill
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 from support.updates import honest, random_update
 
 from featherfed.cli import metrics_file
@@ -30,7 +30,7 @@ DENSE = {"uplink": "float32", "downlink": "float32"}
 def evaluated(run: DirectRun) -> list[set[str]]:
     """Return the clients of each round whose own models were evaluated."""
     return [
-        {client["client"] for client in round_["clients"] if client["accuracy"] is not None}
+        {client["client"] for client in round_["clients"] if client["scores"] is not None}
         for round_ in run.metrics()["rounds"]
     ]
 
@@ -196,7 +196,7 @@ def test_neither_metrics_nor_status_cost_more_after_many_rounds(direct_run: Dire
         run.step(honest(5))
         number = run.coordinator.newest_version
         return [
-            cost(lambda: metrics.round_entry(store, run.settings, number)),
+            cost(lambda: metrics.round_entry(store, run.settings, TASK, number)),
             cost(lambda: metrics.tail(store)),
             cost(run.coordinator.status),
         ]
@@ -219,10 +219,12 @@ def test_the_parts_of_the_file_are_its_content(direct_run: Direct) -> None:
         run.step(honest(5))
         number = run.coordinator.newest_version
         if number == 1:
-            head = metrics.head(run.store, run.settings, MANIFEST, {"featherfed": "0"})
-            rounds = metrics.rounds(run.store, run.settings)
+            head = metrics.head(run.store, run.settings, TASK, MANIFEST, {"featherfed": "0"})
+            rounds = metrics.rounds(run.store, run.settings, TASK)
             file.replace(head, rounds, metrics.tail(run.store))
         else:
-            last = metrics.round_entry(run.store, run.settings, number)
+            last = metrics.round_entry(run.store, run.settings, TASK, number)
             file.append(last, metrics.tail(run.store))
-        assert read(path) == metrics.collect(run.store, run.settings, MANIFEST, {"featherfed": "0"})
+        assert read(path) == metrics.collect(
+            run.store, run.settings, TASK, MANIFEST, {"featherfed": "0"}
+        )

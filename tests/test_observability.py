@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.clients import Pull, profile
 from support.federation import Federation
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 from support.processes import run
 
 from featherfed.cli.log import TextFormatter, _json, cut_texts
@@ -121,7 +121,7 @@ def test_no_text_of_a_peer_reaches_an_operator_as_it_came(
             line = formatter.format(record)
             assert line.isprintable(), line
             assert len(line) < 20_000
-    found = metrics.collect(server.store, server.settings, MANIFEST, {})
+    found = metrics.collect(server.store, server.settings, TASK, MANIFEST, {})
     assert sum(len(one["refused"]) for one in found["rounds"]) > 3
     found |= {"featherfed": "0", "num_test_examples": 1, "final": None}
     (tmp_path / "metrics.json").write_text(json.dumps(found), "utf-8")
@@ -247,12 +247,12 @@ def test_a_million_refusals_are_one_row(federation: Start) -> None:
             transport.next_task(7)
     transport.join(join_request("bad"))
     wrong = join_request("bad")
-    wrong.data.example_shape[:] = (9, 9, 9)
+    wrong.data.inputs[0].shape[:] = (9, 9, 9)
     for _ in range(3):
         with pytest.raises(Rejected):
             transport.join(wrong)
     server.run_clients(*[server.client(n) for n in ("a", "b", "bad")])
-    (round_,) = metrics.collect(server.store, server.settings, MANIFEST, {})["rounds"]
+    (round_,) = metrics.collect(server.store, server.settings, TASK, MANIFEST, {})["rounds"]
     found = {(r["client"], r["reason"]): r["count"] for r in round_["refused"]}
     assert found == {("(stranger)", "UNKNOWN_SESSION"): 50, ("bad", "DATA_MISMATCH"): 3}
 
@@ -298,7 +298,7 @@ def test_bytes_sent_again_are_told_by_round(federation: Start) -> None:
 
     transport.submit_update = submit_twice  # type: ignore[method-assign]
     server.run_clients(server.client("a", transport=transport))
-    (round_,) = metrics.collect(server.store, server.settings, MANIFEST, {})["rounds"]
+    (round_,) = metrics.collect(server.store, server.settings, TASK, MANIFEST, {})["rounds"]
     (client,) = round_["clients"]
     assert round_["wasted_bytes"] == client["uplink"]["retry_bytes"] > 0
 
@@ -348,7 +348,7 @@ def test_prometheus_sees_the_run(federation: Start, caplog: pytest.LogCaptureFix
     assert after["featherfed_upload_acknowledgement_seconds_count{}"] == 6
     assert after["featherfed_aggregation_seconds_count{}"] == 2
     assert after["featherfed_storage_failing{}"] == 0
-    assert 0 < after["featherfed_accuracy_ratio{}"] < 1
+    assert 0 < after['featherfed_score{metric="accuracy"}'] < 1
     entries = [
         e for e in server.store.ledger.entries() if (e.direction, e.kind) == ("uplink", "transfer")
     ]

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.clients import profile
+from support.clients import WithoutData, profile
 from support.evaluator import DistanceEvaluator
 from support.federation import settings
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.sweep.simulate import simulate
 
 GOLDEN = Path(__file__).parent / "golden" / "runs.json"
@@ -52,7 +51,7 @@ GONE = {"private"}
 """Golden runs that nothing repeats: their noise followed from a stored secret; now it is random."""
 
 
-class Walk:
+class Walk(WithoutData):
     """A trainer whose update follows from the client's name and the round; one client is loud."""
 
     def __init__(self, name: str) -> None:
@@ -64,7 +63,7 @@ class Walk:
         moved = [w + draw.standard_normal(w.shape, np.float32) * self._scale for w in weights]
         if task.sparsity:
             moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
-        return TrainingResult(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5)
 
 
 def digests(directory: Path, changes: dict[str, Any], more: int = 10) -> list[str]:
@@ -78,7 +77,7 @@ def digests(directory: Path, changes: dict[str, Any], more: int = 10) -> list[st
         settings(directory, **{**base, **changes}),
         model_json="{}",
         manifest=MANIFEST,
-        data_shape=DataShape(SHAPE, CLASSES),
+        task=TASK,
         clients={name: profile(name, 50 + more * i).data for i, name in enumerate(names)},
         make_trainer=lambda name, plan, manifest, step: Walk(name),
         evaluator=DistanceEvaluator(),

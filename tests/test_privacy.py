@@ -20,6 +20,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import chisquare, kstest
 from support.clients import join_request
 from support.coordinator import DirectRun
+from support.models import TASK
 from support.updates import constant, flat, honest, random_update
 
 from featherfed.cli.backup import back_up
@@ -334,7 +335,7 @@ def test_a_restored_run_repeats_a_round_with_other_noise_and_counts_both(
     data = again.metrics()
     assert data["repeated_rounds"] == 2
     assert [r["epsilon"] for r in data["rounds"]] == [epsilon(1.0, 1, 1e-5), epsilon(1.0, 4, 1e-5)]
-    final = metrics.final(again.store, again.settings, 0.0, [])
+    final = metrics.final(again.store, again.settings, TASK, 0.0, [])
     assert final["privacy"]["rounds"] == 4
     parse_metrics(data)
 
@@ -456,12 +457,11 @@ def test_a_private_report_has_epsilon_and_no_figure_without_noise(
     run = direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
     run.step({**honest(4), "bad": random_update(4, 100.0)})
     data = run.metrics()
-    data["final"] = metrics.final(run.store, run.settings, 0.0, [])
+    data["final"] = metrics.final(run.store, run.settings, TASK, 0.0, [])
     (told,) = data["rounds"]
     assert (told["clipped"], told["refused"]) == (None, [])
-    assert {
-        c[k] for c in told["clients"] for k in ("accuracy", "train_loss", "train_accuracy")
-    } == {None}
+    private = ("scores", "before", "after", "train_loss")
+    assert {c[k] for c in told["clients"] for k in private} == {None}
     assert data["final"]["privacy"] == {
         "epsilon": epsilon(1.0, 1, 1e-5), "delta": 1e-5, "noise_multiplier": 1.0, "rounds": 1,
     }  # fmt: skip
@@ -476,7 +476,7 @@ def test_report_card_and_table_show_epsilon(direct_run: Callable[..., DirectRun]
     run = direct_run(**PRIVATE, privacy={"noise_multiplier": 1.0}, rounds=1)
     run.step(honest(5))
     data = run.metrics()
-    data["final"] = metrics.final(run.store, run.settings, 0.0, [])
+    data["final"] = metrics.final(run.store, run.settings, TASK, 0.0, [])
     model = {"file": "model_int8.tflite", "kind": "int8", "bytes": 1, "accuracy": 0.5}
     data["final"]["models"] = [model]
     (run.store.folder / "metrics.json").write_text(json.dumps(data), "utf-8")

@@ -84,7 +84,7 @@ def test_an_update_from_a_forgotten_version_is_not_sent(tmp_path: Path) -> None:
     first = initial_weights(MANIFEST, 0)
     state.save_held(HeldModel(0, weights_digest(first), first))
     other = [w + np.float32(1) for w in first]
-    state.save_pending(PendingUpdate(1, 0, 100, 0.5, 0.5, b"forgotten", other, other))
+    state.save_pending(PendingUpdate(1, 0, 100, 0.5, b"forgotten", other, other))
     seed = pb.Link(kind=pb.Link.SEED, version=0, digest=weights_digest(first))
     sent: list[bytes] = []
 
@@ -102,7 +102,7 @@ def test_an_update_from_a_forgotten_version_is_not_sent(tmp_path: Path) -> None:
     task = pb.Train(round=1, codec="float32", digest=weights_digest(first), slots=1)
     handler.handle(task)
     assert sent == [b"forgotten"], "it started from this version: the server knows what to do"
-    state.save_pending(PendingUpdate(1, 0, 100, 0.5, 0.5, b"forgotten", other, other))
+    state.save_pending(PendingUpdate(1, 0, 100, 0.5, b"forgotten", other, other))
     with pytest.raises(StaleTask):
         handler.handle(pb.Train(round=1, codec="float32", digest=b"anew", slots=1))
     assert sent == [b"forgotten"]

@@ -143,7 +143,7 @@ def test_only_a_residual_in_an_update_counts_as_sent(tmp_path: Path) -> None:
     state.save_residual(tensors)
     for target, residual in ((None, None), (tensors, tensors)):
         state.residual()
-        state.save_pending(PendingUpdate(1, 0, 10, 0.5, 0.5, b"", target, residual))
+        state.save_pending(PendingUpdate(1, 0, 10, 0.5, b"", target, residual))
     sent = [call.args for call in witness.sends.call_args_list]
     assert sent == [("c0", 1, None), ("c0", 1, weights_digest(tensors))]
 

@@ -13,7 +13,7 @@ from support.clients import Pull, profile
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation
 from support.federation import settings as run_settings
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec
@@ -21,7 +21,6 @@ from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import abilities, parse_codec
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.rounds.uplink import PRESETS, Uplink, check_uplink
 from featherfed.server.settings.plan import make_plan
@@ -214,10 +213,10 @@ def test_a_client_that_merges_reports_as_older_versions_did_takes_part(federatio
 
 def test_a_run_of_an_older_server_goes_on_with_the_reports_it_began_with(tmp_path: Path) -> None:
     def coordinator(report: str | None) -> Coordinator:
-        plan = make_plan(changed, "{}", MANIFEST)
+        plan = make_plan(changed, TASK, "{}", MANIFEST)
         plan.report = plan.report if report is None else report
         return Coordinator(
-            changed, store, plan, MANIFEST, DataShape(SHAPE, CLASSES), DistanceEvaluator(),
+            changed, store, plan, MANIFEST, TASK, DistanceEvaluator(),
             lambda: 0.0,
         )  # fmt: skip
 
@@ -263,7 +262,7 @@ def test_a_simulation_ends_with_the_digests_of_a_run_over_grpc(
         run_settings(tmp_path, **changes),
         model_json="{}",
         manifest=MANIFEST,
-        data_shape=DataShape(SHAPE, CLASSES),
+        task=TASK,
         clients={name: profile(name).data for name in VALUES},
         make_trainer=lambda name, plan, manifest, step: Pull(VALUES[name]),
         evaluator=DistanceEvaluator(),
@@ -293,7 +292,7 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
             run_settings(tmp_path),
             model_json="{}",
             manifest=MANIFEST,
-            data_shape=DataShape(SHAPE, CLASSES),
+            task=TASK,
             clients={name: profile(name).data for name in VALUES},
             make_trainer=lambda name, plan, manifest, step: (
                 Broken(1.0) if name == "b" else Pull(1.0)

@@ -21,7 +21,7 @@ from support.clients import Pull, join_request
 from support.coordinator import DirectRun
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
-from support.models import CLASSES, SHAPE
+from support.models import TASK
 
 from featherfed.cli.backup import back_up
 from featherfed.cli.check import check_directory
@@ -33,7 +33,6 @@ from featherfed.edge_client.state import ClientState, PendingUpdate
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.coordinator import admission
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import Refused, ServerError
 from featherfed.server.settings.plan import make_plan
@@ -147,10 +146,10 @@ def test_a_run_that_is_too_old_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_open_round_whose_updates_no_longer_decode_is_refused_by_name(tmp_path: Path) -> None:
     path = sample(OTHER_PAYLOADS, tmp_path / "run")
     changed = settings(path.parent, **SETTINGS)
-    plan, shape = make_plan(changed, "{}", MANIFEST), DataShape(SHAPE, CLASSES)
+    plan = make_plan(changed, TASK, "{}", MANIFEST)
     says = r"run\.db: the update of c0 in round 2 was written by another version .* finish the run"
     with closing(Store(path)) as store, pytest.raises(ServerError, match=says):
-        Coordinator(changed, store, plan, MANIFEST, shape, DistanceEvaluator(), time.time)
+        Coordinator(changed, store, plan, MANIFEST, TASK, DistanceEvaluator(), time.time)
 
 
 def test_files_of_a_newer_version_are_refused_by_name(tmp_path: Path) -> None:

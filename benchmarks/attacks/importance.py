@@ -15,6 +15,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from support.clients import WithoutData
 from support.evaluator import NO_CLIENT
 from support.keras_runs import keras_run
 
@@ -45,7 +46,7 @@ def _report(tensors: Sequence[Array]) -> Allocation:
     return Allocation(bytes(levels), np.where(codes >= NEUTRAL, 0, 15).astype(np.uint8).tobytes())
 
 
-class _Client:
+class _Client(WithoutData):
     """A Keras trainer that notes whether its client lies before the update is encoded."""
 
     def __init__(self, trainer: Trainer, liar: bool) -> None:
@@ -73,7 +74,7 @@ def _accuracy(
     settings = Settings.model_validate({
         "rounds": 7, "seed": seed, "model": {"name": model}, "aggregation": {"clip": clip},
         "training": {"learning_rate": 0.1}, "clients": {"minimum": clients, "quorum": 1.0},
-        "evaluation": NO_CLIENT,
+        "evaluation": {**NO_CLIENT, "dataset": "digits"},
     })  # fmt: skip
 
     try:
@@ -82,7 +83,7 @@ def _accuracy(
         )
     except (ClientError, Rejected):
         return None
-    return 100 * float(metrics["final"]["accuracy"])
+    return 100 * float(metrics["final"]["scores"]["accuracy"])
 
 
 def _figures(name: str, found: Sequence[float | None]) -> dict[str, Any]:

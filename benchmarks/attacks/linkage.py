@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # attackers.py
 
 from attackers import Perceptron, TestSetEvaluator
 from support.evaluator import NO_CLIENT
+from support.models import summary
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
@@ -36,12 +37,12 @@ from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.sweep.local import LocalServer, LocalTransport
+from featherfed.tasks.task import image_task
 
 CLIENTS, ROUNDS, SEED = 16, 10, 0
 LISTENER = "listener"
@@ -157,12 +158,12 @@ def play(
     settings = Settings.model_validate({
         "output": str(scratch), "rounds": ROUNDS, "seed": SEED, "compression": compression,
         "clients": {"minimum": len(parts), "quorum": 1.0}, "aggregation": {"clip": clip},
-        "evaluation": NO_CLIENT,
+        "evaluation": {**NO_CLIENT, "dataset": "digits"},
     })  # fmt: skip
     store = Store(scratch / "run.db")
-    shape = DataShape(test.input_shape, test.class_names)
+    task = image_task(test.input_shape, test.class_names)
     coordinator = Coordinator(
-        settings, store, make_plan(settings, "{}", model), model, shape,
+        settings, store, make_plan(settings, task, "{}", model), model, task,
         TestSetEvaluator(test), lambda: 0.0, secret=SEED,
     )  # fmt: skip
     server = LocalServer(coordinator, lambda: None)
@@ -170,12 +171,9 @@ def play(
     sessions = []
     for i, (name, data) in enumerate(parts.items()):
         transport = listener if name == LISTENER else Watched(server, listener, i >= CLIENTS - old)
-        summary = pb.DataSummary(
-            num_examples=len(data), example_shape=data.input_shape, num_classes=10
-        )
         trainer = Perceptron(data, "none", 100 * SEED + i)
         sessions.append(Session(
-            Profile(name, summary, "numpy", ("none",), "0"), transport,
+            Profile(name, summary(task, len(data)), "numpy", ("none",), "0"), transport,
             lambda plan, manifest, step, trainer=trainer: trainer,
             partial(ClientState, scratch / name),
         ))  # fmt: skip

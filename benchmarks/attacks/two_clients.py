@@ -15,6 +15,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from support.clients import WithoutData
 from support.evaluator import NO_CLIENT
 from support.keras_runs import keras_run
 
@@ -49,7 +50,7 @@ def _tiny(update: Array, round_: int, draw: np.random.Generator) -> Array:
     return np.float32(1e-6) * update
 
 
-class _Hostile:
+class _Hostile(WithoutData):
     """Trains as the honest client does, and sends something else."""
 
     def __init__(self, trainer: Trainer, corrupt: Corrupt) -> None:
@@ -64,7 +65,7 @@ class _Hostile:
                 w + self._corrupt(np.nan_to_num(t - w), task.round, self._draw)
                 for w, t in zip(weights, trained, strict=True)
             ]
-        return TrainingResult([np.clip(w, -LARGEST, LARGEST) for w in moved], 0.0, 0.0)
+        return TrainingResult([np.clip(w, -LARGEST, LARGEST) for w in moved], 0.0)
 
 
 def _run(corrupt: Corrupt | None, alone: bool = False) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _run(corrupt: Corrupt | None, alone: bool = False) -> dict[str, Any]:
         "rounds": ROUNDS, "training": {"learning_rate": 0.1},
         "clients": {"minimum": len(names), "quorum": 1.0},
         "compression": {"uplink": "float32 | zstd", "downlink": "float32 | zstd"},
-        "evaluation": NO_CLIENT,
+        "evaluation": {**NO_CLIENT, "dataset": "digits"},
     })  # fmt: skip
 
     def wrap(name: str, trainer: Trainer) -> Trainer:
@@ -88,10 +89,8 @@ def _run(corrupt: Corrupt | None, alone: bool = False) -> dict[str, Any]:
     except (ClientError, Rejected) as error:
         return {**told, "the honest client ends, and is told": str(error)}
     rounds = metrics["rounds"]
-    told["final accuracy, percent"] = round(100 * float(metrics["final"]["accuracy"]), 1)
-    told["versions whose loss is not finite"] = sum(
-        r["loss"] is None or not np.isfinite(r["loss"]) for r in rounds
-    )
+    told["final accuracy, percent"] = round(100 * float(metrics["final"]["scores"]["accuracy"]), 1)
+    told["versions whose loss is not finite"] = sum(r["scores"]["loss"] is None for r in rounds)
     told["discarded rounds"] = sum("discarded" in r for r in rounds)
     return told
 

@@ -1,8 +1,8 @@
 """Closing a round: from its journaled updates to the next model version.
 
-A model that is not finite, or whose scores on the server's data are not, is never adopted: its round
-is discarded, and the next version is what the round started from. It gets a version of its own all the same, so that
-rounds and versions stay in step for clients, journal and ledger.
+A model that is not finite, or whose scores on the server's data are not, is never adopted: its
+round is discarded, and the next version is what the round started from. It gets a version of its
+own all the same, so that rounds and versions stay in step for clients, journal and ledger.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ class Coordinator:
             self.run, self.members, self.presence, codecs, task, self.standardization,
             self.training_step,
         )  # fmt: skip
-        self.tasks = Tasks(
-            self.run, self.members, self.presence, open_round, self.standardization
-        )
+        self.tasks = Tasks(self.run, self.members, self.presence, open_round, self.standardization)
         held_out = HeldOutScores(task)
         self.updates = Updates(self.run, self.members, open_round, codecs, held_out)
         self.final_evaluation = FinalEvaluation(

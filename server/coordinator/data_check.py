@@ -53,9 +53,7 @@ def _check_target(data: pb.DataSummary, task: Task) -> None:
         _check_tensor("the target", data.target, target.dtype, target.shape)
 
 
-def _check_tensor(
-    what: str, found: pb.TensorSummary, dtype: str, shape: Sequence[int]
-) -> None:
+def _check_tensor(what: str, found: pb.TensorSummary, dtype: str, shape: Sequence[int]) -> None:
     if (found.dtype, tuple(found.shape)) != (dtype, tuple(shape)):
         raise Refused(
             pb.DATA_MISMATCH,

@@ -54,9 +54,7 @@ class FinalEvaluation:
             return frozenset()
         reported = self._run.store.evaluations.reporters(self._run.state.round)
         return frozenset(
-            client
-            for client in clients - reported
-            if self._members.record(client).num_held_out
+            client for client in clients - reported if self._members.record(client).num_held_out
         )
 
     def settle(self) -> None:

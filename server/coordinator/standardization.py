@@ -7,6 +7,7 @@ opens. From then on the scaling stays the same for all clients and versions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from featherfed.tasks.message import (
     scaling_message,
     statistics_message,
 )
-from featherfed.tasks.scaling import Scaling, Statistics, merge
+from featherfed.tasks.scaling import FeatureSums, Scaling, Statistics, merge
 from featherfed.tasks.task import Task
 
 MAX_MAGNITUDE = 1e18
@@ -107,18 +108,9 @@ def check_statistics(data: pb.DataSummary, task: Task) -> Statistics:
         alone.check(task)
     except TaskError as error:
         raise Refused(pb.DATA_MISMATCH, f"statistics of the data: {error}") from error
-    examples = data.num_examples + data.num_held_out
-    pairs = [
-        *zip([*task.inputs, task.target], [*statistics.inputs, statistics.target], strict=True)
-    ]
-    for part, sums in pairs:
-        most = examples * math.prod(part.shape[:-1])
-        if sums is not None and sums.count > most:
-            raise Refused(
-                pb.DATA_MISMATCH,
-                f"statistics of {sums.count:.0f} values of a feature; {examples} examples have "
-                f"{most}",
-            )
+    for given, sums in zip(task.inputs, statistics.inputs, strict=True):
+        _check_count(data, given.shape, sums)
+    _check_count(data, task.target.shape, statistics.target)
     for scale in (*alone.inputs, alone.target):
         if scale is not None and max(abs(scale.mean).max(), scale.deviation.max()) > MAX_MAGNITUDE:
             raise Refused(
@@ -126,3 +118,14 @@ def check_statistics(data: pb.DataSummary, task: Task) -> Statistics:
                 f"statistics of values above {MAX_MAGNITUDE:.0e}; convert the data to other units",
             )
     return statistics
+
+
+def _check_count(data: pb.DataSummary, shape: Sequence[int], sums: FeatureSums | None) -> None:
+    """Raise Refused if a tensor of this shape cannot have so many values of a feature."""
+    examples = data.num_examples + data.num_held_out
+    most = examples * math.prod(shape[:-1])
+    if sums is not None and sums.count > most:
+        raise Refused(
+            pb.DATA_MISMATCH,
+            f"statistics of {sums.count:.0f} values of a feature; {examples} examples have {most}",
+        )

@@ -151,8 +151,9 @@ class LiveRun:
                 return
             with self.change():
                 if (before.phase, after.phase) == (Phase.GATHERING, Phase.TRAINING):
+                    assert isinstance(event, Tick), "time alone opens a round"
                     self.store.journal.open_round(after.round, after.since, after.cohort)
-                    for call in self.on_opening if isinstance(event, Tick) else ():
+                    for call in self.on_opening:
                         call(event.present)
                 if (before.phase, after.phase) == (Phase.TRAINING, Phase.AGGREGATING):
                     self.store.journal.close_round(after.round, after.since, after.cohort)

@@ -264,7 +264,7 @@ class Settings(Section):
     rounds: Annotated[int, Field(ge=1)] = 7
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of all that server and clients draw alike: version 0, the order of examples, sketches."""
-    notes: dict[str, str | int | float] = {}
+    notes: dict[str, str | int | float] = Field(default_factory=dict)
     """Anything worth repeating in metrics.json, e.g. how the data were split."""
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()

@@ -84,8 +84,10 @@ class Journal:
         self._database.check("updates", round_)
         for client in self.example_counts(round_):
             sql = f"SELECT {_UPDATE} FROM updates WHERE round = ? AND client = ?"
-            *known, scores, before, after = self._database.run(sql, round_, client)[0]
-            yield JournaledUpdate(*known, from_json(scores), before or b"", after or b"")
+            fields = dict(self._database.run(sql, round_, client)[0])
+            before, after = (fields.pop(f"sums_{name}") or b"" for name in ("before", "after"))
+            scores = from_json(fields.pop("scores"))
+            yield JournaledUpdate(**fields, scores=scores, before=before, after=after)
 
     def sums_before(self, round_: int) -> list[bytes]:
         """Return the sums of the round's version on clients' held-out examples, those sent."""

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from support.models import SHAPE
+from support.models import summary
 
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.scoring import Sums
 
 
-class Pull:
+class WithoutData:
+    """The part of a trainer that needs no data: nothing is standardised or evaluated."""
+
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Do nothing."""
+
+    def evaluate(self, weights: Sequence[Array]) -> Sums | None:
+        """Return None: no examples are held out."""
+        return None
+
+
+class Pull(WithoutData):
     """A trainer that moves all weights halfway towards `value`."""
 
     def __init__(self, value: float, on_train: Callable[[pb.Train], None] | None = None) -> None:
@@ -26,11 +39,11 @@ class Pull:
         moved = [w + np.float32(0.5) * (np.float32(self.value) - w) for w in weights]
         if task.sparsity:
             moved[0] = np.where(weights[0] == 0, np.float32(0), moved[0])
-        return TrainingResult(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5)
 
 
-def profile(name: str, num_examples: int = 100, shape: tuple[int, ...] = SHAPE) -> Profile:
-    data = pb.DataSummary(num_examples=num_examples, example_shape=shape, num_classes=10)
+def profile(name: str, num_examples: int = 100) -> Profile:
+    data = summary(num_examples=num_examples)
     return Profile(name, data, "numpy", ("none", "prune"), "0")
 
 

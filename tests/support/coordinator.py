@@ -10,7 +10,7 @@ from typing import Any
 from support.clients import join_request
 from support.evaluator import DistanceEvaluator
 from support.federation import settings
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 from support.updates import update
 
 from featherfed.compression.arrays import Array
@@ -18,7 +18,6 @@ from featherfed.compression.exchange.round import RoundContext, round_key
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
 from featherfed.server.observability import metrics_json as metrics
@@ -52,10 +51,9 @@ class Run:
         if self.sessions:
             self.store._database.close()  # what a dead process leaves: nothing is written any more
         self.store = Store(self.path)
-        plan = make_plan(self.settings, "{}", MANIFEST)
-        shape = DataShape(SHAPE, tuple("abcdefghij"))
+        plan = make_plan(self.settings, TASK, "{}", MANIFEST)
         self.coordinator = Coordinator(
-            self.settings, self.store, plan, MANIFEST, shape, DistanceEvaluator(), clock, secret=1
+            self.settings, self.store, plan, MANIFEST, TASK, DistanceEvaluator(), clock, secret=1
         )
 
     def join(self, *names: str) -> None:
@@ -100,8 +98,8 @@ class DirectRun:
         self.store = Store(folder / "run.db")
         try:
             self.coordinator = Coordinator(
-                self.settings, self.store, make_plan(self.settings, "{}", MANIFEST), MANIFEST,
-                DataShape(SHAPE, CLASSES), DistanceEvaluator(), time.time, secret=1,
+                self.settings, self.store, make_plan(self.settings, TASK, "{}", MANIFEST), MANIFEST,
+                TASK, DistanceEvaluator(), time.time, secret=1,
             )  # fmt: skip
         except ServerError:
             self.store.close()
@@ -146,4 +144,4 @@ class DirectRun:
 
     def metrics(self) -> Any:
         facts = {"featherfed": "0", "num_test_examples": 1}
-        return metrics.collect(self.store, self.settings, MANIFEST, facts)
+        return metrics.collect(self.store, self.settings, TASK, MANIFEST, facts)

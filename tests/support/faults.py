@@ -24,7 +24,7 @@ import grpc
 from backports import zstd
 from support.clients import Pull
 from support.federation import Federation, settings
-from support.models import MANIFEST, SHAPE
+from support.models import MANIFEST, TASK, summary
 
 from featherfed.compression.buffer import varint
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
@@ -36,6 +36,7 @@ from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.access.authority import Authority
 from featherfed.server.observability import metrics_json as metrics
 
@@ -44,6 +45,10 @@ HONEST = {"anna": 0.5, "bert": -1.0, "cleo": 2.0, "dora": 0.25}
 DEADLINE = 1.0
 SLACK = 5.0
 """Seconds that a round may take beyond its deadline on two busy cores."""
+
+
+CAN = pb.Capabilities(stages=["float32", "zstd", "quantize"], methods=["none"], protocol=PROTOCOL)
+"""What Mallory says that it can do."""
 
 
 class Mallory:
@@ -57,8 +62,8 @@ class Mallory:
         self.session = 0
 
     def join(self, name: str = "mallory", num_examples: int = 100) -> pb.JoinReply:
-        data = pb.DataSummary(num_examples=num_examples, example_shape=SHAPE, num_classes=10)
-        can = pb.Capabilities(stages=["float32", "zstd", "quantize"], methods=["none"])
+        data = summary(num_examples=num_examples)
+        can = CAN
         reply = self.stub.Join(pb.JoinRequest(client=name, data=data, capabilities=can), timeout=10)
         self.session = reply.session
         return reply
@@ -304,8 +309,7 @@ def joins_with(make: Callable[[Path], Credentials | None], name: str = "mallory"
     def attack(mallory: Mallory) -> str:
         assert mallory.certs is not None
         transport = GrpcTransport(mallory.server.address, 20, make(mallory.certs))
-        data = pb.DataSummary(num_examples=100, example_shape=SHAPE, num_classes=10)
-        can = pb.Capabilities(stages=["float32", "zstd", "quantize"], methods=["none"])
+        data, can = summary(), CAN
         try:
             transport.join(pb.JoinRequest(client=name, data=data, capabilities=can))
         except Rejected as error:
@@ -493,7 +497,7 @@ def face(fault: Fault, directory: Path) -> Result:
         held = server.run_clients(*honest(server, certs, over if fault.alone else None))
         thread.join(30)
         mallory.close()
-        data = metrics.collect(server.store, server.settings, MANIFEST, {})
+        data = metrics.collect(server.store, server.settings, TASK, MANIFEST, {})
     want = reference(directory / "reference", fault.alone)
     recorded: dict[str, int] = {}
     for entry in (r for round_ in data["rounds"] for r in round_["refused"]):

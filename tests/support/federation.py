@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from support.clients import Pull, profile
 from support.evaluator import DistanceEvaluator
-from support.models import CLASSES, MANIFEST, SHAPE
+from support.models import MANIFEST, TASK
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
@@ -19,7 +19,6 @@ from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import Transport
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.loop import serve
@@ -38,7 +37,8 @@ def settings(directory: Path, **changes: object) -> Settings:
         "server": {"port": 0, "linger": 5},
         "clients": {"minimum": 3, "quorum": 1.0, "deadline": 30, "patience": 1},
     }
-    return Settings.model_validate({**data, **changes})
+    evaluation = {"dataset": "digits", **changes.pop("evaluation", {})}  # type: ignore[dict-item]
+    return Settings.model_validate({**data, **changes, "evaluation": evaluation})
 
 
 class Federation:
@@ -55,10 +55,9 @@ class Federation:
         self.directory = directory
         self.settings = settings
         self.store = Store(directory / "run.db")
-        plan = make_plan(settings, "{}", manifest)
-        shape = DataShape(SHAPE, CLASSES)
+        plan = make_plan(settings, TASK, "{}", manifest)
         self.coordinator = Coordinator(
-            settings, self.store, plan, manifest, shape, DistanceEvaluator(), SteadyClock(),
+            settings, self.store, plan, manifest, TASK, DistanceEvaluator(), SteadyClock(),
             first_weights, secret=1, step=step,
         )  # fmt: skip
         self.releases = Releases(

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 from support.kills import KillableProcesses, free_port, numpy_processes
 from support.load import memory_mb
-from support.models import CLASSES, EXAMPLES, SHAPE
+from support.models import EXAMPLES, summary
 from support.numpy_federation import Spec
 
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -29,6 +29,7 @@ from featherfed.compression.registry import abilities, parse_codec
 from featherfed.edge_client.plan import manifest_of
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.protocol import PROTOCOL
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS = {method.name: method for method in SERVICE.methods}
@@ -70,10 +71,10 @@ class Attacker:
         stub = pb_grpc.FederationStub(self._channel)
         self._hello = pb.JoinRequest(
             client="evil",
-            data=pb.DataSummary(
-                num_examples=EXAMPLES, example_shape=SHAPE, num_classes=len(CLASSES)
+            data=summary(),
+            capabilities=pb.Capabilities(
+                stages=sorted(abilities()), methods=["none"], protocol=PROTOCOL
             ),
-            capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
         )
         reply = await stub.Join(self._hello)
         self._session = reply.session

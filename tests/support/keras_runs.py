@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from support.models import summary
+
 from featherfed.cli.build import KerasEvaluator, build_model
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.trainer import Trainer
-from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.settings.settings import Settings
 from featherfed.sweep.simulate import simulate
+from featherfed.tasks.task import image_task
 
 
 def keras_run(
@@ -29,13 +30,11 @@ def keras_run(
         trainer = KerasTrainer(plan, manifest, data.images, data.labels, client=name, model=model)
         return wrap(name, trainer)
 
-    data = {
-        name: pb.DataSummary(num_examples=len(part), example_shape=part.input_shape, num_classes=10)
-        for name, part in parts.items()
-    }
+    task = image_task(test.input_shape, test.class_names)
+    data = {name: summary(task, len(part)) for name, part in parts.items()}
     told: dict[str, Any] = simulate(
         settings, model_json=model.model_json, manifest=model.manifest,
         evaluator=KerasEvaluator(model, test), clients=data, make_trainer=make_trainer,
-        data_shape=DataShape(test.input_shape, test.class_names),
+        task=task,
     )  # fmt: skip
     return told

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import tomli_w
 from support.kills import free_port
-from support.models import CLASSES, EXAMPLES, MODELS, SHAPE
+from support.models import CLASSES, MODELS, SHAPE, summary
 from support.numpy_federation import Spec
 from support.processes import program
 
@@ -32,6 +32,8 @@ from featherfed.edge_client.transport import CHUNK_BYTES
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.protocol import PROTOCOL
+from featherfed.tasks.task import image_task
 
 BUSY = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -71,10 +73,10 @@ class ManyClients:
             stub = pb_grpc.FederationStub(channel)
             request = pb.JoinRequest(
                 client=name,
-                data=pb.DataSummary(
-                    num_examples=EXAMPLES, example_shape=self.shape, num_classes=len(CLASSES)
+                data=summary(image_task(self.shape, CLASSES)),
+                capabilities=pb.Capabilities(
+                    stages=sorted(abilities()), methods=["none"], protocol=PROTOCOL
                 ),
-                capabilities=pb.Capabilities(stages=sorted(abilities()), methods=["none"]),
             )
             reply = await self._call("join", lambda: stub.Join(request))
             self._plan = self._plan or (manifest_of(reply.plan), reply.plan)

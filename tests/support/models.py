@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
+from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.task import Task, image_task
 
 MODELS = {
     "tiny": Manifest(
@@ -35,4 +37,19 @@ MODELS = {
 MANIFEST = MODELS["tiny"]
 SHAPE = (8, 8, 1)
 CLASSES = tuple("abcdefghij")
+TASK = image_task(SHAPE, CLASSES)
 EXAMPLES = 100
+
+
+def summary(
+    task: Task = TASK, num_examples: int = EXAMPLES, num_held_out: int = 0
+) -> pb.DataSummary:
+    """Return what a client says of data that fit a task, without statistics."""
+    target = task.target
+    return pb.DataSummary(
+        num_examples=num_examples,
+        num_held_out=num_held_out,
+        inputs=[pb.TensorSummary(dtype=given.dtype, shape=given.shape) for given in task.inputs],
+        target=pb.TensorSummary(dtype=target.dtype, shape=target.shape) if target.dtype else None,
+        num_classes=len(target.class_names) if target.kind == "class" else 0,
+    )

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from support.evaluator import DistanceEvaluator
-from support.models import CLASSES, SHAPE
+from support.models import TASK
 from support.numpy_federation import Spec
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.rounds.clock import SteadyClock
@@ -38,7 +37,9 @@ def build(
     directory: Path, spec: Spec, manifest: Manifest, kill_point: Callable[[str], None]
 ) -> tuple[Coordinator, Store]:
     """Return a run's coordinator and store, created or taken up, with places where it may die."""
-    settings = Settings.model_validate({"output": str(directory), **spec.settings})
+    settings = Settings.model_validate(
+        {"output": str(directory), "evaluation": {"dataset": "digits"}, **spec.settings}
+    )
     store = Store(directory / "run.db")
     die_after(store.journal, "add_update", kill_point, "server: in the journal's transaction")
     die_after(store.journal, "open_round", kill_point, "server: in the opening's transaction")
@@ -55,9 +56,9 @@ def build(
         store.ledger, "count", kill_point, "server: the model is sent",
         lambda *entries: any((e.direction, e.kind) == ("downlink", "transfer") for e in entries),
     )  # fmt: skip
-    plan = make_plan(settings, "{}", manifest)
+    plan = make_plan(settings, TASK, "{}", manifest)
     coordinator = Coordinator(
-        settings, store, plan, manifest, DataShape(SHAPE, CLASSES), KillableEvaluator(kill_point),
+        settings, store, plan, manifest, TASK, KillableEvaluator(kill_point),
         SteadyClock(), secret=1,
     )  # fmt: skip
     place = "server: joined, before the answer"
