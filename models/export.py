@@ -125,6 +125,8 @@ def _convert(keras: Any, kind: str, task: Task, representative: Inputs) -> bytes
     with without_noise(), warnings.catch_warnings():
         # The representative examples are those statistics; the check runs before they are used.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
+        # The converter's own, for examples of several inputs.
+        warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
         try:
             return bytes(converter.convert())
         except Exception as error:  # the converter raises its own kinds, without a public base

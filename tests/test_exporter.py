@@ -24,6 +24,7 @@ pytest.importorskip("ai_edge_litert")
 import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
+from support.tasks import TASKS, random_data
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -47,7 +48,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Loss, Method, Optimizer
 from featherfed.proto.step_file import split_step
 from featherfed.tasks.scoring import Scoring
-from featherfed.tasks.task import Input, Target, TargetKind, Task, image_task
+from featherfed.tasks.task import image_task
 
 layers = tf_keras.layers
 SHAPE = (9, 8, 2)
@@ -536,93 +537,6 @@ def test_losses(loss: str, output: str) -> None:
     train_both(small(output, Loss(loss)), *batch((4, 3, 1))).check()
 
 
-FLOATS = Input("x", "float32", (6, 2))
-TOKENS = Input("tokens", "int32", (6,), vocabulary=11)
-
-
-def random_data(task: Task, count: int = BATCH + 3) -> Dataset:
-    rng = np.random.default_rng(3)
-    made = {
-        "uint8": lambda i: rng.integers(0, 256, (count, *i.shape), np.uint8),
-        "float32": lambda i: rng.normal(0, 1, (count, *i.shape)).astype(np.float32),
-        "int32": lambda i: rng.integers(0, i.vocabulary, (count, *i.shape)).astype(np.int32),
-    }
-    inputs = tuple(made[given.dtype](given) for given in task.inputs)
-    kind, shape = task.target.kind, (count, *task.target.shape)
-    targets = {
-        TargetKind.CLASS: lambda: rng.integers(0, len(task.target.class_names), shape),
-        TargetKind.LABELS: lambda: rng.integers(0, 2, shape).astype(np.uint8),
-        TargetKind.VALUES: lambda: rng.normal(0, 3, shape).astype(np.float32),
-        TargetKind.INPUT: lambda: None,
-    }[kind]()
-    return Dataset(inputs, targets)
-
-
-def on_floats(*stack: Any) -> Any:
-    return tf_keras.Sequential([layers.InputLayer(FLOATS.shape, name="x"), *stack])
-
-
-def flat(*stack: Any) -> Any:
-    return on_floats(layers.Flatten(), layers.Dense(4, "tanh", name="hidden"), *stack)
-
-
-def on_tokens() -> Any:
-    return tf_keras.Sequential(
-        [
-            layers.InputLayer(TOKENS.shape, name="tokens"),
-            layers.Embedding(11, 4, name="codes"),
-            layers.GRU(5, return_sequences=True, name="gru"),
-            layers.Dense(11, "softmax", name="next"),
-        ]
-    )
-
-
-def on_both() -> Any:
-    x = tf_keras.Input(FLOATS.shape, name="x")
-    tokens = tf_keras.Input(TOKENS.shape, name="tokens")
-    codes = layers.Embedding(11, 3, name="codes")(tokens)
-    both = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(codes)])
-    return tf_keras.Model([x, tokens], layers.Dense(3, name="out")(both))
-
-
-LETTERS = tuple("abcdefghijk")
-TASKS: dict[str, tuple[Callable[[], Any], Task]] = {
-    "classes of windows": (
-        lambda: flat(layers.Dense(3, "softmax")),
-        Task((FLOATS,), Target(TargetKind.CLASS, (), ("a", "b", "c"))),
-    ),
-    "two classes, one output": (
-        lambda: flat(layers.Dense(1, "sigmoid")),
-        Task((FLOATS,), Target(TargetKind.CLASS, (), ("no", "yes")), Loss.BINARY_CROSSENTROPY),
-    ),
-    "labels": (
-        lambda: flat(layers.Dense(3, "sigmoid")),
-        Task((FLOATS,), Target(TargetKind.LABELS, (3,), ("a", "b", "c"))),
-    ),
-    "one number": (
-        lambda: flat(layers.Dense(1)),
-        Task((FLOATS,), Target(TargetKind.VALUES), Loss.MEAN_ABSOLUTE_ERROR),
-    ),
-    "a vector": (
-        lambda: flat(layers.Dense(4)),
-        Task((FLOATS,), Target(TargetKind.VALUES, (4,)), Loss.HUBER),
-    ),
-    "a sequence": (
-        lambda: on_floats(layers.Dense(3, name="each")),
-        Task((FLOATS,), Target(TargetKind.VALUES, (6, 3))),
-    ),
-    "the input": (
-        lambda: flat(layers.Dense(12), layers.Reshape((6, 2))),
-        Task((FLOATS,), Target(TargetKind.INPUT)),
-    ),
-    "the next tokens": (
-        on_tokens,
-        Task((TOKENS,), Target(TargetKind.CLASS, (6,), LETTERS), metrics=("perplexity", "top2")),
-    ),
-    "two inputs": (on_both, Task((FLOATS, TOKENS), Target(TargetKind.VALUES, (3,)))),
-}
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_tasks(name: str) -> None:
     """Every kind of input and target trains and evaluates as with Keras."""
@@ -722,13 +636,14 @@ def test_dropout_keeps_its_share_and_the_mean(layer: Any) -> None:
             ]
         )
     )
-    step = exported(model, 1, "sgd", DEFAULT_LOSS)
+    step = exported(model, 1, "sgd")
     plan = pb.Plan(
         training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0),
         optimization=pb.Optimization(method="none"),
     )
-    images, labels = np.full((1, *shape), 255, np.uint8), np.zeros(1, np.int64)
-    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c", trusted=True)
+    data = Dataset((np.full((1, *shape), 255, np.uint8),), np.zeros(1, np.int64))
+    examples = Examples(model.task, data)
+    trainer = LitertTrainer(plan, model.manifest, step, examples, client="c", trusted=True)
     zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
     seen = [
         trainer.train(zeros, pb.Train(round=number)).weights[0][:, 0].reshape(shape) / 0.5
