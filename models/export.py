@@ -7,6 +7,9 @@ and its `Classifier` finds the class names in the file.
 A quantization-aware model is what int8 is made from; the other kinds get its weights in the plain
 model. The converter would make float32 with fake quantization, six times slower, and the other two
 as one and the same integer model.
+
+Recurrent layers are unrolled first (`unrolling.py`), since TFLite's builtin operators have no loop
+for them. The Keras file keeps them as they were.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import with_labels
 from featherfed.models.training import Images, to_float
+from featherfed.models.unrolling import unrolled
 from featherfed.models.wrapping import quantize_scope
 
 KINDS = ("float32", "float16", "dynamic", "int8")
@@ -61,9 +65,10 @@ def export_each(
         raise ValueError("the int8 kind needs some representative images")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    plain, finished = model.plain(), model.finished()
+    plain, finished = unrolled(model.plain()), model.finished()
+    integer = finished if model.optimization.method.quantizes else plain
     for kind in KINDS:
-        keras = finished if kind == "int8" else plain
+        keras = integer if kind == "int8" else plain
         path = folder / f"model_{kind}.tflite"
         write_whole(path, _labelled(_convert(keras, kind, representative), class_names))
         yield path
@@ -74,7 +79,8 @@ def export_kind(
     model: FederatedModel, kind: str, representative: Images, class_names: Sequence[str] = ()
 ) -> bytes:
     """Return what `export` writes as model_<kind>.tflite; its arguments are explained there."""
-    keras = model.finished() if kind == "int8" else model.plain()
+    quantized = kind == "int8" and model.optimization.method.quantizes
+    keras = model.finished() if quantized else unrolled(model.plain())
     return _labelled(_convert(keras, kind, representative), class_names)
 
 

@@ -197,10 +197,11 @@ def test_tokens_with_a_mask() -> None:
     image = tf_keras.Input(shape)
     codes = layers.Reshape((6,))(layers.Rescaling(255.0)(image))
     x = layers.Embedding(256, 4, mask_zero=True, name="words")(codes)
+    loud = layers.Dense(4, activation="tanh", kernel_initializer="ones", name="loud")(x)
     ends = [
         layers.GlobalAveragePooling1D()(x),
         layers.Bidirectional(layers.LSTM(3))(x),
-        layers.Flatten()(layers.MultiHeadAttention(1, 2)(x, x, use_causal_mask=True)),
+        layers.Flatten()(layers.MultiHeadAttention(1, 2)(loud, loud, use_causal_mask=True)),
     ]
     out = layers.Dense(CLASSES, activation="softmax")(layers.Concatenate()(ends))
     model = FederatedModel(tf_keras.Model(image, out))
@@ -213,13 +214,16 @@ def test_tokens_with_a_mask() -> None:
 def test_attention() -> None:
     image = tf_keras.Input((5, 3, 1))
     x = layers.Reshape((5, 12))(layers.Conv2D(4, 1, activation="tanh", name="before")(image))
+    x = layers.Rescaling(4.0)(x)
     other = layers.Conv1D(12, 2, strides=2, name="other")(x)
     heads = layers.MultiHeadAttention
-    allowed = layers.Activation("hard_sigmoid")(layers.Dense(5, name="allowed")(x))
+    sharp = layers.Rescaling(1000.0)(layers.Dense(5, trainable=False, name="allowed")(x))
+    allowed = layers.Activation("hard_sigmoid")(sharp)
+    narrow = layers.Dense(3, use_bias=False, name="narrow")(other)
     seen = [
         heads(2, 3, name="self")(x, x),
         heads(3, 2, value_dim=4, use_bias=False, name="cross")(x, other),
-        heads(1, 5, output_shape=7, name="key")(x, other, key=layers.Dense(3)(other)),
+        heads(1, 5, output_shape=7, name="key")(x, other, key=narrow),
         heads(2, 3, name="causal")(x, x, use_causal_mask=True),
         heads(2, 3, name="given", kernel_regularizer="l2")(x, x, attention_mask=allowed),
     ]
