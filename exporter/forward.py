@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from featherfed.exporter.activations import activation, softmax
 from featherfed.exporter.errors import ExportError
-from featherfed.exporter.ops import Tensor, Window, with_gradient
+from featherfed.exporter.ops import Tensor, Window, add_bias, with_gradient
 
 
 @dataclass
@@ -23,8 +23,6 @@ class ForwardPass:
     """float32 [B]: 1 for examples, 0 for padding of the batch."""
     noise: Callable[[tuple[int, ...]], Tensor]
     """Returns uniform numbers in [0, 1) of a shape, drawn anew for every step."""
-    training: bool = True
-    """Whether layers act as in training (dropout, statistics of the batch) or as in inference."""
     updates: dict[int, Tensor] = field(default_factory=dict)
     """Values of the statistics after the step, by id of the variable."""
     penalties: dict[int, Tensor] = field(default_factory=dict)
@@ -33,6 +31,12 @@ class ForwardPass:
     """Inputs of softmaxes and sigmoids, for losses on logits, by reference of their output."""
     before_pool: dict[Any, Callable[[Window], Tensor]] = field(default_factory=dict)
     """Fused convolution and max pool, from the pool's window, by reference of the convolution."""
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+    """bool [B, T], false for the steps of a sequence that only fill it up, by its reference."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the layer's call under way, by name."""
+    training: bool = True
+    """Whether layers act as in training (dropout, statistics of the batch) or as in inference."""
     quantized: Mapping[int, Tensor] = field(default_factory=dict)
     """Fake-quantized weights as a layer sees them, by id of the variable."""
 
@@ -65,6 +69,12 @@ class ForwardPass:
         if name in ("softmax", "sigmoid"):
             self.logits[y.ref()] = x
         return y
+
+    def finish(self, layer: Any, y: Tensor) -> Tensor:
+        """Add a layer's bias, if it has one, and apply its activation."""
+        if layer.use_bias:
+            y = add_bias(y, self.value(layer.bias))
+        return self.activate(layer.activation, y, layer)
 
     def softmax(self, x: Tensor) -> Tensor:
         """Apply a softmax over the last axis."""

@@ -1,61 +1,25 @@
-"""Keras layers, one function each: from input tensors and the forward pass to the output."""
+"""Keras layers as functions from input tensors and the forward pass to the output in training.
+
+Those without a module of their own are here; importing this module registers all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from featherfed.exporter import ops, recurrent
+from featherfed.exporter import attention, convolutions, noise, ops, pooling, sequences, shapes
 from featherfed.exporter.activations import elu, rectifier
-from featherfed.exporter.errors import ExportError
 from featherfed.exporter.forward import ForwardPass
-from featherfed.exporter.ops import Tensor, Window
+from featherfed.exporter.handlers import cannot, handles, known_layers, run_layer
+from featherfed.exporter.masks import mask_of
+from featherfed.exporter.ops import Tensor
 
-Handler = Callable[[Any, list[Tensor], ForwardPass], Tensor]
-"""Layer, its inputs and the forward pass -> its output in training."""
-
-_HANDLERS: dict[str, Handler] = {}
-
-
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register a function for Keras layer classes."""
-
-    def register(handler: Handler) -> Handler:
-        _HANDLERS.update(dict.fromkeys(names, handler))
-        return handler
-
-    return register
-
-
-def run_layer(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    """Return the output of a Keras layer in training.
-
-    Raises ExportError, naming the layer and the remedy, if it cannot be exported.
-    """
-    kind = type(layer).__name__
-    if kind not in _HANDLERS:
-        raise _cannot(layer, kind, f"use one of {', '.join(sorted(_HANDLERS))}")
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise _cannot(layer, "channels_first", "use channels_last")
-    _check_constraints(layer, layer)
-    forward.penalize(layer, layer.name)
-    return _HANDLERS[kind](layer, inputs, forward)
-
-
-def _cannot(layer: Any, what: str, instead: str) -> ExportError:
-    return ExportError(
-        f"layer {layer.name!r}: {what} has no training step for LiteRT; {instead}, or Keras "
-        "clients (--runtime keras)"
-    )
-
-
-def _check_constraints(layer: Any, holder: Any) -> None:
-    for name in [name for name in vars(holder) if name.endswith("_constraint")]:
-        if getattr(holder, name) is not None:
-            raise _cannot(layer, f"a {name}", "leave it out")
+__all__ = ["is_model", "known_layers", "run_layer"]
+_REGISTERED = (attention, convolutions, noise, pooling, sequences, shapes)
+"""Modules that register their handlers when they are imported."""
 
 
 @handles("InputLayer")
@@ -63,82 +27,12 @@ def _input(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     return inputs[0]
 
 
-# ---- kernels ----
-
-
 @handles("Dense")
 def _dense(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     x = inputs[0]
     flat = tf.reshape(x, [-1, x.shape[-1]])
     y = ops.matmul(flat, forward.value(layer.kernel))
-    return _finish(layer, tf.reshape(y, [*x.shape[:-1], layer.units]), forward)
-
-
-@handles("Conv2D")
-def _conv2d(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x, kernel, window = inputs[0], forward.value(layer.kernel), _window(layer, inputs[0])
-    y = _finish(layer, ops.convolution(x, kernel, window, layer.groups), forward)
-    if layer.activation is tf_keras.activations.relu and layer.groups == 1:
-        forward.before_pool[y.ref()] = lambda pool: _finish(
-            layer, ops.convolution_max_pool(x, kernel, window, pool), forward
-        )
-    return y
-
-
-@handles("Conv1D")
-def _conv1d(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x = inputs[0]
-    if layer.padding == "causal":
-        raise _cannot(layer, "causal padding", "use valid or same")
-    window = Window.of(
-        (1, x.shape[1]), (1, *layer.kernel_size), (1, *layer.strides), layer.padding,
-        (1, *layer.dilation_rate),
-    )  # fmt: skip
-    kernel = forward.value(layer.kernel)
-    y = ops.convolution(
-        tf.reshape(x, [x.shape[0], 1, *x.shape[1:]]),
-        tf.reshape(kernel, [1, *kernel.shape]),
-        window,
-        layer.groups,
-    )
-    return _finish(layer, tf.reshape(y, [y.shape[0], *y.shape[2:]]), forward)
-
-
-@handles("DepthwiseConv2D")
-def _depthwise(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    y = ops.depthwise(inputs[0], forward.value(layer.depthwise_kernel), _window(layer, inputs[0]))
-    return _finish(layer, y, forward)
-
-
-@handles("SeparableConv2D")
-def _separable(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x = inputs[0]
-    depth = ops.depthwise(x, forward.value(layer.depthwise_kernel), _window(layer, x))
-    point = Window.of(depth.shape[1:3], (1, 1), (1, 1), "valid")
-    y = ops.convolution(depth, forward.value(layer.pointwise_kernel), point)
-    return _finish(layer, y, forward)
-
-
-def _window(layer: Any, x: Tensor) -> Window:
-    return Window.of(
-        x.shape[1:3], layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate
-    )
-
-
-def _finish(layer: Any, y: Tensor, forward: ForwardPass) -> Tensor:
-    """Add the bias and apply the activation."""
-    return forward.activate(layer.activation, _with_bias(layer, y, forward), layer)
-
-
-def _with_bias(layer: Any, y: Tensor, forward: ForwardPass) -> Tensor:
-    return ops.add_bias(y, forward.value(layer.bias)) if layer.use_bias else y
-
-
-@handles("Embedding")
-def _embedding(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    if layer.mask_zero:
-        raise _cannot(layer, "mask_zero", "leave it out")
-    return ops.embedding(tf.cast(inputs[0], tf.int32), forward.value(layer.embeddings))
+    return forward.finish(layer, tf.reshape(y, [*x.shape[:-1], layer.units]))
 
 
 # ---- normalisation ----
@@ -148,8 +42,8 @@ def _embedding(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor
 def _batch_norm(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     x = inputs[0]
     if _axes(layer, x) != [len(x.shape) - 1] or getattr(layer, "renorm", False):
-        raise _cannot(layer, "another axis than the last, or renorm,", "normalise the last axis")
-    if not layer.trainable or not forward.training:
+        raise cannot(layer, "another axis than the last, or renorm,", "normalise the last axis")
+    if not (layer.trainable and forward.training):
         return _frozen_norm(layer, x, forward)
     y, mean, variance, count = ops.batch_norm(x, forward.importance, layer.epsilon)
     if layer.fused:  # Keras 2 takes the unbiased variance here, and only here
@@ -171,7 +65,7 @@ def _layer_norm(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tenso
     axes = sorted(_axes(layer, x))
     rank = len(x.shape)
     if axes != list(range(rank - len(axes), rank)) or 0 in axes:
-        raise _cannot(layer, "other axes than the last ones", "normalise the last axis")
+        raise cannot(layer, "other axes than the last ones", "normalise the last axis")
     y = ops.layer_norm(x, len(axes), layer.epsilon)
     shape = y.shape
     wide = tf.reshape(y, [shape[0], *shape[1 : rank - len(axes)], -1])
@@ -191,55 +85,7 @@ def _affine(layer: Any, y: Tensor, forward: ForwardPass) -> Tensor:
     return y
 
 
-# ---- pooling and shape ----
-
-
-@handles("MaxPooling2D")
-def _max_pool(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x, window = inputs[0], _pool_window(layer, inputs[0])
-    if window.is_tiling and x.ref() in forward.before_pool:
-        # Neither a bias nor a ReLU changes which of a window's values is the largest.
-        return forward.before_pool[x.ref()](window)
-    return ops.max_pool(x, window)
-
-
-@handles("AveragePooling2D")
-def _average_pool(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    return ops.average_pool(inputs[0], _pool_window(layer, inputs[0]))
-
-
-def _pool_window(layer: Any, x: Tensor) -> Window:
-    return Window.of(x.shape[1:3], layer.pool_size, layer.strides, layer.padding)
-
-
-@handles("GlobalAveragePooling2D")
-def _global_average(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    return _kept(layer, ops.global_average(inputs[0]))
-
-
-@handles("GlobalMaxPooling2D")
-def _global_max(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    return _kept(layer, ops.global_max(inputs[0]))
-
-
-def _kept(layer: Any, y: Tensor) -> Tensor:
-    return tf.reshape(y, [y.shape[0], 1, 1, y.shape[1]]) if layer.keepdims else y
-
-
-@handles("Flatten", "Reshape")
-def _reshape(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x = inputs[0]
-    return tf.reshape(x, [x.shape[0], *layer.compute_output_shape(x.shape)[1:]])
-
-
-@handles("Permute")
-def _permute(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    return tf.transpose(inputs[0], [0, *layer.dims])
-
-
-@handles("ZeroPadding2D")
-def _zero_padding(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    return tf.pad(inputs[0], [[0, 0], *[list(pair) for pair in layer.padding], [0, 0]])
+# ---- sums and products ----
 
 
 @handles("Rescaling")
@@ -254,21 +100,20 @@ def _concatenate(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tens
 
 @handles("Add")
 def _add(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    _same_shapes(layer, inputs)
+    inputs = _of_one_shape(inputs)
     return tf.add_n(inputs) if len(inputs) > 2 else inputs[0] + inputs[1]
 
 
 @handles("Subtract")
 def _subtract(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    _same_shapes(layer, inputs)
-    return inputs[0] - inputs[1]
+    first, second = _of_one_shape(inputs)
+    return first - second
 
 
 @handles("Multiply")
 def _multiply(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    _same_shapes(layer, inputs)
-    product = inputs[0]
-    for x in inputs[1:]:
+    product, *others = _of_one_shape(inputs)
+    for x in others:
         product = product * x
     return product
 
@@ -278,12 +123,19 @@ def _average(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     return _add(layer, inputs, forward) / float(len(inputs))
 
 
-def _same_shapes(layer: Any, inputs: list[Tensor]) -> None:
-    if len({tuple(x.shape) for x in inputs}) != 1:
-        raise _cannot(layer, "broadcasting", "give it inputs of one shape")
+def _of_one_shape(inputs: list[Tensor]) -> list[Tensor]:
+    """Return inputs [B, ...] in the shape that they have together, by Keras' rules."""
+    axes = max(len(x.shape) for x in inputs)
+    wide = [
+        x if len(x.shape) == axes
+        else tf.reshape(x, [x.shape[0], *[1] * (axes - len(x.shape)), *x.shape[1:]])
+        for x in inputs
+    ]  # fmt: skip
+    shape = [max(sizes) for sizes in zip(*(x.shape for x in wide), strict=True)]
+    return [ops.broadcast(x, shape) for x in wide]
 
 
-# ---- activations and dropout ----
+# ---- activations ----
 
 
 @handles("Activation")
@@ -310,42 +162,10 @@ def _elu(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
 @handles("Softmax")
 def _softmax(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
     if _axes(layer, inputs[0]) != [len(inputs[0].shape) - 1]:
-        raise _cannot(layer, "a softmax over another axis", "use the last axis")
+        raise cannot(layer, "a softmax over another axis", "use the last axis")
+    if mask_of(inputs[0], forward) is not None:
+        raise cannot(layer, "a softmax of masked steps", "put it behind a layer that ends the mask")
     return forward.softmax(inputs[0])
-
-
-@handles("Dropout")
-def _dropout(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x = inputs[0]
-    shape = [given or own for given, own in zip(layer.noise_shape or x.shape, x.shape, strict=True)]
-    return _drop(x, tuple(shape), layer.rate, forward)
-
-
-@handles("SpatialDropout2D")
-def _spatial_dropout(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    x = inputs[0]
-    return _drop(x, (x.shape[0], 1, 1, x.shape[3]), layer.rate, forward)
-
-
-def _drop(x: Tensor, shape: tuple[int, ...], rate: float, forward: ForwardPass) -> Tensor:
-    if not rate or not forward.training:
-        return x
-    kept = tf.cast(tf.greater_equal(forward.noise(shape), rate), tf.float32)
-    return x * (kept * (1.0 / (1.0 - rate)))
-
-
-# ---- sequences ----
-
-
-@handles("GRU", "LSTM", "SimpleRNN")
-def _recurrent(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    if layer.stateful or layer.return_state or len(inputs) > 1:
-        raise _cannot(layer, "stateful, return_state or an initial state", "leave it out")
-    if layer.dropout or layer.recurrent_dropout:
-        raise _cannot(layer, "dropout inside a recurrent layer", "put a Dropout layer before it")
-    forward.penalize(layer.cell, layer.name)
-    _check_constraints(layer, layer.cell)
-    return recurrent.unroll(layer, inputs[0], forward)
 
 
 def is_model(layer: Any) -> bool:

@@ -205,6 +205,24 @@ def _convolution(window: Window) -> Callable[[Tensor, Tensor], Tensor]:
     return apply
 
 
+def transposed_convolution(x: Tensor, kernel: Tensor, window: Window) -> Tensor:
+    """Return the adjoint of `convolution`: x [B, oh, ow, F], kernel [kh, kw, C, F]: [B, H, W, C].
+
+    `window` is that of the convolution which would lead from the output back to x.
+    """
+
+    @with_gradient
+    def apply(x: Tensor, kernel: Tensor) -> tuple[Tensor, Gradients]:
+        def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+            patches = _Patches(dy, window)
+            of_x = tf.reshape(patches.image_rows(patches.times(kernel)), x.shape)
+            return of_x, patches.of_kernel(patches.rows(x), kernel)
+
+        return _of_image(x, kernel, window), gradient
+
+    return apply(x, kernel)
+
+
 def convolution_max_pool(x: Tensor, kernel: Tensor, window: Window, pool: Window) -> Tensor:
     """Return the max pool of a convolution, for pools whose windows lie side by side.
 
@@ -401,6 +419,21 @@ def matmul(x: Tensor, kernel: Tensor) -> Any:
     return _product(x, kernel), gradient
 
 
+def batch_matmul(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
+    """Multiply the matrices of a [N, I, K] with those of b [N, K, J], or [N, J, K] transposed."""
+
+    @with_gradient
+    def apply(a: Tensor, b: Tensor) -> tuple[Tensor, Gradients]:
+        def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+            if transpose_b:
+                return tf.matmul(dy, b), tf.matmul(dy, a, transpose_a=True)
+            return tf.matmul(dy, b, transpose_b=True), tf.matmul(a, dy, transpose_a=True)
+
+        return tf.matmul(a, b, transpose_b=transpose_b), gradient
+
+    return apply(a, b)
+
+
 @with_gradient
 def add_bias(x: Tensor, bias: Tensor) -> Any:
     """Add a bias [C] to x [..., C]."""
@@ -526,6 +559,25 @@ def global_max(x: Tensor) -> Any:
     return tf.reshape(y, [x.shape[0], x.shape[3]]), gradient
 
 
+def masked_average(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean [B, C] of the time steps of x [B, T, C] that the float32 mask [B, T] keeps.
+
+    The mean of no steps at all is 0, not NaN as in Keras.
+    """
+    batch, length, channels = x.shape
+    kept = tf.reshape(mask, [batch, length, 1])
+    count = tf.maximum(tf.reduce_sum(kept, axis=1), 1.0)
+
+    @with_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        def gradient(dy: Tensor) -> Tensor:
+            return tf.reshape(dy / count, [batch, 1, channels]) * kept
+
+        return tf.reduce_sum(x * kept, axis=1) / count, gradient
+
+    return apply(x)
+
+
 def embedding(codes: Tensor, table: Tensor) -> Tensor:
     """Look up integer codes [B, T] in a table [V, D]: [B, T, D]."""
     size, depth = table.shape
@@ -533,8 +585,9 @@ def embedding(codes: Tensor, table: Tensor) -> Tensor:
     @with_gradient
     def apply(table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         def gradient(dy: Tensor) -> Tensor:
-            hot = tf.one_hot(tf.reshape(codes, [-1]), size)
-            return _product(hot, tf.reshape(dy, [-1, depth]), transpose_a=True)
+            # Adds up what equal codes get; a product with one-hot rows would need V floats a code.
+            rows = tf.reshape(codes, [-1, 1])
+            return tf.scatter_nd(rows, tf.reshape(dy, [-1, depth]), [size, depth])
 
         return tf.gather(table, codes), gradient
 
@@ -603,3 +656,65 @@ def part(x: Tensor, axis: int, start: int, size: int) -> Tensor:
     begin, extent = [0] * len(x.shape), list(x.shape)
     begin[axis], extent[axis] = start, size
     return tf.slice(x, begin, extent)
+
+
+def repeat(x: Tensor, axis: int, times: int) -> Tensor:
+    """Return x with every slice along an axis `times` times in a row."""
+    if times == 1:
+        return x
+    shape = list(x.shape)
+    outer, inner = math.prod(shape[: axis + 1]), math.prod(shape[axis + 1 :])
+    longer = [*shape[:axis], shape[axis] * times, *shape[axis + 1 :]]
+
+    @with_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        def gradient(dy: Tensor) -> Tensor:
+            return tf.reshape(tf.reduce_sum(tf.reshape(dy, [outer, times, inner]), axis=1), shape)
+
+        y = tf.tile(tf.reshape(x, [outer, 1, inner]), [1, times, 1])
+        return tf.reshape(y, longer), gradient
+
+    return apply(x)
+
+
+def broadcast(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return x [B, ...] with axes of 1 repeated to the size in `shape`, of as many axes as x."""
+    for axis, size in enumerate(shape):
+        if x.shape[axis] != size:
+            x = repeat(x, axis, size)
+    return x
+
+
+def resample(x: Tensor, axis: int, matrix: Any) -> Tensor:
+    """Multiply x along an axis of size N with a constant float32 matrix [M, N]."""
+    shape = list(x.shape)
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+
+    def product(x: Tensor, matrix: Any) -> Tensor:
+        new, old = matrix.shape
+        rows = tf.transpose(tf.reshape(x, [outer, old, inner]), [0, 2, 1])
+        rows = _product(tf.reshape(rows, [-1, old]), tf.constant(matrix), transpose_b=True)
+        y = tf.transpose(tf.reshape(rows, [outer, inner, new]), [0, 2, 1])
+        return tf.reshape(y, [*shape[:axis], new, *shape[axis + 1 :]])
+
+    @with_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return product(x, matrix), lambda dy: product(dy, matrix.T)
+
+    return apply(x)
+
+
+@with_gradient
+def unstack(x: Tensor) -> Any:
+    """Return the time steps of x [B, T, C] as T tensors [B, C]."""
+    return tf.unstack(x, axis=1), lambda *dys: tf.stack(dys, axis=1)
+
+
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` [B, C] where the mask [B, 1] is 1, and `old` [B, C] where it is 0."""
+
+    @with_gradient
+    def apply(new: Tensor, old: Tensor) -> tuple[Tensor, Gradients]:
+        return new * mask + old * (1.0 - mask), lambda dy: (dy * mask, dy * (1.0 - mask))
+
+    return apply(new, old)

@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from featherfed.exporter.calls import called
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.forward import ForwardPass
 from featherfed.exporter.layers import is_model, run_layer
@@ -248,17 +249,19 @@ def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> Te
                 continue
             taken = [made[id(keras)] for keras in tf.nest.flatten(node.keras_inputs)]
             (output,) = tf.nest.flatten(node.outputs)
-            made[id(output)] = _run_node(node.layer, taken, forward)
+            made[id(output)] = _run_node(node, taken, forward)
     (output,) = model.outputs
     return made[id(output)]
 
 
-def _run_node(layer: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
-    if is_model(layer):
-        return _run_model(layer, inputs, forward)
-    if is_quantizing(layer):
-        return run_quantized(layer, inputs, forward)
-    return run_layer(layer, inputs, forward)
+def _run_node(node: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
+    layer = node.layer
+    with called(node, inputs, forward):
+        if is_model(layer):
+            return _run_model(layer, inputs, forward)
+        if is_quantizing(layer):
+            return run_quantized(layer, inputs, forward)
+        return run_layer(layer, inputs, forward)
 
 
 def _convert(function: Any, signature: str, what: str) -> bytes:

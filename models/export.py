@@ -7,6 +7,9 @@ how, and its `Predictor` finds the task and its scaling in the file.
 A quantization-aware model is what int8 is made from; the other kinds get its weights in the plain
 model. The converter would make float32 with fake quantization, six times slower, and the other two
 as one and the same integer model.
+
+Recurrent layers are unrolled first (`unrolling.py`), since TFLite's builtin operators have no loop
+for them. The Keras file keeps them as they were.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import FileTask, with_task
 from featherfed.models.training import Inputs
+from featherfed.models.unrolling import unrolled
 from featherfed.models.wrapping import quantize_scope
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.task import Task
@@ -56,7 +60,7 @@ class ModelFiles:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._quantizes = model.optimization.method.quantizes
-        self._plain, self._finished = model.plain(), model.finished()
+        self._plain, self._finished = unrolled(model.plain()), model.finished()
         self._task = model.task
         self._representative = representative
         self._scaling = scaling or Scaling.none(model.task)
@@ -76,7 +80,7 @@ class ModelFiles:
 
     def tflite(self, kind: str) -> bytes:
         """Return what `write_tflite` writes."""
-        keras = self._finished if kind == "int8" else self._plain
+        keras = self._finished if kind == "int8" and self._quantizes else self._plain
         names = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
         described = FileTask(self._task, self._scaling, names)
         return with_task(_convert(keras, kind, self._task, self._representative), described)

@@ -16,7 +16,7 @@ from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
 from featherfed.models.method import Optimization
-from featherfed.models.serialization import from_json, to_json
+from featherfed.models.serialization import from_json, to_json, with_input_dtypes
 from featherfed.models.training import Fitter, Inputs, OnStep, Predictor
 from featherfed.proto.plan_terms import Method, Optimizer
 from featherfed.tasks.errors import TaskError
@@ -43,6 +43,9 @@ class FederatedModel:
         """
         self.optimization = optimization or Optimization()
         self.model_json = model if isinstance(model, str) else to_json(model)
+        if task is not None and any(given.dtype == "int32" for given in task.inputs):
+            dtypes = ["int32" if i.dtype == "int32" else "float32" for i in task.inputs]
+            self.model_json = with_input_dtypes(self.model_json, dtypes)
         plain = from_json(self.model_json)
         self.task = task or _image_task(plain)
         _check(plain, self.task)

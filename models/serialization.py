@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -62,6 +63,34 @@ _CLASSES: dict[str, frozenset[str]] = {
 def to_json(model: Any) -> str:
     """Return the architecture of a tf_keras Sequential or functional model, without weights."""
     return str(model.to_json())
+
+
+def with_input_dtypes(text: str, dtypes: Sequence[str]) -> str:
+    """Return a model's JSON whose input layers have these dtypes, in the model's order.
+
+    Keras makes inputs float32 unless told otherwise, and floats hold no large tokens in int8 files.
+    """
+    config = _parse(text)
+    layers = [item for item in config.get("config", {}).get("layers", []) if _is_input(item)]
+    order = _input_names(config)
+    if order and sorted(order) == sorted(item["config"].get("name") for item in layers):
+        layers.sort(key=lambda item: order.index(item["config"]["name"]))
+    for item, dtype in zip(layers, dtypes, strict=False):
+        item["config"]["dtype"] = dtype
+    return json.dumps(config)
+
+
+def _is_input(item: Any) -> bool:
+    found = isinstance(item, dict) and item.get("class_name") == "InputLayer"
+    return found and isinstance(item.get("config"), dict)
+
+
+def _input_names(config: dict[str, Any]) -> list[Any]:
+    """Return the names of a functional model's inputs in order, none for a sequential model."""
+    given = config["config"].get("input_layers", [])
+    if given and not isinstance(given[0], list):  # a single one
+        given = [given]
+    return [item[0] for item in given if isinstance(item, list) and item]
 
 
 def from_json(text: str) -> Any:
