@@ -56,7 +56,7 @@ class Coordinator:
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
-        strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
+        strategy = AggregationStrategy(settings, manifest.sent, store)  # raises before there is a run
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -68,7 +68,7 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
-        codecs = UpdateCodecs(settings, manifest, plan.report or PROFILE)
+        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(

@@ -55,7 +55,7 @@ def head(
         "started": datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds"),
         "dataset": settings.evaluation.dataset,
         "num_parameters": manifest.num_values,
-        "float32_bytes": 4 * manifest.num_values,
+        "float32_bytes": 4 * manifest.sent.num_values,
         "settings": _flat(settings),
         **extra,
     }
