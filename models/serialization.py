@@ -77,12 +77,20 @@ def from_json(text: str) -> Any:
     # Numbering starts afresh, so that automatic names (gru_cell) are the same on every machine.
     tf_keras.backend.reset_uids()
     model = _build(config)
+    _freeze(model)
     for variable in model.trainable_variables:
         if variable.dtype != tf.float32:
             raise ModelError(
                 f"{variable.name!r} is {variable.dtype.name}; set the layer's dtype to float32"
             )
     return model
+
+
+def _freeze(model: Any) -> None:
+    """Freeze all that is inside of a frozen layer: its normalisations would train on otherwise."""
+    for layer in model.submodules:
+        if isinstance(layer, tf_keras.layers.Layer) and not layer.trainable:
+            layer.trainable = False  # Keras' setter passes it on
 
 
 def _parse(text: str) -> dict[str, Any]:
