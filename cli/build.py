@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from featherfed.cli.first_weights import set_first_weights
 from featherfed.compression.arrays import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.method import Optimization
+from featherfed.models.model_files import load_model
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.serialization import to_json
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
-from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import Settings
 
 CALIBRATION_EXAMPLES = 200
@@ -48,12 +47,16 @@ class KerasEvaluator:
 def build_model(settings: Settings, test: Dataset) -> FederatedModel:
     """Return the run's model for images and classes like those of `test`.
 
-    Raises ServerError if its configuration cannot be read, ModelError if it cannot be used.
+    Raises ModelError or ServerError if the model or its first weights cannot be read or used.
     """
     optimization = Optimization(
         settings.optimization.method, num_clusters=settings.optimization.num_clusters
     )
-    return FederatedModel(_model_json(settings, test), optimization)
+    shape, classes, name = test.input_shape, test.num_classes, settings.model.name
+    loaded = load_model(name, lambda: build(name, shape, classes))
+    model = FederatedModel(loaded.json, optimization)
+    set_first_weights(model, settings.model.weights, loaded.weights)
+    return model
 
 
 def calibration_set(train: Dataset) -> Dataset:
@@ -63,13 +66,3 @@ def calibration_set(train: Dataset) -> Dataset:
     """
     count = min(CALIBRATION_EXAMPLES, len(train))
     return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
-
-
-def _model_json(settings: Settings, test: Dataset) -> str:
-    name = settings.model.name
-    if not name.endswith(".json"):
-        return to_json(build(name, test.input_shape, test.num_classes))
-    try:
-        return Path(name).read_text("utf-8")
-    except OSError as error:
-        raise ServerError(f"cannot read model configuration {name}: {error.strerror}") from error

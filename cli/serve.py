@@ -132,6 +132,6 @@ def _coordinator(
         DataShape(test.input_shape, test.class_names),
         KerasEvaluator(model, test, lock),
         SteadyClock(),
-        first_weights=model.get_weights() if model.unseeded else None,
+        first_weights=model.first_weights(),
         step=offered_step(model, settings),
     )

@@ -156,7 +156,7 @@ def run_case(case: Case, output: Path) -> float:
         },
         make_trainer=make_trainer,
         evaluator=KerasEvaluator(model, test),
-        first_weights=model.get_weights() if model.unseeded else None,
+        first_weights=model.first_weights(),
         on_round=on_round,
         extra={
             "featherfed": importlib.metadata.version("featherfed"),

@@ -59,6 +59,18 @@ _CLASSES: dict[str, frozenset[str]] = {
 }
 
 
+def module_of(name: str, key: str = "") -> str | None:
+    """Return the module of a Keras class, None if the class is not allowed.
+
+    `key`: where a configuration has it, as some names are both a layer's and an initializer's.
+    """
+    if name in _MODELS:
+        return "keras"
+    kinds = [kind for kind in _CLASSES if key.endswith(f"_{kind.removesuffix('s')}")]
+    kind = next((kind for kind in kinds or _CLASSES if name in _CLASSES[kind]), None)
+    return kind and f"keras.{kind}"
+
+
 def to_json(model: Any) -> str:
     """Return the architecture of a tf_keras Sequential or functional model, without weights."""
     return str(model.to_json())

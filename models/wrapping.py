@@ -1,6 +1,7 @@
 """TFMOT's wrappers around a Keras model: the one module that knows the toolkit.
 
-Only its public API is used, but for `_keep_frozen`. TFMOT 0.8 takes Keras 2 models (tf_keras) and no others.
+Only its public API is used, but for `_keep_frozen`. TFMOT 0.8 takes Keras 2 models (tf_keras) and
+no others.
 """
 
 from __future__ import annotations
@@ -154,8 +155,7 @@ def quantize(model: Any, *, preserve_zeros: bool = False) -> Any:
 def _keep_frozen(quantized: Any) -> Any:
     """Return the model; TFMOT's wrappers would train the kernels of frozen layers."""
     for wrapper in quantized.layers:
-        inner = getattr(wrapper, "layer", None)
-        if isinstance(wrapper, tf_keras.layers.Wrapper) and not inner.trainable:
+        if isinstance(wrapper, tf_keras.layers.Wrapper) and not wrapper.layer.trainable:
             wrapper._non_trainable_weights[:0] = wrapper._trainable_weights
             del wrapper._trainable_weights[:]
     return quantized

@@ -140,7 +140,9 @@ def test_a_frozen_backbone_costs_no_bytes_after_the_first_model(
     head, seen_head = federate(HEAD_ALONE, compression=compression)
     ups, downs = zip(*round_bytes(whole), strict=True)
     head_ups, head_downs = zip(*round_bytes(head), strict=True)
-    print(f"{uplink}, {broadcast}: {ups} up and {downs} down, the head alone {head_ups} {head_downs}")
+    print(
+        f"{uplink}, {broadcast}: {ups} up and {downs} down, the head alone {head_ups} {head_downs}"
+    )
     assert all(own <= alone + 64 for own, alone in zip(ups, head_ups, strict=True))
     assert all(own <= alone + 64 for own, alone in zip(downs[1:], head_downs[1:], strict=True))
     assert downs[0] > 400_000 * 3  # the backbone itself, once

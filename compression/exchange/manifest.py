@@ -18,7 +18,6 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 
-
 T = TypeVar("T")
 
 
@@ -32,7 +31,7 @@ class Role(enum.StrEnum):
     NONNEGATIVE = "nonnegative"
     """A statistic that must not fall below zero, such as moving variances."""
     FROZEN = "frozen"
-    """Never changed by a round: equal in all versions, and sent with a client's first model only."""
+    """Never changed by a round: equal in all versions, and sent with the first model alone."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class Coordinator:
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
-        strategy = AggregationStrategy(settings, manifest.sent, store)  # raises before there is a run
+        strategy = AggregationStrategy(
+            settings, manifest.sent, store
+        )  # raises before there is a run
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
