@@ -6,16 +6,17 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featherfed.cli.first_weights import set_first_weights
 from featherfed.compression.arrays import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.method import Optimization
+from featherfed.models.model_files import load_model
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.serialization import to_json
 from featherfed.models.tflite import noise
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
@@ -78,12 +79,15 @@ def run_task(settings: Settings, test: Dataset | None) -> Task:
 def build_model(settings: Settings, task: Task) -> FederatedModel:
     """Return the run's model for a task.
 
-    Raises ServerError if its configuration cannot be read, ModelError if it cannot be used.
+    Raises ModelError or ServerError if the model or its first weights cannot be read or used.
     """
     optimization = Optimization(
         settings.optimization.method, num_clusters=settings.optimization.num_clusters
     )
-    return FederatedModel(_model_json(settings, task), optimization, task)
+    loaded = load_model(settings.model.name, lambda: _built_in(settings.model.name, task))
+    model = FederatedModel(loaded.json, optimization, task)
+    set_first_weights(model, settings.model.weights, loaded.weights)
+    return model
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,10 @@ def representative(served: Served, scaling: Scaling) -> list[Values]:
     return scaling.prepare(served.calibration.inputs)
 
 
-def _model_json(settings: Settings, task: Task) -> str:
-    name = settings.model.name
-    if not name.endswith(".json"):
-        if not task.is_images:
-            raise ServerError(
-                f"the built-in model {name!r} takes pictures; name a model of your own for this "
-                "task: [model] name"
-            )
-        return to_json(build(name, task.inputs[0].shape, len(task.target.class_names)))
-    try:
-        return Path(name).read_text("utf-8")
-    except OSError as error:
-        raise ServerError(f"cannot read model configuration {name}: {error.strerror}") from error
+def _built_in(name: str, task: Task) -> Any:
+    if not task.is_images:
+        raise ServerError(
+            f"the built-in model {name!r} takes pictures; name a model of your own for this task: "
+            "[model] name"
+        )
+    return build(name, task.inputs[0].shape, len(task.target.class_names))

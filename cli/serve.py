@@ -137,6 +137,6 @@ def _coordinator(
         model.task,
         None if test is None else KerasEvaluator(model, test, lock),
         SteadyClock(),
-        first_weights=model.get_weights() if model.unseeded else None,
+        first_weights=model.first_weights(),
         step=offered_step(model, settings),
     )

@@ -150,7 +150,7 @@ def run_case(case: Case, output: Path) -> float:
         clients={name: part.summary() for name, part in examples.items()},
         make_trainer=make_trainer,
         evaluator=KerasEvaluator(model, test),
-        first_weights=model.get_weights() if model.unseeded else None,
+        first_weights=model.first_weights(),
         on_round=on_round,
         extra={
             "featherfed": importlib.metadata.version("featherfed"),

@@ -62,7 +62,7 @@ def max_answer(manifest: Manifest) -> int:
     """Return the most bytes of links and payloads with which a server answers FetchModel."""
     allocation = equal_importance(sketched_shapes(manifest))
     links = _LINK_BYTES + len(allocation.levels) + len(allocation.profile)
-    return max_payload(_SNAPSHOT, manifest) + links
+    return max_payload(_SNAPSHOT, manifest.thawed) + links
 
 
 def check_links(
@@ -94,6 +94,8 @@ def _follows(link: pb.Link, number: int, last: int | None) -> bool:
     """Whether a link may be the one of this number, from 0, after version `last`."""
     if link.kind in (pb.Link.SEED, pb.Link.SNAPSHOT):
         return number == 0
+    if link.kind == pb.Link.PARTIAL:
+        return last is not None
     return last is not None and link.version == last + 1
 
 
@@ -103,7 +105,8 @@ def _max_size(manifest: Manifest, link: pb.Link) -> int:
     if link.kind == pb.Link.BUNDLE:
         return max_answer(manifest)
     try:
-        return _max_payload(link.codec, manifest)
+        whole = link.kind == pb.Link.SNAPSHOT
+        return _max_payload(link.codec, manifest.thawed if whole else manifest.sent)
     except CodecError as error:
         raise WireError(f"the server uses an unknown codec: {error}") from error
 

@@ -228,14 +228,14 @@ class TaskHandler:
         before = self._evaluation.of(held.weights)
         start = start_round(self._manifest, held.weights, task.sparsity)
         log.info("round %d: training on %d examples", task.round, self._num_examples)
-        trained = self._trainer.train(start.weights, task)
-        update = subtract(trained.weights, start.weights)
+        trained = self._trainer.train(start.complete(start.weights), task)
+        update = subtract(start.changed_of(trained.weights), start.weights)
         round_ = start.context(self._seed, task.round, task.slots, held.allocation)
         residual = self._state.residual()
         try:
             encoded = encode_update(
                 codec,
-                self._manifest,
+                start.manifest,
                 update,
                 masks=start.masks,
                 residual=residual,

@@ -68,7 +68,12 @@ def _apply_link(
         return initial_weights(manifest, seed), None
     allocation = allocation_of(link, manifest)
     if link.kind == pb.Link.SNAPSHOT:
-        return decode_update(_codec(link.codec), manifest, payload), allocation
+        return decode_update(_codec(link.codec), manifest.thawed, payload), allocation
+    if link.kind == pb.Link.PARTIAL:
+        if held is None:
+            raise WireError(f"no version before the partial snapshot of version {link.version}")
+        sent = decode_update(_codec(link.codec), manifest.sent, payload)
+        return manifest.with_sent(held.weights, sent), allocation
     if held is None or link.version != held.version + 1:
         raise WireError(f"no version before the delta to version {link.version}")
     if not 0 <= link.sparsity < 1:
@@ -78,12 +83,14 @@ def _apply_link(
         bundle = _parse_bundle(payload)
         rate = bundle.server_rate or FULL_RATE
         round_ = start.context(seed, link.version, bundle.slots, held.allocation, rate)
-        mean = average(manifest, round_, _updates(bundle), check)
-        return apply_update(manifest, start.weights, mean.mean()), mean.allocation()
+        mean = average(start.manifest, round_, _updates(bundle), check)
+        weights = apply_update(start.manifest, start.weights, mean.mean())
+        return start.complete(weights), mean.allocation()
     context = start.context(seed, link.version, 1, held.allocation).for_mean
     codec = _codec(link.codec)
-    update = decode_update(codec, manifest, payload, masks=start.masks, context=context)
-    return apply_update(manifest, start.weights, update), allocation or held.allocation
+    update = decode_update(codec, start.manifest, payload, masks=start.masks, context=context)
+    weights = apply_update(start.manifest, start.weights, update)
+    return start.complete(weights), allocation or held.allocation
 
 
 def _parse_bundle(payload: bytes) -> pb.Bundle:

@@ -18,6 +18,11 @@ from featherfed.compression.exchange.manifest import (
     Uniform,
 )
 
+_NORMALIZING = (
+    tf_keras.layers.BatchNormalization,
+    tf_keras.layers.experimental.SyncBatchNormalization,
+    tf_keras.layers.Normalization,
+)
 _NONNEGATIVE = frozenset({"moving_variance", "variance", "moving_stddev", "renorm_stddev"})
 
 
@@ -34,6 +39,7 @@ def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]
     """
     initializers = _initializers(model)
     trainable = {id(variable) for variable in model.trainable_variables}
+    still = _still_statistics(model)
     specs, unseeded, taken = [], [], set[str]()
     for variable in exchanged(model):
         name = base = variable.name.removesuffix(":0")
@@ -47,7 +53,7 @@ def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]
             TensorSpec(
                 name=name,
                 shape=tuple(int(size) for size in variable.shape),
-                role=_role(variable, id(variable) in trainable),
+                role=_role(variable, id(variable) in trainable, id(variable) in still),
                 initial=initial or Fill(0.0),
                 prunable=variable.name in prunable,
             )
@@ -55,11 +61,26 @@ def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]
     return Manifest(tuple(specs)), unseeded
 
 
-def _role(variable: Any, trainable: bool) -> Role:
+def _role(variable: Any, trainable: bool, still: bool) -> Role:
     if trainable:
         return Role.TRAINABLE
+    if variable.trainable or still:  # made to be trained, but its layer is frozen
+        return Role.FROZEN
     last = variable.name.removesuffix(":0").rsplit("/", 1)[-1]
     return Role.NONNEGATIVE if last in _NONNEGATIVE else Role.STATISTIC
+
+
+def _still_statistics(model: Any) -> set[int]:
+    """Return the ids of the statistics of frozen layers that compute as in inference.
+
+    Other layers go on updating theirs, such as the ranges of a quantized layer.
+    """
+    return {
+        id(variable)
+        for layer in model.submodules
+        if isinstance(layer, _NORMALIZING) and not layer.trainable
+        for variable in layer.weights
+    }
 
 
 def _initializers(model: Any) -> dict[int | str, Any]:

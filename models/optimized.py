@@ -15,6 +15,7 @@ from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_w
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
 from featherfed.models.errors import ModelError
+from featherfed.models.fitting import check_fit
 from featherfed.models.method import Optimization
 from featherfed.models.serialization import from_json, to_json, with_input_dtypes
 from featherfed.models.training import Fitter, Inputs, OnStep, Predictor
@@ -47,6 +48,10 @@ class FederatedModel:
             dtypes = ["int32" if i.dtype == "int32" else "float32" for i in task.inputs]
             self.model_json = with_input_dtypes(self.model_json, dtypes)
         plain = from_json(self.model_json)
+        if not plain.trainable_variables and plain.weights:
+            raise ModelError(
+                "all of the model's layers are frozen; set trainable = True for those to train"
+            )
         self.task = task or _image_task(plain)
         _check(plain, self.task)
         if not isinstance(model, str):
@@ -56,6 +61,7 @@ class FederatedModel:
         self._model = wrapping.quantize(plain) if method.quantizes else plain
         self._variables = exchanged(self._model)
         self.manifest, self.unseeded = describe(self._model, prunable)
+        self._given = False
         self._predictor = Predictor(self._model, self.task)
         self._fitter: Fitter | None = None
         self._sparse: _Sparse | None = None
@@ -78,6 +84,27 @@ class FederatedModel:
     def get_weights(self) -> list[Array]:
         """Return copies of the exchanged tensors, float32 in manifest order."""
         return [np.array(variable.numpy()) for variable in self._variables]
+
+    def start_from(self, tensors: Sequence[Array]) -> None:
+        """Make weights of the plain model version 0, in the order of its float32 variables.
+
+        Raises ModelError, naming tensors, if their number or shapes are others.
+        """
+        plain = exchanged(from_json(self.model_json))
+        names = [variable.name.removesuffix(":0") for variable in plain]
+        check_fit(names, [tuple(variable.shape) for variable in plain], tensors)
+        if self.optimization.method.quantizes:  # has its own variables besides, in another order
+            given = dict(zip(names, tensors, strict=True))
+            for spec, variable in zip(self.manifest, self._variables, strict=True):
+                if spec.name in given:
+                    variable.assign(given[spec.name])
+        else:
+            wrapping.assign(self._variables, tensors)
+        self._given = True
+
+    def first_weights(self) -> list[Array] | None:
+        """Return version 0, which must be asked for before training; None: the seed gives it."""
+        return self.get_weights() if self._given or self.unseeded else None
 
     def fit(
         self,
@@ -200,6 +227,9 @@ class FederatedModel:
     def _plain_copy(self) -> Any:
         """Return a new plain model with this model's weights, without quantization ranges."""
         plain = from_json(self.model_json)
+        if not self.optimization.method.quantizes:
+            plain.set_weights(self._model.get_weights())
+            return plain
         own = {
             spec.name: variable
             for spec, variable in zip(self.manifest, self._variables, strict=True)

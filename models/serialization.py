@@ -60,6 +60,18 @@ _CLASSES: dict[str, frozenset[str]] = {
 }
 
 
+def module_of(name: str, key: str = "") -> str | None:
+    """Return the module of a Keras class, None if the class is not allowed.
+
+    `key`: where a configuration has it, as some names are both a layer's and an initializer's.
+    """
+    if name in _MODELS:
+        return "keras"
+    kinds = [kind for kind in _CLASSES if key.endswith(f"_{kind.removesuffix('s')}")]
+    kind = next((kind for kind in kinds or _CLASSES if name in _CLASSES[kind]), None)
+    return kind and f"keras.{kind}"
+
+
 def to_json(model: Any) -> str:
     """Return the architecture of a tf_keras Sequential or functional model, without weights."""
     return str(model.to_json())
@@ -106,12 +118,20 @@ def from_json(text: str) -> Any:
     # Numbering starts afresh, so that automatic names (gru_cell) are the same on every machine.
     tf_keras.backend.reset_uids()
     model = _build(config)
+    _freeze(model)
     for variable in model.trainable_variables:
         if variable.dtype != tf.float32:
             raise ModelError(
                 f"{variable.name!r} is {variable.dtype.name}; set the layer's dtype to float32"
             )
     return model
+
+
+def _freeze(model: Any) -> None:
+    """Freeze all that is inside of a frozen layer: its normalisations would train on otherwise."""
+    for layer in model.submodules:
+        if isinstance(layer, tf_keras.layers.Layer) and not layer.trainable:
+            layer.trainable = False  # Keras' setter passes it on
 
 
 def _parse(text: str) -> dict[str, Any]:

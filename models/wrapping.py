@@ -1,6 +1,7 @@
 """TFMOT's wrappers around a Keras model: the one module that knows the toolkit.
 
-Only its public API is used. TFMOT 0.8 takes Keras 2 models (tf_keras) and no others.
+Only its public API is used, but for `_keep_frozen`. TFMOT 0.8 takes Keras 2 models (tf_keras) and
+no others.
 """
 
 from __future__ import annotations
@@ -141,14 +142,23 @@ def quantize(model: Any, *, preserve_zeros: bool = False) -> Any:
     tf_keras.backend.reset_uids()
     try:
         if not preserve_zeros:
-            return keras.quantize_model(model)
+            return _keep_frozen(keras.quantize_model(model))
         scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
-        return keras.quantize_apply(keras.quantize_annotate_model(model), scheme)
+        return _keep_frozen(keras.quantize_apply(keras.quantize_annotate_model(model), scheme))
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"TFMOT cannot train this model for quantization; choose the method none, prune or "
             f"cluster, or other layers: {str(error)[:300]}"
         ) from error
+
+
+def _keep_frozen(quantized: Any) -> Any:
+    """Return the model; TFMOT's wrappers would train the kernels of frozen layers."""
+    for wrapper in quantized.layers:
+        if isinstance(wrapper, tf_keras.layers.Wrapper) and not wrapper.layer.trainable:
+            wrapper._non_trainable_weights[:0] = wrapper._trainable_weights
+            del wrapper._trainable_weights[:]
+    return quantized
 
 
 def quantize_scope() -> Any:

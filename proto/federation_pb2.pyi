@@ -394,10 +394,12 @@ class Link(_message.Message):
         DELTA: _ClassVar[Link.Kind]
         SNAPSHOT: _ClassVar[Link.Kind]
         BUNDLE: _ClassVar[Link.Kind]
+        PARTIAL: _ClassVar[Link.Kind]
     SEED: Link.Kind
     DELTA: Link.Kind
     SNAPSHOT: Link.Kind
     BUNDLE: Link.Kind
+    PARTIAL: Link.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]

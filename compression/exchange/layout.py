@@ -44,6 +44,8 @@ class Layout:
     """
 
     def __init__(self, codec: Codec, manifest: Manifest, masks: Masks, context: Context) -> None:
+        if manifest.sent is not manifest:
+            raise ValueError("frozen tensors are in no update; give the manifest's `sent`")
         traits = codec.traits
 
         def takes_codec(spec: TensorSpec) -> bool:

@@ -1,4 +1,4 @@
-"""The manifest: name, shape, role and initial value of every float32 tensor that is exchanged.
+"""The manifest: name, shape, role and initial value of every float32 tensor of a model.
 
 The server defines it. Every size that a decoder allocates comes from it, never from a message.
 """
@@ -10,12 +10,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from featherfed.compression.arrays import Array
+
+T = TypeVar("T")
 
 
 class Role(enum.StrEnum):
@@ -27,6 +30,8 @@ class Role(enum.StrEnum):
     """Not trained, but averaged, such as moving means and quantization ranges."""
     NONNEGATIVE = "nonnegative"
     """A statistic that must not fall below zero, such as moving variances."""
+    FROZEN = "frozen"
+    """Never changed by a round: equal in all versions, and sent with the first model alone."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The exchanged tensors in order; peers with equal `digest` exchange the same tensors."""
+    """A model's tensors in order; peers with equal `digest` exchange the same tensors."""
 
     specs: tuple[TensorSpec, ...]
 
@@ -78,6 +83,38 @@ class Manifest:
     def num_values(self) -> int:
         """Number of float32 values in all tensors."""
         return sum(spec.size for spec in self.specs)
+
+    @cached_property
+    def sent(self) -> Manifest:
+        """The tensors that rounds change and send: all but the frozen; itself if none is."""
+        specs = tuple(spec for spec in self.specs if spec.role is not Role.FROZEN)
+        return self if len(specs) == len(self.specs) else Manifest(specs)
+
+    @cached_property
+    def thawed(self) -> Manifest:
+        """All tensors, the frozen ones as statistics: a snapshot's; itself if none is frozen."""
+        if self.sent is self:
+            return self
+        return Manifest(
+            tuple(
+                replace(spec, role=Role.STATISTIC) if spec.role is Role.FROZEN else spec
+                for spec in self.specs
+            )
+        )
+
+    def sent_of(self, tensors: Sequence[T]) -> list[T]:
+        """Return those of `tensors`, one for each of the manifest's, that `sent` lists."""
+        both = zip(self.specs, tensors, strict=True)
+        return [tensor for spec, tensor in both if spec.role is not Role.FROZEN]
+
+    def with_sent(self, tensors: Sequence[T], sent: Sequence[T]) -> list[T]:
+        """Return `tensors` with those that `sent` lists replaced; the frozen ones stay."""
+        new = iter(sent)
+        both = zip(self.specs, tensors, strict=True)
+        whole = [tensor if spec.role is Role.FROZEN else next(new) for spec, tensor in both]
+        if any(True for _ in new):
+            raise ValueError(f"{len(sent)} tensors for the {len(self.sent)} that are sent")
+        return whole
 
     @cached_property
     def digest(self) -> bytes:

@@ -49,11 +49,27 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RoundStart:
-    """The initial weights of a round: a model version under the round's pruning masks."""
+    """The initial weights of a round: a model version under the round's pruning masks.
+
+    `manifest`, `weights` and `masks` are of the tensors that the round changes, so they hold no
+    frozen ones. `version`: the whole model's manifest and weights, None if nothing is frozen.
+    """
 
     manifest: Manifest
     weights: list[Array]
     masks: Masks
+    version: tuple[Manifest, Sequence[Array]] | None = None
+
+    def complete(self, weights: Sequence[Array]) -> list[Array]:
+        """Return the whole model of which these are the `weights` that the round changes."""
+        if self.version is None:
+            return list(weights)
+        manifest, tensors = self.version
+        return manifest.with_sent(tensors, weights)
+
+    def changed_of(self, weights: Sequence[Array]) -> list[Array]:
+        """Return those weights of a whole model that the round changes."""
+        return list(weights) if self.version is None else self.version[0].sent_of(weights)
 
     @cached_property
     def largest(self) -> float:
@@ -75,9 +91,16 @@ class RoundStart:
 
 
 def start_round(manifest: Manifest, weights: Sequence[Array], sparsity: float) -> RoundStart:
-    """Return a round's masked initial weights for a target sparsity in [0, 1)."""
-    masks = magnitude_masks(manifest, weights, sparsity)
-    return RoundStart(manifest, mask_weights(weights, masks), masks)
+    """Return a round's masked initial weights for a target sparsity in [0, 1).
+
+    `manifest` and `weights` are the whole model's.
+    """
+    sent, version = manifest.sent, None
+    if sent is not manifest:
+        version = manifest, weights
+        weights = manifest.sent_of(weights)
+    masks = magnitude_masks(sent, weights, sparsity)
+    return RoundStart(sent, mask_weights(weights, masks), masks, version)
 
 
 def statistics_of(manifest: Manifest, weights: Sequence[Array]) -> Array:

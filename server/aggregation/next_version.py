@@ -22,8 +22,8 @@ from featherfed.server.storage.records import ModelVersion
 class RoundAggregate(NamedTuple):
     """What aggregation makes of a round's updates.
 
-    `mean`: float32 in manifest shapes. `allocation`: the importance of coordinates that is known
-    now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean,
+    `mean`: float32, of the tensors that rounds change. `allocation`: the importance of coordinates
+    that is known now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean,
     of coarse weights, may be another one.
     """
 
@@ -33,7 +33,10 @@ class RoundAggregate(NamedTuple):
 
 
 class NextVersion(NamedTuple):
-    """A new version, its weights, and the residual that the downlink codec lost (None: nothing)."""
+    """A new version, its weights, and the residual that the downlink codec lost (None: nothing).
+
+    `weights` are those of the whole model, `residual` is of the tensors that rounds change.
+    """
 
     version: ModelVersion
     weights: list[Array]
@@ -57,7 +60,7 @@ def unchanged_version(
     """
     zeros = [np.zeros(spec.shape, np.float32) for spec in start.manifest]
     payload = encode_update(UNCHANGED, start.manifest, zeros, masks=start.masks).payload
-    weights = apply_update(start.manifest, start.weights, zeros)
+    weights = start.complete(apply_update(start.manifest, start.weights, zeros))
     digest = weights_digest(weights)
     version = ModelVersion(number, digest, "delta", str(UNCHANGED), sparsity, payload, allocation)
     return NextVersion(version, weights, None if residual is None else list(residual))
@@ -93,7 +96,7 @@ def next_version(
         left = None if residual is None else list(residual)
     else:
         update = encoded.decoded
-    weights = apply_update(start.manifest, start.weights, update)
+    weights = start.complete(apply_update(start.manifest, start.weights, update))
     version = ModelVersion(
         number, weights_digest(weights), kind, text, sparsity, payload, aggregate.allocation
     )

@@ -143,7 +143,7 @@ class RoundClosing:
     ) -> tuple[RoundAggregate, list[_ClientModel]]:
         """Decode and add the updates one at a time, in order of slots."""
         weights = self._strategy.forwarded_weights(round_, weighting)
-        bundle = BundleBuilder(context, self._run.manifest, weights)
+        bundle = BundleBuilder(context, start.manifest, weights)
         evaluated = self._evaluated_clients(round_, weighting)
         models = []
         with self._strategy.begin(round_, context, weighting) as aggregate:
@@ -172,8 +172,8 @@ class RoundClosing:
 
     def _evaluate(self, client: str, start: RoundStart, update: Sequence[Array]) -> _ClientModel:
         assert self._evaluator is not None, "else no client is drawn"
-        weights = apply_update(self._run.manifest, start.weights, update)
-        result = self._evaluator.evaluate(weights)
+        weights = apply_update(start.manifest, start.weights, update)
+        result = self._evaluator.evaluate(start.complete(weights))
         return _ClientModel(client, finite(result.scores) or None, result.prediction or None)
 
     def _commit(

@@ -65,7 +65,8 @@ class Coordinator:
         another run.
         """
         settings.check_task(task)
-        strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
+        # Raises before there is a run.
+        strategy = AggregationStrategy(settings, manifest.sent, store)
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -79,7 +80,7 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
-        codecs = UpdateCodecs(settings, manifest, plan.report or PROFILE)
+        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(

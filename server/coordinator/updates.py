@@ -60,7 +60,7 @@ class Updates:
             if self._run.slot_of(client, state) is not None:
                 text = self._open_round.codec_for(self._members.record(client).stages, state)
         if text not in self._most:
-            self._most[text] = max_payload(parse_codec(text), self._run.manifest)
+            self._most[text] = max_payload(parse_codec(text), self._run.manifest.sent)
         return self._most[text]
 
     def check(self, client: str, header: pb.UpdateHeader) -> None:

@@ -67,7 +67,7 @@ def head(
         },
         "evaluated_by": settings.evaluation.evaluated_by,
         "num_parameters": manifest.num_values,
-        "float32_bytes": 4 * manifest.num_values,
+        "float32_bytes": 4 * manifest.sent.num_values,
         "settings": _flat(settings, task),
         **extra,
     }

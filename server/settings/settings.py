@@ -65,7 +65,12 @@ class ModelSettings(Section):
     """The model to train."""
 
     name: str = "cnn"
-    """A built-in architecture (cnn, mlp, mobile, gru), or a path to a Keras model (.json)."""
+    """A built-in architecture (cnn, mlp, mobile, gru), a function (module:function), or a path to a
+    Keras 2 or 3 model: .keras, .h5, a SavedModel folder or a configuration (.json)."""
+    weights: str = ""
+    """What version 0 is: a .keras or .h5 file, a SavedModel folder or a run's output folder, whose
+    newest version it is, or FOLDER@VERSION or FOLDER@DIGEST. "seed": drawn from the run's seed. By
+    default the weights that came with the model, or the seed's if it has none."""
 
 
 class TrainingSettings(Section):
@@ -406,6 +411,8 @@ class Settings(Section):
             free["training"] = {"loss"}
         if self.task is None:
             free["task"] = True
+        if self.model.weights == ModelSettings().weights:
+            free["model"] = {"weights"}
         if self.aggregation == AggregationSettings():
             free["aggregation"] = True
         if self.privacy == PrivacySettings():

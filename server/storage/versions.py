@@ -15,7 +15,9 @@ from featherfed.server.storage.records import ModelVersion, Scores, VersionScore
 from featherfed.server.storage.scores import from_json, to_json
 
 Model = tuple[list[Array], list[Array] | None]
-"""The newest version's weights, and what the downlink codec has lost; float32, manifest order."""
+"""The newest version's weights, and what the downlink codec has lost; float32, manifest order.
+
+What is lost is of the tensors that rounds change (`Manifest.sent`)."""
 
 
 class Versions:
@@ -30,7 +32,8 @@ class Versions:
     ) -> None:
         """Insert a version and make it the newest.
 
-        `weights` and `residual` (what the downlink codec lost) are float32 in manifest order.
+        `weights` and `residual` (what the downlink codec lost of the tensors that rounds change)
+        are float32 in manifest order.
         """
         allocation = version.allocation
         self._database.run(
@@ -98,7 +101,7 @@ class Versions:
         weights, residual = self._database.run("SELECT weights, residual FROM model")[0]
         return (
             _from_blob(weights, manifest),
-            None if residual is None else _from_blob(residual, manifest),
+            None if residual is None else _from_blob(residual, manifest.sent),
         )
 
 

@@ -54,7 +54,7 @@ class Router:
         self._versions = versions
         self._manifest = manifest
         self._seeded = seeded
-        self._snapshot: tuple[int, Route] | None = None
+        self._snapshots: dict[pb.Link.Kind, tuple[int, Route]] = {}
         self._last: tuple[object, Route] | None = None
 
     def route(self, request: pb.FetchModelRequest, stages: frozenset[str]) -> Route:
@@ -68,7 +68,7 @@ class Router:
         if self._holds_version(request, newest):
             return self._smallest([], request.have_version, newest, stages)
         if not self._seeded:
-            return self._whole(newest)
+            return self._whole(newest, None)
         return self._smallest([seed_link(self._versions.get(0))], 0, newest, stages)
 
     def _holds_version(self, request: pb.FetchModelRequest, newest: ModelVersion) -> bool:
@@ -95,27 +95,42 @@ class Router:
     ) -> Route:
         versions = self._versions.after(have)
         if not all(codecs_of(version) <= stages for version in versions):
-            return self._whole(newest)
+            return self._whole(newest, first)
         known = self._versions.get(have).allocation
         links = []
         for version in versions:
             links.append(version_link(version, known))
             known = version.allocation
         route = Route([*first, *links], b"".join(version.payload for version in versions))
-        if route.size * _SURELY_SMALLER <= 4 * self._manifest.num_values:
+        if route.size * _SURELY_SMALLER <= 4 * self._manifest.sent.num_values:
             return route  # a snapshot takes long to make
-        return min(route, self._whole(newest), key=lambda r: r.size)
+        return min(route, self._whole(newest, first), key=lambda r: r.size)
 
-    def _whole(self, newest: ModelVersion) -> Route:
-        """Return the route that needs no earlier version: a snapshot."""
-        if self._snapshot is None or self._snapshot[0] != newest.version:
-            weights, _ = self._versions.model(self._manifest)
-            payload = encode_update(SNAPSHOT, self._manifest, weights).payload
-            link = _link(pb.Link.SNAPSHOT, newest)
+    def _whole(self, newest: ModelVersion, first: list[pb.Link] | None) -> Route:
+        """Return the route by a snapshot, without the frozen tensors if the client has them.
+
+        `first`: the links after which it holds some version; None: it holds none.
+        """
+        manifest = self._manifest
+        if first is None or manifest.sent is manifest:
+            return self._snapshot(newest, pb.Link.SNAPSHOT)
+        rest = self._snapshot(newest, pb.Link.PARTIAL)
+        return Route([*first, *rest.links], rest.data)
+
+    def _snapshot(self, newest: ModelVersion, kind: pb.Link.Kind) -> Route:
+        """Return the link that holds the newest weights, whole or PARTIAL."""
+        made = self._snapshots.get(kind)
+        if made is None or made[0] != newest.version:
+            manifest, (weights, _) = self._manifest, self._versions.model(self._manifest)
+            listed = manifest.thawed
+            if kind == pb.Link.PARTIAL:
+                listed, weights = manifest.sent, manifest.sent_of(weights)
+            payload = encode_update(SNAPSHOT, listed, weights).payload
+            link = _link(kind, newest)
             link.size, link.codec = len(payload), str(SNAPSHOT)
             _add_allocation(link, newest)
-            self._snapshot = newest.version, Route([link], payload)
-        return self._snapshot[1]
+            made = self._snapshots[kind] = newest.version, Route([link], payload)
+        return made[1]
 
 
 _KINDS = {"delta": pb.Link.DELTA, "bundle": pb.Link.BUNDLE}
