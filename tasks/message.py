@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.scaling import FeatureScale, FeatureSums, Scaling, Statistics
 from featherfed.tasks.scoring import Sums
-from featherfed.tasks.task import MAX_CLASSES, MAX_INPUTS, Input, Target, Task
+from featherfed.tasks.task import MAX_CLASSES, MAX_INPUTS, Input, Target, Task, Window
 
 MAX_METRICS = 16
 
 
 def task_message(task: Task) -> pb.Task:
     """Return a task as a message; its loss stands elsewhere."""
+    window = task.window
     return pb.Task(
         inputs=[
             pb.Input(
@@ -26,6 +28,7 @@ def task_message(task: Task) -> pb.Task:
                 divide_by=given.divide_by if given.dtype == "uint8" else 0.0,
                 vocabulary=given.vocabulary,
                 standardize=given.standardize,
+                columns=given.columns,
             )
             for given in task.inputs
         ],
@@ -34,8 +37,10 @@ def task_message(task: Task) -> pb.Task:
             shape=task.target.shape,
             class_names=task.target.class_names,
             standardize=task.target.standardize,
+            columns=task.target.columns,
         ),
         metrics=task.metrics,
+        window=None if window is None else pb.Window(**asdict(window)),
     )
 
 
@@ -55,13 +60,25 @@ def read_task(message: pb.Task, loss: str) -> Task:
                 given.divide_by if given.dtype == "uint8" else 255.0,
                 given.vocabulary,
                 given.standardize,
+                tuple(given.columns),
             )
             for given in message.inputs
         ),
-        Target(target.kind, tuple(target.shape), tuple(target.class_names), target.standardize),
+        Target(
+            target.kind,  # type: ignore[arg-type]  # the target makes a kind of it
+            tuple(target.shape),
+            tuple(target.class_names),
+            target.standardize,
+            tuple(target.columns),
+        ),
         loss,  # type: ignore[arg-type]  # the task makes a Loss of it
         tuple(message.metrics),
+        _read_window(message.window) if message.HasField("window") else None,
     )
+
+
+def _read_window(message: pb.Window) -> Window:
+    return Window(message.length, message.stride, message.horizon, message.group)
 
 
 def statistics_message(statistics: Statistics) -> pb.Statistics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class Input:
 
     `shape`: of one example. A uint8 input reaches the model as float32 divided by `divide_by`, a
     float32 input as it is, or standardised (mean 0, deviation 1 by feature, which is the last
-    axis) if `standardize`, an int32 input as tokens from 0 to `vocabulary` - 1.
+    axis) if `standardize`, an int32 input as tokens from 0 to `vocabulary` - 1. `columns`: those of
+    a table that its last axis consists of, for clients whose data are tables.
     """
 
     name: str
@@ -61,9 +62,11 @@ class Input:
     divide_by: float = 255.0
     vocabulary: int = 0
     standardize: bool = False
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "columns", tuple(self.columns))
         where = f"input {self.name!r}"
         _check_name(self.name, "an input")
         _check_shape(self.shape, where)
@@ -73,6 +76,7 @@ class Input:
             raise TaskError(f"{where}: divide_by must be above 0, not {self.divide_by}")
         if self.standardize and self.dtype != "float32":
             raise TaskError(f"{where}: only float32 inputs can be standardised, not {self.dtype}")
+        _check_columns(self.columns, self.shape, where)
         if self.dtype == "int32" and not 1 <= self.vocabulary <= MAX_SIZE:
             raise TaskError(f"{where}: tokens need a vocabulary: how many different ones there are")
 
@@ -113,15 +117,18 @@ class Target:
     `shape`: of one example's target: () or [T] for classes, [number of labels] for labels, any for
     values, none for the input itself. `class_names`: by number, of classes or labels. With
     `standardize`, values are standardised while they are learned, and scores are in their units.
+    `columns`: those of a table that hold the targets.
     """
 
     kind: TargetKind
     shape: Shape = ()
     class_names: tuple[str, ...] = ()
     standardize: bool = False
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "kind", _kind(self.kind))
         _check_shape(self.shape, "the target")
@@ -141,6 +148,10 @@ class Target:
             raise TaskError(f"labels need the shape [{len(names)}], one value for each name")
         if self.kind is TargetKind.INPUT and self.shape:
             raise TaskError("a target of kind input has the input's shape; give none")
+        for name in self.columns:
+            _check_name(name, "a column")
+        if self.kind in (TargetKind.CLASS, TargetKind.INPUT) and len(self.columns) > 1:
+            raise TaskError(f"a target of kind {self.kind} is read from one column at most")
         if self.standardize and self.kind is not TargetKind.VALUES:
             raise TaskError(f"only values can be standardised, not a target of kind {self.kind}")
 
@@ -179,17 +190,44 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Window:
+    """How examples are cut from the rows of a long series.
+
+    An example is `length` rows, the next one begins `stride` rows later. With a `horizon` its
+    target is the `horizon` rows after it; without, the target of its last row. Rows with another
+    value in the column `group` (empty: none) belong to another series.
+    """
+
+    length: int
+    stride: int = 1
+    horizon: int = 0
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= MAX_SIZE or not 1 <= self.stride <= MAX_SIZE:
+            raise TaskError(
+                f"a window of {self.length} rows every {self.stride} rows is not possible; both "
+                "are at least 1"
+            )
+        if not 0 <= self.horizon <= MAX_SIZE:
+            raise TaskError(f"a horizon of {self.horizon} rows is not possible; 0 or more are")
+        if self.group:
+            _check_name(self.group, "a column")
+
+
+@dataclass(frozen=True)
 class Task:
     """What is learned: inputs, target, loss, and the metrics by name, the leading one first.
 
-    Without a loss or metrics it gets those that are usual for its target. Raises TaskError for
-    what does not go together.
+    Without a loss or metrics it gets those that are usual for its target. `window`: for clients
+    whose data are a table of one or more series. Raises TaskError for what does not go together.
     """
 
     inputs: tuple[Input, ...]
     target: Target
     loss: Loss | None = None
     metrics: tuple[str, ...] = field(default=())
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         # Here, as metrics look at tasks.
@@ -214,6 +252,28 @@ class Task:
             raise TaskError(f"a metric is named twice: {', '.join(self.metrics)}")
         for name in self.metrics:
             metric(name).check(self)
+        self._check_table()
+
+    def _check_table(self) -> None:
+        """Raise TaskError unless columns and window give the tensors' shapes."""
+        window, target = self.window, self.target
+        for given in self.inputs:
+            wanted = table_shape(given.columns, window)
+            if (given.columns or window) and given.shape != wanted:
+                raise TaskError(
+                    f"input {given.name!r}: {len(given.columns)} columns"
+                    f"{' in windows' if window else ''} give the shape {_shape_text(wanted)}, not "
+                    f"{_shape_text(given.shape)}"
+                )
+        if target.columns and target.kind is TargetKind.VALUES:
+            wanted = target_table_shape(target.columns, window)
+            if target.shape != wanted:
+                raise TaskError(
+                    f"the target's columns give the shape {_shape_text(wanted)}, not "
+                    f"{_shape_text(target.shape)}"
+                )
+        if window and window.horizon and target.kind is not TargetKind.VALUES:
+            raise TaskError("a horizon is for targets of kind values; leave it out")
 
     @property
     def leading(self) -> str:
@@ -304,6 +364,7 @@ class Task:
                     **({"divide_by": given.divide_by} if given.dtype == "uint8" else {}),
                     **({"vocabulary": given.vocabulary} if given.dtype == "int32" else {}),
                     **({"standardize": True} if given.standardize else {}),
+                    **({"columns": list(given.columns)} if given.columns else {}),
                 }
                 for given in self.inputs
             ],
@@ -316,9 +377,11 @@ class Task:
                     else {}
                 ),
                 **({"standardize": True} if self.target.standardize else {}),
+                **({"columns": list(self.target.columns)} if self.target.columns else {}),
             },
             "loss": str(self.loss),
             "metrics": list(self.metrics),
+            **({"window": asdict(self.window)} if self.window else {}),
         }
 
     @classmethod
@@ -330,6 +393,7 @@ class Task:
                 Target(**values["target"]),
                 values["loss"],
                 tuple(values["metrics"]),
+                Window(**values["window"]) if values.get("window") else None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise TaskError(f"this is no task: {error}") from error
@@ -342,6 +406,17 @@ def image_task(shape: Sequence[int], class_names: Sequence[str], loss: Loss | No
         Target(TargetKind.CLASS, (), tuple(class_names)),
         loss,
     )
+
+
+def table_shape(columns: Sequence[str], window: Window | None) -> Shape:
+    """Return the shape of an input that is read from these columns of a table."""
+    return (len(columns),) if window is None else (window.length, len(columns))
+
+
+def target_table_shape(columns: Sequence[str], window: Window | None) -> Shape:
+    """Return the shape of values that are read from these columns of a table."""
+    each = () if len(columns) == 1 else (len(columns),)
+    return (window.horizon, *each) if window is not None and window.horizon else each
 
 
 _TARGET_DTYPES = {
@@ -386,6 +461,15 @@ def _check_name(name: object, what: str) -> None:
         raise TaskError(
             f"{name!r:.120} cannot be the name of {what}; use 1 to {MAX_NAME} printable characters"
         )
+
+
+def _check_columns(columns: tuple[str, ...], shape: Shape, where: str) -> None:
+    for name in columns:
+        _check_name(name, "a column")
+    if len(set(columns)) < len(columns):
+        raise TaskError(f"{where}: a column is named twice: {', '.join(columns)}")
+    if columns and (not shape or shape[-1] != len(columns)):
+        raise TaskError(f"{where}: {len(columns)} columns do not give {_shape_text(shape)}")
 
 
 def _check_shape(shape: Shape, where: str) -> None:

@@ -8,7 +8,16 @@ from pydantic import Field, model_validator
 
 from featherfed.proto.plan_terms import Loss
 from featherfed.server.settings.section import Section
-from featherfed.tasks.task import Input, Target, Task
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.task import (
+    Input,
+    Target,
+    TargetKind,
+    Task,
+    Window,
+    table_shape,
+    target_table_shape,
+)
 
 Axis = Annotated[int, Field(ge=1)]
 
@@ -19,8 +28,10 @@ class InputSettings(Section):
     name: str
     dtype: str
     """uint8, float32 or int32."""
-    shape: tuple[Axis, ...]
-    """Of one example."""
+    shape: tuple[Axis, ...] | None = None
+    """Of one example; not needed where columns and window give it."""
+    columns: tuple[str, ...] = ()
+    """Of a table, for clients whose data are tables."""
     divide_by: float = 255.0
     """uint8: what the model sees is the value divided by this."""
     vocabulary: int = 0
@@ -28,14 +39,14 @@ class InputSettings(Section):
     standardize: bool = False
     """float32: to mean 0 and deviation 1 by feature, from sums that clients send."""
 
-    @model_validator(mode="after")
-    def _can_be(self) -> InputSettings:
-        self.made()
-        return self
-
-    def made(self) -> Input:
+    def made(self, window: Window | None) -> Input:
         """Return it as the task's; raise TaskError if it cannot be."""
-        return Input(**self.model_dump())
+        shape = self.shape
+        if shape is None:
+            if not self.columns:
+                raise TaskError(f"input {self.name!r} needs a shape, or columns of a table")
+            shape = table_shape(self.columns, window)
+        return Input(**{**self.model_dump(), "shape": shape})
 
 
 class TargetSettings(Section):
@@ -43,21 +54,36 @@ class TargetSettings(Section):
 
     kind: str
     """class, labels, values or input."""
-    shape: tuple[Axis, ...] = ()
-    """Of one example's target."""
+    shape: tuple[Axis, ...] | None = None
+    """Of one example's target; by default one class, the labels, one value, or that of columns."""
+    columns: tuple[str, ...] = ()
+    """Of a table, for clients whose data are tables."""
     class_names: tuple[str, ...] = ()
     """By number, of classes or labels."""
     standardize: bool = False
     """Values: learn them with mean 0 and deviation 1."""
 
-    @model_validator(mode="after")
-    def _can_be(self) -> TargetSettings:
-        self.made()
-        return self
-
-    def made(self) -> Target:
+    def made(self, window: Window | None) -> Target:
         """Return it as the task's; raise TaskError if it cannot be."""
-        return Target(**self.model_dump())
+        shape = self.shape
+        if shape is None:
+            shape = (len(self.class_names),) if self.kind == TargetKind.LABELS else ()
+            if self.kind == TargetKind.VALUES and self.columns:
+                shape = target_table_shape(self.columns, window)
+        return Target(**{**self.model_dump(), "shape": shape})
+
+
+class WindowSettings(Section):
+    """How examples are cut from long series; docs/tasks.md describes each key."""
+
+    length: Axis
+    stride: Axis = 1
+    horizon: Annotated[int, Field(ge=0)] = 0
+    group: str = ""
+
+    def made(self) -> Window:
+        """Return it as the task's; raise TaskError if it cannot be."""
+        return Window(**self.model_dump())
 
 
 class TaskSettings(Section):
@@ -67,6 +93,8 @@ class TaskSettings(Section):
     target: TargetSettings
     metrics: tuple[str, ...] = ()
     """By name, the leading one first; by default those that are usual for the target."""
+    window: WindowSettings | None = None
+    """How clients cut examples from the series in their tables."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> TaskSettings:
@@ -78,5 +106,6 @@ class TaskSettings(Section):
 
         None of its parts but the loss can be wrong: they were checked.
         """
-        inputs = tuple(given.made() for given in self.inputs)
-        return Task(inputs, self.target.made(), loss, self.metrics)
+        window = None if self.window is None else self.window.made()
+        inputs = tuple(given.made(window) for given in self.inputs)
+        return Task(inputs, self.target.made(window), loss, self.metrics, window)
