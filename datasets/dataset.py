@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featherfed.tasks.arrays import taken
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.task import Input, Target, TargetKind, Task, Values
 
@@ -112,10 +113,9 @@ class Dataset:
         if chosen.size == 0:
             raise DatasetError("cannot take zero examples: a data set needs at least one")
         try:
-            targets = None if self.targets is None else self.targets[chosen]
-            return replace(
-                self, inputs=tuple(array[chosen] for array in self.inputs), targets=targets
-            )
+            targets = None if self.targets is None else taken(self.targets, chosen)
+            inputs = tuple(taken(array, chosen) for array in self.inputs)
+            return replace(self, inputs=inputs, targets=targets)
         except IndexError as error:
             raise DatasetError(f"cannot take these of {len(self)} examples: {error}") from error
 
@@ -222,7 +222,7 @@ def _fit_input(array: Values, given: Input) -> Values:
     elif given.dtype == "float32":
         array = _as_float32(array, where)
     else:
-        array = _as_integers(array, where).astype(np.int32)
+        array = _as_integers(array, where).astype(np.int32, copy=False)
     return _with_shape(array, given.shape)
 
 
@@ -231,7 +231,7 @@ def _fit_target(array: Values, target: Target, class_names: Sequence[str]) -> Va
         return _with_shape(_as_float32(array, "the target"), target.shape)
     if target.kind is TargetKind.LABELS:
         labels = array.astype(np.uint8) if array.dtype == np.bool_ else array
-        return _as_integers(labels, "the labels").astype(np.uint8)
+        return _as_integers(labels, "the labels").astype(np.uint8, copy=False)
     if class_names and tuple(class_names) != target.class_names:
         raise DatasetError(
             f"the classes are {', '.join(class_names)}; the task has"
@@ -239,7 +239,9 @@ def _fit_target(array: Values, target: Target, class_names: Sequence[str]) -> Va
         )
     if array.dtype.kind in "UO":
         return _numbers_of(array, target.class_names)
-    return _with_shape(_as_integers(array, "the classes").astype(np.int64), target.shape)
+    return _with_shape(
+        _as_integers(array, "the classes").astype(np.int64, copy=False), target.shape
+    )
 
 
 def _numbers_of(names: Values, class_names: Sequence[str]) -> NDArray[np.int64]:
@@ -277,7 +279,7 @@ def _as_uint8(images: NDArray[Any], where: str = "images") -> NDArray[np.uint8]:
 def _as_float32(array: NDArray[Any], where: str) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{where}: {array.dtype}; give numbers")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def _as_integers(array: NDArray[Any], where: str) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.resizing import resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,13 +27,18 @@ def class_folders(folder: Path) -> list[str]:
     )
 
 
-def load_image_folder(folder: Path, class_names: Sequence[str] | None = None) -> Dataset:
+def load_image_folder(
+    folder: Path,
+    class_names: Sequence[str] | None = None,
+    shape: Sequence[int] | None = None,
+) -> Dataset:
     """Read FOLDER/CLASS/*.png|jpg|jpeg into a `Dataset`.
 
     A label is the position of its folder in ``class_names``, or without that in the sorted folder
     names; so a device that lacks a class keeps an empty folder for it. All grey gives one
-    channel, otherwise three. Raises `DatasetError` when there is no image, an image is unreadable
-    or of another size than the first, a folder is not in ``class_names``, or Pillow is missing.
+    channel, otherwise three. With a ``shape``, which is height, width, channels, images of any size
+    are brought to it (see resizing.py). Raises `DatasetError` when there is no image, an image is
+    unreadable, without a ``shape`` of another size than the first, a folder is not in ``class_names``, or Pillow is missing.
     """
     found = class_folders(folder)
     names = found if class_names is None else list(class_names)
@@ -42,7 +48,8 @@ def load_image_folder(folder: Path, class_names: Sequence[str] | None = None) ->
     paths = [(path, names.index(name)) for name in found for path in _images_in(folder / name)]
     if not paths:
         raise DatasetError(f"{folder}: no images; it must hold CLASS/*.png (or .jpg), by class")
-    images = _read_all([path for path, _ in paths])
+    files = [path for path, _ in paths]
+    images = _read_all(files) if shape is None else _read_resized(files, shape)
     return Dataset.from_images(images, [label for _, label in paths], names)
 
 
@@ -70,18 +77,23 @@ def _read_all(paths: list[Path]) -> NDArray[np.uint8]:
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
+def _read_resized(paths: list[Path], shape: Sequence[int]) -> NDArray[np.uint8]:
+    return np.concatenate([resized(_read(path)[None], shape) for path in paths])
+
+
 def _size(image: NDArray[np.uint8]) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise DatasetError("reading images needs Pillow: pip install featherfed[images]") from error
     try:
-        with Image.open(path) as picture:
-            return _to_array(picture, path)
+        with Image.open(path) as opened:
+            # A camera held upright only notes the turn.
+            return _to_array(ImageOps.exif_transpose(opened), path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path}: not a readable image ({error})") from error
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
 from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.stream import from_iterator
+from featherfed.tasks.task import Task
 
 
-def call_function(spec: str) -> Dataset:
+def call_function(spec: str, task: Task) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
     The function may also return ``(x, y)``, or ``x`` alone where the input is the target; ``x`` is
-    an array, or a tuple of arrays for several inputs. Exceptions of the function itself are not
+    an array, or a tuple of arrays for several inputs. Or it returns an iterator of such examples,
+    one by one, which may be more than fit into memory (see stream.py). Exceptions of the function itself are not
     caught. Raises `DatasetError` when the module or the function is missing or the result is
     something else.
     """
@@ -37,6 +41,8 @@ def call_function(spec: str) -> Dataset:
     if isinstance(result, Dataset):
         return result
     try:
+        if isinstance(result, Iterator):
+            return from_iterator(result, task)
         return _dataset(result)
     except DatasetError as error:
         raise DatasetError(f"'{spec}': {error}") from error
@@ -46,7 +52,9 @@ def _dataset(result: object) -> Dataset:
     if isinstance(result, np.ndarray):
         return Dataset((result,))
     if not isinstance(result, tuple) or len(result) != 2:
-        raise DatasetError(f"returned {type(result).__name__}; return (x, y) or a Dataset")
+        raise DatasetError(
+            f"returned {type(result).__name__}; return (x, y), an iterator of such examples, or a Dataset"
+        )
     x, y = result
     inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
     return Dataset(inputs, None if y is None else np.asarray(y))

@@ -12,6 +12,7 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.folder import class_folders, load_image_folder
 from featherfed.datasets.function import call_function
 from featherfed.datasets.idx import has_idx_files, load_idx_folder
+from featherfed.datasets.table import is_table, load_table
 from featherfed.tasks.task import Task, Values
 
 NAMES = ("digits", "fashion-mnist")
@@ -56,20 +57,30 @@ def load_train_test(name_or_path: str | Path) -> tuple[Dataset, Dataset]:
 def load_client_data(spec: str, task: Task) -> Dataset:
     """Return the data that a client names, as the task asks for them.
 
-    ``spec`` is an .npz file (see `Dataset.load`), a folder FOLDER/CLASS/*.png, or
-    ``module:function``. Raises `DatasetError`.
+    ``spec`` is an .npz file (see `Dataset.load`), a table (.csv, .csv.gz or .parquet) with the
+    task's columns, a folder FOLDER/CLASS/*.png of pictures of any size, or ``module:function``.
+    Raises `DatasetError`.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        return load_image_folder(path, task.target.class_names).fit(task)
+        return _load_pictures(path, task)
+    if path.is_file() and is_table(path):
+        return load_table(path, task).fit(task)
     if path.is_file():
         return Dataset.load(path, [given.name for given in task.inputs]).fit(task)
     if _FUNCTION.fullmatch(spec):
-        return call_function(spec).fit(task)
+        return call_function(spec, task).fit(task)
     raise DatasetError(
-        f"'{spec}': no such file or folder; give an .npz file, a folder CLASS/*.png, or"
+        f"'{spec}': no such file or folder; give an .npz or .csv file, a folder CLASS/*.png, or"
         " module:function"
     )
+
+
+def _load_pictures(folder: Path, task: Task) -> Dataset:
+    if not task.is_images:
+        raise DatasetError(f"{folder}: a folder of pictures, but the task is not about pictures")
+    names, shape = task.target.class_names, task.inputs[0].shape
+    return load_image_folder(folder, names, shape).fit(task)
 
 
 def load_inputs(spec: str, task: Task) -> list[Values]:

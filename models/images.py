@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.datasets.dataset import DatasetError
+from featherfed.datasets.resizing import resized
 from featherfed.models.errors import ModelError
 
 Images = npt.NDArray[np.uint8]
 Source = str | Path | npt.NDArray[Any]
 """A file (.npy, .npz, or a picture that Pillow reads) or an array."""
-
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
 
 
 def load_images(source: Source, input_shape: tuple[int, ...]) -> Images:
@@ -35,11 +35,10 @@ def load_images(source: Source, input_shape: tuple[int, ...]) -> Images:
     except ModelError as error:
         what = "the array" if isinstance(source, np.ndarray) else source
         raise ModelError(f"{what}: {error}") from error.__cause__
-    height, width, channels = input_shape
-    if images.shape[1:] == input_shape:
-        return images
-    small = _resized(_cropped(_with_channels(images, channels), height, width), height, width)
-    return np.rint(small).astype(np.uint8)
+    try:
+        return resized(images, input_shape)
+    except DatasetError as error:
+        raise ModelError(f"{error}; give arrays of the model's own shape") from error
 
 
 def _read(path: Path) -> npt.NDArray[Any]:
@@ -91,45 +90,3 @@ def _stacked(array: npt.NDArray[Any]) -> Images:
             f"not {list(array.shape)}"
         )
     return array
-
-
-def _with_channels(images: Images, channels: int) -> npt.NDArray[np.float64]:
-    """Return float64 [N, H, W, channels] from 0 to 255."""
-    pixels = images[..., :3].astype(np.float64)
-    if channels == pixels.shape[-1]:
-        return pixels
-    if channels == 1:
-        grey: npt.NDArray[np.float64] = pixels @ _GREY[:, None]
-        return grey
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=-1)
-    raise ModelError(f"the model takes images of {channels} channels; give arrays of its own shape")
-
-
-def _cropped(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
-    """Return the largest part around the middle with the aspect ratio of height to width."""
-    rows, columns = pixels.shape[1:3]
-    tall = min(rows, max(1, round(columns * height / width)))
-    wide = min(columns, max(1, round(rows * width / height)))
-    top, left = (rows - tall) // 2, (columns - wide) // 2
-    return pixels[:, top : top + tall, left : left + wide]
-
-
-def _resized(pixels: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
-    down = _interpolation_weights(pixels.shape[1], height)
-    across = _interpolation_weights(pixels.shape[2], width)
-    resized: npt.NDArray[np.float64] = np.einsum(
-        "hr,nrcx,wc->nhwx", down, pixels, across, optimize=True
-    )
-    return resized
-
-
-def _interpolation_weights(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Return [new, old] weights of linear interpolation, which averages when an image shrinks."""
-    ratio = old / new
-    reach = max(1.0, ratio)
-    middles = (np.arange(new) + 0.5) * ratio
-    distance = np.abs(np.arange(old) + 0.5 - middles[:, None]) / reach
-    weights = np.maximum(0.0, 1.0 - distance)
-    scaled: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return scaled

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.tasks.arrays import mapped, parts
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.task import Task, Values
 
@@ -31,9 +32,12 @@ class FeatureSums:
     @classmethod
     def of(cls, values: Values) -> FeatureSums:
         """Return the sums of float32 [N, ..., features], or [N] for a single feature."""
-        rows = values.reshape(len(values), -1) if values.ndim < 2 else values
-        flat = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
-        return cls(float(len(flat)), flat.sum(axis=0), np.square(flat).sum(axis=0))
+        width = values.shape[-1] if values.ndim > 1 else 1
+        total = cls(0.0, np.zeros(width), np.zeros(width))
+        for part in parts(len(values)):
+            flat = values[part].astype(np.float64).reshape(-1, width)
+            total += cls(float(len(flat)), flat.sum(axis=0), np.square(flat).sum(axis=0))
+        return total
 
     def __add__(self, other: FeatureSums) -> FeatureSums:
         return FeatureSums(
@@ -121,13 +125,13 @@ class Scaling:
     def prepare(self, inputs: Sequence[Values]) -> list[Values]:
         """Return inputs as trainers and model files take them: standardised where asked."""
         return [
-            values if scale is None else scale.apply(values)
+            values if scale is None else mapped(values, scale.apply)
             for scale, values in zip(self.inputs, inputs, strict=True)
         ]
 
     def prepare_target(self, targets: Values) -> Values:
         """Return targets as they are learned."""
-        return targets if self.target is None else self.target.apply(targets)
+        return targets if self.target is None else mapped(targets, self.target.apply)
 
 
 @dataclass(frozen=True)
