@@ -38,7 +38,8 @@ def load_image_folder(
     names; so a device that lacks a class keeps an empty folder for it. All grey gives one
     channel, otherwise three. With a ``shape``, which is height, width, channels, images of any size
     are brought to it (see resizing.py). Raises `DatasetError` when there is no image, an image is
-    unreadable, without a ``shape`` of another size than the first, a folder is not in ``class_names``, or Pillow is missing.
+    unreadable, without a ``shape`` of another size than the first, a folder is not in
+    ``class_names``, or Pillow is missing.
     """
     found = class_folders(folder)
     names = found if class_names is None else list(class_names)

@@ -19,9 +19,9 @@ def call_function(spec: str, task: Task) -> Dataset:
 
     The function may also return ``(x, y)``, or ``x`` alone where the input is the target; ``x`` is
     an array, or a tuple of arrays for several inputs. Or it returns an iterator of such examples,
-    one by one, which may be more than fit into memory (see stream.py). Exceptions of the function itself are not
-    caught. Raises `DatasetError` when the module or the function is missing or the result is
-    something else.
+    one by one, which may be more than fit into memory (see stream.py). Exceptions of the function
+    itself are not caught. Raises `DatasetError` when the module or the function is missing or the
+    result is something else.
     """
     module_name, _, function_name = spec.partition(":")
     # A console script, unlike `python -m`, does not search the folder it is started in.
@@ -53,7 +53,8 @@ def _dataset(result: object) -> Dataset:
         return Dataset((result,))
     if not isinstance(result, tuple) or len(result) != 2:
         raise DatasetError(
-            f"returned {type(result).__name__}; return (x, y), an iterator of such examples, or a Dataset"
+            f"returned {type(result).__name__}; return (x, y), an iterator of such examples, or a"
+            " Dataset"
         )
     x, y = result
     inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
