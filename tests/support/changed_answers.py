@@ -65,7 +65,7 @@ class ChangedAnswers:
     def join(self, request: pb.JoinRequest) -> Any:
         return self._changed(pb.JoinReply(session=1, plan=plan()))
 
-    def next_task(self, session: int) -> Any:
+    def next_task(self, session: int, has_scaling: bool = False) -> Any:
         self._tasks += 1
         codec = self._rng.choice(["float32 | zstd", "sketch(0.01)", "topk(0.1) | quantize(4)"])
         tasks = [
