@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.sparsity import SparsitySchedule
 from featherfed.server.settings.settings import Settings, load_settings
+from featherfed.tasks.task import image_task
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "run.toml"
 
@@ -122,6 +124,7 @@ def test_a_task_is_read_from_its_section(tmp_path: Path) -> None:
         ("target", "metrics = ['accuracy']\ntarget", r"task: the metric accuracy does not fit"),
         ("target", "metrics = ['iou']\ntarget", r"task: no metric 'iou'; use one of accuracy"),
         ("[task]", "[training]\nloss = 'binary_crossentropy'\n[task]", r"training\.loss: the loss"),
+        ("[24, 3]", "[24, 9000]", r"standardises 9000 features, and a message takes .* of 8192"),
         ("[task]", "[training]\nloss = 'focal'\n[task]", r"training\.loss: .*mean_squared_error"),
         (
             "[task]", "[evaluation]\ntarget = {metric = 'r2', value = 1}\n[task]",
@@ -189,3 +192,15 @@ def test_a_target_counts_once_the_model_is_as_sparse_as_it_shall_be(tmp_path: Pa
     assert not lower.is_reached({"loss": 0.3}, 1)
     prunes = load(tmp_path, "[optimization]\nmethod = 'prune'\nend_round = 5\n" + goal)
     assert [prunes.is_reached({"accuracy": 1.0}, n) for n in (4, 5)] == [False, True]
+
+
+def test_a_task_of_the_data_set_is_checked_like_one_of_the_file(tmp_path: Path) -> None:
+    many = image_task((8, 8, 1), [str(number) for number in range(9000)])
+    goal = "[evaluation]\nholdout = 0.1\ntarget = {metric = 'f1', value = 0.9}"
+    load(tmp_path, "").check_task(many)
+    with pytest.raises(ServerError, match="'f1' is no metric of the task; use one of loss, acc"):
+        load(tmp_path, goal).check_task(many)
+    f1 = replace(many, metrics=("f1",))
+    with pytest.raises(ServerError, match="metrics f1 need 27002 sums of every client"):
+        load(tmp_path, goal).check_task(f1)
+    load(tmp_path, "[evaluation]\ndataset = 'x'").check_task(f1)
