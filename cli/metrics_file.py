@@ -14,7 +14,7 @@ from featherfed.compression.files import put_in_place, replacing
 
 
 class _Spare(NamedTuple):
-    """The file of one round before: its rounds end at byte `end`, and it lacks the text `lacks`."""
+    """The file of one round before: it is right up to byte `end`, where `lacks` belongs."""
 
     end: int
     lacks: bytes
@@ -34,6 +34,8 @@ class MetricsFile:
         self._second_name = path.with_name(f".second-{path.name}")
         self._spare: _Spare | None = None
         self._end = 0
+        self._last = 0
+        """Where the newest round begins."""
         self.num_rounds = 0
         """Rounds that this process has written; 0 before `replace`."""
 
@@ -48,28 +50,38 @@ class MetricsFile:
             file.write(json.dumps(head, indent=1).removesuffix("\n}").encode())
             file.write(b',\n "rounds": [')
             for round_ in rounds:
+                self._last = file.tell()
                 file.write(_text(round_, first=not count))
                 count += 1
             self._end = file.tell()
             file.write(_after_rounds(tail))
         self.num_rounds = count
 
-    def append(self, round_: Any, tail: dict[str, Any]) -> None:
+    def append(self, round_: Any, tail: dict[str, Any], before: Any = None) -> None:
         """Add a round to those of `replace`, of which there is one at least; raise OSError.
 
-        If that fails, the file is as before, and the next `replace` writes it again.
+        `before`: the round before it, written anew; None if it is as it was. If that fails, the
+        file is as it was, and the next `replace` writes it again.
         """
-        before, self._spare = self._spare or self._copy(), None
-        text = _text(round_, first=False)
+        spare, self._spare = self._spare or self._copy(), None
+        # Both files hold the same up to here; the text is what the other one lacks then.
+        begin, text = self._end, b""
+        if before is not None:
+            begin, text = self._last, _text(before, first=self.num_rounds == 1)
+        last = begin + len(text)
+        text += _text(round_, first=False)
         with self._spare_path.open("r+b") as file:
-            file.seek(before.end)
+            file.seek(spare.end)
             file.truncate()
-            file.write(before.lacks + text)
+            file.write(spare.lacks[: max(0, begin - spare.end)])
+            file.seek(min(begin, file.tell()))
+            file.truncate()
+            file.write(text)
             end = file.tell()
             file.write(_after_rounds(tail))
         if self._swap():
-            self._spare = _Spare(self._end, text)
-        self._end = end
+            self._spare = _Spare(begin, text)
+        self._last, self._end = last, end
         self.num_rounds += 1
 
     def _copy(self) -> _Spare:

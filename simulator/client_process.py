@@ -19,7 +19,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.simulator.files import ClientDisk
 from featherfed.simulator.scenario import Member
 from featherfed.simulator.scheduler import Process, Scheduler
-from featherfed.simulator.training import TASK, RandomWalk
+from featherfed.simulator.training import HELD_OUT, TASK, RandomWalk
 
 GIVE_UP_AFTER = 300.0
 """Seconds of silence after which a client ends, to be started again."""
@@ -108,6 +108,7 @@ class ClientProcess(Process):
         (image,), classes = TASK.inputs, TASK.target
         data = pb.DataSummary(
             num_examples=member.num_examples,
+            num_held_out=HELD_OUT,
             inputs=[pb.TensorSummary(dtype=image.dtype, shape=image.shape)],
             target=pb.TensorSummary(dtype=classes.dtype),
             num_classes=len(classes.class_names),

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 from featherfed.cli.check_run import checks_of_run
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.storage.store import Store
 from featherfed.simulator.network import CallRecord
+from featherfed.simulator.training import TASK
 
 
 class Violation(Exception):
@@ -116,6 +118,19 @@ def check_store(store: Store) -> None:
     for name, find in checks_of_run(store):
         if wrong := list(find()):
             raise Violation(f"{name}: {'; '.join(wrong)}")
+
+
+def check_scores(store: Store) -> None:
+    """Raise Violation unless versions have the scores of what clients sent, each client once."""
+    held_out = HeldOutScores(TASK)
+    last = store.versions.newest().version
+    for version in store.versions.all():
+        number = version.version
+        sums = store.journal.sums_before(number + 1)
+        if number == last:
+            sums = [one for one in store.evaluations.of(number).values() if one]
+        if (version.scores or {}) != held_out.scores(sums):
+            raise Violation(f"version {number} has not the scores that its clients found")
 
 
 def check_digests(store: Store, wanted: list[bytes]) -> None:

@@ -46,6 +46,8 @@ class Scenario:
     chunk: int
     """Bytes of a message's data, so that the small model needs several."""
     faults: tuple[Fault, ...]
+    evaluates: bool = False
+    """Whether the server has no data, and clients say how good versions are."""
 
     @property
     def undisturbed(self) -> Scenario:
@@ -96,7 +98,7 @@ class Scenario:
             "clients": clients,
             "compression": {"uplink": self.uplink, "broadcast": self.broadcast},
             "optimization": {"method": "prune" if self.prunes else "none"},
-            "evaluation": {"dataset": "simulated"},
+            "evaluation": {"dataset": None if self.evaluates else "simulated"},
         }
 
 
@@ -129,4 +131,5 @@ def draw_scenario(seed: int, rounds: int) -> Scenario:
         draw.choice((0, 0, 2)),
         draw.choice((64 * 1024, 256, 100)),
         tuple(faults),
+        evaluates=seed % 3 == 2,
     )

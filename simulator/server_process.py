@@ -101,7 +101,8 @@ class ServerProcess(Process):
         def evaluate() -> None:
             self.scheduler.pause(self._draw.uniform(0, LONGEST_EVALUATION))
 
+        evaluator = DistanceEvaluator(evaluate)
         return Coordinator(
             checked, self.store, make_plan(checked, TASK, "{}", MANIFEST), MANIFEST,
-            TASK, DistanceEvaluator(evaluate), clock, secret=1,
+            TASK, evaluator if checked.evaluation.dataset else None, clock, secret=1,
         )  # fmt: skip

@@ -32,6 +32,7 @@ from featherfed.simulator.invariants import (
     Violation,
     check_digests,
     check_ledger,
+    check_scores,
     check_start,
     check_store,
     ledger_sums,
@@ -337,6 +338,8 @@ class World:
                 if held.version != self.scenario.rounds:
                     raise Violation(f"{name} ended with version {held.version}")
             check_store(store)
+            if self.scenario.evaluates:
+                check_scores(store)
             life, base = self._base
             records = [record for record in self.network.records if record.server > life]
             check_ledger(store, records, base, self._lost_since)

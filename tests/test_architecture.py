@@ -12,14 +12,15 @@ from support.rooms import ROOT, arrows, imports, modules, relative
 FOLDERS = {
     "compression": set[str](),
     "proto": set[str](),
-    "datasets": set[str](),
+    "tasks": {"proto"},
+    "datasets": {"tasks"},
     "report": {"compression"},
-    "models": {"compression", "datasets", "proto"},
-    "exporter": {"models", "proto"},
-    "server": {"compression", "proto"},
-    "edge_client": {"compression", "proto", "datasets", "models"},
-    "sweep": {"compression", "proto", "server", "edge_client"},
-    "simulator": {"compression", "proto", "server", "edge_client", "cli"},
+    "models": {"compression", "datasets", "proto", "tasks"},
+    "exporter": {"models", "proto", "tasks"},
+    "server": {"compression", "proto", "tasks"},
+    "edge_client": {"compression", "proto", "datasets", "models", "tasks"},
+    "sweep": {"compression", "proto", "server", "edge_client", "tasks"},
+    "simulator": {"compression", "proto", "server", "edge_client", "cli", "tasks"},
     "cli": {
         "compression",
         "proto",
@@ -30,6 +31,7 @@ FOLDERS = {
         "edge_client",
         "exporter",
         "sweep",
+        "tasks",
     },
 }
 ROOMS = {
@@ -84,7 +86,13 @@ TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},
     "dp_accounting": {"server/aggregation/accountant.py"},
-    "pydantic": {"server/settings/settings.py", "sweep/grid.py", "report/schema.py"},
+    "pydantic": {
+        "server/settings/section.py",
+        "server/settings/settings.py",
+        "server/settings/task.py",
+        "sweep/grid.py",
+        "report/schema.py",
+    },
 }
 """Packages, and all the files that import them."""
 
@@ -184,6 +192,7 @@ PARTS = {
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},
+    "featherfed.tasks.message": {"numpy", "google"},
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
     "featherfed.report.render": {"numpy", "jinja2", "matplotlib", "pydantic", "PIL"},

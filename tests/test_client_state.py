@@ -160,6 +160,14 @@ def test_an_update_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
     assert state.pending() == PendingUpdate(4, 3, 10, 0.5, payload, None, None)
 
 
+def test_an_unsent_update_keeps_its_evaluations(tmp_path: Path) -> None:
+    one, other = pb.Evaluation(sums=[9, 0.5, 7, 9]), pb.Evaluation(sums=[9, 0.25, 8, 9])
+    for before, after in ((one, other), (None, other), (None, None)):
+        pending = PendingUpdate(4, 3, 10, 0.5, b"payload", None, None, before, after)
+        ClientState(tmp_path, "run").save_pending(pending)
+        assert ClientState(tmp_path, "run").pending() == pending
+
+
 def test_what_a_round_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
     fsync = os.fsync

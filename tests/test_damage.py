@@ -94,7 +94,7 @@ CHANGES = {
     "uploads, round 2": "UPDATE uploads SET data = x'00'",
     "downloads, round 2": "UPDATE downloads SET payload_bytes = 7",
     "updates, round 3": "INSERT INTO updates SELECT 3, client, slot, codec, num_examples, payload, "
-    "0, 0, 0, '' FROM updates WHERE round = 2",
+    "0, '', NULL, NULL, NULL FROM updates WHERE round = 2",
 }
 
 

@@ -45,7 +45,9 @@ class Diverging(DistanceEvaluator):
     def evaluate(self, weights: Sequence[Array]) -> Evaluation:
         self._calls += 1
         result = super().evaluate(weights)
-        return replace(result, loss=self._loss) if self._calls in self._bad else result
+        if self._calls not in self._bad:
+            return result
+        return replace(result, scores={**result.scores, "loss": self._loss})
 
 
 def diverge(coordinator: Any, *bad: int) -> None:
@@ -86,14 +88,16 @@ def test_a_model_whose_loss_is_not_finite_is_not_adopted(
 ) -> None:
     run = direct_run(compression={"uplink": "2kB/round"}, **ONLY_THE_MODEL)
     run.coordinator.closing._evaluator = Diverging(1, loss=loss)
+    odd = f"on the server's data, its loss is {loss}"
     with caplog.at_level(logging.INFO):
         assert not flat(run.step(honest(5))).any()
-    assert run.metrics()["rounds"][0]["discarded"] == f"its loss on the test set is {loss}"
+    assert run.metrics()["rounds"][0]["discarded"].startswith(odd)
     assert run.store.versions.newest().allocation is None, "nor are its reports"
     assert [u.payload for u in run.store.journal.updates(1)] == [None] * 5
     (event,) = (r for r in caplog.records if getattr(r, "event", "") == "round_discarded")
     assert event.levelno == logging.WARNING
-    assert (event.round, event.reason) == (1, f"its loss on the test set is {loss}")  # type: ignore[attr-defined]
+    assert event.round == 1  # type: ignore[attr-defined]
+    assert event.reason.startswith(odd)  # type: ignore[attr-defined]
 
 
 def test_a_mean_that_leaves_the_range_of_weights_ends_no_run(

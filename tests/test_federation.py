@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sqlite3
 import threading
@@ -19,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.clients import Pull, profile
 from support.evaluator import DistanceEvaluator
 from support.federation import Federation
-from support.models import MANIFEST, SHAPE, TASK
+from support.models import CLASSES, MANIFEST, SHAPE, TASK, summary
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -41,6 +42,7 @@ from featherfed.server.rpc.calls import STATUS_OF_REASON
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.deliveries import Deliveries
 from featherfed.server.transfers.framing import framed_size
+from featherfed.tasks.task import image_task
 
 Start = Callable[..., Federation]
 
@@ -294,9 +296,9 @@ def test_two_clients_of_one_name_are_told(federation: Start) -> None:
     first, second = server.transport(), server.transport()
     poll = first.next_task
 
-    def evict(session: int) -> pb.NextTaskReply:
+    def evict(*args: Any) -> pb.NextTaskReply:
         second.join(_join_request("twin"))
-        return poll(session)
+        return poll(*args)
 
     first.next_task = evict  # type: ignore[method-assign]
     with pytest.raises(Rejected, match="another client uses the name 'twin'"):
@@ -394,8 +396,8 @@ def test_a_bad_update_is_refused_and_the_round_goes_on(
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "examples", "text"),
     [
-        ("x", (28, 28, 1), 10, 5, "examples of shape (28, 28, 1) do not fit"),
-        ("x", SHAPE, 11, 5, "labels up to 10 do not fit"),
+        ("x", (28, 28, 1), 10, 5, "the data are uint8 [28, 28, 1], the task needs uint8 [8, 8, 1]"),
+        ("x", SHAPE, 11, 5, "classes up to 10 do not fit"),
         ("x", SHAPE, 10, 0, "not one example"),
         ("../x", SHAPE, 10, 5, "a client name has"),
         ("", SHAPE, 10, 5, "a client name has"),
@@ -405,10 +407,9 @@ def test_a_client_that_does_not_fit_is_told_why(
     federation: Start, name: str, shape: tuple[int, ...], classes: int, examples: int, text: str
 ) -> None:
     request = _join_request(name)
-    request.data.CopyFrom(
-        pb.DataSummary(num_examples=examples, example_shape=shape, num_classes=classes)
-    )
-    with pytest.raises(Rejected, match=text.replace("(", r"\(").replace(")", r"\)")):
+    request.data.CopyFrom(summary(image_task(shape, CLASSES), examples))
+    request.data.num_classes = classes
+    with pytest.raises(Rejected, match=re.escape(text)):
         federation().transport().join(request)
 
 

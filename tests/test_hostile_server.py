@@ -24,7 +24,8 @@ from support.hostile_server import (
     run_client,
     stream,
 )
-from support.models import MODELS
+from support.models import MODELS, TASK
+from support.regression import REGRESSION, LinearClient
 
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
@@ -36,12 +37,15 @@ from featherfed.edge_client.errors import ClientError, Rejected, TooLarge
 from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.partial_download import FILE_NAME, PartialDownload
-from featherfed.edge_client.plan import MAX_TENSORS, MAX_VALUES, manifest_of
-from featherfed.edge_client.session import Session
+from featherfed.edge_client.plan import MAX_TENSORS, MAX_VALUES, manifest_of, task_of
+from featherfed.edge_client.scaling import OwnScaling
+from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.aggregation import bundle as bundles
+from featherfed.tasks.message import task_message
 
 Start = Callable[..., Federation]
 HOSTILE = "x\n12:00:00 INFO round 9: closed\r\x1b[2J\u202e"
@@ -142,6 +146,145 @@ def test_a_plan_that_no_server_makes_is_refused(changes: dict[str, Any], says: s
     assert time.monotonic() - began < 3
 
 
+def task(loss: str | None = None, **changes: Any) -> pb.Plan:
+    """Return a plan of the regression task, with these fields of the task, or of its parts."""
+    message = task_message(REGRESSION)
+    for name, value in changes.items():
+        part, _, field = name.partition("_")
+        if name == "inputs":
+            del message.inputs[:]
+            message.inputs.extend(value)
+        elif name == "metrics":
+            message.metrics[:] = value
+        else:
+            holder = message.inputs[0] if part == "input" else message.target
+            if isinstance(value, list):
+                getattr(holder, field)[:] = value
+            else:
+                setattr(holder, field, value)
+    training = pb.Training(epochs=1, batch_size=1, learning_rate=1, loss=loss or REGRESSION.loss)
+    return plan(task=message, training=training)
+
+
+MANY = 10**5
+TASKS: dict[str, tuple[dict[str, Any], str]] = {
+    "no task": ({"inputs": [], "target_kind": "", "metrics": []}, "kind of target '', unknown"),
+    "no input": ({"inputs": []}, "1 to 16 inputs"),
+    "too many inputs": ({"inputs": [pb.Input(name="x", dtype="int32")] * MANY}, "too many inputs"),
+    "an unknown kind": ({"target_kind": "boxes"}, "'boxes', unknown to this version: update"),
+    "a kind of two lines": ({"target_kind": HOSTILE}, "unknown to this version"),
+    "an endless kind": ({"target_kind": "y" * 10**6}, "characters more"),
+    "an unknown loss": ({"loss": "focal"}, "the loss 'focal', unknown to this version: update"),
+    "a loss of something else": ({"loss": "binary_crossentropy"}, "does not fit a target"),
+    "an unknown metric": ({"metrics": ["iou"]}, "the metric 'iou', unknown to this version: up"),
+    "a metric of something else": ({"metrics": ["accuracy"]}, "does not fit a target"),
+    "a metric of two lines": ({"metrics": [HOSTILE]}, "unknown to this version"),
+    "a metric twice": ({"metrics": ["mae", "mae"]}, "named twice"),
+    "endless metrics": ({"metrics": ["mae"] * MANY}, "100000 metrics"),
+    "an unknown dtype": ({"input_dtype": "complex64"}, "the dtype 'complex64', unknown"),
+    "a huge shape": ({"input_shape": [10**9]}, "is not possible"),
+    "a huge product": ({"input_shape": [2**31, 2**31]}, "is not possible"),
+    "an empty axis": ({"input_shape": [0, 2**31]}, "is not possible"),
+    "endless axes": ({"input_shape": [1] * MANY}, "the shape [1, 1"),
+    "a huge target": ({"target_shape": [10**9]}, "is not possible"),
+    "a name of two lines": ({"input_name": HOSTILE}, "cannot be the name"),
+    "no name": ({"input_name": ""}, "cannot be the name"),
+    "an endless name": ({"input_name": "n" * 10**6}, "cannot be the name"),
+    "classes of two lines": (
+        {
+            "target_kind": "class", "target_class_names": [HOSTILE, "b"], "target_shape": [],
+            "target_standardize": False, "loss": "sparse_categorical_crossentropy",
+            "metrics": ["accuracy"],
+        },
+        "cannot be the name",
+    ),
+    "endless classes": ({"target_class_names": ["a"] * MANY}, "too many inputs or classes"),
+    "a division by zero": ({"input_dtype": "uint8", "input_standardize": False}, "divide_by"),
+    "tokens without a vocabulary": (
+        {"input_dtype": "int32", "input_standardize": False}, "need a vocabulary",
+    ),
+    "standardised bytes": ({"input_dtype": "uint8", "input_divide_by": 255}, "only float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "says"), TASKS.values(), ids=TASKS)
+def test_a_task_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    given = task(**changes)
+    for message in (given, pb.GetTaskReply(task=given.task, loss=given.training.loss)):
+        began = time.monotonic()
+        with pytest.raises(ClientError, match="the server's task") as raised:
+            task_of(message)
+        assert says in str(raised.value)
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 600
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan"), float("inf")])
+def test_an_impossible_share_to_hold_out_is_refused(tmp_path: Path, holdout: float) -> None:
+    joined = pb.JoinReply(session=1, plan=plan(holdout=holdout), protocol=PROTOCOL)
+    assert "holds out" in refused(tmp_path, Join=joined)
+
+
+def test_the_tasks_of_these_tests_are_taken() -> None:
+    assert task_of(plan()) == TASK
+    assert task_of(task()) == REGRESSION
+
+
+def scaled(mean: Any, deviation: Any, count: int = 1) -> pb.Scaling:
+    scale = pb.FeatureScale(mean=mean, deviation=deviation)
+    return pb.Scaling(inputs=[scale] * count, target=pb.FeatureScale(mean=[0, 0], deviation=[1, 1]))
+
+
+NAN = float("nan")
+SCALINGS: dict[str, tuple[pb.Scaling | None, str]] = {
+    "none": (None, "does not say how the data are standardised"),
+    "NaN": (scaled([0, 0, NAN], [1, 1, 1]), "does not fit 3 features"),
+    "infinite": (scaled([0, 0, 0], [1, 1, float("inf")]), "does not fit 3 features"),
+    "a deviation of 0": (scaled([0, 0, 0], [1, 0, 1]), "not above 0"),
+    "negative": (scaled([0, 0, 0], [1, -1, 1]), "not above 0"),
+    "too few features": (scaled([0, 0], [1, 1]), "does not fit 3 features"),
+    "endless features": (scaled([0] * MANY, [1] * MANY), "does not fit 3 features"),
+    "other inputs": (scaled([0, 0, 0], [1, 1, 1], 2), "another number of inputs"),
+    "no target": (pb.Scaling(inputs=[pb.FeatureScale(mean=[0] * 3, deviation=[1] * 3)]), "other"),
+}
+
+
+@pytest.mark.parametrize(("scaling", "says"), SCALINGS.values(), ids=SCALINGS)
+def test_a_scaling_that_cannot_be_is_refused(scaling: pb.Scaling | None, says: str) -> None:
+    client = LinearClient("c", 0)
+    known = OwnScaling(REGRESSION, client)
+    assert not known.is_known
+    for message in (pb.Train(scaling=scaling), pb.Finished(scaling=scaling)):
+        with pytest.raises(ClientError, match=says):
+            known.take(message)
+    assert client.given == 0
+    known.take(pb.Train(scaling=scaled([0, 0, 0], [1, 1, 1])))
+    known.take(pb.Train(scaling=scaled([0, 0, 0], [1, 1, 1])))
+    known.take(pb.Train())
+    assert (client.given, known.is_known) == (1, True)
+
+
+def test_a_report_that_fails_costs_no_model(tmp_path: Path) -> None:
+    """A server that refuses the last evaluation, or forgets the session, or says nonsense."""
+    for number, code in enumerate(
+        (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED,
+         grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+    ):  # fmt: skip
+        joined = pb.JoinReply(session=1, plan=plan(holdout=0.1), protocol=PROTOCOL)
+        answer = abort(code, "no")
+        with HostileServer(Join=joined, NextTask=END, ReportEvaluation=answer) as server:
+            transport = GrpcTransport(server.address, give_up_after=5)
+            data = pb.DataSummary(num_examples=10, num_held_out=2)
+            held = Session(
+                Profile("a", data, "numpy", ("none",), "0"), transport, lambda *_: Pull(1.0),
+                lambda run, n=number: ClientState(tmp_path / str(n), run),  # type: ignore[misc]
+            ).run()  # fmt: skip
+            transport.close()
+        assert held.digest == SEED
+        assert server.calls["ReportEvaluation"] == 1
+
+
 def test_the_plan_of_these_tests_is_taken() -> None:
     assert manifest_of(plan(heartbeat_seconds=2**32 - 1)).digest == MODEL.digest
     assert manifest_of(plan(manifest=[tensor(2**13, 2**13)])).num_values == MAX_VALUES
@@ -172,7 +315,7 @@ def test_absurd_slots_and_heartbeats_do_no_harm(tmp_path: Path) -> None:
         task.codec = "sketch(0.1, 1, profile)"
         return pb.NextTaskReply(train=task)
 
-    joined = pb.JoinReply(session=1, plan=plan(heartbeat_seconds=2**32 - 1))
+    joined = pb.JoinReply(session=1, protocol=PROTOCOL, plan=plan(heartbeat_seconds=2**32 - 1))
     with HostileServer(Join=joined, NextTask=next_task) as server:
         assert take_part(server, tmp_path).digest == SEED
     assert server.calls["SubmitUpdate"] == 1

@@ -228,3 +228,26 @@ def test_the_parts_of_the_file_are_its_content(direct_run: Direct) -> None:
         assert read(path) == metrics.collect(
             run.store, run.settings, TASK, MANIFEST, {"featherfed": "0"}
         )
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_round_before_may_be_written_anew(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its scores become known while the next round is open."""
+    if not links:
+        monkeypatch.setattr(metrics_file.os, "link", _no_link)
+    path = tmp_path / "metrics.json"
+    file, expected = MetricsFile(path), [{"round": 1, "score": None}]
+    file.replace({"run": "x"}, expected, {"releases": []})
+    for number in range(2, 12):
+        changed = None
+        if number % 4:  # a round may also stay as it was
+            changed = expected[-1] = {"round": number - 1, "score": "known" * (number % 3)}
+        expected.append({"round": number, "score": None})
+        file.append(expected[-1], {"releases": [number]}, changed)
+        assert read(path) == {"run": "x", "rounds": expected, "releases": [number]}
+
+
+def _no_link(*_: object) -> None:
+    raise OSError("no hard links here")

@@ -348,7 +348,7 @@ def test_prometheus_sees_the_run(federation: Start, caplog: pytest.LogCaptureFix
     assert after["featherfed_upload_acknowledgement_seconds_count{}"] == 6
     assert after["featherfed_aggregation_seconds_count{}"] == 2
     assert after["featherfed_storage_failing{}"] == 0
-    assert 0 < after['featherfed_score{metric="accuracy"}'] < 1
+    assert 0 < after["featherfed_score{metric=accuracy}"] < 1
     entries = [
         e for e in server.store.ledger.entries() if (e.direction, e.kind) == ("uplink", "transfer")
     ]

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from support.clients import Pull
-from support.models import MANIFEST
+from support.models import MANIFEST, TASK
 
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.edge_client.errors import ClientError, Rejected, StaleTask
+from featherfed.edge_client.evaluation import OwnEvaluation
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.partial_download import PartialDownload
+from featherfed.edge_client.scaling import OwnScaling
 from featherfed.edge_client.session import TaskHandler
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.update_sender import UpdateSender
@@ -95,9 +97,10 @@ def test_an_update_from_a_forgotten_version_is_not_sent(tmp_path: Path) -> None:
     server: Any = SimpleNamespace(
         fetch_model=lambda request, limit: ([seed], b""), submit_update=submit
     )
+    trainer = Pull(1.0)
     handler = TaskHandler(
-        MANIFEST, 0, state, ModelSync(server, 1, MANIFEST, 0, state), Pull(1.0),
-        UpdateSender(server, 1, state), 100,
+        MANIFEST, 0, state, ModelSync(server, 1, MANIFEST, 0, state), trainer,
+        OwnScaling(TASK, trainer), OwnEvaluation(trainer, 0), UpdateSender(server, 1, state), 100,
     )  # fmt: skip
     task = pb.Train(round=1, codec="float32", digest=weights_digest(first), slots=1)
     handler.handle(task)

@@ -173,8 +173,8 @@ class _Old:
         request.capabilities.stages.extend(known)
         return self._inner.join(request)
 
-    def next_task(self, session: int) -> Any:
-        reply = self._inner.next_task(session)
+    def next_task(self, session: int, has_scaling: bool = False) -> Any:
+        reply = self._inner.next_task(session, has_scaling)
         if reply.HasField("train"):
             self.codecs.append(reply.train.codec)
         return reply

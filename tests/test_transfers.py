@@ -401,9 +401,9 @@ def test_a_closed_round_takes_no_rest_and_the_work_is_not_lost(federation: Start
     second = server.transport()
     poll = second.next_task
 
-    def come_back(session: int) -> pb.NextTaskReply:
+    def come_back(*args: Any) -> pb.NextTaskReply:
         threading.Timer(0.5, back.set).start()
-        return poll(session)
+        return poll(*args)
 
     second.next_task = come_back  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:

@@ -128,6 +128,7 @@ def test_an_update_of_format_1_without_a_residual_is_read(tmp_path: Path) -> Non
     figures = {"round": 2, "version": 1, "num_examples": 9, "loss": 0.5, "accuracy": 0.5}
     path, weights = tmp_path / "pending.npz", [np.ones(3, np.float32)]
     statefile.save(path, {"run": "run", **figures, "payload": "00ff"}, {"target": weights})
+    figures.pop("accuracy")  # what is not sent any more
     expected = PendingUpdate(**figures, payload=b"\x00\xff", target=None, residual=None)  # type: ignore[arg-type]
     assert ClientState(tmp_path, "run").pending() == expected
 
@@ -252,24 +253,18 @@ FROM_THE_FUTURE = bytes([0x9A, 0x3F, 3]) + b"new"
 """Field 1011, a text: what a newer peer adds to a message."""
 
 
-def test_a_client_that_says_no_protocol_joins(direct_run: Callable[..., DirectRun]) -> None:
-    """As clients of before there were numbers send it."""
-    run, request = direct_run().coordinator, join_request("old")
-    request.capabilities.ClearField("protocol")
-    assert run.admission.join(request).protocol == PROTOCOL
-    del request.capabilities.methods[:]
-    with pytest.raises(Refused, match=r"the run needs .* update featherfed on it"):
-        run.admission.join(request)
-
-
-def test_an_old_client_that_may_not_know_the_loss_is_told_so(
+def test_a_client_of_before_there_were_tasks_is_told_to_update(
     direct_run: Callable[..., DirectRun],
 ) -> None:
-    run = direct_run(training={"loss": "mean_squared_error"}).coordinator
-    request = join_request("new")
-    assert run.admission.join(request).session
-    request.capabilities.ClearField("protocol")
-    with pytest.raises(Refused, match=r"loss mean_squared_error.* update featherfed on the client"):
+    run, request = direct_run().coordinator, join_request("old")
+    assert run.admission.join(request).protocol == PROTOCOL
+    for number in (0, 1):
+        request.capabilities.protocol = number
+        with pytest.raises(Refused, match=rf"protocol {number}, .*update featherfed on the client"):
+            run.admission.join(request)
+    request = join_request("unable")
+    del request.capabilities.methods[:]
+    with pytest.raises(Refused, match=r"the run needs .* update featherfed on it"):
         run.admission.join(request)
 
 
@@ -277,12 +272,12 @@ def test_each_side_refuses_the_other_below_its_oldest_protocol(
     federation: Start, direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "OLDEST", PROTOCOL + 1)
-    with pytest.raises(Refused, match=r"speaks protocol 1, .*; update featherfed on the client"):
+    with pytest.raises(Refused, match=r"speaks protocol 2, .*; update featherfed on the client"):
         direct_run("direct").coordinator.admission.join(join_request("old"))
     monkeypatch.undo()
     monkeypatch.setattr(session, "OLDEST", PROTOCOL + 1)
     server = federation(clients={"minimum": 1})
-    with pytest.raises(ClientError, match=r"speaks protocol 1, .* update featherfed on the server"):
+    with pytest.raises(ClientError, match=r"speaks protocol 2, .* update featherfed on the server"):
         server.run_clients(server.client("a"))
 
 

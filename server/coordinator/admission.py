@@ -47,7 +47,7 @@ class Admission:
         self._step = step
 
     def task(self) -> pb.GetTaskReply:
-        """Return what the run learns, for a client to load and check its data by. Does not block."""
+        """Return what the run learns, for a client to load its data by. Does not block."""
         plan = self._run.plan
         return pb.GetTaskReply(
             task=plan.task, loss=plan.training.loss, holdout=plan.holdout, protocol=PROTOCOL

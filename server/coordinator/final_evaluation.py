@@ -23,6 +23,7 @@ class FinalEvaluation:
         self._members = members
         self._held_out = held_out
         self._by_clients = by_clients
+        self._settled = False
 
     @property
     def wanted(self) -> bool:
@@ -46,6 +47,8 @@ class FinalEvaluation:
             most = self._members.record(client).num_held_out
             sums = read_sums(self._held_out, report.evaluation, most)
             run.store.evaluations.add(report.version, client, sums)
+            if self._settled:
+                self.settle()
         return pb.EvaluationReceipt()
 
     def missing(self, clients: frozenset[str]) -> frozenset[str]:
@@ -58,8 +61,12 @@ class FinalEvaluation:
         )
 
     def settle(self) -> None:
-        """Make the reports so far the final version's scores, if clients evaluate versions."""
+        """Make the reports so far, and later ones at once, the final version's scores.
+
+        Only if clients say how good versions are.
+        """
         run = self._run
+        self._settled = True
         if not self._by_clients or run.phase is not Phase.FINISHED:
             return
         with run.change():

@@ -110,7 +110,7 @@ def state_changed(run: str, before: RunState, after: RunState) -> None:
             seconds=round(after.since - before.since, 3),
         )  # fmt: skip
     if after.phase is Phase.FINISHED and before.phase is not Phase.FINISHED:
-        _log(logging.INFO, "run_finished", "run %s: all rounds are done", run, **fields)
+        _log(logging.INFO, "run_finished", "run %s: done after %d rounds", run, number, **fields)
 
 
 def round_discarded(run: str, round_: int, reason: str) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from featherfed.compression.registry import parse_codec
 from featherfed.server.rounds.uplink import fixed_codec
 from featherfed.server.settings.rule import Rule
+from featherfed.tasks.scoring import Scoring
+from featherfed.tasks.task import Input, Target, Task
 
+MAX_SUMS = 2**14
+"""Most sums of an evaluation: two of them, and a chunk of the update, are one message."""
+MAX_FEATURES = 2**13
+"""Most features that are standardised: a client's statistics are part of one message."""
 _DENSE = '"quantize(8) | zstd" or "float16 | zstd"'
 
 
@@ -85,4 +91,27 @@ def check_evaluation(target: bool, evaluated_by: str | None) -> Iterator[str]:
         yield (
             "evaluation.target needs somebody to evaluate models; give evaluation.dataset, or let "
             "evaluation.holdout be above 0"
+        )
+
+
+def check_task(task: Task, share_held_out: float, target: str | None) -> Iterator[str]:
+    """Yield why a run cannot be of this task; `target`: the metric that ends it early, if any."""
+    if target is not None and target not in ("loss", *task.metrics):
+        known = ", ".join(("loss", *task.metrics))
+        yield (
+            f"evaluation.target.metric: {target!r} is no metric of the task; use one of {known}, "
+            "or add it to task.metrics"
+        )
+    if share_held_out and (size := Scoring(task).size) > MAX_SUMS:
+        yield (
+            f"the metrics {', '.join(task.metrics)} need {size} sums of every client, and a "
+            f"message takes {MAX_SUMS}; use metrics that need fewer, such as accuracy, or give "
+            "evaluation.dataset and set evaluation.holdout to 0"
+        )
+    parts: tuple[Input | Target, ...] = (*task.inputs, task.target)
+    features = sum(part.num_features for part in parts if part.standardize)
+    if features > MAX_FEATURES:
+        yield (
+            f"the task standardises {features} features, and a message takes the statistics of "
+            f"{MAX_FEATURES}; standardise the largest input beforehand, and drop its standardize"
         )

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -30,6 +30,7 @@ from featherfed.server.settings.checks import (
     check_privacy,
     check_privacy_of_sums,
     check_rule,
+    check_task,
 )
 from featherfed.server.settings.rule import Rule
 from featherfed.server.settings.section import Section
@@ -302,17 +303,14 @@ class Settings(Section):
                 task = self.task.made(self.training.loss)
             except ValueError as error:  # all but the loss was checked before
                 raise ValueError(f"training.loss: {error}") from error
-            self._check_target(task)
+            if problems := list(self._problems_of(task)):
+                raise ValueError("; ".join(problems))
         return self
 
-    def _check_target(self, task: Task) -> None:
+    def _problems_of(self, task: Task) -> Iterator[str]:
         target = self.evaluation.target
-        if target is not None and target.metric not in ("loss", *task.metrics):
-            known = ", ".join(("loss", *task.metrics))
-            raise ValueError(
-                f"evaluation.target.metric: {target.metric!r} is no metric of the task; use one of "
-                f"{known}, or add it to task.metrics"
-            )
+        metric = None if target is None else target.metric
+        return check_task(task, self.evaluation.share_held_out, metric)
 
     @model_validator(mode="after")
     def _updates_can_be_aggregated(self) -> Settings:
@@ -338,10 +336,8 @@ class Settings(Section):
 
     def check_task(self, task: Task) -> None:
         """Raise ServerError unless the settings fit a task that is not their own."""
-        try:
-            self._check_target(task)
-        except ValueError as error:
-            raise ServerError(str(error)) from None
+        if problems := list(self._problems_of(task)):
+            raise ServerError("\n".join(problems))
 
     def is_reached(self, scores: Mapping[str, float | None], round_: int) -> bool:
         """Whether a version's scores, known in this round, are good enough to end the run."""

@@ -18,6 +18,7 @@ from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.errors import Rejected
 from featherfed.edge_client.partial_download import PartialDownload
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.protocol import PROTOCOL
 
 WHOLE = [0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1]
 REAL = [0.0, -1.0, 0.5, 0.999999, float("nan"), float("inf"), -float("inf"), 1e300, 1e-300]
@@ -63,9 +64,9 @@ class ChangedAnswers:
         self._tasks = 0
 
     def join(self, request: pb.JoinRequest) -> Any:
-        return self._changed(pb.JoinReply(session=1, plan=plan()))
+        return self._changed(pb.JoinReply(session=1, plan=plan(), protocol=PROTOCOL))
 
-    def next_task(self, session: int) -> Any:
+    def next_task(self, session: int, has_scaling: bool = False) -> Any:
         self._tasks += 1
         codec = self._rng.choice(["float32 | zstd", "sketch(0.01)", "topk(0.1) | quantize(4)"])
         tasks = [

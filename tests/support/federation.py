@@ -20,6 +20,7 @@ from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.transport import Transport
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
@@ -27,6 +28,7 @@ from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.releases import Releases
+from featherfed.tasks.task import Task
 
 
 def settings(directory: Path, **changes: object) -> Settings:
@@ -41,6 +43,9 @@ def settings(directory: Path, **changes: object) -> Settings:
     return Settings.model_validate({**data, **changes, "evaluation": evaluation})
 
 
+_DISTANCE = DistanceEvaluator()
+
+
 class Federation:
     """One run's server in a thread; clients are sessions in the caller's threads."""
 
@@ -51,13 +56,15 @@ class Federation:
         first_weights: Sequence[Array] | None = None,
         step: ExportedStep | None = None,
         manifest: Manifest = MANIFEST,
+        task: Task = TASK,
+        evaluator: Evaluator | None = _DISTANCE,
     ) -> None:
         self.directory = directory
         self.settings = settings
         self.store = Store(directory / "run.db")
-        plan = make_plan(settings, TASK, "{}", manifest)
+        plan = make_plan(settings, task, "{}", manifest)
         self.coordinator = Coordinator(
-            settings, self.store, plan, manifest, TASK, DistanceEvaluator(), SteadyClock(),
+            settings, self.store, plan, manifest, task, evaluator, SteadyClock(),
             first_weights, secret=1, step=step,
         )  # fmt: skip
         self.releases = Releases(

@@ -29,6 +29,8 @@ from google.protobuf.message import DecodeError
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 WORKER = "FEATHERFED_FUZZ_WORKER"
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
 
 try:
     import atheris
@@ -38,6 +40,8 @@ try:
         importlib.import_module("featherfed.edge_client.follower")
 except ImportError:  # no wheel for this platform: the corpus is replayed all the same
     atheris = None
+
+from support.regression import REGRESSION
 
 from featherfed.compression.codec import Codec
 from featherfed.compression.context import Context
@@ -53,10 +57,20 @@ from featherfed.compression.importance import measure_importance
 from featherfed.compression.key import Key
 from featherfed.compression.registry import STAGES, parse_codec
 from featherfed.compression.wire import seal, unseal
+from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.follower import decode_release
+from featherfed.edge_client.plan import task_of
 from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.standardization import check_statistics
+from featherfed.server.errors import Refused
+from featherfed.server.rounds.held_out import HeldOutScores
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.message import statistics_message, task_message
+from featherfed.tasks.scaling import Statistics, merge
+from featherfed.tasks.scoring import Scoring
+from featherfed.tasks.task import Input, Target, TargetKind, Task
 
 MODEL = Manifest(
     (
@@ -72,6 +86,14 @@ WEIGHTS = [np.ones(spec.shape, np.float32) for spec in MODEL]
 KNOWN = measure_importance([np.ones(shape, np.float32) for shape in sketched_shapes(MODEL)])
 CONTEXT = Context(Key.root(1), 1, 3, KNOWN, np.ones(64, np.float32))
 
+SCORED = (
+    REGRESSION,
+    Task(
+        (Input("image", "uint8", (4, 4, 1)),),
+        Target(TargetKind.CLASS, (), ("a", "b", "c")),
+        metrics=("accuracy", "top2", "perplexity", "f1", "precision", "recall", "auc"),
+    ),
+)
 CODECS = [
     "float32 | zstd",
     "float16",
@@ -132,15 +154,50 @@ def release(data: bytes) -> None:
         decode_release(chunk.release, chunk.data, RELEASED)
 
 
+def task(data: bytes) -> None:
+    task_of(pb.Plan.FromString(data))
+
+
+def evaluation(data: bytes) -> None:
+    """Score sums that were found to be possible; the first byte chooses the task."""
+    held_out = HeldOutScores(SCORED[sum(data[:1]) % len(SCORED)])
+    sums = np.frombuffer(data[1 : 1 + len(data[1:]) // 4 * 4], "<f4")
+    stored = held_out.read(pb.Evaluation(sums=sums.tolist()), 2**32)
+    with np.errstate(divide="raise", invalid="raise"):
+        held_out.scores([stored, stored])
+
+
+def statistics(data: bytes) -> None:
+    """Merge statistics that were found to be possible."""
+    joined = pb.DataSummary(num_examples=10**6)
+    joined.statistics.CopyFrom(pb.Statistics.FromString(data))
+    found = check_statistics(joined, REGRESSION)
+    merge([found, found]).check(REGRESSION)
+
+
 TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS), release]
+NEW_TARGETS = [task, evaluation, statistics]
+"""Reached by first bytes from 0xFD on, so that the corpus of before chooses what it chose."""
 no_checksums = mock.patch("featherfed.compression.wire.zlib", SimpleNamespace(crc32=lambda *_: 0))
+
+
+EXPECTED = (
+    WireError, CodecError, DigestMismatch, DecodeError, ClientError, TaskError, Refused,
+)  # fmt: skip
+"""The errors by which a peer is refused."""
 
 
 def one_input(data: bytes) -> None:
     """Give the bytes to the target they choose."""
     if data:
-        with no_checksums, contextlib.suppress(WireError, CodecError, DigestMismatch, DecodeError):
-            TARGETS[data[0] % len(TARGETS)](data[1:])
+        with no_checksums, contextlib.suppress(*EXPECTED):
+            target_of(data[0])(data[1:])
+
+
+def target_of(first: int) -> Callable[[bytes], object]:
+    """Return the target that an input's first byte chooses."""
+    new = first - (256 - len(NEW_TARGETS))
+    return NEW_TARGETS[new] if new >= 0 else TARGETS[first % len(TARGETS)]
 
 
 def examples() -> list[bytes]:
@@ -177,6 +234,13 @@ def _examples() -> Iterator[bytes]:
     for step in steps:
         data = payload if step.size else b""
         yield b"\2" + pb.ModelChunk(links=[step], data=data).SerializeToString()
+    regression = pb.Plan(task=task_message(REGRESSION), training=pb.Training(loss=REGRESSION.loss))
+    yield b"\xfd" + regression.SerializeToString()
+    for number, scored in enumerate(SCORED):
+        sums = np.ones(Scoring(scored).size, "<f4")
+        yield bytes([0xFE, number]) + sums.tobytes()
+    found = Statistics.of(REGRESSION, [np.ones((9, 3), np.float32)], np.ones((9, 2), np.float32))
+    yield b"\xff" + statistics_message(found).SerializeToString()
     for old in (b"", RELEASED):
         new = RELEASED[::-1]
         fact = pb.Release(size=200, digest=hashlib.sha256(new).digest(), delta=bool(old))

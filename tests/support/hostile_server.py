@@ -24,6 +24,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from support.clients import Pull, profile
+from support.models import TASK
 
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform, weights_digest
@@ -42,6 +43,8 @@ from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.protocol import PROTOCOL
+from featherfed.tasks.message import task_message
 
 MODEL = Manifest((TensorSpec("kernel", (100, 100), initial=Uniform(0.1)),))
 """A model of 40 kB."""
@@ -59,7 +62,10 @@ def plan(**changes: Any) -> pb.Plan:
         "run": "run",
         "model_json": "{}",
         "manifest": tensors,
-        "training": pb.Training(epochs=1, batch_size=8, learning_rate=0.1, optimizer="sgd"),
+        "training": pb.Training(
+            epochs=1, batch_size=8, learning_rate=0.1, optimizer="sgd", loss=TASK.loss
+        ),
+        "task": task_message(TASK),
         "optimization": pb.Optimization(method="none", num_clusters=16),
         "rounds": 9,
     }
@@ -100,8 +106,14 @@ class HostileServer(pb_grpc.FederationServicer):
             self.sent += message.ByteSize()
             yield message
 
+    def GetTask(self, request: Any, context: Any) -> Any:
+        default = pb.GetTaskReply(task=task_message(TASK), loss=TASK.loss, protocol=PROTOCOL)
+        return self._answer("GetTask", request, context, default)
+
     def Join(self, request: Any, context: Any) -> Any:
-        return self._answer("Join", request, context, pb.JoinReply(session=1, plan=plan()))
+        return self._answer(
+            "Join", request, context, pb.JoinReply(session=1, plan=plan(), protocol=PROTOCOL)
+        )
 
     def NextTask(self, request: Any, context: Any) -> Any:
         return self._answer("NextTask", request, context, pb.NextTaskReply(train=TRAIN))
@@ -120,6 +132,9 @@ class HostileServer(pb_grpc.FederationServicer):
         for _ in request:
             pass
         return self._answer("SubmitUpdate", request, context, pb.SubmitReply(outcome=pb.ACCEPTED))
+
+    def ReportEvaluation(self, request: Any, context: Any) -> Any:
+        return self._answer("ReportEvaluation", request, context, pb.EvaluationReceipt())
 
     def ResumeUpload(self, request: Any, context: Any) -> Any:
         return self._answer("ResumeUpload", request, context, pb.ResumeUploadReply())

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import tomli_w
 from support.kills import free_port
-from support.models import CLASSES, MODELS, SHAPE, summary
+from support.models import CLASSES, EXAMPLES, MODELS, SHAPE, summary
 from support.numpy_federation import Spec
 from support.processes import program
 
