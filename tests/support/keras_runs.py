@@ -37,5 +37,6 @@ def keras_run(
         settings, model_json=model.model_json, manifest=model.manifest,
         evaluator=KerasEvaluator(model, test), clients=data, make_trainer=make_trainer,
         data_shape=DataShape(test.input_shape, test.class_names),
+        first_weights=model.first_weights(),
     )  # fmt: skip
     return told
