@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tf_keras
 
 from featherfed.compression.arrays import Array
+from featherfed.compression.codec import MAX_MAGNITUDE, within
 from featherfed.compression.exchange.masks import Masks, magnitude_masks, mask_weights
 from featherfed.models import wrapping
 from featherfed.models.description import describe, exchanged
@@ -93,6 +94,9 @@ class FederatedModel:
         plain = exchanged(from_json(self.model_json))
         names = [variable.name.removesuffix(":0") for variable in plain]
         check_fit(names, [tuple(variable.shape) for variable in plain], tensors)
+        for name, tensor in zip(names, tensors, strict=True):
+            if not within(tensor, MAX_MAGNITUDE):
+                raise ModelError(f"{name} holds values that are no weights (not finite, or huge)")
         if self.optimization.method.quantizes:  # has its own variables besides, in another order
             given = dict(zip(names, tensors, strict=True))
             for spec, variable in zip(self.manifest, self._variables, strict=True):

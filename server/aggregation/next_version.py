@@ -23,8 +23,8 @@ class RoundAggregate(NamedTuple):
     """What aggregation makes of a round's updates.
 
     `mean`: float32, of the tensors that rounds change. `allocation`: the importance of coordinates
-    that is known now. `bundle`: the updates as they were sent, None if they are not to be forwarded; its mean,
-    of coarse weights, may be another one.
+    that is known now. `bundle`: the updates as they were sent, None if they are not to be
+    forwarded; its mean, of coarse weights, may be another one.
     """
 
     mean: Sequence[Array]

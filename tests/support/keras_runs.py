@@ -36,5 +36,6 @@ def keras_run(
         settings, model_json=model.model_json, manifest=model.manifest,
         evaluator=KerasEvaluator(model, test), clients=data, make_trainer=make_trainer,
         task=task,
+        first_weights=model.first_weights(),
     )  # fmt: skip
     return told
