@@ -19,7 +19,7 @@ import tf_keras
 
 from featherfed.models.errors import ModelError
 
-LONG = 1000
+LONG = 300
 """Beyond so many time steps a warning says that converting takes long and the file is large."""
 _RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "RNN"})
 
@@ -45,8 +45,8 @@ def unrolled(model: Any) -> Any:
             copy = tf_keras.models.model_from_json(json.dumps(config))
     except Exception as error:  # Keras raises whatever its layers raise
         raise ModelError(
-            f"TFLite needs recurrent layers unrolled: give the sequences of {names} a fixed length, "
-            f"and leave stateful out (Keras: {str(error)[-200:]})"
+            f"TFLite needs recurrent layers unrolled: give the sequences of {names} a fixed "
+            f"length, and leave stateful out (Keras: {str(error)[-200:]})"
         ) from error
     copy.set_weights(model.get_weights())
     return copy
