@@ -3,8 +3,8 @@
 Where a model says GRU(8), what is converted is the same model with GRU(8, unroll=True) and the same
 weights: a chain of the time steps, each with operators of its own.
 
-With a mask the steps are written out here. Keras' own unrolling takes the mask in the wrong order
-for layers that go backwards, and selects twice a step, which LiteRT cannot run in int8.
+With a mask the steps are written out here: Keras' own unrolling takes the mask in the wrong order
+for a Bidirectional layer's way back, and its selections of int8 states are none that XNNPACK runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tf_keras
 
 from featherfed.models.errors import ModelError
 
-LONG = 1000
+LONG = 300
 """Beyond so many time steps a warning says that converting takes long and the file is large."""
 _RECURRENT = frozenset({"GRU", "LSTM", "SimpleRNN", "RNN"})
 
@@ -45,8 +45,8 @@ def unrolled(model: Any) -> Any:
             copy = tf_keras.models.model_from_json(json.dumps(config))
     except Exception as error:  # Keras raises whatever its layers raise
         raise ModelError(
-            f"TFLite needs recurrent layers unrolled, and Keras cannot unroll {names}: "
-            f"{str(error)[:300]}; give their sequences a fixed length and leave stateful out"
+            f"TFLite needs recurrent layers unrolled: give the sequences of {names} a fixed "
+            f"length, and leave stateful out (Keras: {str(error)[-200:]})"
         ) from error
     copy.set_weights(model.get_weights())
     return copy
@@ -104,16 +104,15 @@ class _MaskedSteps:
 def _masked_steps(layer: Any, inputs: Any, mask: Any) -> Any:
     """Return the outputs of a recurrent layer on inputs [B, T, I] with a bool mask [B, T]."""
     states = list(layer.get_initial_state(inputs))
-    zero = tf.zeros_like(states[0])
-    steps = list(zip(tf.unstack(inputs, axis=1), tf.unstack(mask, axis=1), strict=True))
+    kept = tf.cast(tf.expand_dims(mask, 2), inputs.dtype)
+    steps = list(zip(tf.unstack(inputs, axis=1), tf.unstack(kept, axis=1), strict=True))
     outputs = []
-    for x, of_step in reversed(steps) if layer.go_backwards else steps:
-        kept = tf.expand_dims(of_step, 1)
+    for x, share in reversed(steps) if layer.go_backwards else steps:
         _, after = layer.cell(x, states, training=False)
         after = after if isinstance(after, (list, tuple)) else [after]
-        states = [tf.where(kept, new, old) for new, old in zip(after, states, strict=True)]
+        states = [new * share + old * (1.0 - share) for new, old in zip(after, states, strict=True)]
         silent = layer.zero_output_for_mask
-        outputs.append(tf.where(kept, states[0], zero) if silent else states[0])
+        outputs.append(states[0] * share if silent else states[0])
     return tf.stack(outputs, axis=1) if layer.return_sequences else outputs[-1]
 
 

@@ -15,10 +15,15 @@ pytest.importorskip("tensorflow_model_optimization")
 pytest.importorskip("ai_edge_litert")
 
 import tf_keras
-from test_exporter import CLASSES, batch, branches, check, train_both
+from ai_edge_litert.interpreter import Interpreter
+from test_exporter import CLASSES, batch, branches, check, exported, train_both
 
 from featherfed.compression.arrays import Array
+from featherfed.edge_client.litert_trainer import LitertTrainer
+from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
 from featherfed.models.optimized import FederatedModel
+from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import DEFAULT_LOSS
 
 layers = tf_keras.layers
 SHAPE = (9, 8, 2)
@@ -246,3 +251,55 @@ def test_a_model_called_with_training_false_is_frozen() -> None:
     )  # fmt: skip
     out = layers.Dense(CLASSES, activation="softmax")(layers.Flatten()(base(image, training=False)))
     train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE)).check()
+
+
+# ---- noise ----
+
+
+def made_of_ones(layer: Any, shape: tuple[int, ...], rounds: int = 2) -> list[Array]:
+    """Return what a layer made of sequences of ones in some rounds, [T, C] each.
+
+    From zero kernels, a step of rate 1 of two classes shows it.
+    """
+    stack = [layers.InputLayer((*shape, 1)), layers.Reshape(shape), layer, layers.Flatten(),
+             layers.Dense(2, activation="softmax", use_bias=False)]  # fmt: skip
+    model = FederatedModel(tf_keras.Sequential(stack))
+    step = exported(model, 1, "sgd", DEFAULT_LOSS)
+    plan = pb.Plan(
+        training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0),
+        optimization=pb.Optimization(method="none"),
+    )
+    images, labels = np.full((1, *shape, 1), 255, np.uint8), np.zeros(1, np.int64)
+    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c", trusted=True)
+    zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
+    return [
+        trainer.train(zeros, pb.Train(round=n)).weights[0][:, 0].reshape(shape) / 0.5
+        for n in range(rounds)
+    ]
+
+
+def test_noise_has_its_mean_and_spread() -> None:
+    for layer, spread in ((layers.GaussianNoise(0.2), 0.2), (layers.GaussianDropout(0.1), 1 / 3)):
+        first, second = made_of_ones(layer, (20, 500))
+        assert not np.array_equal(first, second)
+        assert first.mean() == pytest.approx(1.0, abs=0.02)
+        assert first.std() == pytest.approx(spread, rel=0.05)
+        assert abs(np.mean((first - 1) ** 3)) < 0.1 * spread**3
+        assert np.mean(np.abs(first - 1) < spread) == pytest.approx(0.683, abs=0.02)
+
+
+def test_dropout_of_sequences() -> None:
+    for values in made_of_ones(layers.SpatialDropout1D(0.3), (6, 1500)):
+        assert np.unique(values) == pytest.approx([0.0, 1 / 0.7], abs=1e-5)
+        assert (values == values[:1]).all()
+        assert values.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_dropout_of_recurrent_layers_is_of_their_inputs() -> None:
+    line = layers.Reshape((4, -1))
+    stacks = {"each": [line, layers.GRU(1, dropout=0.5)],
+              "once": [line, layers.SimpleRNN(1, dropout=0.5)]}  # fmt: skip
+    step = export_training_step(branches(stacks, (4, 1, 1)), TrainingStepOptions(2))
+    found = Interpreter(model_content=step).get_signature_runner("train").get_input_details()
+    shapes = {tuple(found[f"noise_{n}"]["shape"]) for n in (0, 1)}
+    assert shapes == {(2, 4, 4), (2, 1, 4)}
