@@ -38,7 +38,7 @@ class Database:
         """Held during every statement and transaction."""
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered before each commit and left after it; writes rows that wait in memory."""
+        """Entered before each commit of changes and left after it; writes rows that wait in memory."""
         self._after_commit: list[Callable[[], None]] = []
         self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
@@ -68,19 +68,26 @@ class Database:
             self._process_lock.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit all changes of the block together, or none; an inner block joins the outer one."""
+    def transaction(self, *, waiting: bool = False) -> Iterator[None]:
+        """Commit all changes of the block together, or none; an inner block joins the outer one.
+
+        Rows that wait in memory are written with the changes; a block that changes nothing leaves
+        them there, and waits for no disk, unless they are what the block is for (`waiting`).
+        """
         with self.lock:
             if self._connection.in_transaction:
                 yield
                 return
             self._execute("BEGIN IMMEDIATE")
-            before = self._changes()
+            before = self._connection.total_changes
             try:
                 yield
-                with self.around_commit():
-                    changed = self._changes() != before
-                    self._commit(changed)
+                changed = waiting or self._connection.total_changes != before
+                if changed:
+                    with self.around_commit():
+                        self._commit()
+                else:
+                    self._execute("COMMIT")
             except BaseException:
                 self._after_commit.clear()
                 if self._connection.in_transaction:  # SQLite rolls back by itself on some errors
@@ -122,17 +129,12 @@ class Database:
             else:
                 call()
 
-    def _changes(self) -> int:
-        return int(self._execute("SELECT total_changes()")[0][0])
-
-    def _commit(self, changed: bool) -> None:
-        commits = self._commits._replace(number=self._commits.number + changed)
-        if changed:
-            self._execute("UPDATE provenance SET commits = ?", commits.number)
+    def _commit(self) -> None:
+        commits = self._commits._replace(number=self._commits.number + 1)
+        self._execute("UPDATE provenance SET commits = ?", commits.number)
         self._execute("COMMIT")  # a full disk may show only here
         self._commits = commits
-        if changed:
-            self._count.write(commits.number)
+        self._count.write(commits.number)
 
     def run(self, sql: str, *values: Any) -> list[Any]:
         """Execute one statement with `values` for its placeholders; return its rows.
