@@ -18,7 +18,7 @@ from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
-from featherfed.server.rounds.transitions import Phase, Reported
+from featherfed.server.rounds.transitions import Phase, Reported, RunState
 from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, UpdateNorms
 from featherfed.server.storage.runs import DUPLICATE_UPDATES
 
@@ -45,19 +45,34 @@ class Updates:
         self._codecs = codecs
         self._most: dict[str, int] = {}
 
-    def max_bytes(self, client: str) -> int:
-        """Return the most payload bytes that an honest update of this client can have now."""
-        with self._run.lock:
-            text, state = self._codecs.fallback(), self._run.state
-            if self._run.slot_of(client, state) is not None:
-                text = self._open_round.codec_for(self._members.record(client).stages, state)
+    def max_bytes(self, client: str, state: RunState) -> int:
+        """Return the most payload bytes of an honest update of this client in the round of `state`.
+
+        Does not block.
+        """
+        text = self._codecs.fallback()
+        if self._run.slot_of(client, state) is not None:
+            text = self._open_round.codec_for(self._members.record(client).stages, state)
         if text not in self._most:
             self._most[text] = max_payload(parse_codec(text), self._run.manifest)
         return self._most[text]
 
+    def expects(self, client: str, header: pb.UpdateHeader, state: RunState) -> bool:
+        """Whether the round of `state` still waits for this update of this client.
+
+        Does not block; where it does not wait, `has` and `check` say why.
+        """
+        try:
+            self._check(client, header, state)
+        except Refused:
+            return False
+        return client not in state.reported
+
     def check(self, client: str, header: pb.UpdateHeader) -> None:
         """Raise Refused unless the open round expects this update of this client."""
-        state = self._run.state
+        self._check(client, header, self._run.state)
+
+    def _check(self, client: str, header: pb.UpdateHeader, state: RunState) -> None:
         if state.phase is not Phase.TRAINING or header.round != state.round:
             raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
         if self._run.slot_of(client, state) is None:
