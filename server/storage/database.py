@@ -38,7 +38,7 @@ class Database:
         """Held during every statement and transaction."""
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered before each commit of changes and left after it; writes rows that wait in memory."""
+        """Entered before each commit of changes, left after it; writes rows that wait in memory."""
         self._after_commit: list[Callable[[], None]] = []
         self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
