@@ -20,6 +20,12 @@ from featherfed.server.storage.failures import WriteFailures, damaged, translate
 from featherfed.server.storage.file_check import check_file
 from featherfed.server.storage.schema import bring_up_to_date
 
+_CACHE_BYTES = 2**23
+"""Memory for pages of the database: a round's updates, where they are large, are not read again."""
+_LOG_PAGES = 4096
+"""Pages in the write-ahead log, 16 MiB, before they are copied into the file: the payloads of
+several rounds take the same pages, and only the last of them is copied."""
+
 
 class Database:
     """Runs the stores' SQL; safe to use from several threads.
@@ -190,6 +196,8 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_BYTES // 1024}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         add_functions(connection)
         bring_up_to_date(connection)
         install(connection)
