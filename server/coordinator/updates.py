@@ -103,16 +103,19 @@ class Updates:
         Raises Refused if it is not expected now, or gives no usable weights.
         """
         run = self._run
-        with run.lock:
-            if self.has(client, header.round):
-                return None
-            self.check(client, header)
-            start, context = self._open_round.start(), self._open_round.context()
-            codec = self._open_round.codec_for(self._members.record(client).stages, run.state)
-            slot = run.slot_of(client, run.state)
-            assert slot is not None, "checked above"
+        state = run.committed.state
+        shared = self._open_round.shared_in(state.round)
+        if shared is None or not self.expects(client, header, state):
+            with run.lock:
+                if self.has(client, header.round):
+                    return None
+                self.check(client, header)
+                state, shared = run.state, self._open_round.shared()
+        codec = self._open_round.codec_for(self._members.record(client).stages, state)
+        slot = run.slot_of(client, state)
+        assert slot is not None, "checked above"
         sent = WeightedUpdate(slot, header.num_examples, codec, payload)
-        norms = _decode(sent, start, context)  # outside the lock: it takes long
+        norms = _decode(sent, *shared)  # outside the lock: it takes long
         update = JournaledUpdate(
             header.round,
             client,
