@@ -24,13 +24,14 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
+from featherfed.compression.exchange import update as exchanged
 from featherfed.compression.exchange.average import FULL_SHARE, Average, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
 )
 from featherfed.compression.exchange.round import RoundContext
-from featherfed.compression.exchange.update import encode_update, receive_update
+from featherfed.compression.exchange.update import decode_update, encode_update, receive_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.state import HeldModel
@@ -240,6 +241,28 @@ def test_the_mean_of_a_bundle_is_made_anew_only_if_its_weights_are_others(
         monkeypatch.setattr(BundleBuilder, "result", doubted)
     assert len(made) == 2 - same
     assert digests[0] == digests[1]
+
+
+def test_the_coded_mean_is_decoded_only_where_it_is_adopted(
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+
+    def noted(codec: Any, *args: Any, **named: Any) -> Any:
+        decoded.append(str(codec))
+        return decode_update(codec, *args, **named)
+
+    monkeypatch.setattr(exchanged, "decode_update", noted)
+    for broadcast, times in (("bundle", 0), ("aggregate", 1)):
+        compression = {"uplink": "sketch(0.3)", "downlink": "quantize(8)"}
+        if broadcast == "aggregate":
+            compression["broadcast"] = broadcast
+        run = direct_run(broadcast, compression=compression, rounds=1)
+        run.submit(honest(5))
+        decoded.clear()
+        run.coordinator.aggregate()
+        assert decoded.count("quantize(8)") == times
+        assert (run.store.versions.newest().kind == "bundle") == (broadcast == "bundle")
 
 
 @pytest.mark.parametrize(

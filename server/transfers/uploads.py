@@ -184,8 +184,9 @@ class Uploads:
             if (stored := self._partial.payload(client, header)) is None:
                 return None
             payload = stored + payload
-        if header.digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != header.digest:
-            raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
+            # The digest says that the parts belong together; a whole one has its checksum.
+            if header.digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != header.digest:
+                raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
         return self._updates.decode(client, header, payload)
 
     async def _store(self, upload: _Upload) -> None:
