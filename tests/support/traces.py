@@ -36,7 +36,7 @@ UPDATE = {
     ("edge_client", "FederationService.SubmitUpdate"),
     ("server/rpc", "Uploads.receive"),
     ("server/transfers", "Updates.max_bytes"),
-    ("server/transfers", "Updates.check"),
+    ("server/transfers", "Updates.expects"),
     ("server/transfers", "Updates.decode"),
     ("server/transfers", "GroupCommit.run"),
     ("server/storage", "Updates.accept"),
