@@ -38,7 +38,7 @@ from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation import bundle, next_version, robust
+from featherfed.server.aggregation import bundle, decoded_updates, next_version, robust
 from featherfed.server.aggregation.bundle import BundleBuilder, RoundBundle
 from featherfed.server.aggregation.clipping import (
     clip_share,
@@ -241,6 +241,27 @@ def test_the_mean_of_a_bundle_is_made_anew_only_if_its_weights_are_others(
         monkeypatch.setattr(BundleBuilder, "result", doubted)
     assert len(made) == 2 - same
     assert digests[0] == digests[1]
+
+
+def test_an_update_is_decoded_once_and_again_where_memory_is_short(
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, digests = [], []
+
+    def noted(*args: Any, **named: Any) -> Any:
+        decoded.append(args)
+        return receive_update(*args, **named)
+
+    monkeypatch.setattr(decoded_updates, "receive_update", noted)
+    for kept, times in ((2**23, 5), (0, 10)):
+        monkeypatch.setattr(decoded_updates, "KEPT_BYTES", kept)
+        run = direct_run(str(kept), compression={"uplink": "sketch(0.3)"}, rounds=1)
+        decoded.clear()
+        run.submit(honest(5))
+        run.coordinator.aggregate()
+        assert len(decoded) == times
+        digests.append(run.store.versions.newest().digest)
+    assert len(set(digests)) == 1
 
 
 def test_the_coded_mean_is_decoded_only_where_it_is_adopted(

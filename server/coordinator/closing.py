@@ -19,6 +19,7 @@ from featherfed.compression.exchange.update import apply_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.bundle import BundleBuilder
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.next_version import (
     NextVersion,
     RoundAggregate,
@@ -56,11 +57,13 @@ class RoundClosing:
         open_round: OpenRound,
         strategy: AggregationStrategy,
         evaluator: Evaluator,
+        decoded: DecodedUpdates,
     ) -> None:
         self._run = run
         self._open_round = open_round
         self._strategy = strategy
         self._evaluator = evaluator
+        self._decoded = decoded
         self._downlink = parse_codec(run.settings.compression.downlink)
 
     def aggregate(self) -> None:
@@ -69,8 +72,9 @@ class RoundClosing:
         If it cannot be adopted, the next version is what the round started from. Raises CannotStore
         if the disk takes nothing now: nothing has changed, call it again.
         """
-        round_ = self._run.state.round
-        start, context = self._open_round.start(), self._open_round.context()
+        with self._run.lock:
+            round_ = self._run.state.round
+            start, context = self._open_round.shared()
         weighting = self._strategy.weigh(round_, start)
         aggregate, models = self._fold(round_, start, context, weighting)
         discarded = None
@@ -79,6 +83,7 @@ class RoundClosing:
         except _NotAdopted as error:
             made, discarded = self._keep(round_, start), str(error)
         self._commit(made, models, weighting, discarded)
+        self._decoded.forget()
 
     def _adopt(
         self,

@@ -11,6 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.sketch import PROFILE
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.coordinator.admission import Admission, DataShape
 from featherfed.server.coordinator.closing import RoundClosing
@@ -56,7 +57,9 @@ class Coordinator:
         None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
         another run.
         """
-        strategy = AggregationStrategy(settings, manifest, store)  # raises before there is a run
+        decoded = DecodedUpdates(manifest)
+        # Raises before there is a run.
+        strategy = AggregationStrategy(settings, manifest, store, decoded)
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -75,9 +78,9 @@ class Coordinator:
             self.run, self.members, self.presence, codecs, data_shape, self.training_step
         )
         self.tasks = Tasks(self.run, self.members, self.presence, open_round)
-        self.updates = Updates(self.run, self.members, open_round, codecs)
+        self.updates = Updates(self.run, self.members, open_round, codecs, decoded)
         self.refusals = RefusalLog(self.run, self.members)
-        self.closing = RoundClosing(self.run, open_round, strategy, evaluator)
+        self.closing = RoundClosing(self.run, open_round, strategy, evaluator, decoded)
         version = self.newest_version
         again = bool(self.members or version)
         events.run_opened(plan.run, self.run.state, version, again=again)

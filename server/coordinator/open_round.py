@@ -54,7 +54,7 @@ class OpenRound:
     def shared(self) -> tuple[RoundStart, RoundContext]:
         """Return start and context of the round, made once for all its updates.
 
-        The caller holds the run's lock, and the round is open.
+        The caller holds the run's lock, and the round is open, or closed and not yet aggregated.
         """
         round_ = self._run.state.round
         if self._made is None or self._made[0] != round_:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.round import RoundContext, RoundStart
-from featherfed.compression.exchange.update import changed_weights, max_payload, receive_update
+from featherfed.compression.exchange.update import changed_weights, max_payload
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.clipping import update_norms
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.state import LiveRun
@@ -37,12 +38,18 @@ class Updates:
     """Accepts each update of the open round exactly once."""
 
     def __init__(
-        self, run: LiveRun, members: Members, open_round: OpenRound, codecs: UpdateCodecs
+        self,
+        run: LiveRun,
+        members: Members,
+        open_round: OpenRound,
+        codecs: UpdateCodecs,
+        decoded: DecodedUpdates,
     ) -> None:
         self._run = run
         self._members = members
         self._open_round = open_round
         self._codecs = codecs
+        self._decoded = decoded
         self._most: dict[str, int] = {}
 
     def max_bytes(self, client: str, state: RunState) -> int:
@@ -115,7 +122,7 @@ class Updates:
         slot = run.slot_of(client, state)
         assert slot is not None, "checked above"
         sent = WeightedUpdate(slot, header.num_examples, codec, payload)
-        norms = _decode(sent, *shared)  # outside the lock: it takes long
+        norms = self._norms(sent, *shared)  # outside the lock: it takes long
         update = JournaledUpdate(
             header.round,
             client,
@@ -127,6 +134,19 @@ class Updates:
             _finite(header.train_accuracy),
         )
         return DecodedUpdate(update, norms)
+
+    def _norms(self, sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
+        """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
+        try:
+            update = self._decoded.receive(context, sent).tensors
+            weights = changed_weights(start, update, limit=MAX_CLIENT_WEIGHT)
+        except NonFiniteError as error:
+            raise Refused(pb.NON_FINITE, str(error)) from error
+        except OutOfRangeError as error:
+            raise Refused(pb.OUT_OF_RANGE, str(error)) from error
+        except WireError as error:
+            raise Refused(pb.MALFORMED, str(error)) from error
+        return update_norms(parse_codec(sent.codec), start.manifest, update, weights)
 
     def accept(
         self,
@@ -174,27 +194,6 @@ class Updates:
             )
         total = message_bytes + stored.message
         store.ledger.count(LedgerEntry(header.round, client, "uplink", "transfer", size, total))
-
-
-def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
-    """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
-    codec, manifest = parse_codec(sent.codec), start.manifest
-    try:
-        update = receive_update(
-            codec,
-            manifest,
-            sent.payload,
-            masks=start.masks,
-            context=context.for_slot(sent.slot),
-        ).tensors
-        weights = changed_weights(start, update, limit=MAX_CLIENT_WEIGHT)
-    except NonFiniteError as error:
-        raise Refused(pb.NON_FINITE, str(error)) from error
-    except OutOfRangeError as error:
-        raise Refused(pb.OUT_OF_RANGE, str(error)) from error
-    except WireError as error:
-        raise Refused(pb.MALFORMED, str(error)) from error
-    return update_norms(codec, manifest, update, weights)
 
 
 def _finite(value: float) -> float | None:

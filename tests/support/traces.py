@@ -40,7 +40,7 @@ UPDATE = {
     ("server/transfers", "Updates.decode"),
     ("server/transfers", "GroupCommit.run"),
     ("server/storage", "Updates.accept"),
-    ("server/coordinator", "receive_update"),
+    ("server/coordinator", "DecodedUpdates.receive"),
     ("server/coordinator", "changed_weights"),
     ("server/coordinator", "update_norms"),
     ("server/coordinator", "Store.attempt"),
