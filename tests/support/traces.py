@@ -43,7 +43,6 @@ UPDATE = {
     ("server/coordinator", "DecodedUpdates.receive"),
     ("server/coordinator", "changed_weights"),
     ("server/coordinator", "update_norms"),
-    ("server/coordinator", "Store.attempt"),
     ("server/coordinator", "Journal.add_update"),
     ("server/coordinator", "Ledger.count"),
     ("server/rpc", "SubmitReply"),
