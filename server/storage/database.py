@@ -85,10 +85,10 @@ class Database:
                 yield
                 return
             self._execute("BEGIN IMMEDIATE")
-            before = self._connection.total_changes
+            before = self._changes()
             try:
                 yield
-                changed = waiting or self._connection.total_changes != before
+                changed = waiting or self._changes() != before
                 if changed:
                     with self.around_commit():
                         self._commit()
@@ -134,6 +134,9 @@ class Database:
                 self._after_commit.append(call)
             else:
                 call()
+
+    def _changes(self) -> int:
+        return int(self._execute("SELECT total_changes()")[0][0])
 
     def _commit(self) -> None:
         commits = self._commits._replace(number=self._commits.number + 1)
