@@ -92,6 +92,7 @@ def _extra_for(module: str) -> str:
         "grpc_health": "server",
         "cryptography": "server",
         "grpc_reflection": "server",
+        "uvloop": "server",
         "matplotlib": "report",
         "jinja2": "report",
         "PIL": "images",

@@ -9,6 +9,8 @@ import resource
 import threading
 from pathlib import Path
 
+import uvloop
+
 from featherfed.cli.announce import Announcement, is_local_only
 from featherfed.cli.artifacts import Artifacts
 from featherfed.cli.build import (
@@ -57,7 +59,7 @@ def serve_run(settings: Settings) -> int:
         artifacts = Artifacts(output, settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
-            finished = asyncio.run(_until_signal(coordinator, artifacts, releases, lock))
+            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock))
             return _exit_status(finished, coordinator.status())
         finally:
             releases.close()

@@ -21,7 +21,7 @@ def varint(value: int) -> bytes:
 class Reader:
     """A cursor over bytes; every read that would pass the end raises WireError."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data)
         self._at = 0
 
@@ -32,9 +32,13 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes."""
+        return bytes(self.view(count))
+
+    def view(self, count: int) -> memoryview:
+        """Return the next `count` bytes where they are, without a copy."""
         begin = self._at
         self.skip(count)
-        return bytes(self._data[begin : self._at])
+        return self._data[begin : self._at]
 
     def skip(self, count: int) -> None:
         """Pass over the next `count` bytes."""

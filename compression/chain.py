@@ -132,14 +132,14 @@ class Chain:
     def _read_tensor(self, reader: Reader, sides: list[bytes], shape: Shape, key: Key) -> Array:
         shapes = self._shapes(shape)
         count = int(np.prod(shapes[-1]))
-        x = unpack(reader.take(packed_size(self._form, count)), self._form, count)
+        x = unpack(reader.view(packed_size(self._form, count)), self._form, count)
         for stage, side, inner in zip(
             reversed(self._array_stages), reversed(sides), reversed(shapes[:-1]), strict=True
         ):
             x = stage.decode(x, side, inner, key)
         if not np.isfinite(x).all():
             raise NonFiniteError("an update holds NaN or infinity")
-        return x.astype(np.float32).reshape(shape)
+        return x.astype(np.float32, copy=not x.flags.writeable).reshape(shape)
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return None: a chain's payload holds no report of importance."""
@@ -162,8 +162,12 @@ class Chain:
                 total += stage.side_limit(inner) + MAX_VARINT_BYTES
         return total
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return " | ".join(stage_text(stage) for stage in self.stages)
+
+    def __str__(self) -> str:
+        return self._text
 
 
 def chain(*stages: Stage) -> Chain:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,7 @@ class Grid:
         return self.rows + self.columns if self.profiled else 0
 
 
+@lru_cache(1024)
 def grid_of(shape: Shape) -> Grid:
     """Return `shape` as [all but the last axis, last axis], or as one row without a profile.
 

@@ -17,6 +17,24 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]
 
 
+class _NoSeed(np.random.SeedSequence):
+    """Seeds a generator whose key is set afterwards.
+
+    `Philox(key=...)` would ask the system for random bytes first, and not use them.
+    """
+
+    def generate_state(
+        self, n_words: int, dtype: npt.DTypeLike = np.uint32
+    ) -> npt.NDArray[np.uint32 | np.uint64]:
+        """Return zeros."""
+        return np.zeros(n_words, dtype)
+
+
+_NO_SEED = _NoSeed(0)
+_BEGIN = np.random.Philox(_NO_SEED).state
+"""The state of a stream from which nothing was drawn, but for its key."""
+
+
 @dataclass(frozen=True)
 class Key:
     """128 bits that identify a stream of random words."""
@@ -55,7 +73,10 @@ class Key:
         return signs
 
     def _stream(self) -> np.random.Philox:
-        return np.random.Philox(key=np.frombuffer(self.bits, "<u8").astype(np.uint64))
+        stream = np.random.Philox(_NO_SEED)
+        key = np.frombuffer(self.bits, "<u8").astype(np.uint64)
+        stream.state = {**_BEGIN, "state": {"counter": np.zeros(4, np.uint64), "key": key}}
+        return stream
 
 
 NO_KEY = Key.root(0)

@@ -47,6 +47,7 @@ class Sampler:
     def __init__(self, allocation: Allocation, shapes: Sequence[Shape]) -> None:
         self._rows: list[Integers] = []
         self._columns: list[Integers | None] = []
+        self._finders: tuple[int, dict[int, Callable[[Integers], Integers]]] = 0, {}
         profile = np.frombuffer(allocation.profile, np.uint8)
         at = total = 0
         ends = []
@@ -66,35 +67,32 @@ class Sampler:
         self._ends = np.cumsum(np.concatenate([*ends, np.zeros(0, np.int64)]))
         self._begins = np.concatenate([np.zeros(1, np.int64), self._ends])
         self._first_rows = np.cumsum([0, *map(len, self._rows)])
+        self._weights = np.concatenate([*self._rows, np.zeros(0, np.int64)])
 
     def draw(self, count: int, context: Context) -> Iterator[Sample]:
         """Yield the `count` coordinates that are sent, in samples of one tensor each."""
-        finders: dict[int, Callable[[Integers], Integers]] = {}
         begin = 0
         for words in context.key.child("points").blocks(count, _BLOCK):
             points = self._points(words, begin, count, context)
             row = _cells(self._ends, points)
             bounds = np.searchsorted(row, self._first_rows).tolist()
-            for tensor, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
-                own = slice(bounds[tensor], bounds[tensor + 1])
-                if own.start == own.stop:
+            points -= self._begins[row]
+            weights = self._weights[row]
+            points //= weights
+            parts = [slice(*bounds[tensor : tensor + 2]) for tensor in range(len(self._rows))]
+            for tensor, (own, columns) in enumerate(zip(parts, self._columns, strict=True)):
+                if columns is None or own.start == own.stop:
                     continue
-                position, own_row = points[own], row[own]
-                position -= self._begins[own_row]
-                own_row -= self._first_rows[tensor]
-                weight = rows[own_row]
-                position //= weight
-                if columns is not None:
-                    if tensor not in finders:
-                        finders[tensor] = self._column_finder(tensor, count)
-                    column = finders[tensor](position)
-                    weight *= columns[column]
-                    position = own_row
-                    position *= len(columns)
-                    position += column
-                values = slice(begin + own.start, begin + own.stop)
-                root = np.sqrt(weight.astype(np.float64)).astype(np.float32)
-                yield Sample(tensor, values, position, root)
+                column = self._column_finder(tensor, count)(points[own])
+                weights[own] *= columns[column]
+                position = row[own] - self._first_rows[tensor]
+                position *= len(columns)
+                np.add(position, column, out=points[own])
+            roots = np.sqrt(weights.astype(np.float64)).astype(np.float32)
+            for tensor, own in enumerate(parts):
+                if own.start < own.stop:
+                    values = slice(begin + own.start, begin + own.stop)
+                    yield Sample(tensor, values, points[own], roots[own])
             begin += len(points)
 
     def widths(self, values: slice, count: int) -> Integers:
@@ -122,7 +120,20 @@ class Sampler:
         return points
 
     def _column_finder(self, tensor: int, count: int) -> Callable[[Integers], Integers]:
-        """Return what tells for points of a row of weight 1 which columns they are in."""
+        """Return what tells for points of a row of weight 1 which columns they are in.
+
+        It is the same for all updates of a round, and made once; of one `count` only, as a peer
+        may send many.
+        """
+        known, finders = self._finders
+        if known != count:
+            finders = {}
+            self._finders = count, finders
+        if tensor not in finders:
+            finders[tensor] = self._make_column_finder(tensor, count)
+        return finders[tensor]
+
+    def _make_column_finder(self, tensor: int, count: int) -> Callable[[Integers], Integers]:
         columns = self._columns[tensor]
         assert columns is not None
         ends = np.cumsum(columns)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -100,7 +101,7 @@ class Sketch:
         """Its name, and that of its report, which both sides must merge alike."""
         return frozenset({self.name, BOUNDED} if self.side == BOUNDED else {self.name})
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
         """Keyed and sampled; statistics travel as values or not at all."""
         return Traits(
@@ -212,8 +213,12 @@ class Sketch:
         levels: Array = np.clip(cells, -top, top - 1).astype(np.float32) * 2 + 1
         return levels
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return stage_text(self)
+
+    def __str__(self) -> str:
+        return self._text
 
 
 def _placed(

@@ -97,7 +97,7 @@ def pack(values: Values, form: Form) -> bytes:
     return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
 
 
-def unpack(data: bytes, form: Form, count: int) -> Values:
+def unpack(data: bytes | memoryview, form: Form, count: int) -> Values:
     """Return the `count` values that `pack` put into `data` (exactly `packed_size` bytes)."""
     if form.bits in (8, 16, 32):
         return np.frombuffer(data, dtype=form.dtype)

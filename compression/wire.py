@@ -20,12 +20,16 @@ _CHECKSUM = struct.Struct("<I")
 
 def seal(body: bytes, context: bytes) -> bytes:
     """Return `body` in an envelope whose checksum also covers `context`."""
-    head = MAGIC + bytes([VERSION]) + varint(len(body)) + body
-    return head + _CHECKSUM.pack(zlib.crc32(head, zlib.crc32(context)))
+    head = MAGIC + bytes([VERSION]) + varint(len(body))
+    checksum = zlib.crc32(body, zlib.crc32(head, zlib.crc32(context)))
+    return b"".join([head, body, _CHECKSUM.pack(checksum)])
 
 
-def unseal(payload: bytes, context: bytes) -> bytes:
-    """Return the body of an envelope; raise WireError if it is damaged or for another `context`."""
+def unseal(payload: bytes, context: bytes) -> memoryview:
+    """Return the body of an envelope, as a part of `payload`.
+
+    Raises WireError if it is damaged or for another `context`.
+    """
     reader = Reader(payload)
     if reader.take(len(MAGIC)) != MAGIC:
         raise WireError("not a featherfed payload: wrong magic")
@@ -35,8 +39,8 @@ def unseal(payload: bytes, context: bytes) -> bytes:
     length = reader.varint()
     if length + _CHECKSUM.size != reader.remaining:
         raise WireError(f"body of {length} bytes announced, {reader.remaining} bytes left")
-    body = reader.take(length)
+    body = reader.view(length)
     (checksum,) = _CHECKSUM.unpack(reader.take(_CHECKSUM.size))
-    if checksum != zlib.crc32(payload[: -_CHECKSUM.size], zlib.crc32(context)):
+    if checksum != zlib.crc32(memoryview(payload)[: -_CHECKSUM.size], zlib.crc32(context)):
         raise WireError("checksum mismatch: damaged, or made with another codec or model")
     return body

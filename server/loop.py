@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -171,7 +172,7 @@ async def _run_rounds(
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
         wake.clear()
         changed.clear()
-        begin = loop.time()
+        begin = time.monotonic()  # the loop's own time may go in whole milliseconds
         try:
             state, seconds = await coordinator.commits.run(look)
         except CannotStore:  # which the store has logged
@@ -185,7 +186,7 @@ async def _run_rounds(
             known = state.phase, state.round, state.cohort
             service.changes.notify()  # there may be a task for some clients
         # Many clients wake the loop often, and it looks at all of them each time.
-        rest = min(_REST * (loop.time() - begin), LONGEST_PAUSE_SECONDS)
+        rest = min(_REST * (time.monotonic() - begin), LONGEST_PAUSE_SECONDS)
         await _wait(rest, stop, changed)
         await _wait(seconds, stop, wake)
     await report.end()

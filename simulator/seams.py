@@ -93,11 +93,11 @@ def simulated_surroundings(
     """
     draw = random.Random(f"{seed}: secrets")
     pauses = random.Random(f"{seed}: decoding")
-    decode = updates._decode
+    norms = updates.Updates._norms
 
     def slow_decode(*args: Any) -> Any:
         scheduler.pause(LONGEST_DECODING * pauses.random())
-        return decode(*args)
+        return norms(*args)
 
     def wall() -> float:
         process: Process | None = scheduler.process
@@ -127,7 +127,7 @@ def simulated_surroundings(
         (state_directory, "lock_file", lock_file),
         (heartbeat, "threading", _threading(scheduler)),
         (limits, "Rate", functools.partial(limits.Rate, clock=monotonic)),
-        (updates, "_decode", slow_decode),  # where no lock is held, so others go on meanwhile
+        (updates.Updates, "_norms", slow_decode),  # where no lock is held: others go on
         (loop, "gc", nothing),  # takes longer than a round
         (grpc.aio, "server", make_server),
         (grpc_connection, "_channel", make_channel),

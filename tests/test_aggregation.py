@@ -24,20 +24,21 @@ from support.updates import constant, flat, honest, random_update
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
+from featherfed.compression.exchange import update as exchanged
 from featherfed.compression.exchange.average import FULL_SHARE, Average, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import (
     weights_digest,
 )
 from featherfed.compression.exchange.round import RoundContext
-from featherfed.compression.exchange.update import encode_update, receive_update
+from featherfed.compression.exchange.update import decode_update, encode_update, receive_update
 from featherfed.compression.key import Key
 from featherfed.compression.registry import parse_codec
 from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import DigestMismatch, apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.aggregation import bundle, next_version, robust
+from featherfed.server.aggregation import bundle, decoded_updates, next_version, robust
 from featherfed.server.aggregation.bundle import BundleBuilder, RoundBundle
 from featherfed.server.aggregation.clipping import (
     clip_share,
@@ -240,6 +241,49 @@ def test_the_mean_of_a_bundle_is_made_anew_only_if_its_weights_are_others(
         monkeypatch.setattr(BundleBuilder, "result", doubted)
     assert len(made) == 2 - same
     assert digests[0] == digests[1]
+
+
+def test_an_update_is_decoded_once_and_again_where_memory_is_short(
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, digests = [], []
+
+    def noted(*args: Any, **named: Any) -> Any:
+        decoded.append(args)
+        return receive_update(*args, **named)
+
+    monkeypatch.setattr(decoded_updates, "receive_update", noted)
+    for kept, times in ((2**23, 5), (0, 10)):
+        monkeypatch.setattr(decoded_updates, "KEPT_BYTES", kept)
+        run = direct_run(str(kept), compression={"uplink": "sketch(0.3)"}, rounds=1)
+        decoded.clear()
+        run.submit(honest(5))
+        run.coordinator.aggregate()
+        assert len(decoded) == times
+        digests.append(run.store.versions.newest().digest)
+    assert len(set(digests)) == 1
+
+
+def test_the_coded_mean_is_decoded_only_where_it_is_adopted(
+    direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+
+    def noted(codec: Any, *args: Any, **named: Any) -> Any:
+        decoded.append(str(codec))
+        return decode_update(codec, *args, **named)
+
+    monkeypatch.setattr(exchanged, "decode_update", noted)
+    for broadcast, times in (("bundle", 0), ("aggregate", 1)):
+        compression = {"uplink": "sketch(0.3)", "downlink": "quantize(8)"}
+        if broadcast == "aggregate":
+            compression["broadcast"] = broadcast
+        run = direct_run(broadcast, compression=compression, rounds=1)
+        run.submit(honest(5))
+        decoded.clear()
+        run.coordinator.aggregate()
+        assert decoded.count("quantize(8)") == times
+        assert (run.store.versions.newest().kind == "bundle") == (broadcast == "bundle")
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
-    "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography",
+    "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography", "uvloop",
 ]  # fmt: skip
 
 

@@ -92,6 +92,8 @@ def test_rotating_whole_numbers_back_is_exact() -> None:
 def test_a_key_gives_the_same_stream_for_ever() -> None:
     words = Key.root(2**63 + 1).child("round", 7).words(2)
     assert [hex(word) for word in words] == ["0x3900c294ae4314fe", "0xa29cfdb9b35243bd"]
+    key = np.frombuffer(KEY.bits, "<u8").astype(np.uint64)
+    assert (KEY.words(101) == np.random.Philox(key=key).random_raw(101)).all()
     assert Key.root(0).child("ab") != Key.root(0).child("a", "b")
 
 

@@ -13,7 +13,8 @@ from support.federation import Federation
 from support.processes import wait_until
 
 from featherfed.server.rounds.transitions import Phase
-from featherfed.server.storage.records import LedgerEntry
+from featherfed.server.storage.records import LedgerEntry, StoredChunk
+from featherfed.server.storage.transfers import Transfers
 
 Start = Callable[..., Federation]
 CODEC = {"uplink": "float32", "downlink": "float32"}
@@ -43,6 +44,44 @@ def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[.
     ]  # fmt: skip
     other.close()
     assert one.coordinator.status().downlink_bytes == 1000
+
+
+def test_what_changes_nothing_waits_for_no_disk(run: Callable[..., Run]) -> None:
+    one = opened(run(Clock(), clients=THREE))
+    one.store.ledger.count(LedgerEntry(1, "a", "uplink", "control", 0, 7))
+    sql = "SELECT commits FROM provenance"
+    before = one.store._database.run(sql)[0][0]
+    with one.store.transaction():
+        one.store.journal.has_update(1, "a")
+    assert one.store._database.run(sql)[0][0] == before
+    one.store.flush()
+    assert one.store._database.run(sql)[0][0] == before + 1
+    assert [e.message_bytes for e in one.store.ledger.entries()] == [7]
+
+
+def test_it_is_known_without_the_disk_of_whom_an_upload_may_be_stored(
+    run: Callable[..., Run],
+) -> None:
+    one = run(Clock())
+    transfers, part = one.store.transfers, StoredChunk("a", 0, 1, b"12345678", 9, 4, b"data")
+    with suppress(RuntimeError), one.store.transaction():
+        transfers.add_chunk(part)
+        raise RuntimeError
+    assert transfers.received("a", 1, b"12345678", 9).payload == 0, "it may be, but is not"
+    transfers.add_chunk(part)
+    assert [transfers.may_have_upload(name) for name in "ab"] == [True, False]
+    assert Transfers(one.store._database).may_have_upload("a"), "after a restart, too"
+    with suppress(RuntimeError), one.store.transaction():
+        transfers.drop_upload("a")
+        raise RuntimeError
+    assert transfers.received("a", 1, b"12345678", 9).payload == 4
+    with one.store.transaction():
+        transfers.drop_upload("a")
+        transfers.add_chunk(part)
+    assert transfers.received_payload("a") == b"data"
+    assert transfers.may_have_upload("a")
+    transfers.drop_all()
+    assert not transfers.may_have_upload("a")
 
 
 def test_a_failed_transaction_forgets_no_bytes(run: Callable[..., Run]) -> None:

@@ -330,6 +330,17 @@ def test_what_is_kept_is_used_for_the_same_update_only(federation: Start) -> Non
     assert len(server.store._database.run("SELECT * FROM uploads")) == 0
 
 
+def test_an_update_that_came_whole_and_damaged_is_refused(federation: Start) -> None:
+    peer = Peer(large(federation))
+    good, middle = peer.payload, len(peer.payload) // 2
+    peer.payload = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+    reply = peer.submit(peer.header(digest=hashlib.sha256(good).digest()[:8]))
+    assert (reply.outcome, reply.reason) == (pb.REFUSED, pb.MALFORMED)
+    assert "checksum mismatch" in reply.detail
+    peer.payload = good
+    assert peer.submit(peer.header()).outcome == pb.ACCEPTED
+
+
 def test_two_halves_of_different_updates_are_refused(federation: Start) -> None:
     server = large(federation)
     peer = Peer(server)

@@ -19,6 +19,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import Mask
 from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.compression.exchange.update import (
+    ReceivedUpdate,
     receive_update,
     sketched_shapes,
 )
@@ -50,11 +51,21 @@ class WeightedUpdate:
 class Average:
     """A running weighted mean of updates; holds one model in float32, however many are added."""
 
-    def __init__(self, manifest: Manifest, round_: RoundContext, num_examples: int) -> None:
-        """Start empty; `num_examples` is the sum over all updates that will be added."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        round_: RoundContext,
+        num_examples: int,
+        receive: Callable[[WeightedUpdate], ReceivedUpdate] | None = None,
+    ) -> None:
+        """Start empty; `num_examples` is the sum over all updates that will be added.
+
+        `receive`: what decodes them in place of `receive_update`, to the same.
+        """
         self._manifest = manifest
         self._round = round_
         self._num_examples = num_examples
+        self._receive = receive or self._decode
         self._totals = [np.zeros(spec.shape, np.float32) for spec in manifest]
         # By tensor, the weight of the updates that sent each value; None where all sent all.
         self._sent: list[Array | None] = [None] * len(manifest)
@@ -63,10 +74,7 @@ class Average:
 
     def add(self, part: WeightedUpdate) -> Sequence[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
-        codec = parse_codec(part.codec)
-        manifest, masks = self._manifest, self._round.masks
-        context = self._round.for_slot(part.slot)
-        update = receive_update(codec, manifest, part.payload, masks=masks, context=context)
+        update = self._receive(part)
         if update.report is not None:
             self._reports.append(update.report)
         weight = np.float32(part.num_examples / self._num_examples)
@@ -76,6 +84,11 @@ class Average:
             self._add_coverage(i, update.covered[i], weight)
         self._weight += weight
         return DenseView(update.tensors)
+
+    def _decode(self, part: WeightedUpdate) -> ReceivedUpdate:
+        codec, context = parse_codec(part.codec), self._round.for_slot(part.slot)
+        masks = self._round.masks
+        return receive_update(codec, self._manifest, part.payload, masks=masks, context=context)
 
     def _add_coverage(self, number: int, covered: Mask | None, weight: np.float32) -> None:
         """Add an update's weight to the `covered` values of tensor `number`; None: to all."""

@@ -88,8 +88,10 @@ class StatisticValues:
 
     def _split(self, values: Any) -> list[Any]:
         """Return one vector over all tensors as tensors of their shapes."""
+        if not self._shapes:
+            return []
         ends = np.cumsum([math.prod(shape) for shape in self._shapes], dtype=np.int64)
-        parts = np.split(values, ends[:-1]) if self._shapes else []
+        parts = np.split(values, ends[:-1])
         return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 

@@ -43,19 +43,27 @@ _EXPANSION = 64  # a byte stage adds at most 1 / 64 to bytes that it cannot comp
 class EncodedUpdate:
     """A payload, what a receiver decodes it to, and what the sender keeps for its next update.
 
-    `target` is the update with the old residual added; `residual` is `target` minus `decoded`, zero
-    at masked values, or None for a codec without error feedback.
+    `target` is the update with the old residual added. What a receiver decodes is computed when it,
+    or the residual, is first asked for.
     """
 
     payload: bytes
     target: list[Array]
-    residual: list[Array] | None
     _decode: Callable[[], list[Array]] = field(compare=False)
+    _masks: Masks = field(compare=False)
+    _error_feedback: bool
 
     @cached_property
     def decoded(self) -> list[Array]:
         """What a receiver decodes the payload to."""
         return self._decode()
+
+    @cached_property
+    def residual(self) -> list[Array] | None:
+        """`target` minus `decoded`, zero at masked values; None for a codec without feedback."""
+        if not self._error_feedback:
+            return None
+        return mask_weights(subtract(self.target, self.decoded), self._masks)
 
 
 def encode_update(
@@ -87,11 +95,7 @@ def encode_update(
     def decode() -> list[Array]:
         return decode_update(codec, manifest, payload, masks=masks, context=context)
 
-    if not codec.traits.error_feedback:
-        return EncodedUpdate(payload, target, None, decode)
-    decoded = decode()
-    residual = mask_weights(subtract(target, decoded), masks)
-    return EncodedUpdate(payload, target, residual, lambda: decoded)
+    return EncodedUpdate(payload, target, decode, masks, codec.traits.error_feedback)
 
 
 def decode_update(

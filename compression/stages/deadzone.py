@@ -48,9 +48,12 @@ class DeadZone:
         flat = x.ravel().astype(np.float64)
         rms = math.sqrt(float(np.mean(np.square(flat)))) if flat.size else 0.0
         step = np.float32(self.step * rms)
-        scaled = flat / np.float64(step) if step > 0 else np.zeros_like(flat)
-        levels = np.minimum(np.floor(np.abs(scaled) + _ROUNDING), _ZERO)
-        codes = _ZERO + np.copysign(levels, scaled)
+        scaled = np.divide(flat, np.float64(step), out=flat) if step > 0 else np.zeros_like(flat)
+        levels = np.abs(scaled)  # and in place from here on: the whole model's passes take long
+        levels += _ROUNDING
+        np.minimum(np.floor(levels, out=levels), _ZERO, out=levels)
+        codes = np.copysign(levels, scaled, out=levels)
+        codes += _ZERO
         return codes.astype(np.uint8), step.astype("<f4").tobytes()
 
     def decode(self, values: Values, side: bytes, shape: Shape, key: Key = NO_KEY) -> Array:

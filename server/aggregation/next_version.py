@@ -85,7 +85,6 @@ def next_version(
         codec, start.manifest, aggregate.mean,
         masks=start.masks, residual=residual, context=context.for_mean,
     )  # fmt: skip
-    kind, text, payload, left = "delta", str(codec), encoded.payload, encoded.residual
     bundle = aggregate.bundle
     if bundle is not None and bundle.message.ByteSize() <= len(encoded.payload):
         if bundle.same_mean:
@@ -95,7 +94,8 @@ def next_version(
         kind, text, payload = "bundle", "", bundle.message.SerializeToString(deterministic=True)
         left = None if residual is None else list(residual)
     else:
-        update = encoded.decoded
+        kind, text, payload = "delta", str(codec), encoded.payload
+        update, left = encoded.decoded, encoded.residual
     weights = start.complete(apply_update(start.manifest, start.weights, update))
     version = ModelVersion(
         number, weights_digest(weights), kind, text, sparsity, payload, aggregate.allocation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from featherfed.compression.exchange.average import Average
 from featherfed.compression.exchange.manifest import Manifest
@@ -13,6 +14,7 @@ from featherfed.compression.key import Key
 from featherfed.server.aggregation.aggregate import Aggregate
 from featherfed.server.aggregation.clipping import clip_to_quantile, norms_of_start
 from featherfed.server.aggregation.coarse_weights import coarse_weights
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.privacy import Mechanism, PrivateMean
 from featherfed.server.aggregation.robust import RobustMean
 from featherfed.server.aggregation.weighting import Weighting
@@ -25,11 +27,14 @@ from featherfed.server.storage.store import Store
 class AggregationStrategy:
     """Applies the run file's sections `[aggregation]` and `[privacy]`."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, store: Store) -> None:
+    def __init__(
+        self, settings: Settings, manifest: Manifest, store: Store, decoded: DecodedUpdates
+    ) -> None:
         """Raise ServerError if the run is private and no accountant is installed."""
         self._settings = settings
         self._manifest = manifest
         self._store = store
+        self._decoded = decoded
         self._epsilon = _find_accountant() if settings.private else None
 
     def weigh(self, round_: int, start: RoundStart) -> Weighting:
@@ -72,7 +77,8 @@ class AggregationStrategy:
             mechanism = self._mechanism(round_, weighting.total)
             yield PrivateMean(mechanism, self._manifest, context)
         else:
-            yield Average(self._manifest, context, weighting.total)
+            receive = partial(self._decoded.receive, context)
+            yield Average(self._manifest, context, weighting.total, receive)
 
     def _mechanism(self, round_: int, n: int) -> Mechanism:
         privacy = self._settings.privacy

@@ -18,6 +18,7 @@ from featherfed.compression.exchange.update import apply_update
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.bundle import BundleBuilder
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.next_version import (
     NextVersion,
     RoundAggregate,
@@ -66,6 +67,7 @@ class RoundClosing:
         evaluator: Evaluator | None,
         held_out: HeldOutScores,
         standardization: Standardization,
+        decoded: DecodedUpdates,
     ) -> None:
         """`evaluator`: None if clients evaluate, or nobody does."""
         self._run = run
@@ -76,6 +78,7 @@ class RoundClosing:
         self._standardization = standardization
         self._scaling: Scaling | None = None
         """What the evaluator was told."""
+        self._decoded = decoded
         self._downlink = parse_codec(run.settings.compression.downlink)
 
     def aggregate(self) -> None:
@@ -84,9 +87,10 @@ class RoundClosing:
         If it cannot be adopted, the next version is what the round started from. Raises CannotStore
         if the disk takes nothing now: nothing has changed, call it again.
         """
-        round_ = self._run.state.round
         self._tell_scaling()
-        start, context = self._open_round.start(), self._open_round.context()
+        with self._run.lock:
+            round_ = self._run.state.round
+            start, context = self._open_round.shared()
         weighting = self._strategy.weigh(round_, start)
         aggregate, models = self._fold(round_, start, context, weighting)
         discarded = None
@@ -95,6 +99,7 @@ class RoundClosing:
         except _NotAdopted as error:
             made, discarded = self._keep(round_, start), str(error)
         self._commit(made, models, weighting, discarded)
+        self._decoded.forget()
 
     def _adopt(
         self,

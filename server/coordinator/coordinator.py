@@ -11,6 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.sketch import PROFILE
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.coordinator.admission import Admission
 from featherfed.server.coordinator.closing import RoundClosing
@@ -65,8 +66,9 @@ class Coordinator:
         another run.
         """
         settings.check_task(task)
+        decoded = DecodedUpdates(manifest.sent)
         # Raises before there is a run.
-        strategy = AggregationStrategy(settings, manifest.sent, store)
+        strategy = AggregationStrategy(settings, manifest.sent, store, decoded)
         open_run(settings, store, plan, manifest, first_weights, secret, clock())
         self.settings = settings
         self.store = store
@@ -89,13 +91,13 @@ class Coordinator:
         )  # fmt: skip
         self.tasks = Tasks(self.run, self.members, self.presence, open_round, self.standardization)
         held_out = HeldOutScores(task)
-        self.updates = Updates(self.run, self.members, open_round, codecs, held_out)
+        self.updates = Updates(self.run, self.members, open_round, codecs, held_out, decoded)
         self.final_evaluation = FinalEvaluation(
             self.run, self.members, held_out, by_clients=evaluator is None
         )
         self.refusals = RefusalLog(self.run, self.members)
         self.closing = RoundClosing(
-            self.run, open_round, strategy, evaluator, held_out, self.standardization
+            self.run, open_round, strategy, evaluator, held_out, self.standardization, decoded
         )
         version = self.newest_version
         again = bool(self.members or version)

@@ -21,6 +21,7 @@ class OpenRound:
         self._run = run
         self._codecs = codecs
         self._start: tuple[int, RoundStart] | None = None
+        self._made: tuple[int, tuple[RoundStart, RoundContext]] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -49,6 +50,21 @@ class OpenRound:
             self._run.newest_allocation,
             self._codecs.server_rate(state.round, state.slots),
         )
+
+    def shared(self) -> tuple[RoundStart, RoundContext]:
+        """Return start and context of the round, made once for all its updates.
+
+        The caller holds the run's lock, and the round is open, or closed and not yet aggregated.
+        """
+        round_ = self._run.state.round
+        if self._made is None or self._made[0] != round_:
+            self._made = round_, (self.start(), self.context())
+        return self._made[1]
+
+    def shared_in(self, round_: int) -> tuple[RoundStart, RoundContext] | None:
+        """Return what `shared` made in a round, None if it was not asked then. Does not block."""
+        made = self._made
+        return made[1] if made is not None and made[0] == round_ else None
 
     def codec_for(self, stages: frozenset[str], state: RunState) -> str:
         """Return the codec text of the round of `state` for a client that knows these stages."""

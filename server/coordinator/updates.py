@@ -8,10 +8,11 @@ from typing import NamedTuple
 from featherfed.compression.errors import NonFiniteError, OutOfRangeError, WireError
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.round import RoundContext, RoundStart
-from featherfed.compression.exchange.update import changed_weights, max_payload, receive_update
+from featherfed.compression.exchange.update import changed_weights, max_payload
 from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.clipping import update_norms
+from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.coordinator.evaluation import read_sums
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
@@ -20,7 +21,7 @@ from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
 from featherfed.server.rounds.held_out import HeldOutScores
-from featherfed.server.rounds.transitions import Phase, Reported
+from featherfed.server.rounds.transitions import Phase, Reported, RunState
 from featherfed.server.storage.records import JournaledUpdate, LedgerEntry, UpdateNorms
 from featherfed.server.storage.runs import DUPLICATE_UPDATES
 
@@ -45,27 +46,44 @@ class Updates:
         open_round: OpenRound,
         codecs: UpdateCodecs,
         held_out: HeldOutScores,
+        decoded: DecodedUpdates,
     ) -> None:
         self._run = run
         self._members = members
         self._open_round = open_round
         self._codecs = codecs
         self._held_out = held_out
+        self._decoded = decoded
         self._most: dict[str, int] = {}
 
-    def max_bytes(self, client: str) -> int:
-        """Return the most payload bytes that an honest update of this client can have now."""
-        with self._run.lock:
-            text, state = self._codecs.fallback(), self._run.state
-            if self._run.slot_of(client, state) is not None:
-                text = self._open_round.codec_for(self._members.record(client).stages, state)
+    def max_bytes(self, client: str, state: RunState) -> int:
+        """Return the most payload bytes of an honest update of this client in the round of `state`.
+
+        Does not block.
+        """
+        text = self._codecs.fallback()
+        if self._run.slot_of(client, state) is not None:
+            text = self._open_round.codec_for(self._members.record(client).stages, state)
         if text not in self._most:
             self._most[text] = max_payload(parse_codec(text), self._run.manifest.sent)
         return self._most[text]
 
+    def expects(self, client: str, header: pb.UpdateHeader, state: RunState) -> bool:
+        """Whether the round of `state` still waits for this update of this client.
+
+        Does not block; where it does not wait, `has` and `check` say why.
+        """
+        try:
+            self._check(client, header, state)
+        except Refused:
+            return False
+        return client not in state.reported
+
     def check(self, client: str, header: pb.UpdateHeader) -> None:
         """Raise Refused unless the open round expects this update of this client."""
-        state = self._run.state
+        self._check(client, header, self._run.state)
+
+    def _check(self, client: str, header: pb.UpdateHeader, state: RunState) -> None:
         if state.phase is not Phase.TRAINING or header.round != state.round:
             raise Refused(pb.LATE, f"round {header.round} is not open; keep the update for later")
         if self._run.slot_of(client, state) is None:
@@ -96,17 +114,20 @@ class Updates:
         Raises Refused if it is not expected now, or gives no usable weights.
         """
         run = self._run
-        with run.lock:
-            if self.has(client, header.round):
-                return None
-            self.check(client, header)
-            start, context = self._open_round.start(), self._open_round.context()
-            codec = self._open_round.codec_for(self._members.record(client).stages, run.state)
-            before, after = self._sums(client, header)
-            slot = run.slot_of(client, run.state)
-            assert slot is not None, "checked above"
+        state = run.committed.state
+        shared = self._open_round.shared_in(state.round)
+        if shared is None or not self.expects(client, header, state):
+            with run.lock:
+                if self.has(client, header.round):
+                    return None
+                self.check(client, header)
+                state, shared = run.state, self._open_round.shared()
+        codec = self._open_round.codec_for(self._members.record(client).stages, state)
+        slot = run.slot_of(client, state)
+        assert slot is not None, "checked above"
+        before, after = self._sums(client, header)
         sent = WeightedUpdate(slot, header.num_examples, codec, payload)
-        norms = _decode(sent, start, context)  # outside the lock: it takes long
+        norms = self._norms(sent, *shared)  # outside the lock: it takes long
         update = JournaledUpdate(
             header.round,
             client,
@@ -131,6 +152,19 @@ class Updates:
         before, after = header.before, header.after
         held_out = self._held_out
         return read_sums(held_out, before, most), read_sums(held_out, after, most)
+
+    def _norms(self, sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
+        """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
+        try:
+            update = self._decoded.receive(context, sent).tensors
+            weights = changed_weights(start, update, limit=MAX_CLIENT_WEIGHT)
+        except NonFiniteError as error:
+            raise Refused(pb.NON_FINITE, str(error)) from error
+        except OutOfRangeError as error:
+            raise Refused(pb.OUT_OF_RANGE, str(error)) from error
+        except WireError as error:
+            raise Refused(pb.MALFORMED, str(error)) from error
+        return update_norms(parse_codec(sent.codec), start.manifest, update, weights)
 
     def accept(
         self,
@@ -178,27 +212,6 @@ class Updates:
             )
         total = message_bytes + stored.message
         store.ledger.count(LedgerEntry(header.round, client, "uplink", "transfer", size, total))
-
-
-def _decode(sent: WeightedUpdate, start: RoundStart, context: RoundContext) -> UpdateNorms:
-    """Return the norms of a decoded update; raise Refused if it gives no usable weights."""
-    codec, manifest = parse_codec(sent.codec), start.manifest
-    try:
-        update = receive_update(
-            codec,
-            manifest,
-            sent.payload,
-            masks=start.masks,
-            context=context.for_slot(sent.slot),
-        ).tensors
-        weights = changed_weights(start, update, limit=MAX_CLIENT_WEIGHT)
-    except NonFiniteError as error:
-        raise Refused(pb.NON_FINITE, str(error)) from error
-    except OutOfRangeError as error:
-        raise Refused(pb.OUT_OF_RANGE, str(error)) from error
-    except WireError as error:
-        raise Refused(pb.MALFORMED, str(error)) from error
-    return update_norms(codec, manifest, update, weights)
 
 
 def _finite(value: float) -> float | None:

@@ -20,6 +20,12 @@ from featherfed.server.storage.failures import WriteFailures, damaged, translate
 from featherfed.server.storage.file_check import check_file
 from featherfed.server.storage.schema import bring_up_to_date
 
+_CACHE_BYTES = 2**23
+"""Memory for pages of the database: a round's updates, where they are large, are not read again."""
+_LOG_PAGES = 4096
+"""Pages in the write-ahead log, 16 MiB, before they are copied into the file: the payloads of
+several rounds take the same pages, and only the last of them is copied."""
+
 
 class Database:
     """Runs the stores' SQL; safe to use from several threads.
@@ -38,7 +44,7 @@ class Database:
         """Held during every statement and transaction."""
         self.failures = WriteFailures(f"the run database {path}")
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered before each commit and left after it; writes rows that wait in memory."""
+        """Entered before each commit of changes, left after it; writes rows that wait in memory."""
         self._after_commit: list[Callable[[], None]] = []
         self._trusted = checked
         self._process_lock = _lock_for_one_server(path)
@@ -68,8 +74,12 @@ class Database:
             self._process_lock.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit all changes of the block together, or none; an inner block joins the outer one."""
+    def transaction(self, *, waiting: bool = False) -> Iterator[None]:
+        """Commit all changes of the block together, or none; an inner block joins the outer one.
+
+        Rows that wait in memory are written with the changes; a block that changes nothing leaves
+        them there, and waits for no disk, unless they are what the block is for (`waiting`).
+        """
         with self.lock:
             if self._connection.in_transaction:
                 yield
@@ -78,9 +88,12 @@ class Database:
             before = self._changes()
             try:
                 yield
-                with self.around_commit():
-                    changed = self._changes() != before
-                    self._commit(changed)
+                changed = waiting or self._changes() != before
+                if changed:
+                    with self.around_commit():
+                        self._commit()
+                else:
+                    self._execute("COMMIT")
             except BaseException:
                 self._after_commit.clear()
                 if self._connection.in_transaction:  # SQLite rolls back by itself on some errors
@@ -125,14 +138,12 @@ class Database:
     def _changes(self) -> int:
         return int(self._execute("SELECT total_changes()")[0][0])
 
-    def _commit(self, changed: bool) -> None:
-        commits = self._commits._replace(number=self._commits.number + changed)
-        if changed:
-            self._execute("UPDATE provenance SET commits = ?", commits.number)
+    def _commit(self) -> None:
+        commits = self._commits._replace(number=self._commits.number + 1)
+        self._execute("UPDATE provenance SET commits = ?", commits.number)
         self._execute("COMMIT")  # a full disk may show only here
         self._commits = commits
-        if changed:
-            self._count.write(commits.number)
+        self._count.write(commits.number)
 
     def run(self, sql: str, *values: Any) -> list[Any]:
         """Execute one statement with `values` for its placeholders; return its rows.
@@ -188,6 +199,8 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_BYTES // 1024}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         add_functions(connection)
         bring_up_to_date(connection)
         install(connection)

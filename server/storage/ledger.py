@@ -12,7 +12,7 @@ from featherfed.server.storage.unwritten_bytes import Counts, UnwrittenBytes
 
 
 class Ledger:
-    """Counts bytes; those of control messages wait in memory for the next commit."""
+    """Counts bytes; those of control messages wait in memory until something else is committed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -38,7 +38,7 @@ class Ledger:
     def flush(self) -> None:
         """Write the counts that wait in memory; raise CannotStore if the disk takes nothing now."""
         if self._unwritten:
-            with self._database.transaction():
+            with self._database.transaction(waiting=True):
                 pass
 
     @contextmanager

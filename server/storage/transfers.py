@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, astuple
+from functools import cached_property
 
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import DownloadKey, StoredChunk, TransferredBytes
@@ -14,16 +15,32 @@ class Transfers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @cached_property
+    def _uploading(self) -> set[str]:
+        """The clients that may have rows in `uploads`; all that do are in it."""
+        return {row[0] for row in self._database.run("SELECT DISTINCT client FROM uploads")}
+
+    def may_have_upload(self, client: str) -> bool:
+        """Whether anything may be stored of an unfinished update of the client.
+
+        Needs no lock, and nothing of the disk but once.
+        """
+        return client in self._uploading
+
     def add_chunk(self, chunk: StoredChunk) -> None:
         """Insert a chunk if it continues the stored part of its update; else ignore it."""
         received = self.received(chunk.client, chunk.round, chunk.digest, chunk.size)
         if chunk.data and chunk.at == received.payload:
+            self._uploading.add(chunk.client)  # now: what follows in this transaction sees the row
+            self._database.after_commit(lambda: self._uploading.add(chunk.client))
             self._database.run(
                 "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", *asdict(chunk).values()
             )
 
     def received(self, client: str, round_: int, digest: bytes, size: int) -> TransferredBytes:
         """Return how much of an update was received, zero for an update that is not stored."""
+        if client not in self._uploading:
+            return TransferredBytes()
         rows = self._database.run(
             "SELECT coalesce(sum(length(data)), 0), coalesce(sum(message_bytes), 0) FROM uploads "
             "WHERE client = ? AND round = ? AND digest = ? AND size = ?",
@@ -38,7 +55,9 @@ class Transfers:
 
     def drop_upload(self, client: str) -> None:
         """Delete what was received of a client's unfinished update."""
-        self._database.run("DELETE FROM uploads WHERE client = ?", client)
+        if client in self._uploading:
+            self._database.run("DELETE FROM uploads WHERE client = ?", client)
+            self._database.after_commit(lambda: self._uploading.discard(client))
 
     def sent(self, download: DownloadKey) -> TransferredBytes:
         """Return how much of a download was sent, zero for one that is not stored."""
@@ -58,4 +77,5 @@ class Transfers:
     def drop_all(self) -> None:
         """Delete all unfinished transfers: their round is over."""
         self._database.run("DELETE FROM uploads")
+        self._database.after_commit(self._uploading.clear)
         self._database.run("DELETE FROM downloads")

@@ -19,13 +19,28 @@ class PartialUploads:
         self._presence = coordinator.presence
         self._updates = coordinator.updates
 
+    def admits_at_once(self, client: str, header: pb.UpdateHeader) -> bool:
+        """Whether an upload may go on by what is on disk, and leaves nothing to do. Does not block.
+
+        Nearly all may: they begin at the first byte, and nothing is stored of them. What `admit`
+        says of the others needs the store.
+        """
+        state = self._run.committed.state
+        return (
+            not header.offset
+            and not self._run.store.transfers.may_have_upload(client)
+            and self._updates.expects(client, header, state)
+            and header.size <= self._updates.max_bytes(client, state)
+            and len(header.digest) in (0, DIGEST_BYTES)
+        )
+
     def admit(self, client: str, header: pb.UpdateHeader) -> pb.Outcome:
         """Check an upload by its header; return DUPLICATE or, if it may go on, UNSPECIFIED.
 
         Raises Refused if it is not wanted, or does not begin where the stored bytes end.
         """
-        limit = self._updates.max_bytes(client)
         with self._run.change():
+            limit = self._updates.max_bytes(client, self._run.state)
             self._presence.hear(client)
             store = self._run.store
             if self._updates.has(client, header.round):
@@ -78,9 +93,16 @@ class PartialUploads:
             self._run.store.transfers.add_chunk(chunk)
             return None
 
-    def payload(self, client: str) -> bytes:
-        """Return the stored bytes of a client's update."""
-        return self._run.store.transfers.received_payload(client)
+    def payload(self, client: str, header: pb.UpdateHeader) -> bytes | None:
+        """Return the stored bytes of an update, None if it was accepted before.
+
+        Raises Refused if it is not expected now: a round that closes drops them.
+        """
+        with self._run.lock:
+            if self._updates.has(client, header.round):
+                return None
+            self._updates.check(client, header)
+            return self._run.store.transfers.received_payload(client)
 
     def drop(self, client: str) -> None:
         """Delete the stored bytes of a client's update."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +132,9 @@ class Uploads:
     ) -> pb.SubmitReply:
         header = upload.header
         upload.add(first)
-        outcome = await self._commits.run(self._partial.admit, upload.client, header)
+        outcome = pb.OUTCOME_UNSPECIFIED
+        if not self._partial.admits_at_once(upload.client, header):
+            outcome = await self._commits.run(self._partial.admit, upload.client, header)
         if outcome != pb.DUPLICATE:
             with self._queue.reserve(header.size - header.offset):
                 await self._collect(upload, lease, rest)
@@ -158,11 +161,10 @@ class Uploads:
                 await asyncio.sleep(HANG_UP_SECONDS)
                 detail = f"{upload.header.size} bytes announced, {upload.size} sent"
                 raise Refused(pb.MALFORMED, detail)
-            if not chunk.data:
+            if not upload.add(chunk):
                 raise Refused(pb.MALFORMED, "a chunk without data")
-            upload.add(chunk)
             self._presence.hear(upload.client)
-            if len(upload.data) >= STORED_CHUNK_BYTES:
+            if upload.held >= STORED_CHUNK_BYTES:
                 await uninterrupted(self._store(upload))
 
     async def _submit(self, upload: _Upload) -> pb.Outcome:
@@ -173,19 +175,19 @@ class Uploads:
                 self._updates.accept, client, header, decoded, upload.message_bytes
             )
         if outcome == pb.ACCEPTED:
-            upload.take()  # the ledger has counted it
+            upload.forget()  # the ledger has counted it
         return outcome
 
     def _decode(self, upload: _Upload) -> DecodedUpdate | None:
-        with self._run.lock:  # a round that closes drops the stored bytes of its updates
-            if self._updates.has(upload.client, upload.header.round):
+        client, header, payload = upload.client, upload.header, upload.data
+        if upload.at:
+            if (stored := self._partial.payload(client, header)) is None:
                 return None
-            self._updates.check(upload.client, upload.header)
-            stored = self._partial.payload(upload.client) if upload.at else b""
-        payload, digest = stored + bytes(upload.data), upload.header.digest
-        if digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != digest:
-            raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
-        return self._updates.decode(upload.client, upload.header, payload)
+            payload = stored + payload
+            # The digest says that the parts belong together; a whole one has its checksum.
+            if header.digest and hashlib.sha256(payload).digest()[:DIGEST_BYTES] != header.digest:
+                raise Refused(pb.MALFORMED, "the payload is not the one that its digest announced")
+        return self._updates.decode(client, header, payload)
 
     async def _store(self, upload: _Upload) -> None:
         """Store the bytes in memory for the client's next call; raise Refused if not wanted."""
@@ -229,29 +231,43 @@ class _Part(NamedTuple):
 class _Upload:
     """One update as far as it has arrived.
 
-    `data`: the bytes in memory, from byte `at` of the payload on; those before are stored.
-    `message_bytes`: wire bytes of the messages that carried `data`.
+    `held`: how many bytes are in memory, from byte `at` of the payload on; those before are stored.
+    `message_bytes`: wire bytes of the messages that carried them.
     """
 
     def __init__(self, client: str, header: pb.UpdateHeader) -> None:
         self.client = client
         self.header = header
         self.at = header.offset
-        self.data = bytearray()
+        self.held = 0
         self.message_bytes = 0
+        self._data = io.BytesIO()  # a bytearray would be moved at every chunk
 
     @property
     def size(self) -> int:
-        return self.at + len(self.data)
+        return self.at + self.held
 
-    def add(self, chunk: pb.UpdateChunk) -> None:
-        self.data += chunk.data
+    @property
+    def data(self) -> bytes:
+        """The bytes in memory."""
+        return self._data.getvalue()
+
+    def add(self, chunk: pb.UpdateChunk) -> int:
+        """Add a chunk's bytes; return how many they are."""
+        added = self._data.write(chunk.data)
+        self.held += added
         self.message_bytes += framed_size(chunk)
         if self.size > self.header.size:
             raise Refused(pb.MALFORMED, f"more than the {self.header.size} bytes announced")
+        return added
 
     def take(self) -> _Part:
         """Return the bytes in memory and forget them: they are being stored or counted."""
-        part = _Part(self.at, bytes(self.data), self.message_bytes)
-        self.at, self.data, self.message_bytes = self.size, bytearray(), 0
+        part = _Part(self.at, self.data, self.message_bytes)
+        self.forget()
         return part
+
+    def forget(self) -> None:
+        """Forget the bytes in memory."""
+        self.at, self.held, self.message_bytes = self.size, 0, 0
+        self._data = io.BytesIO()

@@ -213,7 +213,7 @@ def _examples() -> Iterator[bytes]:
         codec = parse_codec(text)
         payload = encode_update(codec, MODEL, update, context=CONTEXT).payload
         body = unseal(payload, seal_context(codec))
-        yield bytes([4 + number]) + body
+        yield b"".join([bytes([4 + number]), body])
         yield b"\3" + text.encode()
         parts.append(pb.Part(slot=1, num_examples=1, codec=text, payload=payload))
     payload = encode_update(parse_codec("float32"), MODEL, update).payload

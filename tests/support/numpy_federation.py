@@ -67,6 +67,7 @@ class KillPoint:
 
 def serve(directory: Path, spec: Spec, on_round: Callable[[], None] = lambda: None) -> bool:
     """Run the server; return whether the run has finished. `on_round`: see server/loop.py."""
+    import uvloop  # as `featherfed serve` does; servers inside a test's process run on asyncio
     from support import numpy_server
 
     kill_point = KillPoint(directory, spec.kill_at)
@@ -88,7 +89,7 @@ def serve(directory: Path, spec: Spec, on_round: Callable[[], None] = lambda: No
         )  # fmt: skip
 
     try:
-        return asyncio.run(until_signal())
+        return bool(uvloop.run(until_signal()))
     finally:
         store.close()
 
