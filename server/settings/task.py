@@ -39,6 +39,11 @@ class InputSettings(Section):
     standardize: bool = False
     """float32: to mean 0 and deviation 1 by feature, from sums that clients send."""
 
+    @model_validator(mode="after")
+    def _can_be(self) -> InputSettings:
+        self.made(None)
+        return self
+
     def made(self, window: Window | None) -> Input:
         """Return it as the task's; raise TaskError if it cannot be."""
         shape = self.shape
@@ -62,6 +67,11 @@ class TargetSettings(Section):
     """By number, of classes or labels."""
     standardize: bool = False
     """Values: learn them with mean 0 and deviation 1."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> TargetSettings:
+        self.made(None)
+        return self
 
     def made(self, window: Window | None) -> Target:
         """Return it as the task's; raise TaskError if it cannot be."""
