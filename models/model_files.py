@@ -30,11 +30,6 @@ from featherfed.models.serialization import from_json, to_json
 
 Config = dict[str, Any]
 
-_KINDS = (
-    "a built-in name, a function (module:function), a .keras or .h5 file, a SavedModel folder, or "
-    "a Keras configuration (.json)"
-)
-
 
 @dataclass(frozen=True)
 class LoadedModel:

@@ -102,5 +102,8 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int) -> Any
     """Return the built-in model `name`; raises ModelError with the known names if there is none."""
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise ModelError(f"no model {name!r}; choose {known}, or a Keras configuration (.json)")
+        raise ModelError(
+            f"no model {name!r}; choose {known}, or your own: a function (module:function), a "
+            ".keras or .h5 file, a SavedModel folder or a Keras configuration (.json)"
+        )
     return ARCHITECTURES[name](input_shape, num_classes)

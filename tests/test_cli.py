@@ -134,7 +134,7 @@ def test_a_mixed_demo_learns(tmp_path: Path) -> None:
         (("demo", "--dataset", "nowhere"), "nowhere"),
         (
             ("demo", "--model", "vgg"),
-            "no model 'vgg'; choose cnn, mlp, mobile, gru, or a Keras configuration (.json)",
+            "no model 'vgg'; choose cnn, mlp, mobile, gru, or your own: a function (module",
         ),
         (("demo", "--output", "full"), "full is not empty and holds no demo"),
         (("serve", "nowhere.toml"), "cannot read run file nowhere.toml"),
