@@ -65,9 +65,9 @@ def _score_tile(run: RunReport) -> Tile:
     newest = newest_scored(run)
     if newest is None:
         return Tile(title(run.metric.name), NONE, where)
-    score = value_text(run.metric.name, run.metric.of(newest.scores))
+    text = value_text(run.metric.name, run.metric.of(newest.scores))
     where = f"after round {newest.number}, {where}"
-    return Tile(f"{title(run.metric.name)} so far", score, where)
+    return Tile(f"{title(run.metric.name)} so far", text, where)
 
 
 def _bytes_tile(direction: str, part: Flow) -> Tile:
@@ -176,22 +176,21 @@ def own_rows(run: RunReport) -> list[dict[str, str]]:
     `before` and `after` local training in the last round in which it measured them, `final` of the
     final model.
     """
-    newest = {u.client: (r.number, u) for r in run.rounds for u in r.updates if u.before or u.after}
+    newest: dict[str, tuple[int, UpdateReport]] = {
+        u.client: (r.number, u) for r in run.rounds for u in r.updates if u.before or u.after
+    }
     deliveries = run.final.deliveries if run.final else ()
     told = {d.client: d.scores for d in deliveries if d.scores}
     return [
-        _own_row(run, client, *newest.get(client, (None, None)), told.get(client))
+        _own_row(run, client, newest.get(client), told.get(client))
         for client in dict.fromkeys((*newest, *told))
     ]
 
 
 def _own_row(
-    run: RunReport,
-    client: str,
-    number: int | None,
-    update: UpdateReport | None,
-    final: Scores | None,
+    run: RunReport, client: str, newest: tuple[int, UpdateReport] | None, final: Scores | None
 ) -> dict[str, str]:
+    number, update = newest or (None, None)
     before = (update.before if update else None) or NO_SCORES
     after = (update.after if update else None) or NO_SCORES
     name = run.metric.name
