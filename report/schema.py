@@ -191,7 +191,7 @@ class ModelReport(_Part):
     kind: Text
     size: Count = Field(alias="bytes")
     gzip_size: Count | None = Field(None, alias="gzip_bytes")
-    scores: Scores = NO_SCORES
+    scores: Scores = Field(default_factory=lambda: NO_SCORES)
     num_examples: Count | None = None
     latency_ms: float | None = None
     latency_p95_ms: float | None = None

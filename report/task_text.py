@@ -62,7 +62,7 @@ def answer_text(task: TaskReport) -> str:
     if target.kind == "input":
         return f"{task.inputs[0].name} again, as the model sees it"
     units = (
-        "standardised in the file, in the units of the data from `Predictor`"
+        "standardised in the file, in the units of the data from Predictor"
         if target.standardize
         else "in the units of the data"
     )
