@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from featherfed.report.metric import title, value_text
-from featherfed.report.schema import InputReport, InputTensor, ReportError, RunReport
+from featherfed.report.schema import InputReport, InputTensor, ModelReport, ReportError, RunReport
 from featherfed.report.summary import (
     NONE,
     bytes_text,
@@ -45,6 +45,7 @@ def model_card(run: RunReport) -> str:
     machine = dict(run.machine)
     models = run.final.models
     up, down = run_flows(run)
+    from_noise = run.final.num_calibration_examples == 0
     return fill_markdown(
         "card.md",
         {
@@ -74,12 +75,11 @@ def model_card(run: RunReport) -> str:
         clients=run.client_names,
         examples=_num_examples(run),
         runtimes=sorted({model.runtime for model in models if model.runtime}),
-        from_noise=run.final.num_calibration_examples == 0 and "int8" in {m.kind for m in models},
+        from_noise=from_noise and "int8" in {model.kind for model in models},
         standardized=run.task.target.standardize or any(i.standardize for i in run.task.inputs),
         quantizes="qat" in settings.get("optimize", ""),
         where=measured_text(run),
-        # The smallest file, and of pictures one that takes a camera's bytes.
-        example=next((m.file for m in models if m.kind == "int8"), models[0].file),
+        example=_example(models, from_noise),
         none_text=NONE,
         privacy=privacy_text(run),
         refused=refusals_text(run.rounds),
@@ -92,6 +92,12 @@ def model_card(run: RunReport) -> str:
 _SETTINGS = (
     "model", "epochs", "batch_size", "optimizer", "learning_rate", "optimize", "uplink", "downlink"
 )  # fmt: skip
+
+
+def _example(models: Sequence[ModelReport], from_noise: bool) -> str:
+    """Return the file to show: the smallest, but none whose ranges come from noise."""
+    kinds = {model.kind: model.file for model in reversed(models)}
+    return kinds.get("dynamic" if from_noise else "int8", models[0].file)
 
 
 def _num_examples(run: RunReport) -> int:

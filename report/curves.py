@@ -45,17 +45,16 @@ def learning_figure(run: RunReport) -> Figure | None:
     parts = figure.subplots(len(scores), 2, sharey="row", squeeze=False)
     for (key, points), (left, right) in zip(scores.items(), parts, strict=True):
         color = BLUE if key == name else VERMILLION
+        _line(left, points, color, key)
         if key == name:
             _band(left, run)
-        _line(left, points, color, key)
         left.set_title(f"{title(key)} {_WHERE[run.evaluated_by]}".strip())
         round_axis(left, [r.number for r in run.rounds])
         bytes_points = [(sent[number], score) for number, score in points if number in sent]
         _line(right, bytes_points, color, key)
         right.set_title(f"{title(key)} over payload per client, both ways")
         right.set_xlabel("bytes")
-        if bytes_points:
-            bytes_axis(right)
+        bytes_axis(right, logarithmic=False)
     return figure
 
 
@@ -73,7 +72,8 @@ def _band(axes: Axes, run: RunReport) -> None:
     # A band of a single round would have no width.
     axes.vlines(x, low, high, color=BLUE, alpha=0.3, linewidth=2)
     axes.fill_between(x, low, high, color=BLUE, alpha=0.12, linewidth=0, label="single clients")
-    axes.legend(loc="best")
+    # Where the curve, and the text at its end, are not.
+    axes.legend(loc="lower right" if run.metric.larger_is_better else "upper right")
 
 
 def _line(axes: Axes, points: Points, color: str, name: str) -> None:

@@ -140,6 +140,7 @@ def final_row(run: RunReport) -> dict[str, object] | None:
         return None
     return {
         **_scores(run, run.final.scores),
+        "spread": range_text(run.metric.name, _own_scores(run)),
         "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
         "seconds": seconds_text(run.final.seconds),
         "clients": len(run.final.deliveries),
@@ -154,6 +155,13 @@ def _scores(run: RunReport, scores: Scores) -> dict[str, str]:
         "score": value_text(run.metric.name, run.metric.of(scores)),
         "loss": number_text(scores.get("loss")),
     }
+
+
+def _own_scores(run: RunReport) -> list[float]:
+    """Return the leading metric of the final model on each client's own examples."""
+    deliveries = run.final.deliveries if run.final else ()
+    found = [run.metric.of(delivery.scores) for delivery in deliveries]
+    return [score for score in found if score is not None]
 
 
 def score_table(run: RunReport) -> tuple[list[str], list[list[str]]]:

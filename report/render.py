@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from featherfed.report import card, page
 from featherfed.report.curves import clients_figure, learning_figure, own_figure
-from featherfed.report.metric import title
+from featherfed.report.metric import title, word
 from featherfed.report.pictures import Pictures, read_pictures, samples_figure
 from featherfed.report.prediction import prediction_figure
 from featherfed.report.schema import ReportError, RunReport, read_metrics
@@ -110,6 +110,7 @@ def _fill(run: RunReport, plots: list[Plot]) -> str:
         plots=plots,
         tiles=page.tiles(run),
         metric=title(run.metric.name),
+        word=word(run.metric.name),
         rounds=page.round_rows(run),
         measured=measured_text(run),
         purpose=purpose(run.task),

@@ -257,12 +257,15 @@ class FinalReport(_Part):
 
 
 class RunReport(_Part):
-    """A whole metrics.json; `final` is None until the run has finished."""
+    """A whole metrics.json; `final` is None until the run has finished.
+
+    `dataset` is the server's, None if it has no data.
+    """
 
     schema_: Annotated[int, Field(alias="schema", strict=True)]
     featherfed: Text
     name: Text = Field(alias="run")
-    dataset: Text
+    dataset: Text | None
     task: TaskReport
     metric: MetricReport
     evaluated_by: Literal["server", "clients"] | None

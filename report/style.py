@@ -83,12 +83,15 @@ def score_axis(axes: Axes, metric: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
-def bytes_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, in bytes."""
-    axes.set_xscale("log")
+def bytes_axis(axes: Axes, logarithmic: bool = True) -> None:
+    """Count bytes on the x axis, from 0 on if it is not logarithmic."""
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
     # Plain numbers: matplotlib writes powers of ten as math, which the style leaves unparsed.
     axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def round_axis(axes: Axes, rounds: Sequence[int], final: bool = False) -> None:

@@ -88,7 +88,7 @@ def newest_scored(run: RunReport) -> RoundReport | None:
 def measured_text(run: RunReport) -> str:
     """Return on what the run's model was measured; empty if nobody has measured it."""
     if run.evaluated_by == "server":
-        return f"on {count_text(run.num_test_examples)} test examples"
+        return f"on {count_text(run.num_test_examples)} test examples of {run.dataset}"
     return "on examples that clients held out" if run.evaluated_by == "clients" else ""
 
 

@@ -29,8 +29,8 @@ def purpose(task: TaskReport) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape of one example: "8 x 8 x 1", "one number"."""
-    return " x ".join(map(str, shape)) or "one number"
+    """Return a shape of one example: "8 x 8 x 1", "one value"."""
+    return " x ".join(map(str, shape)) or "one value"
 
 
 def input_text(given: InputReport) -> str:

@@ -129,7 +129,7 @@ def of_task(task: Task, evaluated_by: str | None = "clients", **options: Any) ->
     better = metric(task.leading).larger_is_better
 
     def scores(progress: float) -> dict[str, float | None]:
-        part = progress + 0.1 * rng.random()
+        part = 0.8 * progress + 0.1 * rng.random()
         names = ("loss", *task.metrics)
         return {n: part if better and n != "loss" else 2.0 - part for n in names}
 
@@ -146,13 +146,14 @@ def of_task(task: Task, evaluated_by: str | None = "clients", **options: Any) ->
             if evaluated_by == "clients":
                 client.update(before=scores(progress - 0.1), after=scores(progress + 0.1))
         if known and evaluated_by == "clients":
-            found = [client["after"][task.leading] for client in entry["clients"]]
-            entry["spread"] = [min(found), max(found)]
+            found = entry["scores"][task.leading]
+            entry["spread"] = [0.9 * found, 1.1 * found]
     data.update(
         task=task.as_dict(),
         metric={"name": task.leading, "larger_is_better": better},
         evaluated_by=evaluated_by,
         num_test_examples=360 if evaluated_by == "server" else 0,
+        dataset="digits" if evaluated_by == "server" else None,
     )
     if "final" in data:
         data["final"]["scores"] = scores(1.0) if evaluated_by else unknown
@@ -612,13 +613,13 @@ def test_a_forecast_that_clients_evaluate(tmp_path: Path) -> None:
     card = (tmp_path / "model_card.md").read_text("utf-8")
     for text in (
         "# demo: 6 numbers",
-        "- Measured on examples that clients held out of digits: MAE ",
+        "- Measured on examples that clients held out: MAE ",
         "| history | float32 | 24 x 3 | numbers in their own units; the model sees them stand",
-        "| hour | int32 | one number | tokens, 0 to 23 (a vocabulary of 24) |",
+        "| hour | int32 | one value | tokens, 0 to 23 (a vocabulary of 24) |",
         "`model_int8.tflite`, history: (value - mean) / deviation / 0.05 + -3",
         "Numbers, 6, standardised in the file, in the units of the data from Predictor",
         "come from random numbers, since the server has no data",
-        "The files were not measured: the server has no test examples.",
+        "Their answers were not measured: the server has no test examples.",
         "from featherfed.models.tflite import Predictor",
     ):
         assert text in card, text
