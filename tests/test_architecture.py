@@ -13,7 +13,7 @@ FOLDERS = {
     "compression": set[str](),
     "proto": set[str](),
     "datasets": set[str](),
-    "report": {"compression"},
+    "report": {"compression", "tasks"},
     "models": {"compression", "datasets", "proto"},
     "exporter": {"models", "proto"},
     "server": {"compression", "proto"},
@@ -102,6 +102,9 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
                     assert rest.startswith(plain), f"{relative(path)} imports {name}"
                 if target == "compression" and folder == "report":
                     assert rest.startswith("compression.files."), f"{relative(path)} imports {name}"
+                if target == "tasks" and folder == "report":
+                    plain = ("tasks.errors.", "tasks.metrics.")
+                    assert rest.startswith(plain), f"{relative(path)} imports {name}"
                 if target == "models" and folder == "edge_client":
                     assert path.name == "keras_trainer.py", f"{relative(path)} imports {name}"
 
