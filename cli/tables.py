@@ -27,14 +27,24 @@ def show_tables(directory: Path) -> None:
 def show_sweep(comparisons: Sequence[Comparison]) -> None:
     """Print one table per scenario of a sweep: codecs, bytes and the leading metric."""
     for found in comparisons:
-        table = Table(title=found.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("codec", overflow="fold", min_width=16)
+        table = Table(
+            title=found.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("codec", overflow="fold", min_width=14)
         columns = {
             "seeds": "n", "up": "bytes\nup", "down": "\ndown", "score": f"\n{found.metric}",
             "lost": "\n".join(found.lost.lower().rsplit(" ", 1)), "to_target": "bytes to\ntarget",
         }  # fmt: skip
         for name, heading in columns.items():
-            table.add_column(heading, justify="right", no_wrap=name != "to_target")
+            # The last column may break into two lines, at its blanks.
+            last = name == "to_target"
+            table.add_column(
+                heading, justify="right", no_wrap=not last, min_width=9 if last else None
+            )
         for row in found.rows:
             table.add_row(Text(row["codec"]), *(row[name] for name in columns))
         Console().print(table)

@@ -107,7 +107,7 @@ def _num_examples(run: RunReport) -> int:
 
 
 def _score_lines(run: RunReport) -> list[tuple[str, str]]:
-    """Return the final model's metrics and loss with where they were measured."""
+    """Return the known metrics and the loss of the final model, the leading metric first."""
     assert run.final is not None
     names = dict.fromkeys((run.metric.name, *run.task.metrics, "loss"))
     known = [(name, run.final.scores.get(name)) for name in names]
@@ -131,5 +131,5 @@ def _quantized_inputs(run: RunReport) -> Iterator[tuple[str, str, InputTensor, s
 def _seen(given: InputReport) -> str:
     """Return a formula of what the model sees of a value."""
     if given.dtype == "uint8":
-        return f"byte / {given.divide_by:g}"
+        return f"byte / {given.divide_by:.9g}"
     return "(value - mean) / deviation" if given.standardize else "value"

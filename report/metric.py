@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from featherfed.report.summary import NONE, number_text, percent_text
 
@@ -60,10 +60,13 @@ def lost_text(name: str, scores: Sequence[float], reference: Sequence[float]) ->
     if not pairs:
         return NONE
     if is_share(name):
-        differences, digits = [100 * (base - score) for score, base in pairs], 2
+        differences = [100 * (base - score) for score, base in pairs]
+        number: Callable[[float], str] = "{:.2f}".format
     else:
-        differences, digits = [score - base for score, base in pairs], 4
-    text = f"{statistics.mean(differences):+.{digits}f}"
+        differences = [score - base for score, base in pairs]
+        number = number_text
+    mean = number(statistics.mean(differences))
+    text = mean if mean.startswith("-") else f"+{mean}"
     if len(differences) < 2:
         return text
-    return f"{text} ± {statistics.stdev(differences):.{digits}f}"
+    return f"{text} ± {number(statistics.stdev(differences))}"

@@ -36,7 +36,7 @@ def shape_text(shape: Sequence[int]) -> str:
 def input_text(given: InputReport) -> str:
     """Return what the values of an input are, and what the model sees of them."""
     if given.dtype == "uint8":
-        return f"bytes, 0 to 255; the model sees them divided by {given.divide_by:g}"
+        return f"bytes, 0 to 255; the model sees them divided by {given.divide_by:.9g}"
     if given.dtype == "int32":
         return f"tokens, 0 to {given.vocabulary - 1} (a vocabulary of {given.vocabulary})"
     return (
