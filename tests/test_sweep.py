@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from support.processes import Processes, run, wait_until
@@ -170,7 +171,7 @@ def test_smaller_errors_are_better_and_differences_plain(tmp_path: Path) -> None
     assert "ccuracy" not in text
     assert "%" not in re.sub(r"<style>.*</style>|data:[^\"]*", "", text, flags=re.DOTALL)
     frontier = frontier_figure(place).axes[0].lines[0]
-    assert list(frontier.get_ydata()) == [2.75], "float32 is larger, and no better"
+    assert np.asarray(frontier.get_ydata()).tolist() == [2.75], "float32 is larger, and no better"
 
 
 def test_runs_without_a_score_are_shown_as_such(tmp_path: Path) -> None:
