@@ -89,7 +89,7 @@ def measure_model(name: str, dataset: str, learning_rate: float) -> dict[str, ob
         for number, shard in enumerate(shards):
             model.set_weights(base)
             model.fit(
-                shard.images, shard.labels, epochs=EPOCHS, batch_size=BATCH,
+                shard.inputs, shard.targets, epochs=EPOCHS, batch_size=BATCH,
                 learning_rate=learning_rate, seed=CLIENTS * round_ + number,
             )  # fmt: skip
             result.append(subtract(model.get_weights(), base))
@@ -104,14 +104,14 @@ def measure_model(name: str, dataset: str, learning_rate: float) -> dict[str, ob
             payload = encode_update(parse_codec(codec), manifest, update, context=context).payload
             mean.add(WeightedUpdate(slot, len(shards[slot]), codec, payload))
         model.set_weights(apply_update(manifest, base, mean.mean()))
-        return model.evaluate(test.images, test.labels)[0]
+        return model.evaluate(test.inputs, test.targets)["loss"]
 
     first = updates(weights, 1)
     plain = start_round(manifest, weights, 0).context(0, 1, CLIENTS, None)
     loss_after(weights, "float32", first, plain)
     base = model.get_weights()
     start = start_round(manifest, base, 0)
-    before = model.evaluate(test.images, test.labels)[0]
+    before = model.evaluate(test.inputs, test.targets)["loss"]
     second = updates(base, 2)
     exact = loss_after(base, "float32", second, plain)
 

@@ -35,8 +35,10 @@ import tf_keras
 from featherfed.cli.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
+from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.order import epoch_order, round_seed
 from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
 from featherfed.models import zoo
@@ -136,7 +138,7 @@ def prepare(folder: Path) -> None:
         model = case.build()
         warm = slice(BATCH * STEPS[-1], BATCH * (STEPS[-1] + WARM_UP))
         model.fit(
-            data.images[warm], data.labels[warm], batch_size=BATCH, optimizer="adam",
+            [data.images[warm]], data.labels[warm], batch_size=BATCH, optimizer="adam",
             learning_rate=1e-3,
         )  # fmt: skip
         weights = model.get_weights()
@@ -162,14 +164,14 @@ def train(folder: Path, runner: str) -> None:
             chosen = np.arange(first, first + steps * BATCH)
             if runner == "order":
                 chosen = chosen[_turned(len(chosen))]
-            images, labels = data.images[chosen], data.labels[chosen]
+            part = data.take(chosen)
             if runner == "litert":
                 step = (folder / f"{number}.tflite").read_bytes()
-                weights, loss = _litert(model, step, images, labels, start, case.sparsity)
+                weights, loss = _litert(model, step, part, start, case.sparsity)
             else:
                 model.set_weights(start)
-                loss, _ = model.fit(
-                    images, labels, batch_size=BATCH, sparsity=case.sparsity, seed=_SEED
+                loss = model.fit(
+                    part.inputs, part.targets, batch_size=BATCH, sparsity=case.sparsity, seed=_SEED
                 )
                 weights = model.get_weights()
             path = folder / f"{number}-{runner}-{steps}-{repeat}.npz"
@@ -191,8 +193,7 @@ def _turned(count: int) -> Array:
 def _litert(
     model: FederatedModel,
     step: bytes,
-    images: Array,
-    labels: Array,
+    data: Dataset,
     start: list[Array],
     sparsity: float,
 ) -> tuple[list[Array], float]:
@@ -200,7 +201,8 @@ def _litert(
         training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.01),
         optimization=pb.Optimization(method=model.optimization.method),
     )
-    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="client")
+    examples = Examples.of(model.task, data, 0.0, "client")
+    trainer = LitertTrainer(plan, model.manifest, step, examples, client="client")
     trained = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
     return trained.weights, trained.loss
 

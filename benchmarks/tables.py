@@ -15,7 +15,7 @@ from robustness_table import robustness_section
 from rounds_table import rounds_section
 from sweep_table import sweep_section
 
-from featherfed.report.frontier import Scenario, frontier_figure, group, table_rows
+from featherfed.report.frontier import Scenario, compare, frontier_figure, group
 from featherfed.report.style import save_png, styled
 from featherfed.report.summary import bytes_text, latency_text, percent_text
 
@@ -81,13 +81,13 @@ def sweep_table(scenarios: Sequence[Scenario]) -> Iterator[str]:
     )
     yield ("|---" if several else "") + "|---|---|---|---|---|---|---|"
     for scenario in scenarios:
-        rows = {row["codec"]: row for row in table_rows(scenario, "float32", None)}
+        rows = {row["codec"]: row for row in compare(scenario, "float32", None).rows}
         for codec in sorted(rows, key=lambda c: CODECS.index(c) if c in CODECS else len(CODECS)):
             row = rows[codec]
             yield (
                 (f"| {scenario.title} " if several else "")
                 + f"| {_cell(codec)} | {row['seeds']} | {row['up']} ({row['up_ratio']}) "
-                f"| {row['down']} ({row['down_ratio']}) | {row['accuracy']} | {row['lost']} "
+                f"| {row['down']} ({row['down_ratio']}) | {row['score']} | {row['lost']} "
                 f"| {row['to_target']} |"
             )
 
@@ -100,7 +100,7 @@ def curves(scenario: Scenario) -> Iterator[str]:
     yield "|---" * (1 + len(shown)) + "|"
     for codec in scenario.codecs:
         means = [
-            statistics.mean(row["accuracy"] for row in codec.rounds if row["round"] == r)
+            statistics.mean(row["score"] for row in codec.rounds if row["round"] == r)
             for r in shown
         ]
         yield f"| {codec.name} | " + " | ".join(map(percent_text, means)) + " |"
@@ -121,10 +121,10 @@ def methods_table() -> Iterator[str]:
     yield "| run | seeds | accuracy | against float32, same seeds | up: mean (largest) | down |"
     yield "|---|---|---|---|---|---|"
     runs = methods()
-    reference = {run["settings"]["seed"]: run["final"]["accuracy"] for run in runs["float32"]}
+    reference = {_seed(run): _accuracy(run) for run in runs["float32"]}
     for name, of_name in runs.items():
-        paired = [run["final"]["accuracy"] - reference[run["settings"]["seed"]] for run in of_name]
-        accuracy = percent_text(statistics.mean(run["final"]["accuracy"] for run in of_name))
+        paired = [_accuracy(run) - reference[_seed(run)] for run in of_name]
+        accuracy = percent_text(statistics.mean(map(_accuracy, of_name)))
         yield (
             f"| {name} | {len(of_name)} | {accuracy} | {100 * statistics.mean(paired):+.2f} points "
             f"| {_payload(of_name, 'uplink')} | {_payload(of_name, 'downlink')} |"
@@ -160,11 +160,12 @@ def delivery_section() -> Iterator[str]:
     for name, run in runs.items():
         models = run["final"]["models"]
         for model in models:
-            lost = 100 * (model["accuracy"] - models[0]["accuracy"])
+            accuracy = model["scores"]["accuracy"]
+            lost = 100 * (accuracy - models[0]["scores"]["accuracy"])
             own = model["memory_bytes"] - model["idle_memory_bytes"]
             yield (
                 f"| {name} | {model['kind']} | {model['bytes']:,} | {model['gzip_bytes']:,} "
-                f"| {percent_text(model['accuracy'])} | {lost:+.2f} points "
+                f"| {percent_text(accuracy)} | {lost:+.2f} points "
                 f"| {latency_text(model['latency_ms'])} | {latency_text(model['latency_p95_ms'])} "
                 f"| {bytes_text(model['memory_bytes'])} | {bytes_text(own)} |"
             )
@@ -214,11 +215,11 @@ def keras_accuracy(plan: str) -> dict[int, float]:
     """Return the accuracy with Keras clients by seed, from all runs of that plan and codec."""
     if plan == "none":
         rows = pyarrow.csv.read_csv(RESULTS / "presets" / "results.csv").to_pylist()
-        found = {row["seed"]: row["accuracy"] for row in rows if row["codec"] == "balanced"}
+        found = {row["seed"]: row["score"] for row in rows if row["codec"] == "balanced"}
     else:
-        found = {_seed(run): run["final"]["accuracy"] for run in methods().get(plan, [])}
+        found = {_seed(run): _accuracy(run) for run in methods().get(plan, [])}
     of_plan = runtimes().get((plan, "keras"), [])
-    return {**found, **{_seed(run): run["final"]["accuracy"] for run in of_plan}}
+    return {**found, **{_seed(run): _accuracy(run) for run in of_plan}}
 
 
 def runtimes_table() -> Iterator[str]:
@@ -232,7 +233,7 @@ def runtimes_table() -> Iterator[str]:
         if runtime != "litert":
             continue
         keras = keras_accuracy(plan)
-        pairs = [(keras[_seed(run)], run["final"]["accuracy"]) for run in of_plan]
+        pairs = [(keras[_seed(run)], _accuracy(run)) for run in of_plan]
         with_keras, with_litert = (statistics.mean(column) for column in zip(*pairs, strict=True))
         by_seed = " ".join(f"{100 * (second - first):+.2f}" for first, second in pairs)
         sparsity = 100 * statistics.mean(run["final"]["sparsity"] for run in of_plan)
@@ -244,6 +245,10 @@ def runtimes_table() -> Iterator[str]:
 
 def _seed(run: Any) -> int:
     return int(run["settings"]["seed"])
+
+
+def _accuracy(run: Any) -> float:
+    return float(run["final"]["scores"]["accuracy"])
 
 
 def footprint_table() -> Iterator[str]:

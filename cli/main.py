@@ -286,7 +286,7 @@ def certs_list(folder: Path) -> None:
 @logging_options
 @print_errors
 def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
-    """Run a grid of federations without gRPC: accuracy against bytes; started again, it goes on."""
+    """Run a grid of federations without gRPC: quality against bytes; started again, it goes on."""
     with importing_tensorflow():
         from featherfed.cli.sweep import run_sweep
 

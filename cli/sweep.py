@@ -68,9 +68,7 @@ def _report(sweep: Sweep, cases: Sequence[Case], output: Path) -> None:
         rows.append(results.case_row(case, metrics))
         rounds.extend(results.round_rows(case, metrics))
     results.write_tables(output, rows, rounds)
-    page, table = render_sweep(
-        output, sweep.name, rows, rounds, sweep.baseline, sweep.target_accuracy
-    )
+    page, table = render_sweep(output, sweep.name, rows, rounds, sweep.baseline, sweep.target_score)
     show_sweep(table)
     click.echo(f"report: {page}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featherfed.report.frontier import Comparison
 from featherfed.report.table import models_table, round_table
 
 
@@ -22,17 +24,27 @@ def show_tables(directory: Path) -> None:
         console.print(models_table(data))
 
 
-def show_sweep(tables: list[tuple[str, list[dict[str, str]]]]) -> None:
-    """Print one table per group of a sweep's results: codecs, bytes and accuracy."""
-    for title, rows in tables:
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("codec", overflow="fold", min_width=16)
+def show_sweep(comparisons: Sequence[Comparison]) -> None:
+    """Print one table per scenario of a sweep: codecs, bytes and the leading metric."""
+    for found in comparisons:
+        table = Table(
+            title=found.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("codec", overflow="fold", min_width=14)
         columns = {
-            "seeds": "n", "up": "bytes\nup", "down": "\ndown", "accuracy": "\naccuracy",
-            "lost": "points\nlost", "to_target": "bytes to\ntarget",
+            "seeds": "n", "up": "bytes\nup", "down": "\ndown", "score": f"\n{found.metric}",
+            "lost": "\n".join(found.lost.lower().rsplit(" ", 1)), "to_target": "bytes to\ntarget",
         }  # fmt: skip
         for name, heading in columns.items():
-            table.add_column(heading, justify="right", no_wrap=name != "to_target")
-        for row in rows:
+            # The last column may break into two lines, at its blanks.
+            last = name == "to_target"
+            table.add_column(
+                heading, justify="right", no_wrap=not last, min_width=9 if last else None
+            )
+        for row in found.rows:
             table.add_row(Text(row["codec"]), *(row[name] for name in columns))
         Console().print(table)

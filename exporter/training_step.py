@@ -30,7 +30,7 @@ from featherfed.proto.step_file import join_step
 from featherfed.tasks.task import TargetKind
 
 TRAIN, ANSWER = "train", "answer"
-VERSION = 4
+VERSION = 5
 """Raised whenever the same model would give another training step: part of the cache's key."""
 
 

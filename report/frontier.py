@@ -1,4 +1,4 @@
-"""Accuracy against bytes: the page, plots and table of a sweep."""
+"""A metric against bytes: the page, plots and tables of a sweep."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from featherfed.report.metric import (
+    is_share,
+    lost_text,
+    lost_title,
+    range_text,
+    title,
+    value_text,
+    word,
+)
 from featherfed.report.schema import ReportError
 from featherfed.report.style import (
     CLIENT_COLORS,
@@ -19,14 +28,16 @@ from featherfed.report.style import (
     MUTED,
     WIDTH,
     bytes_axis,
-    percent_axis,
     round_axis,
     save_png,
+    score_axis,
     short,
     styled,
 )
-from featherfed.report.summary import NONE, bytes_text, count_text, percent_text, ratio_text
+from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text
 from featherfed.report.template import Plot, fill, write
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.metrics import is_better
 
 Row = dict[str, Any]
 """A line of results.csv or rounds.csv (docs/metrics.md)."""
@@ -48,9 +59,14 @@ class CodecRuns:
         return float(statistics.mean(run[column] for run in self.runs))
 
     @property
-    def accuracies(self) -> list[float]:
-        """Final accuracies, one per seed."""
-        return [run["accuracy"] for run in self.runs]
+    def scores(self) -> dict[int, float]:
+        """The known values of the leading metric at the end, by seed."""
+        return {run["seed"]: run["score"] for run in self.runs if run["score"] is not None}
+
+    @property
+    def mean_score(self) -> float | None:
+        """The mean over the seeds, None if none is known."""
+        return statistics.mean(self.scores.values()) if self.scores else None
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,31 @@ class Scenario:
         dataset, model, split, clients = self.key
         return f"{dataset}, {model}, {split}, {clients} client{'s' * (clients != 1)}"
 
+    @property
+    def metric(self) -> str:
+        """The name of the leading metric."""
+        return str(self.codecs[0].runs[0]["metric"])
+
+    def is_better(self, new: float, old: float) -> bool:
+        """Return whether `new` is a better score than `old`; raise ReportError if unknown."""
+        try:
+            return is_better(self.metric, new, old)
+        except TaskError as error:
+            raise ReportError(f"{self.title}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finished texts of a scenario's table: a row per codec."""
+
+    title: str
+    metric: str
+    """What the leading metric is called in a sentence."""
+    lost: str
+    """Heading of what is lost against the baseline."""
+    target: str
+    rows: list[dict[str, str]]
+
 
 def group(rows: Iterable[Row], rounds: Iterable[Row]) -> list[Scenario]:
     """Return rows by scenario and codec, in the order of their first appearance."""
@@ -78,22 +119,26 @@ def group(rows: Iterable[Row], rounds: Iterable[Row]) -> list[Scenario]:
     return [Scenario(key, list(codecs.values())) for key, codecs in scenarios.items()]
 
 
-def table_rows(scenario: Scenario, baseline: str, target: float | None) -> list[dict[str, str]]:
-    """Return a finished row of texts per codec."""
-    target = _target(scenario, baseline, target)
-    reference = {
-        r["seed"]: r["accuracy"] for s in scenario.codecs if s.name == baseline for r in s.runs
-    }
-    return [_table_row(codec, reference, target) for codec in scenario.codecs]
+def compare(scenario: Scenario, baseline: str, target: float | None) -> Comparison:
+    """Return the table of a scenario; `target` is a score, None for that of `default_target`."""
+    metric = scenario.metric
+    target = default_target(scenario, baseline) if target is None else target
+    reference = next((c.scores for c in scenario.codecs if c.name == baseline), {})
+    return Comparison(
+        scenario.title,
+        word(metric),
+        lost_title(metric),
+        value_text(metric, target),
+        [_table_row(scenario, codec, reference, target) for codec in scenario.codecs],
+    )
 
 
 def _table_row(
-    codec: CodecRuns, reference: dict[int, float], target: float | None
+    scenario: Scenario, codec: CodecRuns, reference: dict[int, float], target: float | None
 ) -> dict[str, str]:
-    accuracies, size = codec.accuracies, codec.runs[0]["float32_bytes"]
-    lost = [reference[r["seed"]] - r["accuracy"] for r in codec.runs if r["seed"] in reference]
+    metric, scores, size = scenario.metric, codec.scores, codec.runs[0]["float32_bytes"]
+    seeds = [seed for seed in scores if seed in reference]
     up, down = codec.mean("up_payload_bytes"), codec.mean("down_payload_bytes")
-    reached = None if target is None else _bytes_to(codec, target)
     return {
         "codec": codec.name,
         "seeds": str(len(codec.runs)),
@@ -103,30 +148,30 @@ def _table_row(
         "down": count_text(down),
         "down_sent": count_text(codec.mean("down_sent_bytes")),
         "down_ratio": ratio_text(size / down),
-        "accuracy": percent_text(statistics.mean(accuracies)),
-        "spread": f"{percent_text(min(accuracies))} to {percent_text(max(accuracies))}",
-        "lost": _points(lost),
-        "to_target": reached or NONE,
+        "score": value_text(metric, codec.mean_score),
+        "spread": range_text(metric, list(scores.values())),
+        "lost": lost_text(metric, [scores[s] for s in seeds], [reference[s] for s in seeds]),
+        "to_target": NONE if target is None else _bytes_to(scenario, codec, target),
     }
 
 
-def _points(lost: list[float]) -> str:
-    if not lost:
-        return NONE
-    text = f"{100 * statistics.mean(lost):+.2f}"
-    return f"{text} ± {100 * statistics.stdev(lost):.2f}" if len(lost) > 1 else text
+def default_target(scenario: Scenario, baseline: str) -> float | None:
+    """Return a score that is a little worse than the baseline's mean, None without a baseline.
+
+    That is one point less for shares, and one percent worse for other metrics.
+    """
+    mean = next((c.mean_score for c in scenario.codecs if c.name == baseline), None)
+    if mean is None:
+        return None
+    step = 0.01 if is_share(scenario.metric) else 0.01 * abs(mean)
+    return mean - step if scenario.is_better(mean + 1, mean) else mean + step
 
 
-def _target(scenario: Scenario, baseline: str, target: float | None) -> float | None:
-    """Return the target, or one point less than the baseline's mean accuracy."""
-    known = [statistics.mean(s.accuracies) for s in scenario.codecs if s.name == baseline]
-    return target or (known[0] - 0.01 if known else None)
-
-
-def _bytes_to(codec: CodecRuns, target: float) -> str:
+def _bytes_to(scenario: Scenario, codec: CodecRuns, target: float) -> str:
     first: dict[int, float] = {}
     for row in codec.rounds:
-        if row["accuracy"] is not None and row["accuracy"] >= target:
+        score = row["score"]
+        if score is not None and not scenario.is_better(target, score):
             first.setdefault(row["seed"], row["cumulative_bytes"])
     if not first:
         return "never"
@@ -141,13 +186,13 @@ def render_sweep(
     rounds: Sequence[Row],
     baseline: str,
     target: float | None,
-) -> tuple[Path, list[tuple[str, list[dict[str, str]]]]]:
-    """Write report.html and plots/*.png; return the page and the tables by scenario.
+) -> tuple[Path, list[Comparison]]:
+    """Write report.html and plots/*.png; return the page and the tables of all scenarios.
 
     Raises ReportError if the folder cannot be written.
     """
     scenarios = group(rows, rounds)
-    tables = [(scenario.title, table_rows(scenario, baseline, target)) for scenario in scenarios]
+    tables = [compare(scenario, baseline, target) for scenario in scenarios]
     try:
         (directory / "plots").mkdir(parents=True, exist_ok=True)
         with styled():
@@ -159,13 +204,8 @@ def render_sweep(
                 name=name,
                 baseline=baseline,
                 scenarios=[
-                    {
-                        "title": scenario.title,
-                        "target": percent_text(_target(scenario, baseline, target)),
-                        "rows": lines,
-                        "plots": pictures,
-                    }
-                    for scenario, (_, lines), pictures in zip(scenarios, tables, plots, strict=True)
+                    {"table": table, "heading": title(scenario.metric), "plots": pictures}
+                    for scenario, table, pictures in zip(scenarios, tables, plots, strict=True)
                 ],
             ),
         )
@@ -177,24 +217,26 @@ def render_sweep(
 
 
 def _plots(scenario: Scenario, folder: Path, number: int) -> list[Plot]:
+    name = title(scenario.metric)
+    better = "Up" if scenario.is_better(1, 0) else "Down"
     return [
         Plot(
             "Frontier",
-            "Up and left is better. The line joins the codecs that no other beats in both.",
-            f"Accuracy against bytes up for each codec: {scenario.title}",
+            f"{better} and left is better. The line joins the codecs that no other beats in both.",
+            f"{name} against bytes up for each codec: {scenario.title}",
             save_png(frontier_figure(scenario), folder / f"frontier-{number}.png"),
         ),
         Plot(
             "Over the rounds and over the bytes",
             "Right: payload both ways until the clients hold the version.",
-            f"Accuracy over rounds and over cumulative bytes: {scenario.title}",
+            f"{name} over rounds and over cumulative bytes: {scenario.title}",
             save_png(progress_figure(scenario), folder / f"progress-{number}.png"),
         ),
     ]
 
 
 def frontier_figure(scenario: Scenario) -> Figure:
-    """Return final accuracy against bytes up, and against bytes both ways."""
+    """Return the final score against bytes up, and against bytes both ways."""
     figure = Figure(figsize=(WIDTH, 4.6))
     axes = figure.subplots(1, 2, sharey=True)
     _frontier(axes[0], scenario, "up", lambda s: s.mean("up_payload_bytes"))
@@ -204,63 +246,70 @@ def frontier_figure(scenario: Scenario) -> Figure:
         "both ways",
         lambda s: s.mean("up_payload_bytes") + s.mean("down_payload_bytes"),
     )
-    axes[0].set_ylabel("final test accuracy")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5
-    )
+    axes[0].set_ylabel(f"final test {word(scenario.metric)}")
+    _legend(figure, axes[0])
     return figure
 
 
 def _frontier(
-    axes: Axes, scenario: Scenario, title: str, cost: Callable[[CodecRuns], float]
+    axes: Axes, scenario: Scenario, heading: str, cost: Callable[[CodecRuns], float]
 ) -> None:
-    points = sorted((cost(s), statistics.mean(s.accuracies)) for s in scenario.codecs)
-    best = [p for i, p in enumerate(points) if all(p[1] > q[1] for q in points[:i])]
-    axes.plot(*zip(*best, strict=True), color=GRID, linewidth=5, zorder=1)
+    points = sorted((cost(s), s.mean_score) for s in scenario.codecs if s.mean_score is not None)
+    best = [
+        p for i, p in enumerate(points) if all(scenario.is_better(p[1], q[1]) for q in points[:i])
+    ]
+    if best:
+        axes.plot(*zip(*best, strict=True), color=GRID, linewidth=5, zorder=1)
+        bytes_axis(axes)
     for i, codec in enumerate(scenario.codecs):
-        values, mean = codec.accuracies, statistics.mean(codec.accuracies)
+        values, mean = codec.scores.values(), codec.mean_score
+        if mean is None:
+            continue
         axes.errorbar(
             cost(codec), mean, yerr=[[mean - min(values)], [max(values) - mean]],
             color=_color(i), marker=_marker(i), markersize=7, capsize=3, linestyle="none",
             label=short(codec.name, 44), zorder=2,
         )  # fmt: skip
-    bytes_axis(axes)
-    axes.set_title(f"Payload per client and round, {title}")
-    percent_axis(axes)
+    axes.set_title(f"Payload per client and round, {heading}")
+    score_axis(axes, scenario.metric)
 
 
 def progress_figure(scenario: Scenario) -> Figure:
-    """Return accuracy over the rounds, and over the bytes spent so far."""
+    """Return the score over the rounds, and over the bytes spent so far."""
     figure = Figure(figsize=(WIDTH, 4.6))
     left, right = figure.subplots(1, 2, sharey=True)
     numbers: list[int] = []
     for i, codec in enumerate(scenario.codecs):
-        measured = [row for row in codec.rounds if row["accuracy"] is not None]
+        measured = [row for row in codec.rounds if row["score"] is not None]
         numbers = sorted({row["round"] for row in measured}) or numbers
         by_round = [[row for row in measured if row["round"] == n] for n in numbers]
         by_round = [rows for rows in by_round if rows]
         if not by_round:
             continue
-        means = [statistics.mean(row["accuracy"] for row in rows) for rows in by_round]
+        means = [statistics.mean(row["score"] for row in rows) for rows in by_round]
         spent = [statistics.mean(row["cumulative_bytes"] for row in rows) for rows in by_round]
-        low = [min(row["accuracy"] for row in rows) for rows in by_round]
-        high = [max(row["accuracy"] for row in rows) for rows in by_round]
+        low = [min(row["score"] for row in rows) for rows in by_round]
+        high = [max(row["score"] for row in rows) for rows in by_round]
         for axes, x in ((left, [rows[0]["round"] for rows in by_round]), (right, spent)):
             axes.fill_between(x, low, high, color=_color(i), alpha=0.12, linewidth=0)
             axes.plot(
                 x, means, color=_color(i), marker=_marker(i), markersize=4, linewidth=1.6,
                 label=short(codec.name, 44),
             )  # fmt: skip
-    left.set_title("Test accuracy over the rounds")
+    left.set_title(f"Test {word(scenario.metric)} over the rounds")
     right.set_title("Over payload per client, both ways")
-    bytes_axis(right)
-    percent_axis(left)
     if numbers:
+        bytes_axis(right)
         round_axis(left, numbers)
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5
-    )
+    score_axis(left, scenario.metric)
+    _legend(figure, left)
     return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
 
 
 def _color(index: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featherfed.report.schema import RoundReport, RunReport
+from featherfed.report.metric import range_text, title, value_text, word
+from featherfed.report.schema import NO_SCORES, RoundReport, RunReport, Scores, UpdateReport
 from featherfed.report.summary import (
     NONE,
     Flow,
@@ -13,6 +14,8 @@ from featherfed.report.summary import (
     count_text,
     flow,
     latency_text,
+    measured_text,
+    newest_scored,
     number_text,
     percent_text,
     privacy_text,
@@ -38,13 +41,8 @@ class Tile:
 def tiles(run: RunReport) -> list[Tile]:
     """Return the headline numbers in rows of four, ratio above bytes."""
     up, down = run_flows(run)
-    last = run.final or (run.rounds[-1] if run.rounds else None)
     return [
-        Tile(
-            "Final accuracy" if run.final else "Accuracy so far",
-            percent_text(last.accuracy if last else None),
-            f"on {count_text(run.num_test_examples)} test examples",
-        ),
+        _score_tile(run),
         _ratio_tile("up", up, run),
         _ratio_tile("down", down, run),
         Tile("Clients", str(len(all_clients(run))), _clients_note(run)),
@@ -57,6 +55,19 @@ def tiles(run: RunReport) -> list[Tile]:
             f"parameters, {bytes_text(run.float32_bytes)} as float32",
         ),
     ]
+
+
+def _score_tile(run: RunReport) -> Tile:
+    """Return the leading metric at the end, else the newest that is known."""
+    name, where = word(run.metric.name), measured_text(run) or "nobody has measured it"
+    if run.final and (score := run.metric.of(run.final.scores)) is not None:
+        return Tile(f"Final {name}", value_text(run.metric.name, score), where)
+    newest = newest_scored(run)
+    if newest is None:
+        return Tile(title(run.metric.name), NONE, where)
+    text = value_text(run.metric.name, run.metric.of(newest.scores))
+    where = f"after round {newest.number}, {where}"
+    return Tile(f"{title(run.metric.name)} so far", text, where)
 
 
 def _bytes_tile(direction: str, part: Flow) -> Tile:
@@ -86,15 +97,15 @@ def _clients_note(run: RunReport) -> str:
 
 def round_rows(run: RunReport) -> list[dict[str, object]]:
     """Return a row per round, bytes as means per client."""
-    return [_round_row(entry) for entry in run.rounds]
+    return [_round_row(run, entry) for entry in run.rounds]
 
 
-def _round_row(entry: RoundReport) -> dict[str, object]:
+def _round_row(run: RunReport, entry: RoundReport) -> dict[str, object]:
     up, down = round_flows([entry])
     return {
         "number": entry.number,
-        "accuracy": percent_text(entry.accuracy),
-        "loss": number_text(entry.loss),
+        **_scores(run, entry.scores),
+        "spread": range_text(run.metric.name, entry.spread),
         "sparsity": percent_text(entry.sparsity) if entry.sparsity else NONE,
         "seconds": seconds_text(entry.seconds),
         "clients": len(entry.updates),
@@ -128,14 +139,77 @@ def final_row(run: RunReport) -> dict[str, object] | None:
     if run.final is None:
         return None
     return {
-        "accuracy": percent_text(run.final.accuracy),
-        "loss": number_text(run.final.loss),
+        **_scores(run, run.final.scores),
+        "spread": range_text(run.metric.name, _own_scores(run)),
         "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
         "seconds": seconds_text(run.final.seconds),
         "clients": len(run.final.deliveries),
         "down": _flow_cells(flow(d.downlink for d in run.final.deliveries)),
         "version": run.final.version,
         "digest": run.final.digest,
+    }
+
+
+def _scores(run: RunReport, scores: Scores) -> dict[str, str]:
+    return {
+        "score": value_text(run.metric.name, run.metric.of(scores)),
+        "loss": number_text(scores.get("loss")),
+    }
+
+
+def _own_scores(run: RunReport) -> list[float]:
+    """Return the leading metric of the final model on each client's own examples."""
+    deliveries = run.final.deliveries if run.final else ()
+    found = [run.metric.of(delivery.scores) for delivery in deliveries]
+    return [score for score in found if score is not None]
+
+
+def score_table(run: RunReport) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of all metrics of rounds and files; no rows if there is but one."""
+    names = list(dict.fromkeys((run.metric.name, *run.task.metrics, "loss")))
+    if len(names) < 3:
+        return [], []
+    scored = [(f"round {entry.number}", entry.scores) for entry in run.rounds]
+    if run.final:
+        scored.append(("final", run.final.scores))
+        scored += [(model.file, model.scores) for model in run.final.models]
+    return [title(name) for name in names], [
+        [label, *(value_text(name, scores.get(name)) for name in names)] for label, scores in scored
+    ]
+
+
+def own_rows(run: RunReport) -> list[dict[str, str]]:
+    """Return a row per client with its newest scores on its own held-out examples.
+
+    `before` and `after` local training in the last round in which it measured them, `final` of the
+    final model.
+    """
+    newest: dict[str, tuple[int, UpdateReport]] = {
+        u.client: (r.number, u) for r in run.rounds for u in r.updates if u.before or u.after
+    }
+    deliveries = run.final.deliveries if run.final else ()
+    told = {d.client: d.scores for d in deliveries if d.scores}
+    return [
+        _own_row(run, client, newest.get(client), told.get(client))
+        for client in dict.fromkeys((*newest, *told))
+    ]
+
+
+def _own_row(
+    run: RunReport, client: str, newest: tuple[int, UpdateReport] | None, final: Scores | None
+) -> dict[str, str]:
+    number, update = newest or (None, None)
+    before = (update.before if update else None) or NO_SCORES
+    after = (update.after if update else None) or NO_SCORES
+    name = run.metric.name
+    return {
+        "client": client,
+        "round": NONE if number is None else str(number),
+        "before": value_text(name, before.get(name)),
+        "after": value_text(name, after.get(name)),
+        "loss_before": number_text(before.get("loss")),
+        "loss_after": number_text(after.get("loss")),
+        "final": value_text(name, run.metric.of(final)),
     }
 
 
@@ -209,7 +283,7 @@ def model_rows(run: RunReport) -> list[dict[str, str]]:
             "size": count_text(model.size),
             "gzip": count_text(model.gzip_size),
             "ratio": ratio_text(run.float32_bytes / model.size if model.size else None),
-            "accuracy": percent_text(model.accuracy),
+            "score": value_text(run.metric.name, run.metric.of(model.scores)),
             "examples": count_text(model.num_examples),
             "latency": latency_text(model.latency_ms),
             "latency_p95": latency_text(model.latency_p95_ms),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class ReportError(ValueError):
@@ -30,6 +32,9 @@ def _text_pairs(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(printable)]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 TextPairs = Annotated[tuple[tuple[Text, Text], ...], BeforeValidator(_text_pairs)]
+Scores = Annotated[Mapping[Text, float | None], AfterValidator(MappingProxyType)]
+"""Loss and metrics by name; None where they are not known, or not yet."""
+NO_SCORES: Mapping[str, float | None] = MappingProxyType({})
 
 
 class _Part(BaseModel):
@@ -61,13 +66,72 @@ class Traffic(_Part):
 NOTHING_SENT = Traffic(payload_bytes=0, message_bytes=0, control_bytes=0, retry_bytes=0)
 
 
+class InputReport(_Part):
+    """One input of the task, of the shape of one example."""
+
+    name: Text
+    dtype: Text
+    shape: tuple[Count, ...]
+    divide_by: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 255.0
+    vocabulary: Count = 0
+    standardize: bool = False
+
+
+class TargetReport(_Part):
+    """What the model shall answer; `kind` is class, labels, values or input."""
+
+    kind: Text
+    shape: tuple[Count, ...] = ()
+    class_names: tuple[Text, ...] = ()
+    standardize: bool = False
+
+
+class TaskReport(_Part):
+    """What was learned."""
+
+    inputs: Annotated[tuple[InputReport, ...], Field(min_length=1)]
+    target: TargetReport
+    loss: Text
+    metrics: tuple[Text, ...]
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the task is to tell classes of pictures apart."""
+        first, target = self.inputs[0], self.target
+        return (
+            len(self.inputs) == 1
+            and first.dtype == "uint8"
+            and len(first.shape) == 3
+            and first.shape[2] in (1, 3)
+            and target.kind == "class"
+            and not target.shape
+        )
+
+
+class MetricReport(_Part):
+    """The metric that decides which of two models is better."""
+
+    name: Text
+    larger_is_better: Annotated[bool, Field(strict=True)]
+
+    def of(self, scores: Mapping[str, float | None] | None) -> float | None:
+        """Return its value among scores, None while that is unknown."""
+        return None if scores is None else scores.get(self.name)
+
+
 class UpdateReport(_Part):
-    """What one client did in one round; None where it was not measured."""
+    """What one client did in one round; None where it was not measured.
+
+    `scores` are of its trained model on the server's test examples, `before` and `after` of the
+    round's first model and of its own trained one on examples that the client held out.
+    """
 
     client: Text
     runtime: Text = ""
     num_examples: Count
-    accuracy: float | None
+    scores: Scores | None = None
+    before: Scores | None = None
+    after: Scores | None = None
     train_loss: float | None
     uplink: Traffic
     downlink: Traffic
@@ -83,11 +147,14 @@ class RefusalReport(_Part):
 
 
 class RoundReport(_Part):
-    """One closed round; `updates` holds only those that were aggregated."""
+    """One closed round; `updates` holds only those that were aggregated.
+
+    `spread` holds the lowest and the highest leading metric of single clients.
+    """
 
     number: Count = Field(alias="round")
-    accuracy: float | None
-    loss: float | None
+    scores: Scores
+    spread: tuple[float, ...] | None = None
     seconds: float | None
     version: Count
     digest: Text
@@ -109,8 +176,9 @@ class RoundReport(_Part):
 
 
 class InputTensor(_Part):
-    """A model's input tensor; scale and zero point only if it holds integers."""
+    """An input tensor of a file; scale and zero point only if it is quantized."""
 
+    name: Text = ""
     dtype: Text
     scale: float | None = None
     zero_point: int | None = None
@@ -123,21 +191,29 @@ class ModelReport(_Part):
     kind: Text
     size: Count = Field(alias="bytes")
     gzip_size: Count | None = Field(None, alias="gzip_bytes")
-    accuracy: float | None
+    scores: Scores = Field(default_factory=lambda: NO_SCORES)
     num_examples: Count | None = None
     latency_ms: float | None = None
     latency_p95_ms: float | None = None
     memory: Count | None = Field(None, alias="memory_bytes")
     idle_memory: Count | None = Field(None, alias="idle_memory_bytes")
-    input: InputTensor | None = None
+    inputs: tuple[InputTensor, ...] = ()
     runtime: Text = ""
 
 
+class FailedFile(_Part):
+    """A model file that could not be made."""
+
+    file: Text
+    why: Text
+
+
 class DeliveryReport(_Part):
-    """Bytes that took the final model to one client."""
+    """Bytes that took the final model to one client, and its scores there if the client told."""
 
     client: Text
     downlink: Traffic
+    scores: Scores | None = None
 
 
 class DeviceReport(_Part):
@@ -167,8 +243,7 @@ class PrivacyReport(_Part):
 class FinalReport(_Part):
     """How a finished run ended."""
 
-    accuracy: float | None
-    loss: float | None
+    scores: Scores
     digest: Text
     version: Count
     sparsity: float | None
@@ -176,20 +251,25 @@ class FinalReport(_Part):
     deliveries: tuple[DeliveryReport, ...] = Field(alias="clients")
     totals: TotalsReport
     models: tuple[ModelReport, ...]
+    failed: tuple[FailedFile, ...] = ()
     num_calibration_examples: Count | None = None
     privacy: PrivacyReport | None = None
 
 
 class RunReport(_Part):
-    """A whole metrics.json; `final` is None until the run has finished."""
+    """A whole metrics.json; `final` is None until the run has finished.
 
-    schema_: int = Field(alias="schema")
+    `dataset` is the server's, None if it has no data.
+    """
+
+    schema_: Annotated[int, Field(alias="schema", strict=True)]
     featherfed: Text
     name: Text = Field(alias="run")
-    dataset: Text
+    dataset: Text | None
+    task: TaskReport
+    metric: MetricReport
+    evaluated_by: Literal["server", "clients"] | None
     num_test_examples: Count
-    input_shape: tuple[Count, ...] = ()
-    class_names: tuple[Text, ...] = ()
     num_parameters: Count
     float32_bytes: Annotated[Count, Field(ge=1)]
     settings: TextPairs = ()
@@ -230,15 +310,15 @@ def read_metrics(path: Path) -> RunReport:
 
 def parse_metrics(data: object) -> RunReport:
     """Check the object of a metrics.json. Raises ReportError naming the key that is wrong."""
+    # First, since a file of another schema has other keys.
+    if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
+        raise ReportError(
+            f"schema is {data['schema']!r:.60}, this featherfed reads {SCHEMA}; install the "
+            "featherfed that wrote it"
+        )
     try:
-        run = RunReport.model_validate(data)
+        return RunReport.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ReportError(f"{where} is {first['input']!r:.60}: {first['msg']}") from None
-    if run.schema_ != SCHEMA:
-        raise ReportError(
-            f"schema is {run.schema_}, this featherfed reads {SCHEMA}; install the featherfed that "
-            "wrote it"
-        )
-    return run

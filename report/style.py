@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, PercentFormatter
 
 from featherfed.compression.files import write_whole
+from featherfed.report.metric import is_share
 
 # Okabe and Ito's palette: distinct also for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -76,17 +77,21 @@ def short(text: str, limit: int = 18) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def percent_axis(axes: Axes) -> None:
-    """Label the y axis in percent."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+def score_axis(axes: Axes, metric: str) -> None:
+    """Label the y axis in a metric's unit: percent for shares, plain numbers for others."""
+    if is_share(metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
-def bytes_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, in bytes."""
-    axes.set_xscale("log")
+def bytes_axis(axes: Axes, logarithmic: bool = True) -> None:
+    """Count bytes on the x axis, from 0 on if it is not logarithmic."""
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
     # Plain numbers: matplotlib writes powers of ten as math, which the style leaves unparsed.
     axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def round_axis(axes: Axes, rounds: Sequence[int], final: bool = False) -> None:

@@ -63,6 +63,35 @@ def run_flows(run: RunReport, client: str | None = None) -> tuple[Flow, Flow]:
     return flow(u.uplink for u in updates), flow([*(u.downlink for u in updates), *last])
 
 
+def spent(run: RunReport) -> list[tuple[int, float]]:
+    """Return round numbers with the mean payload of a client, both ways, up to the round's version.
+
+    What brings a client to a version is known when the next round has closed, or at the end.
+    """
+    downs = [round_flows([entry])[1].payload for entry in run.rounds]
+    if run.final is not None:
+        downs.append(flow(d.downlink for d in run.final.deliveries).payload)
+    total = (downs[0] if downs else None) or 0.0
+    found = []
+    for entry, down in zip(run.rounds, downs[1:], strict=False):
+        total += (round_flows([entry])[0].payload or 0.0) + (down or 0.0)
+        found.append((entry.number, total))
+    return found
+
+
+def newest_scored(run: RunReport) -> RoundReport | None:
+    """Return the newest round whose leading metric is known; None if there is none."""
+    known = (r for r in reversed(run.rounds) if run.metric.of(r.scores) is not None)
+    return next(known, None)
+
+
+def measured_text(run: RunReport) -> str:
+    """Return on what the run's model was measured; empty if nobody has measured it."""
+    if run.evaluated_by == "server":
+        return f"on {count_text(run.num_test_examples)} test examples of {run.dataset}"
+    return "on examples that clients held out" if run.evaluated_by == "clients" else ""
+
+
 def all_clients(run: RunReport) -> tuple[str, ...]:
     """Every client the run mentions, those that only failed included."""
     failed = [
@@ -111,8 +140,14 @@ def percent_text(value: float | None) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """0.60123 -> "0.6012"."""
-    return _if_not_finite(value) or f"{value:.4f}"
+    """0.60123 -> "0.6012", 1234.56 -> "1,234.56", 0.000123 -> "0.000123"."""
+    if text := _if_not_finite(value):
+        return text
+    assert value is not None
+    size = abs(value)
+    if size >= 1e7 or 0 < size < 1e-3:
+        return f"{value:.3g}"
+    return f"{value:,.{4 if size < 100 else 2 if size < 1e5 else 0}f}"
 
 
 def ratio_text(value: float | None) -> str:

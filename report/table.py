@@ -9,22 +9,20 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from featherfed.report.metric import value_text
 from featherfed.report.schema import RoundReport, RunReport, parse_metrics
 from featherfed.report.summary import (
     Flow,
     bytes_text,
     latency_text,
     number_text,
-    percent_text,
     privacy_text,
     refusals_text,
     round_flows,
     run_flows,
 )
 
-_COLUMNS = (
-    "round",
-    "accuracy",
+_AFTER_SCORE = (
     "loss",
     "time",
     "clients",
@@ -50,10 +48,10 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
         caption="bytes: mean per client; message: payload and framing; "
         f"float32: {bytes_text(run.float32_bytes)}{f'; refused: {refused}' if refused else ''}",
     )
-    for name in _COLUMNS:
+    for name in ("round", Text(run.metric.name), *_AFTER_SCORE):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in run.rounds:
-        table.add_row(*_round_row(entry))
+        table.add_row(*_round_row(run, entry))
     if run.final:
         table.add_section()
         table.add_row(*_final_row(run))
@@ -63,7 +61,9 @@ def round_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def models_table(metrics: Mapping[str, Any]) -> Table:
-    """One row per exported model: size raw and gzipped, accuracy, latency, peak memory.
+    """One row per exported model: size raw and gzipped, leading metric, latency, peak memory.
+
+    Files that could not be made are told below.
 
     ``metrics`` is the object of a metrics.json; raises `ReportError` when it is not valid.
     """
@@ -71,7 +71,8 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     # The kind is a part of the name already.
     table.add_column("model", overflow="fold", max_width=40)
-    for name in ("size", "gzip", "accuracy", "one image", "memory"):
+    one = "one image" if run.task.is_images else "one example"
+    for name in ("size", "gzip", Text(run.metric.name), one, "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in run.final.models if run.final else ():
         # Text, because a name may hold what rich reads as markup.
@@ -79,19 +80,22 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
             Text(model.file),
             bytes_text(model.size),
             bytes_text(model.gzip_size),
-            percent_text(model.accuracy),
+            value_text(run.metric.name, run.metric.of(model.scores)),
             latency_text(model.latency_ms),
             bytes_text(model.memory),
         )
+    failed = run.final.failed if run.final else ()
+    if failed:
+        table.caption = Text("\n".join(f"not made: {item.file}: {item.why}" for item in failed))
     return table
 
 
-def _round_row(entry: RoundReport) -> list[str]:
+def _round_row(run: RunReport, entry: RoundReport) -> list[str]:
     away = entry.away
     return [
         str(entry.number),
-        percent_text(entry.accuracy),
-        number_text(entry.loss),
+        value_text(run.metric.name, run.metric.of(entry.scores)),
+        number_text(entry.scores.get("loss")),
         _clock(entry.seconds),
         f"{len(entry.updates)}/{len(entry.updates) + away}" if away else str(len(entry.updates)),
         *_bytes(round_flows([entry])),
@@ -102,8 +106,8 @@ def _final_row(run: RunReport) -> list[str]:
     assert run.final
     return [
         "all",
-        percent_text(run.final.accuracy),
-        number_text(run.final.loss),
+        value_text(run.metric.name, run.metric.of(run.final.scores)),
+        number_text(run.final.scores.get("loss")),
         _clock(run.final.seconds),
         str(len(run.client_names)),
         *_bytes(run_flows(run)),

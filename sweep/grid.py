@@ -95,9 +95,10 @@ class Sweep(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
     output: str = "runs/sweep"
     baseline: str = "float32"
-    """The label that the loss of accuracy is measured against, seed by seed."""
-    target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Accuracy for "bytes to target"; by default one point less than the baseline's mean."""
+    """The label whose final scores the others are compared with, seed by seed."""
+    target_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Leading metric for "bytes to target", shares such as accuracy from 0 to 1. By default a
+    little worse than the baseline's mean: one point of a share, one percent of other metrics."""
     grid: Grid
     run: dict[str, Any] = Field(default_factory=dict)
     """Settings of all runs, as in a run file."""

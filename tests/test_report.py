@@ -14,12 +14,17 @@ pytest.importorskip("jinja2")
 
 from rich.console import Console
 
+from featherfed.models import tflite
+from featherfed.proto.plan_terms import Loss
+from featherfed.report import metric as metric_texts
 from featherfed.report import summary
 from featherfed.report.card import model_card
-from featherfed.report.curves import clients_figure
+from featherfed.report.curves import clients_figure, learning_figure, own_figure
 from featherfed.report.render import render
 from featherfed.report.schema import ReportError, parse_metrics
 from featherfed.report.table import models_table, round_table
+from featherfed.tasks.metrics import metric
+from featherfed.tasks.task import Input, Target, TargetKind, Task, Values, image_task
 
 HOSTILE = "<script>alert(1)</script> $\\frac{ [red] \u202e _x"
 
@@ -40,7 +45,9 @@ def metrics(
     update = {
         "runtime": "litert",
         "num_examples": 100,
-        "accuracy": accuracy,
+        "scores": {"loss": 0.55, "accuracy": accuracy},
+        "before": None,
+        "after": None,
         "train_loss": 0.5,
         "uplink": traffic(868, retry=10),
         "downlink": traffic(900_000),
@@ -48,8 +55,8 @@ def metrics(
     entries = [
         {
             "round": number,
-            "accuracy": accuracy,
-            "loss": 0.6,
+            "scores": {"loss": 0.6, "accuracy": accuracy},
+            "spread": None,
             "seconds": 93.1,
             "version": number,
             "digest": "ab" * 32,
@@ -61,13 +68,14 @@ def metrics(
         for number in range(1, rounds + 1)
     ]
     data: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "featherfed": "0.1.0",
         "run": "demo",
         "dataset": "digits",
+        "task": image_task((8, 8, 1), [f"class {index}" for index in range(10)]).as_dict(),
+        "metric": {"name": "accuracy", "larger_is_better": True},
+        "evaluated_by": "server",
         "num_test_examples": 360,
-        "input_shape": [8, 8, 1],
-        "class_names": [f"class {index}" for index in range(10)],
         "num_parameters": 225034,
         "float32_bytes": 900136,
         "settings": {"uplink": "subsample(0.03) | sign", "rounds": rounds, "nested": {"a": [1]}},
@@ -77,8 +85,7 @@ def metrics(
     }
     if final:
         data["final"] = {
-            "accuracy": accuracy,
-            "loss": 0.4,
+            "scores": {"loss": 0.4, "accuracy": accuracy},
             "digest": "cd" * 32,
             "version": rounds,
             "sparsity": 0.5,
@@ -91,21 +98,107 @@ def metrics(
                     "kind": "int8",
                     "bytes": 235392,
                     "gzip_bytes": 227749,
-                    "accuracy": 0.78,
+                    "scores": {"loss": 0.5, "accuracy": 0.78},
                     "num_examples": 360,
                     "latency_ms": 0.0234,
                     "latency_p95_ms": 1.26,
                     "memory_bytes": 53_235_712,
                     "idle_memory_bytes": 40_894_464,
-                    "input": {"dtype": "uint8", "scale": 1 / 255, "zero_point": 0},
+                    "inputs": [
+                        {"name": "image", "dtype": "uint8", "scale": 1 / 255, "zero_point": 0}
+                    ],
                     "runtime": "ai-edge-litert 2.3.0",
                 }
             ],
             "num_calibration_examples": 200,
+            "failed": [],
         }
     # A round trip, so that no two rows share an object.
     copied: dict[str, Any] = json.loads(json.dumps(data))
     return copied
+
+
+def of_task(task: Task, evaluated_by: str | None = "clients", **options: Any) -> dict[str, Any]:
+    """Return the metrics of a run of another task.
+
+    If clients evaluate, a round's scores are known one round later, and at the end: the newest
+    round's are not if the run goes on.
+    """
+    data = metrics(**options)
+    rng = np.random.default_rng(0)
+    better = metric(task.leading).larger_is_better
+
+    def scores(progress: float) -> dict[str, float | None]:
+        part = 0.8 * progress + 0.1 * rng.random()
+        names = ("loss", *task.metrics)
+        return {n: part if better and n != "loss" else 2.0 - part for n in names}
+
+    unknown: dict[str, float | None] = dict.fromkeys(("loss", *task.metrics))
+    rounds = len(data["rounds"])
+    for entry in data["rounds"]:
+        progress = entry["round"] / (rounds + 1)
+        known = evaluated_by == "server" or (
+            evaluated_by == "clients" and ("final" in data or entry["round"] < rounds)
+        )
+        entry["scores"] = scores(progress) if known else unknown
+        for client in entry["clients"]:
+            client["scores"] = scores(progress) if evaluated_by == "server" else None
+            if evaluated_by == "clients":
+                client.update(before=scores(progress - 0.1), after=scores(progress + 0.1))
+        if known and evaluated_by == "clients":
+            found = entry["scores"][task.leading]
+            entry["spread"] = [0.9 * found, 1.1 * found]
+    data.update(
+        task=task.as_dict(),
+        metric={"name": task.leading, "larger_is_better": better},
+        evaluated_by=evaluated_by,
+        num_test_examples=360 if evaluated_by == "server" else 0,
+        dataset="digits" if evaluated_by == "server" else None,
+    )
+    if "final" in data:
+        data["final"]["scores"] = scores(1.0) if evaluated_by else unknown
+        for client in data["final"]["clients"]:
+            if evaluated_by == "clients":
+                client["scores"] = scores(1.0)
+        (model,) = data["final"]["models"]
+        model["scores"] = scores(1.0) if evaluated_by == "server" else {}
+        model["num_examples"] = data["num_test_examples"]
+        model["inputs"] = [
+            {"name": given.name, "dtype": "int8", "scale": 0.05, "zero_point": -3}
+            if given.dtype != "int32"
+            else {"name": given.name, "dtype": "int32", "scale": None, "zero_point": None}
+            for given in task.inputs
+        ]
+        data["final"]["num_calibration_examples"] = 200 if evaluated_by == "server" else 0
+    copied: dict[str, Any] = json.loads(json.dumps(data))
+    return copied
+
+
+FORECAST = Task(
+    (Input("history", "float32", (24, 3), standardize=True), Input("hour", "int32", (), 1.0, 24)),
+    Target(TargetKind.VALUES, (6,), standardize=True),
+    metrics=("mae", "rmse", "r2"),
+)
+TAGS = Task(
+    (Input("sensor", "float32", (64, 6)),),
+    Target(TargetKind.LABELS, (3,), ("walks", "talks", "sits")),
+)
+ANOMALY = Task((Input("frame", "uint8", (16, 16, 1), 127.5),), Target(TargetKind.INPUT))
+WORDS = Task(
+    (Input("words", "int32", (20,), vocabulary=500),),
+    Target(TargetKind.CLASS, (20,), ("noun", "verb", "other")),
+    metrics=("perplexity", "top2"),
+)
+YES_OR_NO = Task(
+    (Input("row", "float32", (9,)),),
+    Target(TargetKind.CLASS, (), ("no", "yes")),
+    Loss.BINARY_CROSSENTROPY,
+)
+NUMBER = Task((Input("row", "float32", ()),), Target(TargetKind.VALUES))
+TASKS = {
+    "forecast": FORECAST, "tags": TAGS, "anomaly": ANOMALY, "words": WORDS,
+    "yes or no": YES_OR_NO, "number": NUMBER,
+}  # fmt: skip
 
 
 def pictures(clients: int = 3, channels: int = 1, classes: int = 10) -> dict[str, Any]:
@@ -164,9 +257,9 @@ def test_whole_page(tmp_path: Path) -> None:
     page = rendered(write(tmp_path, metrics(), pictures()))
     assert len(page.loads) == 5
     assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
-        "accuracy",
         "bytes",
         "clients",
+        "learning",
         "prediction",
         "samples",
     ]
@@ -236,7 +329,7 @@ def test_hostile_names(tmp_path: Path) -> None:
 
 def test_not_finite(tmp_path: Path) -> None:
     data = metrics()
-    data["rounds"][1]["loss"] = float("nan")
+    data["rounds"][1]["scores"]["loss"] = float("nan")
     assert "not finite" in rendered(write(tmp_path, data)).text
 
 
@@ -260,16 +353,31 @@ def edited(*path: Any, value: Any) -> dict[str, Any]:
     [
         ([], r"the file is \[\]"),
         ({}, "schema is .*required"),
-        (edited("schema", value=2), "schema is 2, this featherfed reads 1"),
+        (edited("schema", value=1), "schema is 1, this featherfed reads 2; install the featherfed"),
+        ({"schema": "x" * 500}, "schema is 'x{59}, this featherfed reads 2"),
+        ({"schema": [2]}, r"schema is \[2\]"),
+        (edited("schema", value=2.5), "schema is 2.5"),
         (edited("rounds", value=3), "rounds is 3"),
-        (edited("rounds", 1, "accuracy", value="x"), r"rounds\.1\.accuracy is 'x'"),
+        (
+            edited("rounds", 1, "scores", "accuracy", value="x"),
+            r"rounds\.1\.scores\.accuracy is 'x'",
+        ),
+        (edited("rounds", 1, "scores", value=None), r"rounds\.1\.scores is None"),
+        (edited("rounds", 1, "spread", value=[0, {}]), r"rounds\.1\.spread\.1 is \{\}"),
+        (edited("task", value=None), "task is None"),
+        (edited("task", "inputs", value=[]), r"task\.inputs is \[\]"),
+        (edited("task", "inputs", 0, "shape", value=[8, -1]), r"task\.inputs\.0\.shape\.1 is -1"),
+        (edited("task", "inputs", 0, "divide_by", value=0), r"task\.inputs\.0\.divide_by is 0"),
+        (edited("metric", "larger_is_better", value="yes"), r"metric\.larger_is_better is 'yes'"),
+        (edited("evaluated_by", value="nobody"), "evaluated_by is 'nobody'"),
+        (edited("final", "failed", value=[{"file": "a"}]), r"final\.failed\.0"),
         (
             edited("rounds", 0, "clients", 2, "uplink", "payload_bytes", value=-1),
             r"rounds\.0\.clients\.2\.uplink\.payload_bytes is -1",
         ),
         (edited("final", "totals", value=None), r"final\.totals is None"),
         (edited("run", value=None), "run is None"),
-        (edited("final", "loss", value=10**400), r"final\.loss is 1"),
+        (edited("final", "scores", "loss", value=10**400), r"final\.scores\.loss is 1"),
         (edited("float32_bytes", value=True), "float32_bytes is True"),
         (edited("float32_bytes", value=0), "float32_bytes is 0"),
     ],
@@ -351,7 +459,7 @@ def test_models_table() -> None:
     assert "23.4 \N{MICRO SIGN}s" in text
     assert "53.2 MB" in text
     data = metrics()
-    for key in ("latency_ms", "latency_p95_ms", "memory_bytes", "idle_memory_bytes", "input"):
+    for key in ("latency_ms", "latency_p95_ms", "memory_bytes", "idle_memory_bytes"):
         data["final"]["models"][0][key] = None
     assert summary.NONE in printed(models_table(data))
 
@@ -393,9 +501,9 @@ def test_rounds_that_were_not_adopted_are_told(tmp_path: Path) -> None:
 
 def test_the_card_is_made_of_what_little_there_is() -> None:
     data = metrics(0, 0)
-    for key in ("settings", "machine", "started", "input_shape", "class_names"):
+    for key in ("settings", "machine", "started"):
         del data[key]
-    model = {"file": "a.tflite", "kind": "float32", "bytes": 10, "accuracy": None}
+    model = {"file": "a.tflite", "kind": "float32", "bytes": 10}
     data["final"] |= {"models": [model], "num_calibration_examples": None}
     card = model_card(parse_metrics(data))
     assert "| `a.tflite` | – | 10 | – | – | – | – | – | – |" in card
@@ -408,7 +516,8 @@ def test_the_card_is_made_of_what_little_there_is() -> None:
 def test_names_cannot_become_markup_in_the_card() -> None:
     data = metrics(1)
     hostile = "<img src=x>\n# `a` | [b](c) *d*"
-    data.update(run=hostile, dataset=hostile, class_names=[hostile])
+    data.update(run=hostile, dataset=hostile)
+    data["task"]["target"]["class_names"] = [hostile]
     data["settings"] = {"uplink": hostile}
     data["final"]["models"][0].update(file=hostile, runtime=hostile)
     card = model_card(parse_metrics(data))
@@ -474,7 +583,7 @@ def test_the_plot_of_clients_says_whether_it_shows_all() -> None:
     every = clients_figure(parse_metrics(data))
     for round_ in data["rounds"]:
         for client in round_["clients"][3:]:
-            client["accuracy"] = None
+            client["scores"] = None
     some = clients_figure(parse_metrics(data))
     assert every is not None
     assert some is not None
@@ -483,3 +592,156 @@ def test_the_plot_of_clients_says_whether_it_shows_all() -> None:
     assert len(every.axes[0].collections) == 20
     assert len(some.axes[0].collections) == 3, "and each in a colour of its own"
     assert clients_figure(parse_metrics(metrics(accuracy=None))) is None
+
+
+# --- tasks other than pictures
+
+
+def test_a_forecast_that_clients_evaluate(tmp_path: Path) -> None:
+    data = of_task(FORECAST, clients=4, rounds=5)
+    for update in data["rounds"][-1]["clients"]:
+        if update["client"] == "client-2":
+            update.update(before={"mae": 0.987654, "loss": 1.5}, after={"mae": 12345.678})
+    page = rendered(write(tmp_path, data, pictures()))
+    plots = sorted(path.stem for path in (tmp_path / "plots").iterdir())
+    assert plots == ["bytes", "learning", "own"], "none of pictures, whatever lies there"
+    for text in ("Final MAE", "on examples that clients held out", "R²", "0.9877", "12,345.68"):
+        assert text in page.text
+    assert "accuracy" not in page.text.lower()
+    assert "points" not in page.text
+    assert "model_int8.tflite" in page.text
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    for text in (
+        "# demo: 6 numbers",
+        "- Measured on examples that clients held out: MAE ",
+        "| history | float32 | 24 x 3 | numbers in their own units; the model sees them stand",
+        "| hour | int32 | one value | tokens, 0 to 23 (a vocabulary of 24) |",
+        "`model_int8.tflite`, history: (value - mean) / deviation / 0.05 + -3",
+        "Numbers, 6, standardised in the file, in the units of the data from Predictor",
+        "come from random numbers, since the server has no data",
+        "Their answers were not measured: the server has no test examples.",
+        "from featherfed.models.tflite import Predictor",
+    ):
+        assert text in card, text
+    for word in ("accuracy", "image", "picture", "label", "Classifier"):
+        assert word not in card.lower(), word
+
+
+def test_a_page_before_the_newest_round_is_scored(tmp_path: Path) -> None:
+    data = of_task(FORECAST, rounds=3, final=False)
+    assert data["rounds"][-1]["scores"]["mae"] is None
+    page = rendered(write(tmp_path, data))
+    assert "MAE so far" in page.text
+    assert "after round 2, on examples" in page.text
+    first = of_task(FORECAST, rounds=1, final=False)
+    assert "MAE so far" not in rendered(write(tmp_path, first)).text
+    assert summary.NONE in printed(round_table(first))
+
+
+def test_labels_in_percent_and_all_metrics_in_a_table(tmp_path: Path) -> None:
+    data = of_task(TAGS, "server", clients=8, rounds=4)
+    data["final"]["scores"] = {"loss": 0.2, "f1": 0.8765, "auc": None}
+    page = rendered(write(tmp_path, data))
+    assert "Final F1" in page.text
+    assert "87.65 %" in page.text
+    assert "All metrics" in page.text
+    assert "AUC" in page.text
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    assert "# demo: which of 3 labels apply" in card
+    assert "test examples of digits: F1 87.65 %, Loss 0.2000\n" in card
+    assert "2. sits" in card
+    assert "picture" not in card
+
+
+def test_an_autoencoder(tmp_path: Path) -> None:
+    page = rendered(write(tmp_path, of_task(ANOMALY, rounds=3)))
+    assert "Final MSE" in page.text
+    assert "All metrics" not in page.text, "there is but one"
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    assert "# demo: frame itself again, as an autoencoder gives it" in card
+    assert "frame: byte / 127.5 / 0.05 + -3)" in card
+    assert "Probabilities" not in card
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("evaluated_by", ["server", "clients", None])
+def test_the_card_has_code_that_runs(
+    name: str, evaluated_by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TASKS[name]
+
+    class Stand:
+        """Answers with zeros, if the arrays are the task's."""
+
+        def __init__(self, path: str) -> None:
+            self.task = task
+
+        def predict(self, *inputs: Values) -> Values:
+            count = task.check_inputs(inputs)
+            return np.zeros((count, *task.output_shapes()[-1]), np.float32)
+
+    monkeypatch.setattr(tflite, "Predictor", Stand)
+    data = of_task(task, evaluated_by)
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(parse_metrics(data)), re.DOTALL)
+    exec(code, {})
+    assert "mae" in printed(round_table(data)) or task.target.kind is not TargetKind.VALUES
+    printed(models_table(data))
+
+
+@pytest.mark.parametrize("task", [FORECAST, WORDS], ids=["values", "words"])
+def test_nobody_evaluates(tmp_path: Path, task: Task) -> None:
+    page = rendered(write(tmp_path, of_task(task, None)))
+    assert "nobody has measured it" in page.text
+    assert "- Measured: not at all" in (tmp_path / "model_card.md").read_text("utf-8")
+    run = parse_metrics(of_task(task, None))
+    assert learning_figure(run) is clients_figure(run) is own_figure(run) is None
+
+
+def test_a_missing_file_is_a_warning_everywhere(tmp_path: Path) -> None:
+    data = metrics()
+    data["final"]["failed"] = [{"file": "model_float16.tflite", "why": "no [such] <op>"}]
+    page = rendered(write(tmp_path, data))
+    assert "model_float16.tflite could not be made. no [such] <op>" in page.text
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    assert r"**Warning:** `model_float16.tflite` could not be made: no \[such\] \<op\>" in card
+    assert "not made: model_float16.tflite: no [such] <op>" in printed(models_table(data))
+
+
+def test_hostile_names_of_a_task(tmp_path: Path) -> None:
+    data = of_task(FORECAST)
+    hostile = "x`\n```<script>|"
+    data["task"]["inputs"][0].update(name=hostile, dtype=hostile)
+    data["task"]["metrics"][1] = hostile
+    data["task"].update(loss=hostile)
+    data["task"]["target"]["kind"] = hostile
+    data["metric"]["name"] = hostile
+    rendered(write(tmp_path, data))
+    card = (tmp_path / "model_card.md").read_text("utf-8")
+    assert card.count("```") == 4
+    assert "<script>" not in re.sub(r"\\<script\\>|`[^`\n]*`", "", card)
+
+
+def test_the_plot_over_bytes_ends_with_what_brought_the_newest_version() -> None:
+    run = parse_metrics(metrics(rounds=3))
+    rounds, each = [number for number, _ in summary.spent(run)], summary.spent(run)[0][1]
+    assert rounds == [1, 2, 3]
+    assert each == 900_000 + 868 + 900_000
+    going = parse_metrics(metrics(rounds=3, final=False))
+    assert [number for number, _ in summary.spent(going)] == [1, 2], "the last is not delivered"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("accuracy", 0.5, "50.00 %"),
+        ("top5", 0.5, "50.00 %"),
+        ("r2", -0.5, "-0.5000"),
+        ("mae", 1234.5678, "1,234.57"),
+        ("mse", 0.0000123, "1.23e-05"),
+        ("perplexity", 1e300, "1e+300"),
+        ("rmse", 0.0, "0.0000"),
+        ("loss", None, summary.NONE),
+    ],
+)
+def test_values_are_written_in_their_unit(name: str, value: float | None, text: str) -> None:
+    assert metric_texts.value_text(name, value) == text

@@ -8,11 +8,18 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from support.processes import Processes, run, wait_until
 
-from featherfed.report.frontier import group, table_rows
+from featherfed.report.frontier import (
+    compare,
+    frontier_figure,
+    group,
+    progress_figure,
+    render_sweep,
+)
 from featherfed.server.errors import ServerError
 from featherfed.sweep.grid import load_sweep
 
@@ -87,8 +94,8 @@ def test_litert_runs_stand_beside_those_of_keras(tmp_path: Path) -> None:
     assert list(rows) == ["exact", "balanced", "exact (litert)", "balanced (litert)"]
     for codec in ("exact", "balanced"):
         keras, litert = rows[codec], rows[f"{codec} (litert)"]
-        assert float(litert["accuracy"]) == pytest.approx(float(keras["accuracy"]), abs=0.03)
-        assert float(litert["accuracy"]) > 0.8
+        assert float(litert["score"]) == pytest.approx(float(keras["score"]), abs=0.03)
+        assert float(litert["score"]) > 0.8
         sizes = [float(row["up_payload_bytes"]) for row in (keras, litert)]
         assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
         assert float(litert["down_sent_bytes"]) > float(keras["down_sent_bytes"]), "the step"
@@ -112,6 +119,8 @@ def test_litert_runs_stand_beside_those_of_keras(tmp_path: Path) -> None:
         ("rounds = 2", "rounds = 2\nseed = 4", "which the grid decides"),
         ("rounds = 2", "rounds = 0", "rounds"),
         ("seed = [0, 1]", 'runtime = ["tflite"]', "grid.runtime"),
+        ('name = "small"', "target_score = nan", "target_score"),
+        ('name = "small"', "target_accuracy = 0.8", "did you mean 'target_score'"),
     ],
 )
 def test_a_wrong_sweep_file_is_explained(
@@ -121,11 +130,13 @@ def test_a_wrong_sweep_file_is_explained(
         load(tmp_path, SWEEP.replace(before, after))
 
 
-def row(codec: str, seed: int, accuracy: float, up: float) -> dict[str, object]:
+def row(
+    codec: str, seed: int, score: float | None, up: float, metric: str = "accuracy"
+) -> dict[str, object]:
     place = {"dataset": "d", "model": "m", "partition": "iid", "clients": 5}
     sizes = {name: up for name in ("up_payload_bytes", "up_sent_bytes", "down_payload_bytes")}
     return {
-        **place, **sizes, "codec": codec, "seed": seed, "accuracy": accuracy,
+        **place, **sizes, "codec": codec, "seed": seed, "metric": metric, "score": score,
         "float32_bytes": 1000, "down_sent_bytes": up, "round": 1, "cumulative_bytes": 2 * up,
     }  # fmt: skip
 
@@ -134,11 +145,46 @@ def test_the_table_pairs_seeds_and_counts_bytes_to_the_target() -> None:
     rows = [row("float32", 0, 0.9, 1000), row("float32", 1, 0.8, 1000)]
     rows += [row("small", 0, 0.88, 10), row("small", 1, 0.8, 30)]
     (place,) = group(rows, rows)
-    exact, small = table_rows(place, "float32", 0.85)
+    found = compare(place, "float32", 0.85)
+    assert (found.metric, found.lost, found.target) == ("accuracy", "Points lost", "85.00 %")
+    exact, small = found.rows
     assert (exact["lost"], exact["up_ratio"]) == ("+0.00 ± 0.00", "1.0×")
     assert (small["lost"], small["up"], small["up_ratio"]) == ("+1.00 ± 1.41", "20", "50.0×")
     assert (exact["to_target"], small["to_target"]) == ("2,000 B (1 of 2)", "20 B (1 of 2)")
-    assert table_rows(place, "nothing", None)[0]["lost"] == "–"
+    assert compare(place, "nothing", None).rows[0]["lost"] == "–"
+
+
+def test_smaller_errors_are_better_and_differences_plain(tmp_path: Path) -> None:
+    rows = [row("float32", 0, 2.0, 1000, "mae"), row("float32", 1, 4.0, 1000, "mae")]
+    rows += [row("small", 0, 2.5, 10, "mae"), row("small", 1, 3.0, 30, "mae")]
+    (place,) = group(rows, rows)
+    found = compare(place, "float32", None)
+    assert (found.metric, found.lost, found.target) == ("MAE", "Difference", "3.0300")
+    exact, small = found.rows
+    assert (small["score"], small["spread"]) == ("2.7500", "2.5000 to 3.0000")
+    assert small["lost"] == "-0.2500 ± 1.0607", "what is left of the error, not what is lost"
+    assert (exact["to_target"], small["to_target"]) == ("2,000 B (1 of 2)", "40 B")
+    page, _ = render_sweep(tmp_path, "errors", rows, rows, "float32", None)
+    text = page.read_text("utf-8")
+    assert "Down and left is better" in text
+    assert "first has a test MAE of 3.0300 or better" in text
+    assert "ccuracy" not in text
+    assert "%" not in re.sub(r"<style>.*</style>|data:[^\"]*", "", text, flags=re.DOTALL)
+    frontier = frontier_figure(place).axes[0].lines[0]
+    assert np.asarray(frontier.get_ydata()).tolist() == [2.75], "float32 is larger, and no better"
+
+
+def test_runs_without_a_score_are_shown_as_such(tmp_path: Path) -> None:
+    rows = [row("float32", 0, 0.9, 1000), row("lost", 0, None, 10), row("lost", 1, 0.8, 10)]
+    (place,) = group(rows, rows)
+    _, lost = compare(place, "float32", None).rows
+    assert (lost["score"], lost["lost"]) == ("80.00 %", "–"), "no seed in common"
+    assert lost["to_target"] == "never"
+    nothing = [row("lost", 0, None, 10)]
+    (place,) = group(nothing, nothing)
+    assert compare(place, "lost", None).rows[0]["score"] == "–"
+    for figure in (frontier_figure(place), progress_figure(place)):
+        figure.savefig(tmp_path / "empty.png")
 
 
 def children_of(pid: int) -> list[int]:

@@ -1,0 +1,72 @@
+"""How metrics are called, and how values are written: shares in percent, others as numbers."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+
+from featherfed.report.summary import NONE, number_text, percent_text
+
+_SHARES = {"accuracy", "auc", "f1", "precision", "recall"}
+_TITLES = {
+    "auc": "AUC",
+    "f1": "F1",
+    "mae": "MAE",
+    "mse": "MSE",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "rmse": "RMSE",
+}
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric goes from 0 to 1 and is written in percent."""
+    return name in _SHARES or re.fullmatch(r"top\d+", name) is not None
+
+
+def title(name: str) -> str:
+    """Return what a metric, or the loss, is called in a heading: "MAE", "Accuracy"."""
+    return _TITLES.get(name) or name[:1].upper() + name[1:]
+
+
+def word(name: str) -> str:
+    """Return what a metric, or the loss, is called in a sentence: "MAE", "accuracy"."""
+    return _TITLES.get(name, name)
+
+
+def value_text(name: str, value: float | None) -> str:
+    """Return a value of a metric, or of the loss, as a text."""
+    return percent_text(value) if is_share(name) else number_text(value)
+
+
+def range_text(name: str, values: Sequence[float] | None) -> str:
+    """Return the lowest and the highest of some values."""
+    if not values:
+        return NONE
+    return f"{value_text(name, min(values))} to {value_text(name, max(values))}"
+
+
+def lost_title(name: str) -> str:
+    """Return the heading of `lost_text`."""
+    return "Points lost" if is_share(name) else "Difference"
+
+
+def lost_text(name: str, scores: Sequence[float], reference: Sequence[float]) -> str:
+    """Return what scores lose against a reference, pair by pair: mean and standard deviation.
+
+    Shares give the points that are lost, other metrics the difference as it is.
+    """
+    pairs = list(zip(scores, reference, strict=True))
+    if not pairs:
+        return NONE
+    if is_share(name):
+        differences = [100 * (base - score) for score, base in pairs]
+        number: Callable[[float], str] = "{:.2f}".format
+    else:
+        differences = [score - base for score, base in pairs]
+        number = number_text
+    mean = number(statistics.mean(differences))
+    text = mean if mean.startswith("-") else f"+{mean}"
+    if len(differences) < 2:
+        return text
+    return f"{text} ± {number(statistics.stdev(differences))}"
