@@ -1,4 +1,4 @@
-"""Read manifest and task out of the server's plan, refusing a plan or a task that no server may send.
+"""Read manifest and task out of the server's plan, refusing what no server may send.
 
 A plan is small, but tells how much a client allocates and how long it works, so all of it is
 bounded here; what the answers after it may hold follows from its manifest (answers.py).
