@@ -1,4 +1,4 @@
-"""Read manifest and task out of the server's plan; refuse a plan or a task that no server may send.
+"""Read manifest and task out of the server's plan, refusing what no server may send.
 
 A plan is small, but tells how much a client allocates and how long it works, so all of it is
 bounded here; what the answers after it may hold follows from its manifest (answers.py).
@@ -89,8 +89,6 @@ def _problems(plan: pb.Plan) -> Iterator[str]:
     for tensor in plan.manifest:
         yield from _problems_of_tensor(tensor)
         values += math.prod(tensor.shape)
-    if plan.manifest and all(tensor.role == Role.FROZEN for tensor in plan.manifest):
-        yield "has frozen tensors only, so there is nothing to train"
     if not 0 < values <= MAX_VALUES:
         yield f"has {values} parameters; 1 to {MAX_VALUES} are possible"
 
@@ -118,8 +116,6 @@ def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:
         yield f"names a tensor {name!r}"
     if tensor.role not in set(Role):
         yield f"gives {name!r} the role {printable(tensor.role, MAX_WORD)!r}, {UNKNOWN_HERE}"
-    if tensor.role == Role.FROZEN and tensor.prunable:
-        yield f"prunes {name!r}, which is frozen"
     if tensor.WhichOneof("initial") is None:
         yield f"gives {name!r} an initial value of a kind that is {UNKNOWN_HERE}"
     # Axes of length 0 hide the others from the product, but not from numpy.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.clients import join_request
 from support.federation import Federation, settings
 from support.kills import free_port
+from support.models import TASK
 from support.regression import (
     HELD_OUT,
     LINEAR,
@@ -20,12 +22,16 @@ from support.regression import (
     scores_by_hand,
 )
 
+from featherfed.edge_client.errors import Rejected
 from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.plan import task_of
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState, HeldModel
+from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.observability import metrics_json
 from featherfed.server.rounds.transitions import Phase
+from featherfed.sweep.grid import Sweep
+from featherfed.sweep.results import case_row, round_rows
 from featherfed.sweep.simulate import simulate
 
 NO_DATA: dict[str, Any] = {
@@ -212,3 +218,29 @@ def test_the_phase_after_a_reached_target_is_the_end() -> None:
     state = RunState(Phase.AGGREGATING, 2)
     assert transition(state, Aggregated(1.0, enough=True), Policy(9, 1)).phase is Phase.FINISHED
     assert transition(state, Aggregated(1.0), Policy(9, 1)).phase is Phase.GATHERING
+
+
+def test_whoever_asks_for_the_task_leaves_no_row(
+    federation: Callable[..., Federation],
+) -> None:
+    server = federation(rounds=1)
+    transport = server.transport()
+    for number in range(20):
+        reply = transport.get_task(f"stranger{number}")
+    assert (task_of(reply), reply.holdout, reply.protocol) == (TASK, 0.0, PROTOCOL)
+    with pytest.raises(Rejected, match="BAD_NAME"):
+        transport.get_task("../x")
+    transport.join(join_request("known"))
+    transport.get_task("known")
+    server.store.flush()
+    assert {entry.client for entry in server.store.ledger.entries()} == {"known"}
+
+
+def test_a_tables_row_names_the_leading_metric(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate({"grid": {"codec": ["float32"], "clients": [3]}})
+    case, told = next(sweep.cases()), simulated(tmp_path)
+    row = case_row(case, told)
+    assert (row["metric"], row["score"]) == ("rmse", told["final"]["scores"]["rmse"])
+    rounds = round_rows(case, told)
+    assert [r["score"] for r in rounds] == [r["scores"]["rmse"] for r in told["rounds"]]
+    assert "accuracy" not in {*row, *rounds[0]}

@@ -107,6 +107,22 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_model(
         assert db.execute("PRAGMA user_version").fetchone()[0] == VERSION
 
 
+def test_scores_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
+    path = sample("format-1", tmp_path / "run")
+    with closing(sqlite3.connect(path)) as db:
+        loss, accuracy = db.execute(
+            "SELECT loss, accuracy FROM versions WHERE version = 1"
+        ).fetchone()
+        own = dict(db.execute("SELECT client, accuracy FROM updates WHERE round = 1").fetchall())
+    for _ in range(2):  # the second time its rows are checked
+        with closing(Store(path)) as store:
+            assert store.versions.get(0).scores is None
+            assert store.versions.get(1).scores == {"loss": loss, "accuracy": accuracy}
+            found = {u.client: u.scores for u in store.journal.updates(1)}
+            assert found == {client: {"accuracy": value} for client, value in own.items()}
+            assert store.clients.all()["c0"].num_held_out == 0
+
+
 @pytest.mark.parametrize("name", TAKEN_OVER)
 def test_a_client_of_an_earlier_version_keeps_what_it_had(tmp_path: Path, name: str) -> None:
     path = sample(name, tmp_path / "run")

@@ -207,7 +207,7 @@ def _client(
     return {
         "client": update.client,
         "num_examples": update.num_examples,
-        "scores": update.scores,
+        "scores": _scores(update.scores, task) if update.scores else None,
         "before": _own(update.before, task),
         "after": _own(update.after, task),
         "train_loss": update.train_loss,

@@ -22,6 +22,7 @@ from unittest import mock
 
 import grpc
 from backports import zstd
+from google.protobuf.message import Message
 from support.clients import Pull
 from support.federation import Federation, settings
 from support.models import MANIFEST, TASK, summary
@@ -82,7 +83,10 @@ class Mallory:
             session=self.session, round=1, version=0, num_examples=100, size=len(payload)
         )
         for name, value in changes.items():
-            setattr(header, name, value)
+            if isinstance(value, Message):
+                getattr(header, name).CopyFrom(value)
+            else:
+                setattr(header, name, value)
         return outcome(self.stub.SubmitUpdate(chunks(header, payload), timeout=20))
 
     def close(self) -> None:
@@ -127,6 +131,10 @@ FEWER = Manifest(MANIFEST.specs[:-1])
 
 # ---- attacks ----
 
+NAN = float("nan")
+EVALUATES = {"evaluation": {"holdout": 0.1}}
+"""A run whose clients evaluate, besides the server."""
+
 Attack = Callable[[Mallory], str]
 
 
@@ -139,6 +147,11 @@ def sends(make: Callable[[], bytes], **header: Any) -> Attack:
         return mallory.submit(make(), **header)
 
     return attack
+
+
+def evaluates(sums: list[float]) -> Attack:
+    """Return an attack that sends an update with this evaluation, by a client without data."""
+    return sends(payload, after=pb.Evaluation(sums=sums))
 
 
 def sends_many(make: Callable[[random.Random], bytes], count: int) -> Attack:
@@ -406,6 +419,10 @@ FAULTS = [
     Fault("0 examples", "BAD_EXAMPLE_COUNT", sends(payload, num_examples=0), "Flower: accepted"),
     Fault("-50 examples", "BAD_EXAMPLE_COUNT", negative_count, "Flower: accepted"),
     Fault("4 billion examples", "BAD_EXAMPLE_COUNT", sends(payload, num_examples=2**32 - 1)),
+    Fault("an evaluation of NaN", "MALFORMED", evaluates([1, NAN, 1, 1]), changes=EVALUATES),
+    Fault("an evaluation below 0", "MALFORMED", evaluates([1, -1, 1, 1]), changes=EVALUATES),
+    Fault("too long an evaluation", "MALFORMED", evaluates([1] * 10_000), changes=EVALUATES),
+    Fault("an evaluation of others' data", "MALFORMED", evaluates([9, 1, 1, 1]), changes=EVALUATES),
     Fault("an empty update", "MALFORMED", sends(lambda: b"")),
     Fault("50 truncated payloads", "MALFORMED", sends_many(truncated, 50)),
     Fault("50 payloads with a flipped bit", "MALFORMED", sends_many(flipped, 50)),
