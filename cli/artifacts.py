@@ -70,7 +70,7 @@ class Artifacts:
         last = metrics.round_entry(store, self._settings, task, newest)
         evaluated = store.versions.newest_evaluated()
         score = ""
-        if evaluated is not None and evaluated.version:
+        if evaluated is not None and evaluated.scores is not None and evaluated.version:
             value = evaluated.scores[task.leading]
             # Clients evaluate a version in the round after.
             of = "" if evaluated.version == newest else f" of version {evaluated.version}"

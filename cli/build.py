@@ -137,4 +137,5 @@ def _built_in(name: str, task: Task) -> Any:
             f"the built-in model {name!r} takes pictures; name a model of your own for this task: "
             "[model] name"
         )
-    return build(name, task.inputs[0].shape, len(task.target.class_names))
+    height, width, channels = task.inputs[0].shape
+    return build(name, (height, width, channels), len(task.target.class_names))

@@ -152,7 +152,7 @@ class Dataset:
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are."""
         names = ["x"] if len(self.inputs) == 1 else [f"x_{k}" for k in range(len(self.inputs))]
-        arrays = dict(zip(names, self.inputs, strict=True))
+        arrays: dict[str, Any] = dict(zip(names, self.inputs, strict=True))
         if self.targets is not None:
             arrays["y"] = self.targets
         if self.class_names:

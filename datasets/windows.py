@@ -63,7 +63,8 @@ def _starts(ends: npt.NDArray[np.int64], window: Window) -> npt.NDArray[np.int64
 
 def _windows(rows: Values, starts: npt.NDArray[np.int64], length: int, as_views: bool) -> Values:
     if not as_views:
-        return rows[starts[:, None] + np.arange(length)]
+        copied: Values = rows[starts[:, None] + np.arange(length)]
+        return copied
     all_ = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)
     step = int(starts[1] - starts[0]) if len(starts) > 1 else 1
     # The new axis comes last; it belongs behind the first.

@@ -41,12 +41,12 @@ class Examples:
     def summary(self) -> pb.DataSummary:
         """Return what a client tells of its data when it joins."""
         task, data = self.task, self.training
-        classes = task.target.kind is TargetKind.CLASS and data.targets is not None
+        classes = data.targets if task.target.kind is TargetKind.CLASS else None
         return pb.DataSummary(
             num_examples=len(data),
             num_held_out=0 if self.held_out is None else len(self.held_out),
             class_names=data.class_names if data.has_class_names else (),
-            num_classes=int(np.max(data.targets)) + 1 if classes else 0,
+            num_classes=0 if classes is None else int(np.max(classes)) + 1,
             inputs=[_summary(values) for values in data.inputs],
             target=None if data.targets is None else _summary(data.targets),
             statistics=statistics_message(Statistics.of(task, data.inputs, data.targets))

@@ -20,11 +20,13 @@ def losses(loss: Loss, outputs: Floats, targets: Floats) -> Floats:
     axis.
     """
     each = _LOSSES[loss](outputs, targets)
-    return each.reshape(len(each), -1).mean(axis=1)
+    means: Floats = each.reshape(len(each), -1).mean(axis=1)
+    return means
 
 
 def _clip(p: Floats) -> Floats:
-    return np.clip(p, _EPSILON, 1.0 - _EPSILON)
+    clipped: Floats = np.clip(p, _EPSILON, 1.0 - _EPSILON)
+    return clipped
 
 
 def _sparse(p: Floats, y: Floats) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from featherfed.tasks.task import Task
 
 Floats = npt.NDArray[np.float64]
+Each = npt.NDArray[Any]
+"""The figure of each position: float64 or bool."""
 _EPSILON = 1e-7
 _THRESHOLDS = 200
 """Keras' number of thresholds of an AUC."""
@@ -88,7 +90,7 @@ class _Mean(Metric):
         return bool(sums[0] >= 0 and sums[1] >= 1)
 
     @abstractmethod
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         """Return the figure of each position."""
 
 
@@ -97,10 +99,12 @@ class _Accuracy(_Mean):
 
     kinds = _CLASSES
 
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         if self.exclusive:
-            return outputs.argmax(axis=-1) == targets.argmax(axis=-1)
-        return (outputs > 0.5) == (targets > 0.5)
+            chosen: Each = outputs.argmax(axis=-1) == targets.argmax(axis=-1)
+            return chosen
+        decided: Each = (outputs > 0.5) == (targets > 0.5)
+        return decided
 
 
 class _TopK(_Mean):
@@ -108,10 +112,11 @@ class _TopK(_Mean):
 
     kinds = frozenset({"class"})
 
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         k = int(self.name.removeprefix("top"))
         right = (outputs * targets).sum(axis=-1, keepdims=True)
-        return (outputs > right).sum(axis=-1) < k
+        among: Each = (outputs > right).sum(axis=-1) < k
+        return among
 
 
 class _Perplexity(_Mean):
@@ -120,7 +125,7 @@ class _Perplexity(_Mean):
     kinds = frozenset({"class"})
     larger_is_better = False
 
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         each: Floats = -np.log(np.clip((outputs * targets).sum(axis=-1), _EPSILON, 1.0))
         return each
 
@@ -132,7 +137,7 @@ class _SquaredError(_Mean):
     kinds = _NUMBERS
     larger_is_better = False
 
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         each: Floats = np.square(outputs - targets)
         return each
 
@@ -146,7 +151,7 @@ class _AbsoluteError(_Mean):
     kinds = _NUMBERS
     larger_is_better = False
 
-    def _each(self, outputs: Floats, targets: Floats) -> npt.NDArray[np.generic]:
+    def _each(self, outputs: Floats, targets: Floats) -> Each:
         each: Floats = np.abs(outputs - targets)
         return each
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featherfed.tasks.arrays import mapped, parts
+from featherfed.tasks.arrays import PART, mapped
 from featherfed.tasks.errors import TaskError
-from featherfed.tasks.task import Task, Values
+from featherfed.tasks.task import Input, Target, Task, Values
 
 Floats = npt.NDArray[np.float64]
 MAX_COUNT = 10**15
@@ -34,8 +34,8 @@ class FeatureSums:
         """Return the sums of float32 [N, ..., features], or [N] for a single feature."""
         width = values.shape[-1] if values.ndim > 1 else 1
         total = cls(0.0, np.zeros(width), np.zeros(width))
-        for part in parts(len(values)):
-            flat = values[part].astype(np.float64).reshape(-1, width)
+        for start in range(0, len(values), PART):
+            flat = values[start : start + PART].astype(np.float64).reshape(-1, width)
             total += cls(float(len(flat)), flat.sum(axis=0), np.square(flat).sum(axis=0))
         return total
 
@@ -115,8 +115,8 @@ class Scaling:
         """Raise TaskError unless it has exactly the scales that the task needs."""
         if len(self.inputs) != len(task.inputs):
             raise TaskError("a scaling of another number of inputs")
-        pairs = [*zip(task.inputs, self.inputs, strict=True), (task.target, self.target)]
-        for part, scale in pairs:
+        parts: list[Input | Target] = [*task.inputs, task.target]
+        for part, scale in zip(parts, [*self.inputs, self.target], strict=True):
             if part.standardize != (scale is not None):
                 raise TaskError("a scaling of other tensors than the task standardises")
             if scale is not None:
@@ -155,8 +155,8 @@ class Statistics:
         """Raise TaskError unless these are sums of exactly what the task standardises."""
         if len(self.inputs) != len(task.inputs):
             raise TaskError("statistics of another number of inputs")
-        pairs = [*zip(task.inputs, self.inputs, strict=True), (task.target, self.target)]
-        for part, sums in pairs:
+        parts: list[Input | Target] = [*task.inputs, task.target]
+        for part, sums in zip(parts, [*self.inputs, self.target], strict=True):
             if part.standardize != (sums is not None):
                 raise TaskError("statistics of other tensors than the task standardises")
             if sums is not None:

@@ -106,7 +106,11 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
                 target = rest.split(".")[0]
                 assert target in FOLDERS[folder] | {folder}, f"{relative(path)} imports {name}"
                 if target == "proto" and folder in ("models", "exporter"):
-                    plain = ("proto.plan_terms.", "proto.peer_text.", "proto.step_file.")  # not the messages
+                    plain = (
+                        "proto.plan_terms.",
+                        "proto.peer_text.",
+                        "proto.step_file.",
+                    )  # not the messages
                     assert rest.startswith(plain), f"{relative(path)} imports {name}"
                 if target == "compression" and folder == "report":
                     assert rest.startswith("compression.files."), f"{relative(path)} imports {name}"
