@@ -80,7 +80,10 @@ class Artifacts:
             newest, self._settings.rounds, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
         if self._metrics.num_rounds == newest - 1 > 0:
-            self._metrics.append(last, metrics.tail(store))
+            before = None
+            if self._settings.evaluation.evaluated_by == "clients":  # they do it a round later
+                before = metrics.round_entry(store, self._settings, task, newest - 1)
+            self._metrics.append(last, metrics.tail(store), before)
         else:
             self._write_all_metrics({})
 
@@ -136,7 +139,8 @@ class Artifacts:
         names = test.class_names
         by_class = [np.flatnonzero(test.labels == c) for c in range(len(names))]
         count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class))
-        updates = [u for u in self._store.journal.updates(self._settings.rounds) if u.prediction]
+        last = self._store.versions.newest_scores().version
+        updates = [u for u in self._store.journal.updates(last) if u.prediction]
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
         predictions.append(self._model.predict([test.images[:1]])[0].tolist())
