@@ -66,7 +66,8 @@ def _recurrent(node: Any) -> Iterator[dict[str, Any]]:
 
 def _check_lengths(model: Any) -> None:
     """Warn of layers whose sequences are longer than `LONG`."""
-    for layer in model.submodules:
+    # Not by `submodules`, which breaks on what Keras keeps of dropout inside of recurrent layers.
+    for layer in model._flatten_layers():
         if type(layer).__name__ not in (*_RECURRENT, "Bidirectional"):
             continue
         length = _length(layer)

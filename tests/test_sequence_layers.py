@@ -298,7 +298,7 @@ def test_dropout_of_sequences() -> None:
 def test_dropout_of_recurrent_layers_is_of_their_inputs() -> None:
     line = layers.Reshape((4, -1))
     stacks = {"each": [line, layers.GRU(1, dropout=0.5)],
-              "once": [line, layers.SimpleRNN(1, dropout=0.5)]}  # fmt: skip
+              "once": [line, layers.GRU(1, dropout=0.5, unroll=True)]}  # fmt: skip
     step = export_training_step(branches(stacks, (4, 1, 1)), TrainingStepOptions(2))
     found = Interpreter(model_content=step).get_signature_runner("train").get_input_details()
     shapes = {tuple(found[f"noise_{n}"]["shape"]) for n in (0, 1)}
