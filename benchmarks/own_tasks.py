@@ -1,9 +1,9 @@
 """Every example federated, beside the same model trained on all data and by one client alone.
 
-Part of `make bench`; `python benchmarks/examples.py [EXAMPLE]...` measures some of them. All train as
-many epochs in all, from the same start for a seed; scores are on the example's test data, means over
-seeds. Writes benchmarks/results/examples.json; an example whose data are not installed is left out,
-with a warning.
+Part of `make bench`; `python benchmarks/own_tasks.py [EXAMPLE]...` measures some of them. All train
+as many epochs in all, from the same start for a seed; scores are on the example's test data, means
+over seeds. Writes benchmarks/results/own_tasks.json; an example whose data are not installed is
+left out, with a warning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from examples.tables import example as tables  # noqa: E402
 from examples.text import example as text  # noqa: E402
 from examples.transfer import example as transfer  # noqa: E402
 from examples.watch import example as watch  # noqa: E402
-
 from featherfed.cli.build import KerasEvaluator  # noqa: E402
 from featherfed.cli.machine import machine  # noqa: E402
 from featherfed.cli.training_step import offered_step  # noqa: E402
@@ -55,7 +54,7 @@ from featherfed.tasks.task import Task  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-RESULT = ROOT / "benchmarks" / "results" / "examples.json"
+RESULT = ROOT / "benchmarks" / "results" / "own_tasks.json"
 SEEDS = (0, 1, 2)
 CODECS = ("float32", "balanced", "extreme")
 ON_LITERT = "balanced"
