@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.csv
 from attack_table import attacks_section
+from own_tasks_table import own_tasks_section
 from robustness_table import robustness_section
 from rounds_table import rounds_section
 from sweep_table import sweep_section
@@ -451,6 +452,8 @@ def results_section() -> Iterator[str]:
     )
     yield ""
     yield from allocation_table()
+    yield from ("", "## Tasks of all kinds", "")
+    yield from own_tasks_section()
     yield from ("", "## Speed", "")
     yield (
         "One core, 3.5 million parameters in the shapes of a MobileNet; megabytes of float32 a "

@@ -62,3 +62,23 @@ def _windows(recordings: npt.NDArray[Any], activity: npt.NDArray[Any], *, ordina
     starts = range(0, recordings.shape[1] - LENGTH + 1, STRIDE)
     parts = [chosen[:, start : start + LENGTH] for start in starts]
     return np.concatenate(parts).astype(np.float32)
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went and how far anomalies are off."""
+    import featherfed
+
+    ordinary, _ = test()
+    history = featherfed.simulate(
+        build(), TASK, clients={name: x for name, (x, _) in clients().items()}, test=ordinary,
+        **TRAINING,
+    )  # fmt: skip
+    print(history)
+    for what, windows in (("ordinary", ordinary), ("other", anomalies())):
+        prepared = history.scaling.prepare([windows])[0]
+        off = np.sqrt(np.square(history.predict(windows) - prepared).mean(axis=(1, 2)))
+        print(f"{what} windows are off by {np.median(off):.2f} (median, in deviations)")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ TASK = Task(
     Target(TargetKind.VALUES, (6,), standardize=True, columns=("temp",)),
     window=WINDOW,
 )
-TRAINING = {"rounds": 10, "epochs": 2, "batch_size": 32, "learning_rate": 0.05}
+TRAINING = {"rounds": 40, "epochs": 1, "batch_size": 32, "learning_rate": 0.05}
 CLIENTS = 5
 TEST_SHARE = 0.1
 Data = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -69,3 +69,15 @@ def _windows(hours: npt.NDArray[np.float32]) -> Data:
     (x,), y = cut([hours[:, None]], hours, ends_of_series(len(hours), None), WINDOW)
     assert y is not None, "the horizon gives targets"
     return x, y
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went."""
+    import featherfed
+
+    history = featherfed.simulate(build(), TASK, clients=clients(), test=test(), **TRAINING)
+    print(history)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,3 +77,15 @@ def _windows(rows: npt.NDArray[np.float32]) -> Data:
     (x,), y = cut([legs], trunk, ends_of_series(len(rows), None), WINDOW)
     assert y is not None, "the trunk is the target"
     return x, y
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went."""
+    import featherfed
+
+    history = featherfed.simulate(build(), TASK, clients=clients(), test=test(), **TRAINING)
+    print(history)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,3 +97,21 @@ def _shares(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str, Data]:
 def _test(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Data:
     rows = _order(len(x))[: len(x) // 5]
     return x[rows], y[rows]
+
+
+def main() -> None:
+    """Train both federations in this process, and print how they went."""
+    import featherfed
+
+    history = featherfed.simulate(
+        build_diabetes(), DIABETES, clients=diabetes_clients(), test=diabetes_test(), **TRAINING
+    )
+    print(history)
+    history = featherfed.simulate(
+        build_cancer(), CANCER, clients=cancer_clients(), test=cancer_test(), **TRAINING
+    )
+    print(history)
+
+
+if __name__ == "__main__":
+    main()

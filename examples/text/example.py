@@ -97,3 +97,15 @@ def _examples(text: Tokens) -> tuple[Tokens, Tokens]:
     x = text[: count * LENGTH].reshape(count, LENGTH)
     y = text[1 : count * LENGTH + 1].reshape(count, LENGTH).astype(np.int64)
     return x, y
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went."""
+    import featherfed
+
+    history = featherfed.simulate(build(), TASK, clients=clients(), test=test(), **TRAINING)
+    print(history)
+
+
+if __name__ == "__main__":
+    main()

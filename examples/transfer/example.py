@@ -84,3 +84,15 @@ def _backbone(keras: Any) -> Any:
         ]
     stack += [layers.BatchNormalization(), layers.ReLU(), layers.GlobalAveragePooling2D()]
     return keras.Sequential(stack, name="backbone")
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went."""
+    import featherfed
+
+    history = featherfed.simulate(build(), TASK, clients=clients(), test=test(), **TRAINING)
+    print(history)
+
+
+if __name__ == "__main__":
+    main()

@@ -63,3 +63,15 @@ def _read(name: str) -> Data:
     x = np.array([[list(map(float, d.split(","))) for d in part[:-1]] for part in parts])
     y = np.array([NAMES.index(part[-1]) for part in parts])
     return x.transpose(0, 2, 1).astype(np.float32), y
+
+
+def main() -> None:
+    """Train the federation in this process, and print how it went."""
+    import featherfed
+
+    history = featherfed.simulate(build(), TASK, clients=clients(), test=test(), **TRAINING)
+    print(history)
+
+
+if __name__ == "__main__":
+    main()
