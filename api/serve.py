@@ -11,18 +11,18 @@ from pathlib import Path
 
 import uvloop
 
-from featherfed.cli.announce import Announcement, is_local_only
-from featherfed.cli.artifacts import Artifacts
-from featherfed.cli.build import (
+from featherfed.api.announce import Announcement, is_local_only
+from featherfed.api.artifacts import Artifacts
+from featherfed.api.build import (
     KerasEvaluator,
     Served,
     build_model,
     load_evaluation_data,
     run_task,
 )
-from featherfed.cli.releases import build_releases
-from featherfed.cli.signals import stop_on_signal
-from featherfed.cli.training_step import offered_step
+from featherfed.api.releases import build_releases
+from featherfed.api.signals import stop_on_signal
+from featherfed.api.training_step import offered_step
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError

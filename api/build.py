@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.cli.first_weights import set_first_weights
+from featherfed.api.first_weights import set_first_weights
 from featherfed.compression.arrays import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.cli.build import Served, representative
-from featherfed.cli.machine import machine
-from featherfed.cli.metrics_file import MetricsFile
+from featherfed.api.build import Served, representative
+from featherfed.api.machine import machine
+from featherfed.api.metrics_file import MetricsFile
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset

@@ -12,9 +12,9 @@ import click
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from featherfed.cli.device import device_name, state_home
-from featherfed.cli.memory import limit_memory, peak_memory
-from featherfed.cli.runtime import choose_runtime
+from featherfed.api.device import device_name, state_home
+from featherfed.api.memory import limit_memory, peak_memory
+from featherfed.api.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.credentials import Credentials, choose_credentials
