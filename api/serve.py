@@ -1,4 +1,4 @@
-"""`featherfed serve`: build a server from real parts and run it."""
+"""Build a server from real parts and run it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from featherfed.api.build import (
     load_evaluation_data,
     run_task,
 )
+from featherfed.api.control import Observer, Outcome
 from featherfed.api.releases import build_releases
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
@@ -35,16 +36,15 @@ from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 
-FINISHED, STOPPED, NO_PROGRESS = 0, 3, 4
-"""Exit status: after the run's end, before it, and after the end of a run of which every round was
-discarded, so that the final model is the first."""
+FINISHED, STOPPED, NO_PROGRESS = Outcome.FINISHED, Outcome.STOPPED, Outcome.NO_PROGRESS
 
 MAX_FILES = 65_536
 """Most open files that are asked for; each client's connection is one."""
 
 
-def serve_run(settings: Settings) -> int:
-    """Serve the run that `settings` describe; return FINISHED, STOPPED or NO_PROGRESS."""
+def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
+    """Serve the run that `settings` describe until its end, or until it is told to stop."""
+    observer = observer or Observer()
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -59,7 +59,7 @@ def serve_run(settings: Settings) -> int:
         artifacts = Artifacts(output, settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
-            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock))
+            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))
             return _exit_status(finished, coordinator.status())
         finally:
             releases.close()
@@ -76,8 +76,8 @@ def _load(settings: Settings) -> Served:
     return Served(build_model(settings, task), test, calibration)
 
 
-def _exit_status(finished: bool, status: pb.StatusReply) -> int:
-    """Return the process's exit status; say so if rounds of a finished run were discarded."""
+def _exit_status(finished: bool, status: pb.StatusReply) -> Outcome:
+    """Return how the server ended; say so if rounds of a finished run were discarded."""
     if not finished:
         return STOPPED
     if status.discarded_rounds:
@@ -97,7 +97,11 @@ def _allow_many_files() -> None:
 
 
 async def _until_signal(
-    coordinator: Coordinator, artifacts: Artifacts, releases: Releases, lock: threading.Lock
+    coordinator: Coordinator,
+    artifacts: Artifacts,
+    releases: Releases,
+    lock: threading.Lock,
+    observer: Observer,
 ) -> bool:
     def finish() -> None:
         with lock:
@@ -105,10 +109,18 @@ async def _until_signal(
 
     stop = asyncio.Event()
     stop_on_signal(stop)
-    with contextlib.ExitStack() as announced:
+    with contextlib.ExitStack() as announced, observer.switch.connected(stop):
+
+        def on_round() -> None:
+            artifacts.write_metrics()
+            versions = coordinator.store.versions
+            evaluated = versions.newest_evaluated()
+            scores = None if evaluated is None else evaluated.scores
+            observer.on_round(versions.newest_scores().version, scores or {})
 
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
+            observer.on_listening(address)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
@@ -120,7 +132,7 @@ async def _until_signal(
             coordinator,
             releases,
             on_listening=on_listening,
-            on_round=artifacts.write_metrics,
+            on_round=on_round,
             on_finished=finish,
             stop=stop,
         )

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherfed.api.client import Client
+    from featherfed.api.control import Outcome
     from featherfed.api.history import History, Round
-    from featherfed.api.own_trainer import KerasLoop
     from featherfed.api.run import Run
-    from featherfed.api.serve import Outcome
     from featherfed.api.simulation import Callback, StopTraining, simulate
     from featherfed.datasets.dataset import Dataset
     from featherfed.edge_client.state import HeldModel
-    from featherfed.edge_client.trainer import Trainer, TrainingResult
+    from featherfed.edge_client.trainer import KerasLoop, Trainer, TrainingResult
     from featherfed.tasks.task import Input, Target, TargetKind, Task, Window
 
     __version__: str
@@ -50,8 +49,8 @@ _MODULES = {
     "HeldModel": "edge_client.state",
     "History": "api.history",
     "Input": "tasks.task",
-    "KerasLoop": "api.own_trainer",
-    "Outcome": "api.serve",
+    "KerasLoop": "edge_client.trainer",
+    "Outcome": "api.control",
     "Round": "api.history",
     "Run": "api.run",
     "StopTraining": "api.simulation",
@@ -73,7 +72,12 @@ def __getattr__(name: str) -> Any:
         return version("featherfed")
     if name not in _MODULES:
         raise AttributeError(f"module 'featherfed' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"featherfed.{_MODULES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"featherfed.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from featherfed.api.extras import explained
+
+        raise explained(error, name) from error
     globals()[name] = value
     return value
 
