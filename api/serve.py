@@ -24,6 +24,7 @@ from featherfed.api.control import Observer, Outcome
 from featherfed.api.releases import build_releases
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
+from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
@@ -53,9 +54,10 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
     store = Store(output / "run.db")  # first: fails early if the directory cannot be used
     try:
-        served = _load(settings)
-        lock = threading.Lock()
-        coordinator = _coordinator(settings, store, served, lock)
+        lock = TENSORFLOW_LOCK
+        with lock:
+            served = _load(settings)
+            coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:

@@ -14,6 +14,7 @@ from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.trainer import KerasLoop, OnStep, TrainingResult
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
+from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method, Optimizer
 from featherfed.tasks.scaling import Scaling
@@ -52,7 +53,8 @@ class KerasTrainer:
                 f"{plan.training.optimizer!r}, which this client cannot do; update featherfed on it"
             ) from error
         optimization = Optimization(method, num_clusters=plan.optimization.num_clusters)
-        self._model = model or FederatedModel(plan.model_json, optimization, examples.task)
+        with TENSORFLOW_LOCK:
+            self._model = model or FederatedModel(plan.model_json, optimization, examples.task)
         if self._model.manifest.digest != manifest.digest:
             raise ClientError(
                 "this client's Keras builds the plan's model with other tensors than the server's; "
@@ -70,6 +72,10 @@ class KerasTrainer:
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
+        with TENSORFLOW_LOCK:
+            return self._train(weights, task)
+
+    def _train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         self._model.set_weights(weights)
         on_step = self._on_step
         loss = self._model.fit(
@@ -91,14 +97,15 @@ class KerasTrainer:
         examples = self._examples
         if examples.held_out is None:
             return None
-        self._model.set_weights(weights)
-        return evaluate(
-            Scoring(examples.task, examples.scaling),
-            self._model.predict,
-            examples.held_out.inputs,
-            examples.held_out.targets,
-            prepare=examples.scaling.prepare,
-        )
+        with TENSORFLOW_LOCK:
+            self._model.set_weights(weights)
+            return evaluate(
+                Scoring(examples.task, examples.scaling),
+                self._model.predict,
+                examples.held_out.inputs,
+                examples.held_out.targets,
+                prepare=examples.scaling.prepare,
+            )
 
 
 class LoopTrainer(KerasTrainer):
@@ -123,7 +130,7 @@ class LoopTrainer(KerasTrainer):
             )
         self._loop = loop
 
-    def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+    def _train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Call the loop with the model at `weights`; what is masked stays zero."""
         model, examples = self._model, self._examples
         model.set_weights(weights)
