@@ -23,12 +23,7 @@ $(PROTOC_VENV)/.done: | $(BIN)/python
 	$(PROTOC_VENV)/bin/pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.6.0' 'setuptools<81'
 	touch $@
 
-.links/.done: Makefile
-	mkdir -p .links/featherfed
-	for d in cli compression datasets edge_client exporter models proto report server simulator sweep tasks; do ln -sfn ../../$$d .links/featherfed/$$d; done
-	touch $@
-
-dev: $(VENV)/.dev $(PROTOC_VENV)/.done .links/.done ## set up .venv for development
+dev: $(VENV)/.dev $(PROTOC_VENV)/.done ## set up .venv for development
 
 demo: $(VENV)/.dev ## five clients train on real digits over gRPC; see runs/demo
 	$(BIN)/featherfed demo
@@ -40,14 +35,14 @@ test-all: dev ## all tests, the slow ones too
 	$(BIN)/pytest
 
 proto: dev ## regenerate proto/*_pb2* from proto/*.proto
-	PATH=$(PROTOC_VENV)/bin:$$PATH $(PROTOC_VENV)/bin/python -m grpc_tools.protoc -Ifeatherfed/proto=proto --python_out=.links \
-	  --grpc_python_out=.links --pyi_out=.links --mypy_grpc_out=.links \
+	PATH=$(PROTOC_VENV)/bin:$$PATH $(PROTOC_VENV)/bin/python -m grpc_tools.protoc -Ifeatherfed/proto=proto --python_out=src \
+	  --grpc_python_out=src --pyi_out=src --mypy_grpc_out=src \
 	  featherfed/proto/federation.proto
 
 check: dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy .links/featherfed
+	$(BIN)/mypy src/featherfed
 
 fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests/corpus
 	$(BIN)/python tests/support/fuzz.py --seconds 600
@@ -83,4 +78,4 @@ readme: $(VENV)/.dev ## write the tables of README.md and docs/results.md from w
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove what the other targets made, but not runs/
-	rm -rf $(VENV) $(PROTOC_VENV) .links build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTOC_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

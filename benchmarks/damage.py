@@ -39,9 +39,9 @@ from support.evaluator import DistanceEvaluator  # noqa: E402
 from support.federation import settings  # noqa: E402
 from support.models import TASK  # noqa: E402
 
-from featherfed.cli.backup import back_up  # noqa: E402
+from featherfed.api.backup import back_up  # noqa: E402
+from featherfed.api.machine import machine  # noqa: E402
 from featherfed.cli.check import check_directory  # noqa: E402
-from featherfed.cli.machine import machine  # noqa: E402
 from featherfed.compression.errors import WireError  # noqa: E402
 from featherfed.compression.exchange.manifest import (  # noqa: E402
     Manifest,

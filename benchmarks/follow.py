@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from featherfed.cli.machine import machine
+from featherfed.api.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from featherfed.cli.machine import machine
+from featherfed.api.machine import machine
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "footprint.json"

@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from featherfed.cli.machine import machine
+from featherfed.api.machine import machine
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.dataset import Dataset

@@ -38,7 +38,7 @@ from support.kills import KillableProcesses, free_port, numpy_spec  # noqa: E402
 from support.load import cpu_seconds  # noqa: E402
 from support.models import EXAMPLES, MODELS  # noqa: E402
 
-from featherfed.cli.machine import machine  # noqa: E402
+from featherfed.api.machine import machine  # noqa: E402
 from featherfed.compression.arrays import Array  # noqa: E402
 from featherfed.compression.exchange.initial_weights import initial_weights  # noqa: E402
 from featherfed.edge_client.grpc_transport import GrpcTransport  # noqa: E402

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from featherfed.api.machine import machine
 from featherfed.cli import sweep_worker
-from featherfed.cli.machine import machine
 from featherfed.cli.sweep import run_case
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test

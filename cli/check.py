@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from featherfed.cli.backup import DATABASE, copy_database
+from featherfed.api.backup import DATABASE, copy_database
 from featherfed.cli.check_client import FILES, Check, checks_of_client
 from featherfed.cli.check_run import checks_of_run
 from featherfed.edge_client.errors import ClientError

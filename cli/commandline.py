@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featherfed.api.extras import how_to_install
 from featherfed.cli import log
 from featherfed.compression.errors import CodecError
 from featherfed.edge_client.errors import Rejected, Unreachable
@@ -61,9 +62,11 @@ def print_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] == "featherfed":
+            module = error.name or ""
+            if module.split(".")[0] == "featherfed":
                 raise
-            _fail(f"{error.name} is not installed; {_extra_for(error.name or '')}")
+            use = command.__name__
+            _fail(f"{module} is not installed; {how_to_install(module, use)}")
         except (Rejected, Unreachable, CodecError) as error:
             _fail(str(error))
         except MemoryError:
@@ -76,30 +79,6 @@ def print_errors(command: Callable[..., None]) -> Callable[..., None]:
             _fail(str(error))
 
     return wrapper
-
-
-def _extra_for(module: str) -> str:
-    """Return the pip command that installs a missing module."""
-    extras = {
-        "tensorflow": "tensorflow",
-        "tf_keras": "tensorflow",
-        "tensorflow_model_optimization": "tensorflow",
-        "ai_edge_litert": "edge",
-        "psutil": "edge",
-        "zeroconf": "edge",
-        "pydantic": "server",
-        "prometheus_client": "server",
-        "grpc_health": "server",
-        "cryptography": "server",
-        "grpc_reflection": "server",
-        "uvloop": "server",
-        "matplotlib": "report",
-        "jinja2": "report",
-        "PIL": "images",
-        "rich": "report",
-        "pyarrow": "sweep",
-    }
-    return f"pip install 'featherfed[{extras.get(module.split('.')[0], 'demo')}]'"
 
 
 def _fail(message: str) -> None:

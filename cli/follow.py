@@ -6,7 +6,7 @@ import logging
 import math
 from pathlib import Path
 
-from featherfed.cli.device import device_name
+from featherfed.api.device import device_name
 from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.follower import Follower, ModelFile, Swap
 from featherfed.edge_client.grpc_releases import GrpcReleaseSource

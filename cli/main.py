@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from featherfed.api.signals import end_on_sigterm
 from featherfed.cli import log
 from featherfed.cli.commandline import Group, logging_options, print_errors
-from featherfed.cli.signals import end_on_sigterm
 from featherfed.edge_client.platform import check_platform
 from featherfed.models.importing import importing_tensorflow
 
@@ -107,13 +107,13 @@ def serve(
     after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
     error, 130 or 143 after a second signal.
     """
-    from featherfed.cli.serve_settings import serve_settings
+    from featherfed.api.serve_settings import serve_settings
     from featherfed.server.settings.settings import load_settings
 
     # Before the imports below, which take seconds.
     settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
     with importing_tensorflow():
-        from featherfed.cli.serve import serve_run
+        from featherfed.api.serve import serve_run
 
     status = serve_run(settings)
     gc.freeze()  # or Python looks at all of TensorFlow's objects once more: a second
@@ -154,10 +154,12 @@ def join(address: str | None, **options: Any) -> None:
     """
     end_on_sigterm("ended by SIGTERM; nothing is lost: the same command goes on with the run")
     check_platform()
-    from featherfed.cli.join import JoinOptions, join_run
+    from featherfed.api.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find_server
 
-    join_run(JoinOptions(address or find_server(), **options))
+    held, directory = join_run(JoinOptions(address or find_server(), **options))
+    digest = held.digest.hex()[:16]
+    click.echo(f"run finished; version {held.version} ({digest}) is in {directory}")
 
 
 @app.command()
@@ -336,7 +338,7 @@ def backup(directory: Path, destination: Path) -> None:
     DEST/run.db to DIR, and serve again; DIR/run.published stays.
     """
     log.set_up(False)
-    from featherfed.cli.backup import back_up
+    from featherfed.api.backup import back_up
 
     click.echo(f"backup: {back_up(directory, destination)}")
 

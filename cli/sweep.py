@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from featherfed.api.build import KerasEvaluator, build_model, run_task
+from featherfed.api.machine import machine
+from featherfed.api.training_step import offered_step
 from featherfed.cli import sweep_worker
-from featherfed.cli.build import KerasEvaluator, build_model, run_task
-from featherfed.cli.machine import machine
 from featherfed.cli.tables import show_sweep
-from featherfed.cli.training_step import offered_step
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test

@@ -1,17 +1,20 @@
-"""Training with Keras and TFMOT; the only module of the client that needs TensorFlow."""
+"""Training with Keras and TFMOT, or by a user's loop: all of a client that needs TensorFlow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import round_seed
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.examples import Examples
-from featherfed.edge_client.trainer import OnStep, TrainingResult
+from featherfed.edge_client.trainer import KerasLoop, OnStep, TrainingResult
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
+from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method, Optimizer
 from featherfed.tasks.scaling import Scaling
@@ -19,6 +22,8 @@ from featherfed.tasks.scoring import Scoring, Sums, evaluate
 
 METHODS = tuple(method.value for method in Method)
 """The optimisation methods this trainer can do."""
+LOOP_METHODS = tuple(method for method in METHODS if method != Method.CLUSTER)
+"""Those that a user's own loop can do."""
 
 
 class KerasTrainer:
@@ -48,7 +53,8 @@ class KerasTrainer:
                 f"{plan.training.optimizer!r}, which this client cannot do; update featherfed on it"
             ) from error
         optimization = Optimization(method, num_clusters=plan.optimization.num_clusters)
-        self._model = model or FederatedModel(plan.model_json, optimization, examples.task)
+        with TENSORFLOW_LOCK:
+            self._model = model or FederatedModel(plan.model_json, optimization, examples.task)
         if self._model.manifest.digest != manifest.digest:
             raise ClientError(
                 "this client's Keras builds the plan's model with other tensors than the server's; "
@@ -66,6 +72,10 @@ class KerasTrainer:
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
+        with TENSORFLOW_LOCK:
+            return self._train(weights, task)
+
+    def _train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         self._model.set_weights(weights)
         on_step = self._on_step
         loss = self._model.fit(
@@ -87,11 +97,69 @@ class KerasTrainer:
         examples = self._examples
         if examples.held_out is None:
             return None
-        self._model.set_weights(weights)
-        return evaluate(
-            Scoring(examples.task, examples.scaling),
-            self._model.predict,
-            examples.held_out.inputs,
-            examples.held_out.targets,
-            prepare=examples.scaling.prepare,
-        )
+        with TENSORFLOW_LOCK:
+            self._model.set_weights(weights)
+            return evaluate(
+                Scoring(examples.task, examples.scaling),
+                self._model.predict,
+                examples.held_out.inputs,
+                examples.held_out.targets,
+                prepare=examples.scaling.prepare,
+            )
+
+
+class LoopTrainer(KerasTrainer):
+    """Trains the plan's model with tf_keras by a function of the user; evaluates as any other."""
+
+    def __init__(
+        self,
+        plan: pb.Plan,
+        manifest: Manifest,
+        examples: Examples,
+        *,
+        client: str,
+        loop: KerasLoop,
+        model: FederatedModel | None = None,
+    ) -> None:
+        """As of KerasTrainer; raises ClientError, too, for a method that such a loop cannot do."""
+        super().__init__(plan, manifest, examples, client=client, model=model)
+        if plan.optimization.method not in LOOP_METHODS:
+            raise ClientError(
+                f"a training loop of your own cannot do the method {plan.optimization.method!r}; "
+                "leave out trainer="
+            )
+        self._loop = loop
+
+    def _train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+        """Call the loop with the model at `weights`; what is masked stays zero."""
+        model, examples = self._model, self._examples
+        model.set_weights(weights)
+        keras = model.compiled(self._optimizer, self._training.learning_rate)
+        inputs, targets = examples.prepared
+        returned = self._loop(keras, *model.for_keras(inputs, targets), task.round)
+        loss = _loss_of(returned)
+        masks = magnitude_masks(model.manifest, weights, task.sparsity)
+        trained = mask_weights(model.get_weights(), masks)
+        if loss is None:
+            stored = examples.training
+            sums = evaluate(
+                Scoring(examples.task, examples.scaling), model.predict, inputs, stored.targets
+            )
+            loss = float(sums[1] / sums[0])
+        return TrainingResult(trained, loss)
+
+
+def _loss_of(returned: Any) -> float | None:
+    """Return the loss in what a loop has returned: a number, or the history of Keras' fit."""
+    if returned is None:
+        return None
+    history = getattr(returned, "history", None)
+    if isinstance(history, dict) and history.get("loss"):
+        return float(history["loss"][-1])
+    try:
+        return float(returned)
+    except (TypeError, ValueError):
+        raise ClientError(
+            f"the training loop returned {type(returned).__name__}; return the mean loss, what "
+            "Keras' fit returns, or nothing"
+        ) from None

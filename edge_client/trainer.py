@@ -1,10 +1,10 @@
-"""The protocol of local training, which the Keras and LiteRT trainers implement."""
+"""The protocol of local training, which the Keras and LiteRT trainers and users' own implement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
@@ -21,6 +21,7 @@ class TrainingResult:
     loss: float
 
 
+@runtime_checkable
 class Trainer(Protocol):
     """Trains and evaluates the plan's model on the client's data."""
 
@@ -39,3 +40,10 @@ MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
 
 OnStep = Callable[[int, int, int], None]
 """Called after each training step with round, steps done and steps in all."""
+
+KerasLoop = Callable[[Any, Any, Any, int], Any]
+"""A user's own training loop: (model, inputs, targets, round) trains a tf_keras model in place.
+
+The model is compiled with the run's optimizer, learning rate and loss; inputs and targets are what
+its `fit` takes, all of a client's training examples. The function may return the mean loss, or what
+`fit` returns; otherwise the loss is measured."""

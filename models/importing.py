@@ -21,6 +21,7 @@ def importing_tensorflow() -> Iterator[None]:
     if "tensorflow" in sys.modules:
         yield
         return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says at its first operation
     collects = gc.isenabled()
     gc.disable()
     try:

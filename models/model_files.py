@@ -1,4 +1,4 @@
-"""Reads the user's own model: a function's, or one in a file that Keras 2 or 3 wrote.
+"""Reads the user's own model: an object, a function's, or one in a file that Keras 2 or 3 wrote.
 
 Files are data here: a configuration that passes `serialization.from_json`, and tensors. Nothing in
 them is run. A function, `module:function`, is the user's own code and is called.
@@ -134,13 +134,28 @@ def _of_function(name: str) -> LoadedModel:
         model = function()
     except Exception as error:  # the user's code raises what it likes
         raise ModelError(f"{name} raised {type(error).__name__}: {str(error)[:300]}") from error
-    if isinstance(model, tf_keras.Model):
-        text = to_json(model)
-        return LoadedModel(text, [variable.numpy() for variable in exchanged(model)])
-    if not _is_keras3_model(model):
+    if not is_model(model):
         raise ModelError(
             f"{name} gave {type(model).__name__}; return a tf_keras or Keras 3 model from it"
         )
+    return load_object(model)
+
+
+def is_model(value: Any) -> bool:
+    """Whether a value is a tf_keras or Keras 3 model."""
+    return isinstance(value, tf_keras.Model) or _is_keras3_model(value)
+
+
+def load_object(model: Any) -> LoadedModel:
+    """Return a tf_keras or Keras 3 model with the weights that it has; it stays as it is.
+
+    Raises ModelError if it is not built, or holds what is not allowed.
+    """
+    if not model.built:
+        raise ModelError(f"the model {model.name!r} has no input shape; begin it with an Input")
+    if isinstance(model, tf_keras.Model):
+        text = to_json(model)
+        return LoadedModel(text, [variable.numpy() for variable in exchanged(model)])
     # By way of a file, whose conversion is tested layer by layer.
     with tempfile.TemporaryDirectory(prefix="featherfed-") as folder:
         path = Path(folder) / "model.keras"

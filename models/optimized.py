@@ -19,7 +19,14 @@ from featherfed.models.errors import ModelError
 from featherfed.models.fitting import check_fit
 from featherfed.models.method import Optimization
 from featherfed.models.serialization import from_json, to_json, with_input_dtypes
-from featherfed.models.training import Fitter, Inputs, OnStep, Predictor
+from featherfed.models.training import (
+    Fitter,
+    Inputs,
+    OnStep,
+    Predictor,
+    compile_afresh,
+    fit_arguments,
+)
 from featherfed.proto.plan_terms import Method, Optimizer
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.scaling import Scaling
@@ -145,6 +152,16 @@ class FederatedModel:
         if self._fitter is None or self._fitter.optimizer != chosen:
             self._fitter = Fitter(self._model, self.task, chosen)
         return self._fitter.fit(inputs, targets, **options)
+
+    def compiled(self, optimizer: str, learning_rate: float) -> Any:
+        """Return the `trained` model, compiled afresh, for a training loop of the caller's own."""
+        compile_afresh(self._model, self.task, Optimizer(optimizer), learning_rate)
+        return self._model
+
+    def for_keras(self, inputs: Inputs, targets: Values | None) -> tuple[Any, Any]:
+        """Return prepared inputs and targets as x and y of the `trained` model's own fit."""
+        self._check(inputs, targets, 0.0)
+        return fit_arguments(self.task, inputs, targets, self._model.output_shape[1:])
 
     def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Return float32 [N, ...] answers to prepared inputs."""

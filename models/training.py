@@ -84,6 +84,27 @@ class Fitter:
         self._optimizer.learning_rate = learning_rate
 
 
+def compile_afresh(model: Any, task: Task, optimizer: Optimizer, learning_rate: float) -> None:
+    """Compile a model as a `Fitter` does, with a new optimizer, for another loop than its own."""
+    made = _OPTIMIZERS[optimizer]()
+    made.learning_rate = learning_rate
+    model.compile(made, str(task.loss))
+
+
+def fit_arguments(
+    task: Task, inputs: Inputs, targets: Values | None, output_shape: Sequence[int]
+) -> tuple[Any, Any]:
+    """Return prepared inputs and targets as x and y of Keras' fit, numpy arrays.
+
+    x is a tuple of arrays for several inputs.
+    """
+    with tf.device("/CPU:0"):
+        seen = [values.numpy() for values in see_batch(task, list(map(tf.constant, inputs)))]
+        stored = tf.zeros(len(inputs[0])) if targets is None else tf.constant(targets)
+        answers = np.asarray(_answers(task, seen, stored, output_shape))
+    return (seen[0] if len(seen) == 1 else tuple(seen)), answers
+
+
 class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, on_step: OnStep, epochs: int, steps: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featherfed.cli.backup import copy_database
+from featherfed.api.backup import copy_database
 from featherfed.edge_client.errors import ClientError, Rejected, Unreachable
 from featherfed.edge_client.state import HeldModel
 from featherfed.proto import federation_pb2 as pb

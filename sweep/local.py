@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from google.protobuf.message import Message
 
@@ -24,10 +23,9 @@ class LocalServer:
     time: nothing they share has to be thread-safe, and a run repeats exactly.
     """
 
-    def __init__(self, coordinator: Coordinator, on_round: Callable[[], None]) -> None:
+    def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.deliveries = Deliveries(coordinator)
-        self._on_round = on_round
         self._known: object = None
         self._changes = 0
         self._failed = False
@@ -40,7 +38,6 @@ class LocalServer:
             state = self.coordinator.tick()
             while state.phase is Phase.AGGREGATING:
                 self.coordinator.aggregate()
-                self._on_round()
                 state = self.coordinator.tick()
             if self._known != (state.phase, state.round, state.cohort):
                 self._known = state.phase, state.round, state.cohort
@@ -57,6 +54,7 @@ class LocalServer:
         """Return the client's next task, as soon as there is one."""
         while True:
             with self._changed:
+                self._check()
                 seen = self._changes
             reply = self.coordinator.tasks.next_task(client, has_scaling)
             if not reply.HasField("wait"):
@@ -65,8 +63,11 @@ class LocalServer:
             with self._changed:
                 while self._changes == seen and not self._failed:
                     self._changed.wait()
-                if self._failed:
-                    raise Rejected("another part of the run has failed")
+                self._check()
+
+    def _check(self) -> None:
+        if self._failed:
+            raise Rejected("another part of the run has failed")
 
 
 class LocalTransport:

@@ -41,7 +41,8 @@ def simulate(
     make_trainer: MakeClientTrainer,
     evaluator: Evaluator | None = None,
     first_weights: list[Array] | None = None,
-    on_round: Callable[[int, Mapping[str, float]], None] = lambda round_, scores: None,
+    on_round: Callable[[int, Mapping[str, float]], bool | None] = lambda round_, scores: None,
+    on_finished: Callable[[Coordinator], None] = lambda coordinator: None,
     extra: dict[str, Any] | None = None,
     runtime: str = "keras",
     step: ExportedStep | None = None,
@@ -51,7 +52,8 @@ def simulate(
     Cohorts and slots follow from the run's seed, so equal settings and trainers give equal digests.
     `clients`: what each says of its data, statistics included if the task standardises.
     `evaluator`: None if clients evaluate. `on_round` gets a new version's number and the newest
-    scores, loss and metrics by name; none are known before clients have evaluated a version.
+    scores, loss and metrics by name, none before clients have evaluated a version; if it returns
+    True, that round is the last. `on_finished` gets the run as it has ended, with the final model.
     `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
     top-level entries of the result. Clients run one at a time and the clock stands still, so no
     client is ever late; what clients keep stays in memory. Raises the first error that a client
@@ -73,12 +75,11 @@ def simulate(
                 step=step,
             )
 
-            def report() -> None:
-                evaluated = store.versions.newest_evaluated()
-                scores = evaluated.scores if evaluated is not None else None
-                on_round(store.versions.newest_scores().version, scores or {})
+            def is_enough(round_: int, scores: Mapping[str, float]) -> bool:
+                return bool(on_round(round_, scores))
 
-            server = LocalServer(coordinator, report)
+            coordinator.run.is_enough = is_enough
+            server = LocalServer(coordinator)
             versions: HeldModels = WeakValueDictionary()
             methods = (settings.optimization.method,)
             sessions = [
@@ -96,6 +97,7 @@ def simulate(
             assert all(h.digest == newest.digest for h in held), "a client holds another model"
             metrics: dict[str, Any] = collect(store, settings, task, manifest, extra or {})
             metrics["final"] = final(store, settings, task, 0.0, [])
+            on_finished(coordinator)
             return metrics
         finally:
             store.close()
@@ -116,8 +118,14 @@ def _run_all(server: LocalServer, sessions: list[Session]) -> list[HeldModel]:
     threads = [threading.Thread(target=run, args=(s,), daemon=True) for s in sessions]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        server.fail()
+        for thread in threads:  # each ends at its next call
+            thread.join()
+        raise
     if errors:
         raise errors[0]
     return held

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from support.rooms import ROOT, arrows, imports, modules, relative
@@ -20,8 +21,21 @@ FOLDERS = {
     "server": {"compression", "proto", "tasks"},
     "edge_client": {"compression", "proto", "datasets", "models", "tasks"},
     "sweep": {"compression", "proto", "server", "edge_client", "tasks"},
-    "simulator": {"compression", "proto", "server", "edge_client", "cli", "tasks"},
+    "api": {
+        "compression",
+        "proto",
+        "datasets",
+        "report",
+        "models",
+        "server",
+        "edge_client",
+        "exporter",
+        "sweep",
+        "tasks",
+    },
+    "simulator": {"api", "compression", "proto", "server", "edge_client", "cli", "tasks"},
     "cli": {
+        "api",
         "compression",
         "proto",
         "datasets",
@@ -150,7 +164,7 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             if firsts & {"grpc", "grpc_health", "grpc_reflection"}:
                 assert where.startswith(GRPC), where
             if firsts & TENSORFLOW:
-                allowed = {"cli/runtime.py", "cli/sweep_worker.py"}
+                allowed = {"api/runtime.py", "cli/sweep_worker.py"}
                 assert folder in ("models", "exporter") or where in allowed, where
             for package, files in ONLY_IN.items():
                 assert (package in firsts) == (where in files), f"{where}: {package}"
@@ -163,7 +177,6 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
 
 def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
-    makefile = (ROOT / "Makefile").read_text("utf-8")
     found = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "benchmarks", "examples"}
     assert found == set(FOLDERS)
     for folder in [*FOLDERS, "tests"]:
@@ -171,9 +184,15 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
         for path in modules(folder) if folder in FOLDERS else ():
             package = "featherfed." + relative(path.parent).replace("/", ".")
             assert f'"{package}",' in pyproject, f"{package} is not in pyproject.toml's packages"
-    for folder in FOLDERS:
-        assert f'"featherfed.{folder}" = "{folder}"' in pyproject
-        assert f" {folder}" in makefile
+            assert (path.parent / "py.typed").exists(), f"{package} does not say that it is typed"
+
+
+def test_the_package_is_a_link_to_each_folder() -> None:
+    package = ROOT / "src" / "featherfed"
+    links = {path.name: path.readlink() for path in package.iterdir() if path.is_symlink()}
+    assert links == {folder: Path("../..") / folder for folder in FOLDERS}
+    files = {path.name for path in package.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "py.typed"}
 
 
 BASE = {"numpy", "backports", "grpc", "google", "tenacity", "click", "tqdm"}
@@ -195,7 +214,7 @@ PARTS = {
     "featherfed.models.tflite": {"numpy"},
     "featherfed.models.measure": {"numpy"},
     "featherfed.cli.main": {"click"},
-    "featherfed.cli.join": EDGE,
+    "featherfed.api.join": EDGE,
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},

@@ -19,8 +19,8 @@ from support.clients import profile
 from support.federation import Federation
 from support.processes import Processes, run, wait_until
 
-from featherfed.cli.device import device_name
-from featherfed.cli.serve_settings import serve_settings
+from featherfed.api.device import device_name
+from featherfed.api.serve_settings import serve_settings
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client import credentials as device
 from featherfed.edge_client.credentials import Credentials, choose_credentials, load_credentials

@@ -15,7 +15,7 @@ from support.models import MANIFEST
 from support.scripts import load_script
 from support.updates import honest
 
-from featherfed.cli.backup import back_up
+from featherfed.api.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.server.errors import CannotStore, ServerError

@@ -22,7 +22,7 @@ from support.federation import Federation, settings
 from support.models import MANIFEST, TASK
 from support.processes import run
 
-from featherfed.cli.backup import back_up
+from featherfed.api.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.state import ClientState

@@ -20,8 +20,8 @@ pytest.importorskip("tensorflow_model_optimization")
 
 from PIL import Image
 
-from featherfed.cli.artifacts import measure_models
-from featherfed.cli.build import calibration_set
+from featherfed.api.artifacts import measure_models
+from featherfed.api.build import calibration_set
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models import tflite, zoo

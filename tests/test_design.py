@@ -39,7 +39,11 @@ def test_the_tree_names_every_folder_and_the_files_beside_sub_folders() -> None:
     listed = tree()
     assert len(listed) == len(set(listed))
     assert all((rooms.ROOT / path).exists() for path in listed)
-    folders = {f"{path.parent.name}/" for path in rooms.ROOT.glob("*/*.py")} | {"docs/", "deploy/"}
+    folders = {f"{path.parent.name}/" for path in rooms.ROOT.glob("*/*.py")} | {
+        "docs/",
+        "deploy/",
+        "src/",
+    }
     assert {path for path in listed if path.count("/") == 1 and path.endswith("/")} == folders
     for folder in ("compression/", "server/"):
         beside = {rooms.relative(path) for path in (rooms.ROOT / folder).glob("*.py")}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.processes import run
 
-from featherfed.cli import memory
+from featherfed.api import memory
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.pause import (

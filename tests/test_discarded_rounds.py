@@ -17,8 +17,8 @@ from support.federation import Federation
 from support.models import MANIFEST, TASK
 from support.updates import constant, flat, honest
 
+from featherfed.api.serve import FINISHED, NO_PROGRESS, STOPPED, _exit_status
 from featherfed.cli.check_run import checks_of_run
-from featherfed.cli.serve import FINISHED, NO_PROGRESS, STOPPED, _exit_status
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import OutOfRangeError
 from featherfed.compression.exchange.masks import sparsity_of

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from featherfed.cli import follow, join, main
-from featherfed.cli.announce import Announcement, is_local_only, label, reachable
+from featherfed.api import join
+from featherfed.api.announce import Announcement, is_local_only, label, reachable
+from featherfed.cli import follow, main
 from featherfed.edge_client import discovery
 from featherfed.edge_client.discovery import AnnouncedServer, answers, browse, choose_server
 from featherfed.edge_client.errors import ClientError
@@ -81,7 +82,7 @@ def test_a_wildcard_stands_for_every_address_that_others_reach(
 ) -> None:
     own = ["127.0.0.1", "192.168.1.5", "::1", "fe80::5", "fd00::5"]
     monkeypatch.setattr(
-        "featherfed.cli.announce.own_addresses", lambda: [ipaddress.ip_address(a) for a in own]
+        "featherfed.api.announce.own_addresses", lambda: [ipaddress.ip_address(a) for a in own]
     )
     assert [str(a) for a in reachable("0.0.0.0")] == ["192.168.1.5"]
     assert [str(a) for a in reachable("::")] == ["192.168.1.5", "fd00::5"]

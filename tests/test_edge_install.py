@@ -52,7 +52,7 @@ def test_there_is_no_tensorflow(edge: Path) -> None:
 from importlib.util import find_spec
 print([name for name in {ABSENT!r} if find_spec(name)])
 import ai_edge_litert.interpreter, psutil, zeroconf
-import featherfed.cli.join, featherfed.cli.predict
+import featherfed.api.join, featherfed.cli.predict
 """
     assert run(edge / "bin" / "python", "-c", code).strip() == "[]"
 

@@ -14,8 +14,8 @@ pytest.importorskip("tensorflow_model_optimization")
 
 import tf_keras
 
-from featherfed.cli.build import build_model
-from featherfed.cli.first_weights import set_first_weights
+from featherfed.api.build import build_model
+from featherfed.api.first_weights import set_first_weights
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.compression.exchange.round import start_round

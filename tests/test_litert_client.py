@@ -17,9 +17,9 @@ import tf_keras
 from support.clients import Pull, profile
 from support.federation import Federation
 
-from featherfed.cli import training_step
-from featherfed.cli.build import build_model
-from featherfed.cli.training_step import offered_step
+from featherfed.api import training_step
+from featherfed.api.build import build_model
+from featherfed.api.training_step import offered_step
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest

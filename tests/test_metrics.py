@@ -14,8 +14,8 @@ from support.disk import fill
 from support.models import MANIFEST, TASK
 from support.updates import honest, random_update
 
-from featherfed.cli import metrics_file
-from featherfed.cli.metrics_file import MetricsFile
+from featherfed.api import metrics_file
+from featherfed.api.metrics_file import MetricsFile
 from featherfed.server.coordinator.evaluation import drawn
 from featherfed.server.observability import metrics_json as metrics
 

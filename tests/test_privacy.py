@@ -23,7 +23,7 @@ from support.coordinator import DirectRun
 from support.models import TASK
 from support.updates import constant, flat, honest, random_update
 
-from featherfed.cli.backup import back_up
+from featherfed.api.backup import back_up
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.manifest import (
     Fill,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.processes import run
 
+from featherfed.api.runtime import choose_runtime
 from featherfed.cli.demo import DemoOptions, client_runtimes
-from featherfed.cli.runtime import choose_runtime
 from featherfed.edge_client.errors import ClientError
 
 

@@ -181,7 +181,7 @@ def test_the_time_to_give_up_begins_when_the_server_stops_answering(
 
 SAYS = """
 import hashlib, logging
-from featherfed.cli.signals import end_on_sigterm
+from featherfed.api.signals import end_on_sigterm
 logging.basicConfig()
 end_on_sigterm("nothing is lost")
 print("ready", flush=True)
@@ -190,7 +190,7 @@ hashlib.pbkdf2_hmac("sha256", b"a step of training", b"", 10**9)
 
 STOPS = """
 import asyncio, logging, time
-from featherfed.cli.signals import stop_on_signal
+from featherfed.api.signals import stop_on_signal
 logging.basicConfig()
 async def main():
     stop = asyncio.Event()

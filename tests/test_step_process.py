@@ -20,7 +20,7 @@ from support.federation import Federation
 from support.processes import Processes, wait_until
 from support.step_mutations import BATCH, FINE, Field, Step
 
-from featherfed.cli import memory
+from featherfed.api import memory
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec, Uniform
 from featherfed.datasets.dataset import Dataset

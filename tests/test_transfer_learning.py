@@ -20,7 +20,7 @@ pytest.importorskip("sklearn.datasets")
 import tf_keras
 from support.keras_runs import keras_run
 
-from featherfed.cli.build import build_model
+from featherfed.api.build import build_model
 from featherfed.compression.exchange.manifest import Manifest, Role
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.dataset import Dataset

@@ -23,7 +23,7 @@ from support.evaluator import DistanceEvaluator
 from support.federation import Federation, settings
 from support.models import TASK
 
-from featherfed.cli.backup import back_up
+from featherfed.api.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
 from featherfed.edge_client import session, statefile

@@ -166,7 +166,7 @@ def play(
         settings, store, make_plan(settings, task, "{}", model), model, task,
         TestSetEvaluator(test), lambda: 0.0, secret=SEED,
     )  # fmt: skip
-    server = LocalServer(coordinator, lambda: None)
+    server = LocalServer(coordinator)
     listener = Listener(server)
     sessions = []
     for i, (name, data) in enumerate(parts.items()):

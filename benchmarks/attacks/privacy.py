@@ -14,7 +14,7 @@ from support.evaluator import NO_CLIENT
 from support.models import MANIFEST
 from support.updates import flat
 
-from featherfed.cli.backup import back_up
+from featherfed.api.backup import back_up
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.update import decode_update
 from featherfed.compression.registry import parse_codec

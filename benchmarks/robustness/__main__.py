@@ -29,7 +29,7 @@ from support.hostile_calls import run_under_attack  # noqa: E402
 from support.load import measure_load  # noqa: E402
 from support.processes import wait_until  # noqa: E402
 
-from featherfed.cli.machine import machine  # noqa: E402
+from featherfed.api.machine import machine  # noqa: E402
 from featherfed.datasets.partition import partition  # noqa: E402
 from featherfed.datasets.sources import load_train_test  # noqa: E402
 from featherfed.simulator.campaign import simulate  # noqa: E402

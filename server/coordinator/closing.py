@@ -210,7 +210,8 @@ class RoundClosing:
                 reason = pb.Reason.Name(pb.OUTLIER)
                 store.refusals.add_in_transaction(round_, client, reason, detail, run.clock())
             store.after_commit(log)
-            run.apply(Aggregated(run.clock(), run.settings.is_reached(scores, round_)), version)
+            enough = run.is_enough(round_, scores) or run.settings.is_reached(scores, round_)
+            run.apply(Aggregated(run.clock(), enough), version)
 
     def _score_before(self, round_: int) -> Scores:
         """Store what the round's clients found of the version before; return it if they evaluate.

@@ -22,7 +22,7 @@ from featherfed.server.rounds.transitions import (
     transition,
 )
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.records import ModelVersion
+from featherfed.server.storage.records import ModelVersion, Scores
 from featherfed.server.storage.store import Store
 
 
@@ -65,6 +65,9 @@ class LiveRun:
         """Called, in any thread, once another phase is committed."""
         self.on_opening: list[Callable[[frozenset[str]], None]] = []
         """Called with the clients present as a round opens, in the transaction that opens it."""
+        self.is_enough: Callable[[int, Scores], bool] = lambda round_, scores: False
+        """Whether a new version ends the run: called with its number and the newest scores, in the
+        transaction that stores it."""
         self._state = _take_up(store.load_state(), self.policy, self.began)
         newest = store.versions.newest()
         self._committed = Committed(self._state, newest.digest, newest.allocation)

@@ -433,8 +433,13 @@ def read_toml(path: Path, section: type[AnySection], what: str) -> AnySection:
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(item, section, what) for item in error.errors()]
-        raise ServerError("\n".join([f"{path} cannot be used:", *lines])) from None
+        raise ServerError(explanation(error, section, str(path), what)) from None
+
+
+def explanation(error: ValidationError, section: type[BaseModel], where: str, what: str) -> str:
+    """Return one line on each wrong key of what `where` holds."""
+    lines = [_explain(item, section, what) for item in error.errors()]
+    return "\n".join([f"{where} cannot be used:", *lines])
 
 
 def _explain(item: Any, root: type[BaseModel], what: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from support.models import summary
 
-from featherfed.cli.build import KerasEvaluator, build_model
+from featherfed.api.build import KerasEvaluator, build_model
 from featherfed.datasets.dataset import Dataset
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.trainer import Trainer

@@ -1,6 +1,6 @@
 """Make a sample of an earlier version's files: a run and a client that died in mid-round.
 
-Run in a work tree of that version (`.links` as `make dev` makes it):
+Run in a work tree of that version (`.links` as its `make dev` made it):
 
     PYTHONPATH=.links:tests python make_sample.py FOLDER
 

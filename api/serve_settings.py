@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featherfed.cli.announce import is_local_only
+from featherfed.api.announce import is_local_only
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings

@@ -1,4 +1,4 @@
-"""`featherfed join`: build a client from real parts and run it."""
+"""Build a client from real parts and run it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import importlib.metadata
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
-import click
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from featherfed.cli.device import device_name, state_home
-from featherfed.cli.memory import limit_memory, peak_memory
-from featherfed.cli.runtime import choose_runtime
+from featherfed.api.device import device_name, state_home
+from featherfed.api.memory import limit_memory, peak_memory
+from featherfed.api.progress import progress_bar
+from featherfed.api.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client.credentials import Credentials, choose_credentials
 from featherfed.edge_client.examples import Examples
@@ -24,9 +24,9 @@ from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.pause import PauseControl, device_sensors
 from featherfed.edge_client.plan import task_of
 from featherfed.edge_client.session import Profile, Session
-from featherfed.edge_client.state import ClientState
+from featherfed.edge_client.state import ClientState, HeldModel
 from featherfed.edge_client.state_directory import lock_state
-from featherfed.edge_client.trainer import Trainer
+from featherfed.edge_client.trainer import KerasLoop, Trainer
 from featherfed.proto import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JoinOptions:
-    """The options of `featherfed join`."""
+    """How a client takes part, as the options of `featherfed join` say.
+
+    `data`: the text of `--data`, or the data themselves. `trainer`: the user's own, instead of the
+    runtime's. `progress`: whether to show a bar; None: where somebody can see it.
+    """
 
     address: str
-    data: str
+    data: str | Dataset
     name: str | None
     state_dir: Path | None
     runtime: str
@@ -48,9 +52,18 @@ class JoinOptions:
     give_up_after: float
     credentials: Path | None = None
     insecure: bool = False
+    trainer: KerasLoop | Trainer | None = None
+    progress: bool | None = None
 
 
-def join_run(options: JoinOptions) -> None:
+class Joined(NamedTuple):
+    """What a client has at the end of a run: the final model, and the folder of its state."""
+
+    held: HeldModel
+    directory: Path
+
+
+def join_run(options: JoinOptions) -> Joined:
     """Take part in the run at the options' address until it is finished."""
     if options.memory is not None:
         limit_memory(options.memory)
@@ -58,16 +71,19 @@ def join_run(options: JoinOptions) -> None:
     name = device_name(options.name, credentials)
     directory = options.state_dir or state_home() / name
     with lock_state(directory):
-        _take_part(options, name, directory, credentials)
+        return Joined(_take_part(options, name, directory, credentials), directory)
 
 
 def _take_part(
     options: JoinOptions, name: str, directory: Path, credentials: Credentials | None
-) -> None:
+) -> HeldModel:
     pause = _pause_control(options)
-    runtime = choose_runtime(options.runtime, options.threads)
+    runtime = choose_runtime(options.runtime, options.threads, options.trainer)
     log.info("training with %s", runtime.name)
-    with _progress() as bar, logging_redirect_tqdm():
+    with (
+        progress_bar("waiting", " steps", shown=options.progress) as bar,
+        logging_redirect_tqdm(),
+    ):
 
         def make_trainer(plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
             shown_round = 0
@@ -104,24 +120,20 @@ def _take_part(
             transport.close()
     if (peak := peak_memory()) is not None:
         log.info("at most %d MB of memory were in use", peak)
-    click.echo(f"run finished; version {held.version} ({held.digest.hex()[:16]}) is in {directory}")
+    return held
 
 
-def load_examples(reply: pb.GetTaskReply, data: str, client: str) -> Examples:
+def load_examples(reply: pb.GetTaskReply, data: str | Dataset, client: str) -> Examples:
     """Return a client's examples for the task that the server tells.
 
     Raises ClientError for a task that is unknown here, DatasetError for data that do not fit it.
     """
     task = task_of(reply)
-    return Examples.of(task, load_client_data(data, task), reply.holdout, client)
+    found = load_client_data(data, task) if isinstance(data, str) else data
+    return Examples.of(task, found, reply.holdout, client)
 
 
 def _pause_control(options: JoinOptions) -> PauseControl | None:
     if options.pause_above is None and not options.pause_on_battery:
         return None
     return PauseControl(device_sensors(), options.pause_above, options.pause_on_battery)
-
-
-def _progress() -> tqdm[NoReturn]:
-    """Return a progress bar on standard error, erased at the end; none without a terminal."""
-    return tqdm(desc="waiting", unit=" steps", leave=False, disable=None, dynamic_ncols=True)

@@ -1,4 +1,4 @@
-"""`featherfed serve`: build a server from real parts and run it."""
+"""Build a server from real parts and run it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pathlib import Path
 
 import uvloop
 
-from featherfed.cli.announce import Announcement, is_local_only
-from featherfed.cli.artifacts import Artifacts
-from featherfed.cli.build import (
+from featherfed.api.announce import Announcement, is_local_only
+from featherfed.api.artifacts import Artifacts
+from featherfed.api.build import (
     KerasEvaluator,
     Served,
     build_model,
     load_evaluation_data,
     run_task,
 )
-from featherfed.cli.releases import build_releases
-from featherfed.cli.signals import stop_on_signal
-from featherfed.cli.training_step import offered_step
+from featherfed.api.control import Observer, Outcome
+from featherfed.api.releases import build_releases
+from featherfed.api.signals import stop_on_signal
+from featherfed.api.training_step import offered_step
+from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import ServerError
@@ -35,16 +37,15 @@ from featherfed.server.transfers.releases import Releases
 
 log = logging.getLogger(__name__)
 
-FINISHED, STOPPED, NO_PROGRESS = 0, 3, 4
-"""Exit status: after the run's end, before it, and after the end of a run of which every round was
-discarded, so that the final model is the first."""
+FINISHED, STOPPED, NO_PROGRESS = Outcome.FINISHED, Outcome.STOPPED, Outcome.NO_PROGRESS
 
 MAX_FILES = 65_536
 """Most open files that are asked for; each client's connection is one."""
 
 
-def serve_run(settings: Settings) -> int:
-    """Serve the run that `settings` describe; return FINISHED, STOPPED or NO_PROGRESS."""
+def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
+    """Serve the run that `settings` describe until its end, or until it is told to stop."""
+    observer = observer or Observer()
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -53,13 +54,14 @@ def serve_run(settings: Settings) -> int:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
     store = Store(output / "run.db")  # first: fails early if the directory cannot be used
     try:
-        served = _load(settings)
-        lock = threading.Lock()
-        coordinator = _coordinator(settings, store, served, lock)
+        lock = TENSORFLOW_LOCK
+        with lock:
+            served = _load(settings)
+            coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
-            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock))
+            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))
             return _exit_status(finished, coordinator.status())
         finally:
             releases.close()
@@ -76,8 +78,8 @@ def _load(settings: Settings) -> Served:
     return Served(build_model(settings, task), test, calibration)
 
 
-def _exit_status(finished: bool, status: pb.StatusReply) -> int:
-    """Return the process's exit status; say so if rounds of a finished run were discarded."""
+def _exit_status(finished: bool, status: pb.StatusReply) -> Outcome:
+    """Return how the server ended; say so if rounds of a finished run were discarded."""
     if not finished:
         return STOPPED
     if status.discarded_rounds:
@@ -97,7 +99,11 @@ def _allow_many_files() -> None:
 
 
 async def _until_signal(
-    coordinator: Coordinator, artifacts: Artifacts, releases: Releases, lock: threading.Lock
+    coordinator: Coordinator,
+    artifacts: Artifacts,
+    releases: Releases,
+    lock: threading.Lock,
+    observer: Observer,
 ) -> bool:
     def finish() -> None:
         with lock:
@@ -105,10 +111,18 @@ async def _until_signal(
 
     stop = asyncio.Event()
     stop_on_signal(stop)
-    with contextlib.ExitStack() as announced:
+    with contextlib.ExitStack() as announced, observer.switch.connected(stop):
+
+        def on_round() -> None:
+            artifacts.write_metrics()
+            versions = coordinator.store.versions
+            evaluated = versions.newest_evaluated()
+            scores = None if evaluated is None else evaluated.scores
+            observer.on_round(versions.newest_scores().version, scores or {})
 
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
+            observer.on_listening(address)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
@@ -120,7 +134,7 @@ async def _until_signal(
             coordinator,
             releases,
             on_listening=on_listening,
-            on_round=artifacts.write_metrics,
+            on_round=on_round,
             on_finished=finish,
             stop=stop,
         )

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.cli.first_weights import set_first_weights
+from featherfed.api.first_weights import set_first_weights
 from featherfed.compression.arrays import Array
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.models.method import Optimization
-from featherfed.models.model_files import load_model
+from featherfed.models.model_files import LoadedModel, load_model
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import noise
 from featherfed.models.zoo import build
@@ -76,15 +76,19 @@ def run_task(settings: Settings, test: Dataset | None) -> Task:
     return image_task(test.input_shape, test.class_names, settings.training.loss)
 
 
-def build_model(settings: Settings, task: Task) -> FederatedModel:
-    """Return the run's model for a task.
+def build_model(
+    settings: Settings, task: Task, loaded: LoadedModel | None = None
+) -> FederatedModel:
+    """Return the run's model for a task: the one that the settings name, unless one is `loaded`.
 
     Raises ModelError or ServerError if the model or its first weights cannot be read or used.
     """
     optimization = Optimization(
         settings.optimization.method, num_clusters=settings.optimization.num_clusters
     )
-    loaded = load_model(settings.model.name, lambda: _built_in(settings.model.name, task))
+    name = settings.model.name
+    if loaded is None:
+        loaded = load_model(name, lambda: _built_in(name, task))
     model = FederatedModel(loaded.json, optimization, task)
     set_first_weights(model, settings.model.weights, loaded.weights)
     return model

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.cli.build import Served, representative
-from featherfed.cli.machine import machine
-from featherfed.cli.metrics_file import MetricsFile
+from featherfed.api.build import Served, representative
+from featherfed.api.extras import explained
+from featherfed.api.machine import machine
+from featherfed.api.metrics_file import MetricsFile
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
 from featherfed.models.errors import ModelError
 from featherfed.models.export import KINDS, ModelFiles
 from featherfed.models.measure import measure
-from featherfed.report.render import render
 from featherfed.report.schema import ReportError
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability import metrics_json as metrics
@@ -128,6 +128,11 @@ class Artifacts:
         self._make_report()
 
     def _make_report(self) -> None:
+        try:
+            from featherfed.report.render import render
+        except ModuleNotFoundError as error:  # the extra `server` alone needs no pictures
+            log.warning("no report: %s", explained(error, "report"))
+            return
         try:
             log.info("report: %s", render(self._directory))
         except ReportError as error:

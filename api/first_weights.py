@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from featherfed.cli.backup import DATABASE, copy_database
+from featherfed.api.backup import DATABASE, copy_database
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import weights_digest

@@ -1,4 +1,4 @@
-"""Choose what a client trains with: Keras, or LiteRT where there is no TensorFlow."""
+"""Choose what a client trains with: Keras, LiteRT, or a trainer of the user's own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Protocol
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.examples import Examples
-from featherfed.edge_client.trainer import OnStep, Trainer
+from featherfed.edge_client.trainer import KerasLoop, OnStep, Trainer
 from featherfed.models.importing import importing_tensorflow
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import Method
 
 
 class TrainerFactory(Protocol):
@@ -39,12 +40,19 @@ class Runtime:
     make_trainer: TrainerFactory
 
 
-def choose_runtime(name: str, threads: int) -> Runtime:
+def choose_runtime(name: str, threads: int, own: KerasLoop | Trainer | None = None) -> Runtime:
     """Return the runtime `name`; auto is Keras where TensorFlow is installed, else LiteRT.
 
-    `threads`: 0 for all cores. Raises ClientError if neither is installed, ImportError if the
+    `threads`: 0 for all cores. `own`: a training loop of the user, which Keras' model needs, or a
+    trainer, which needs neither. Raises ClientError if neither is installed, ImportError if the
     named one is not.
     """
+    if isinstance(own, Trainer):
+        return _own(own)
+    if own is not None:
+        if name == "litert":
+            raise ClientError("a training loop of your own needs Keras; leave out runtime=")
+        return _keras(threads, own)
     if name == "auto":
         name = _installed()
     return _keras(threads) if name == "keras" else _litert(threads or os.cpu_count() or 1)
@@ -61,11 +69,20 @@ def _installed() -> str:
     )
 
 
-def _keras(threads: int) -> Runtime:
+def _own(trainer: Trainer) -> Runtime:
+    return Runtime("own", (str(Method.NONE),), lambda *of_plan: trainer)
+
+
+def _keras(threads: int, loop: KerasLoop | None = None) -> Runtime:
     with importing_tensorflow():
         import tensorflow as tf
 
-        from featherfed.edge_client.keras_trainer import METHODS, KerasTrainer
+        from featherfed.edge_client.keras_trainer import (
+            LOOP_METHODS,
+            METHODS,
+            KerasTrainer,
+            LoopTrainer,
+        )
 
     if threads:  # before TensorFlow starts its thread pools
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -79,9 +96,11 @@ def _keras(threads: int) -> Runtime:
         client: str,
         on_step: OnStep,
     ) -> Trainer:
+        if loop is not None:
+            return LoopTrainer(plan, manifest, examples, client=client, loop=loop)
         return KerasTrainer(plan, manifest, examples, client=client, on_step=on_step)
 
-    return Runtime("keras", METHODS, make_trainer)
+    return Runtime("keras", METHODS if loop is None else LOOP_METHODS, make_trainer)
 
 
 def _litert(threads: int) -> Runtime:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from featherfed.cli.build import Served, representative
+from featherfed.api.build import Served, representative
 from featherfed.models.export import KINDS, ModelFiles
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.transfers.releases import Releases

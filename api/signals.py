@@ -33,7 +33,12 @@ def end_on_sigterm(message: str, status: int | None = None) -> None:
 
 
 def stop_on_signal(stop: asyncio.Event) -> None:
-    """Set `stop` on the first SIGTERM or SIGINT; the second one ends the process at once."""
+    """Set `stop` on the first SIGTERM or SIGINT; the second one ends the process at once.
+
+    Only Python's main thread gets signals: in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     loop = asyncio.get_running_loop()
 
     def on_first_signal() -> None:
