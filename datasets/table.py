@@ -126,9 +126,9 @@ def _targets(table: Table, task: Task) -> Values:
 
 
 def _classes(texts: Sequence[str], name: str, class_names: Sequence[str]) -> Values:
-    """Return the numbers of classes, which a table names or numbers."""
+    """Return the numbers of classes, which a table names or, if it holds no name, numbers."""
     numbers = {text: number for number, text in enumerate(class_names)}
-    if not all(text in numbers for text in texts):
+    if not any(text in numbers for text in texts):
         numbers = {str(number): number for number in range(len(class_names))}
     for row, text in enumerate(texts):
         if text not in numbers:

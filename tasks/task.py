@@ -273,6 +273,14 @@ class Task:
                     f"the target's columns give the shape {_shape_text(wanted)}, not "
                     f"{_shape_text(target.shape)}"
                 )
+        if target.columns and target.kind is TargetKind.CLASS and target.shape:
+            raise TaskError(
+                f"the target's column gives one class, [], not {_shape_text(target.shape)}"
+            )
+        if target.columns and target.kind is TargetKind.LABELS:
+            labels, columns = len(target.class_names), len(target.columns)
+            if labels != columns:
+                raise TaskError(f"{labels} labels are read from {labels} columns, not {columns}")
         if window and window.horizon and target.kind is not TargetKind.VALUES:
             raise TaskError("a horizon is for targets of kind values; leave it out")
 
