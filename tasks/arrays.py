@@ -20,6 +20,9 @@ PART_BYTES = 2**22
 PART_ROWS = 4096
 """Most bytes and examples that are in memory at once, but for one example that is larger."""
 
+_SCATTERED = 16
+"""Examples from all over a file between two releases of its pages: each maps up to two megabytes."""
+
 
 def is_on_disk(values: Values) -> bool:
     """Return whether an array is a file's content instead of memory."""
@@ -87,10 +90,22 @@ def read(values: Values, chosen: Any) -> Values:
     """
     if not is_on_disk(values):
         return values[chosen]
-    found = np.array(values[chosen])
+    if isinstance(chosen, slice):
+        found = np.array(values[chosen])
+        _let_go(values)
+        return found
+    found = np.empty((len(chosen), *values.shape[1:]), values.dtype)
+    for start in range(0, len(chosen), _SCATTERED):
+        rows = slice(start, start + _SCATTERED)
+        found[rows] = values[chosen[rows]]
+        _let_go(values)
+    return found
+
+
+def _let_go(values: Values) -> None:
+    """Unmap the pages of a file; the system keeps them as long as it has room."""
     if hasattr(mmap, "MADV_DONTNEED"):
         values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-    return found
 
 
 def in_parts(values: Values) -> Iterator[Values]:

@@ -298,41 +298,74 @@ def test_keras_trains_from_disk_to_the_same_bits(name: str) -> None:
     assert ends[0][1] != [weights.tobytes() for weights in start]
 
 
-LARGE = Task(
-    (Input("x", "float32", (1000,), standardize=True),), Target(TargetKind.VALUES, (), ())
-)
-_EXAMPLES = """
+CLIENT = """
 import sys
 import numpy as np
 from featherfed.cli.memory import peak_memory
+from featherfed.cli.runtime import choose_runtime
+from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.datasets.stream import from_iterator
 from featherfed.edge_client.examples import Examples
-from featherfed.models.memory import process_memory
+from featherfed.edge_client.plan import manifest_of, task_of
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto.plan_terms import Method
 from featherfed.tasks.scaling import Statistics, merge
-from featherfed.tasks.task import Input, Target, TargetKind, Task
 
-TASK = Task((Input("x", "float32", (1000,), standardize=True),), Target(TargetKind.VALUES))
+runtime = choose_runtime(sys.argv[1], 1)
+plan = pb.Plan.FromString(open("plan", "rb").read())
+step = open("step", "rb").read()
+manifest, task = manifest_of(plan), task_of(plan)
 
-def examples(count):
+def take_part(count):
     def all_():
         draw = np.random.default_rng(0)
         for _ in range(count):
             x = draw.random(1000, np.float32)
             yield x, x[:10].sum()
-    made = Examples.of(TASK, from_iterator(all_(), TASK), 0.1, "kitchen")
-    made.summary()
-    data = made.training
-    return made.scaled(merge([Statistics.of(TASK, data.inputs, data.targets)]))
+    examples = Examples.of(task, from_iterator(all_(), task), 0.1, "kitchen")
+    examples.summary()
+    trainer = runtime.make_trainer(plan, manifest, step, examples, "kitchen", lambda *_: None)
+    data = examples.training
+    trainer.set_scaling(merge([Statistics.of(task, data.inputs, data.targets)]))
+    trained = trainer.train(initial_weights(manifest, 0), pb.Train(round=1))
+    assert trainer.evaluate(trained.weights)[0] == round(count / 10)
 
-def measure(trainer_on, plan):
-    def all_of_it(count):
-        trainer = trainer_on(examples(count))
-        weights = trainer.train(WEIGHTS, pb.Train(round=1)).weights
-        assert trainer.evaluate(weights)[0] == count // 10
-    all_of_it(500)
-    idle = peak_memory()
-    all_of_it(100_000)  # 400 MB
-    print(idle, peak_memory())
+take_part(500)
+idle = peak_memory()
+take_part(100_000)
+print(peak_memory() - idle, "MB")
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("runtime", ["keras", "litert"])
+def test_400_mb_of_examples_need_no_400_mb_of_memory(tmp_path: Path, runtime: str) -> None:
+    pytest.importorskip("tensorflow_model_optimization")
+    import tf_keras
+
+    from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
+    from featherfed.models.optimized import FederatedModel
+    from featherfed.server.settings.plan import make_plan
+    from featherfed.server.settings.settings import Settings
+
+    run = Settings.model_validate({
+        "training": {"epochs": 1, "batch_size": 200},
+        "task": {
+            "inputs": [{"name": "x", "dtype": "float32", "shape": [1000], "standardize": True}],
+            "target": {"kind": "values"},
+        },
+    })  # fmt: skip
+    task = run.explicit_task
+    assert task is not None
+    layers = [tf_keras.layers.InputLayer((1000,)), tf_keras.layers.Dense(1)]
+    model = FederatedModel(tf_keras.Sequential(layers), None, task)
+    plan = make_plan(run, task, model.model_json, model.manifest)
+    (tmp_path / "plan").write_bytes(plan.SerializeToString())
+    step = export_training_step(model, TrainingStepOptions(200, "sgd"))
+    (tmp_path / "step").write_bytes(step)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, runtime],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    needed = int(done.stdout.split()[0])
+    assert needed < 100, f"{needed} MB"
