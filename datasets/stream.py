@@ -31,8 +31,10 @@ def from_iterator(examples: Iterable[Any], task: Task) -> Dataset:
             while some := list(islice(iterator, rows)):
                 data = _together(some, task, count)
                 arrays = [*data.inputs, *([] if data.targets is None else [data.targets])]
-                for array in arrays[len(files) :]:  # the first time
-                    files.append(opened.enter_context(ArrayFile(array.shape[1:], array.dtype)))
+                files = files or [
+                    opened.enter_context(ArrayFile(array.shape[1:], array.dtype))
+                    for array in arrays
+                ]
                 for file, array in zip(files, arrays, strict=True):
                     file.add(array)
                 count += len(data)

@@ -8,7 +8,7 @@ import io
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.windows import cut, ends_of_series
-from featherfed.tasks.task import TargetKind, Task, Values
+from featherfed.tasks.task import TargetKind, Task, Values, Window
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -33,7 +33,7 @@ class Columns:
     @property
     def all(self) -> tuple[str, ...]:
         """Each column once."""
-        return tuple(dict.fromkeys([*self.numbers, *self.texts]))
+        return _once([*self.numbers, *self.texts])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Table:
     @property
     def num_rows(self) -> int:
         """How many rows there are, the head not counted."""
-        return len(next(iter([*self.numbers.values(), *self.texts.values()])))
+        return len(next(iter(self.numbers.values())))
 
 
 def is_table(path: Path) -> bool:
@@ -63,48 +63,81 @@ def load_table(path: Path, task: Task) -> Dataset:
     """
     columns = columns_of(task)
     try:
+        return _examples(_read(path, columns), task)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def load_table_inputs(path: Path, task: Task) -> list[Values]:
+    """Return the inputs of the examples in a table, which needs no column of the target.
+
+    Windows need no rows after them, so the last one ends with its series. Raises DatasetError as
+    `load_table` does.
+    """
+    columns = _input_columns(task)
+    try:
         table = _read(path, columns)
-        if not table.num_rows:
-            raise DatasetError("the table has no rows")
-        return _examples(table, task)
+        inputs = _inputs(table, task)
+        if task.window is None:
+            return inputs
+        window = replace(task.window, horizon=0)
+        return cut(inputs, None, _ends(table, window), window)[0]
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
 def columns_of(task: Task) -> Columns:
     """Return the columns that a task needs; raise DatasetError if it names none."""
-    target = task.target
-    if any(not given.columns for given in task.inputs):
-        raise DatasetError(
-            "the task names no columns, so tables cannot be read; give an .npz with x and y, or "
-            "let the run file name the columns of each input"
-        )
+    given, target = _input_columns(task), task.target
     if not target.columns and target.kind is not TargetKind.INPUT:
         raise DatasetError(
             "the task names no column of the target; give an .npz with x and y, or let the run "
             "file name it"
         )
-    numbers = [name for given in task.inputs for name in given.columns]
-    texts = [task.window.group] if task.window and task.window.group else []
+    if target.kind is TargetKind.INPUT:
+        return given
     if target.kind is TargetKind.CLASS:
-        texts += target.columns
-    elif target.kind is not TargetKind.INPUT:
-        numbers += target.columns
-    return Columns(tuple(dict.fromkeys(numbers)), tuple(dict.fromkeys(texts)))
+        return replace(given, texts=_once([*given.texts, *target.columns]))
+    return replace(given, numbers=_once([*given.numbers, *target.columns]))
+
+
+def _input_columns(task: Task) -> Columns:
+    if any(not given.columns for given in task.inputs):
+        raise DatasetError(
+            "the task names no columns, so tables cannot be read; give an .npz with x and y, or "
+            "let the run file name the columns of each input"
+        )
+    numbers = _once([name for given in task.inputs for name in given.columns])
+    return Columns(numbers, (task.window.group,) if task.window and task.window.group else ())
+
+
+def _once(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _examples(table: Table, task: Task) -> Dataset:
-    inputs = [
-        _tensor(table, given.columns, given.dtype, *_limits(given.dtype, given.vocabulary))
-        for given in task.inputs
-    ]
+    inputs = _inputs(table, task)
     targets = None if task.target.kind is TargetKind.INPUT else _targets(table, task)
     if task.window is None:
         return Dataset(tuple(inputs), targets)
-    group = np.array(table.texts[task.window.group]) if task.window.group else None
-    ends = ends_of_series(table.num_rows, group)
-    windows, after = cut(inputs, targets, ends, task.window)
+    windows, after = cut(inputs, targets, _ends(table, task.window), task.window)
     return Dataset(tuple(windows), after, ordered=True)
+
+
+def _inputs(table: Table, task: Task) -> list[Values]:
+    """Return each input's columns, [rows, columns]."""
+    if not table.num_rows:
+        raise DatasetError("the table has no rows")
+    return [
+        _tensor(table, given.columns, given.dtype, *_limits(given.dtype, given.vocabulary))
+        for given in task.inputs
+    ]
+
+
+def _ends(table: Table, window: Window) -> npt.NDArray[np.int64]:
+    """Return where each series of rows ends."""
+    group = np.array(table.texts[window.group]) if window.group else None
+    return ends_of_series(table.num_rows, group)
 
 
 def _limits(dtype: str, vocabulary: int) -> tuple[float, float]:

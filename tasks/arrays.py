@@ -21,7 +21,7 @@ PART_ROWS = 4096
 """Most bytes and examples that are in memory at once, but for one example that is larger."""
 
 _SCATTERED = 16
-"""Examples from all over a file between two releases of its pages: each maps up to two megabytes."""
+"""Examples from all over a file between two releases of its pages: each may map 2 MiB."""
 
 
 def is_on_disk(values: Values) -> bool:
@@ -32,7 +32,7 @@ def is_on_disk(values: Values) -> bool:
 def rows_at_once(shape: Shape, dtype: Any) -> int:
     """Return how many examples of a shape make up a part, at least one."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return min(PART_ROWS, max(1, PART_BYTES // max(1, size)))
+    return int(min(PART_ROWS, max(1, PART_BYTES // max(1, size))))
 
 
 class ArrayFile:
@@ -50,7 +50,7 @@ class ArrayFile:
             "/var/tmp" if Path("/var/tmp").is_dir() else tempfile.gettempdir()
         )
         try:
-            self._file = tempfile.TemporaryFile(
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115  # __exit__ closes it
                 prefix="featherfed-", dir=self._folder, buffering=0
             )
         except OSError as error:
@@ -89,7 +89,8 @@ def read(values: Values, chosen: Any) -> Values:
     What was read of a file does not count as this process's memory afterwards.
     """
     if not is_on_disk(values):
-        return values[chosen]
+        own: Values = values[chosen]
+        return own
     if isinstance(chosen, slice):
         found = np.array(values[chosen])
         _let_go(values)

@@ -43,9 +43,7 @@ class FeatureSums:
             count += len(distances)
             far += distances.sum(axis=0)
             squares += np.square(distances).sum(axis=0)
-        return cls(
-            float(count), count * start + far, start * (count * start + 2.0 * far) + squares
-        )
+        return cls(float(count), count * start + far, start * (count * start + 2.0 * far) + squares)
 
     def __add__(self, other: FeatureSums) -> FeatureSums:
         return FeatureSums(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -45,7 +47,7 @@ def test_sums_of_shards_give_the_scaling_of_the_whole(
     plain = np.zeros((count, 1), np.float32)
     y = (spread * draw.normal(0, 1, count)).astype(np.float32)
     places = [0, *sorted({c for c in cuts if c < count}), count]
-    shards = [slice(a, b) for a, b in zip(places[:-1], places[1:], strict=True)]
+    shards = [slice(a, b) for a, b in itertools.pairwise(places)]
     told = [Statistics.of(TASK, [x[s], plain[s]], y[s]) for s in shards]
     told = [read_statistics(statistics_message(one), TASK) for one in told]  # over the link
     scaling = read_scaling(scaling_message(merge(told)), TASK)

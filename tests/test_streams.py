@@ -136,7 +136,7 @@ def test_a_bad_example_is_named_by_its_number(bad: Any, message: str) -> None:
 
 def test_examples_that_only_fit_alone_are_refused() -> None:
     mixed = [(np.zeros(3), np.zeros(2)), (np.zeros((3, 1)), np.zeros(2))]
-    with pytest.raises(DatasetError, match="examples 0 to 1 of the iterator: .*same shape"):
+    with pytest.raises(DatasetError, match=r"examples 0 to 1 of the iterator: .*same shape"):
         from_iterator(iter(mixed), VALUES)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherfed.datasets.dataset import DatasetError
-from featherfed.datasets.sources import load_client_data
+from featherfed.datasets.sources import load_client_data, load_inputs
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.task import Input, Target, TargetKind, Task, Window
 
@@ -133,7 +133,11 @@ def test_how_spreadsheets_write(tmp_path: Path) -> None:
         (NUMBER, "heat,wind,power\n1,2,3\n1, ,3\n", "row 2, column 'wind': no value"),
         (NUMBER, "heat,wind,power\n1,2,nan\n", "row 1, column 'power': no value"),
         (NUMBER, "heat,wind,power\nNaN,2,3\n", "row 1, column 'heat': no value"),
-        (NUMBER, "heat,wind,power\n1,2,3\n\n1,2,low\n", "row 2, column 'power': 'low' is no number"),
+        (
+            NUMBER,
+            "heat,wind,power\n1,2,3\n\n1,2,low\n",
+            "row 2, column 'power': 'low' is no number",
+        ),
         (NUMBER, "heat,wind,power\n1,inf,3\n", "row 1, column 'wind': inf, but float32 takes from"),
         (NUMBER, "heat,wind,power\n1e39,0,3\n", r"row 1, column 'heat': 1e\+39, but float32 takes"),
         (NUMBER, "heat,wind,power\n1,2,3\n1,2\n", "row 2 has 2 cells, and the head has 3"),
@@ -231,7 +235,10 @@ def test_tasks_without_columns(tmp_path: Path) -> None:
     ("target", "message"),
     [
         (Target(TargetKind.CLASS, (3,), ("a", "b"), columns=("weather",)), r"one class, \[\]"),
-        (Target(TargetKind.LABELS, (2,), ("a", "b"), columns=("w",)), "2 labels .* 2 columns, not 1"),
+        (
+            Target(TargetKind.LABELS, (2,), ("a", "b"), columns=("w",)),
+            "2 labels .* 2 columns, not 1",
+        ),
     ],
 )
 def test_columns_that_cannot_give_the_target(target: Target, message: str) -> None:
@@ -281,3 +288,22 @@ def test_series_that_are_too_short(tmp_path: Path) -> None:
         load_client_data(table(tmp_path, SERIES), windows(target, Window(4, 1, 3, "house")))
     with pytest.raises(DatasetError, match="lacks the column room"):
         load_client_data(table(tmp_path, SERIES), windows(target, Window(4, 1, 3, "room")))
+
+
+def test_inputs_alone(tmp_path: Path) -> None:
+    """To predict, there is neither a target nor what comes after a window."""
+    path = table(tmp_path, "wind,heat,word\n2,1,3\n4,3,0\n6,5,1\n")
+    for task in (NUMBER, CLASS, ITSELF):
+        assert [x.tolist() for x in load_inputs(path, task)] == [[[1, 2], [3, 4], [5, 6]]]
+    word, sensors = load_inputs(path, TOKENS)
+    assert (word.dtype, word.tolist()) == (np.int32, [[3], [0], [1]])
+    assert sensors.dtype == np.float32
+    ahead = windows(Target(TargetKind.VALUES, (4,), columns=("power",)), Window(2, 1, 4))
+    (found,) = load_inputs(path, ahead)
+    assert found[:, :, 0].tolist() == [[1, 3], [3, 5]]
+    with pytest.raises(DatasetError, match=r"data\.csv: row 1, column 'heat': 'x' is no number"):
+        load_inputs(table(tmp_path, "wind,heat\n1,x\n"), NUMBER)
+    with pytest.raises(DatasetError, match="the table has no rows"):
+        load_inputs(table(tmp_path, "wind,heat\n"), NUMBER)
+    with pytest.raises(DatasetError, match="names no columns"):
+        load_inputs(path, Task((Input("x", "float32", (2,)),), NUMBER.target))
