@@ -110,13 +110,14 @@ class Served:
 def load_evaluation_data(settings: Settings) -> tuple[Dataset | None, Dataset | None]:
     """Return the server's test set, and examples for int8's ranges; None if it has no data set.
 
-    Only the clients train: of the training set at most CALIBRATION_EXAMPLES are kept.
+    Only the clients train: of the other examples at most CALIBRATION_EXAMPLES are kept. For a task
+    of the run file the data may be anything that clients may have.
     """
     name = settings.evaluation.dataset
     if name is None:
         return None, None
-    train, test = load_train_test(name)
-    return test, calibration_set(train)
+    others, test = load_train_test(name, settings.explicit_task)
+    return test, calibration_set(others)
 
 
 def calibration_set(train: Dataset) -> Dataset:

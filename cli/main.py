@@ -123,7 +123,10 @@ def serve(
 @app.command()
 @click.argument("address", metavar="[HOST:PORT]", required=False)
 @click.option(
-    "--data", required=True, help="FILE.npz, a folder of images by class, or MODULE:FUNCTION."
+    "--data",
+    required=True,
+    help="FILE.npz with x and y, a table (.csv, .csv.gz, .parquet) with the task's columns, a "
+    "folder of images by class, or MODULE:FUNCTION.",
 )
 @click.option("--name", help="Default: this machine's name and a random suffix.")
 @click.option("--state-dir", type=PATH, help="Default: ~/.local/state/featherfed/NAME.")
@@ -319,7 +322,8 @@ def report(directory: Path) -> None:
 def predict(model: Path, data: tuple[Path, ...]) -> None:
     """Answer for data with an exported model; without any, for the run's own sample images.
 
-    DATA are pictures or camera frames of any size, or .npy/.npz of the model's inputs.
+    DATA are pictures or camera frames of any size, or .npy/.npz of the model's inputs, or tables
+    (.csv, .csv.gz, .parquet) with their columns.
     """
     log.set_up(False)
     from featherfed.cli import predict as command

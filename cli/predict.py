@@ -31,7 +31,9 @@ def predict(model: Path, sources: list[Path]) -> None:
         _print(("image", "prediction", "probability"), _classified(model, sources))
         return
     if not sources:
-        raise ClientError(f"name the data for {model} to answer to: an .npz with x, or .npy")
+        raise ClientError(
+            f"name the data for {model} to answer to: an .npz with x, an .npy, or a table"
+        )
     predictor = Predictor(model)
     _print(("example", "answer"), _answered(predictor, sources))
 

@@ -108,7 +108,10 @@ class Dataset:
         return len(self.inputs[0])
 
     def take(self, indices: ArrayLike) -> Dataset:
-        """Return the examples at ``indices`` (integers ``[M]``, or a bool mask ``[N]``), copied."""
+        """Return the examples at ``indices``, integers ``[M]`` or a bool mask ``[N]``.
+
+        Neighbours are views, others are copied.
+        """
         chosen = np.asarray(indices)
         if chosen.size == 0:
             raise DatasetError("cannot take zero examples: a data set needs at least one")
@@ -204,11 +207,12 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DatasetError(f"{path}: one bare array; save x and y with np.savez")
-        with archive:
-            return {name: archive[name] for name in archive}
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DatasetError(f"{path}: one bare array; save x and y with np.savez")
+            with archive:
+                return {name: archive[name] for name in archive}
     except DatasetError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -222,7 +226,7 @@ def _fit_input(array: Values, given: Input) -> Values:
     elif given.dtype == "float32":
         array = _as_float32(array, where)
     else:
-        array = _as_integers(array, where).astype(np.int32, copy=False)
+        array = _as_integers(array, where, np.int32)
     return _with_shape(array, given.shape)
 
 
@@ -231,17 +235,15 @@ def _fit_target(array: Values, target: Target, class_names: Sequence[str]) -> Va
         return _with_shape(_as_float32(array, "the target"), target.shape)
     if target.kind is TargetKind.LABELS:
         labels = array.astype(np.uint8) if array.dtype == np.bool_ else array
-        return _as_integers(labels, "the labels").astype(np.uint8, copy=False)
+        return _as_integers(labels, "the labels", np.uint8)
     if class_names and tuple(class_names) != target.class_names:
         raise DatasetError(
             f"the classes are {', '.join(class_names)}; the task has"
             f" {', '.join(target.class_names)}, in this order"
         )
     if array.dtype.kind in "UO":
-        return _numbers_of(array, target.class_names)
-    return _with_shape(
-        _as_integers(array, "the classes").astype(np.int64, copy=False), target.shape
-    )
+        array = _numbers_of(array, target.class_names)
+    return _with_shape(_as_integers(array, "the classes", np.int64), target.shape)
 
 
 def _numbers_of(names: Values, class_names: Sequence[str]) -> NDArray[np.int64]:
@@ -282,10 +284,15 @@ def _as_float32(array: NDArray[Any], where: str) -> NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def _as_integers(array: NDArray[Any], where: str) -> NDArray[Any]:
+def _as_integers(array: NDArray[Any], where: str, dtype: Any) -> NDArray[Any]:
     if not np.issubdtype(array.dtype, np.integer):
         raise DatasetError(f"{where}: {array.dtype}; give integers")
-    return array
+    made = array.astype(dtype, copy=False)
+    if made is not array and not np.array_equal(made, array):
+        raise DatasetError(
+            f"{where}: numbers from {array.min()} to {array.max()}, more than {made.dtype} holds"
+        )
+    return made
 
 
 def _as_classes(labels: NDArray[Any]) -> NDArray[np.int64]:

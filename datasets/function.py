@@ -11,7 +11,7 @@ import numpy as np
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.stream import from_iterator
-from featherfed.tasks.task import Task
+from featherfed.tasks.task import TargetKind, Task
 
 
 def call_function(spec: str, task: Task) -> Dataset:
@@ -43,14 +43,16 @@ def call_function(spec: str, task: Task) -> Dataset:
     try:
         if isinstance(result, Iterator):
             return from_iterator(result, task)
-        return _dataset(result)
+        return _dataset(result, task)
     except DatasetError as error:
         raise DatasetError(f"'{spec}': {error}") from error
 
 
-def _dataset(result: object) -> Dataset:
+def _dataset(result: object, task: Task) -> Dataset:
     if isinstance(result, np.ndarray):
         return Dataset((result,))
+    if _is_inputs_alone(result, task):
+        return Dataset(tuple(result))  # type: ignore[arg-type]
     if not isinstance(result, tuple) or len(result) != 2:
         raise DatasetError(
             f"returned {type(result).__name__}; return (x, y), an iterator of such examples, or a"
@@ -59,3 +61,14 @@ def _dataset(result: object) -> Dataset:
     x, y = result
     inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
     return Dataset(inputs, None if y is None else np.asarray(y))
+
+
+def _is_inputs_alone(result: object, task: Task) -> bool:
+    """Whether it is x alone, of several inputs, of which the first is the target."""
+    several = len(task.inputs) > 1 and task.target.kind is TargetKind.INPUT
+    return (
+        several
+        and isinstance(result, tuple)
+        and len(result) == len(task.inputs)
+        and all(isinstance(array, np.ndarray) for array in result)
+    )

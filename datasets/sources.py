@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.folder import class_folders, load_image_folder
 from featherfed.datasets.function import call_function
 from featherfed.datasets.idx import has_idx_files, load_idx_folder
-from featherfed.datasets.table import is_table, load_table
+from featherfed.datasets.table import is_table, load_table, load_table_inputs
 from featherfed.tasks.task import Task, Values
 
 NAMES = ("digits", "fashion-mnist")
@@ -31,27 +32,49 @@ FASHION_CLASSES = (
 )
 _FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS_TEST = 360
+_CALIBRATES = 5
+"""One of so many examples of a test set is used for the ranges of int8 instead."""
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def load_train_test(name_or_path: str | Path) -> tuple[Dataset, Dataset]:
+def load_train_test(name_or_path: str | Path, task: Task | None = None) -> tuple[Dataset, Dataset]:
     """Return the train and test sets of a name or a folder.
 
     "digits": scikit-learn's 8x8 digits, 1437 and 360 examples, always the same split.
     "fashion-mnist": 60000 and 10000 examples; `fashion_mnist_folders` says where it is looked for.
     A folder: the four idx files, or train.npz and test.npz, or train/CLASS/*.png and
-    test/CLASS/*.png (jpg too). Raises `DatasetError` when nothing usable is there.
+    test/CLASS/*.png (jpg too). For a ``task`` it may also be what `load_client_data` takes, of
+    which `split_off_calibration` makes two. Raises `DatasetError` when nothing usable is there.
     """
     if name_or_path == "digits":
         return _load_digits()
     if name_or_path == "fashion-mnist":
         return _load_fashion_mnist()
     folder = Path(name_or_path).expanduser()
+    if task is not None and not _has_train_test(folder):
+        return split_off_calibration(load_client_data(str(name_or_path), task))
     if not folder.is_dir():
         raise DatasetError(
-            f"unknown data set '{name_or_path}': use {', '.join(NAMES)}, or a folder that exists"
+            f"unknown data set '{name_or_path}': use {', '.join(NAMES)}, or a folder that exists; "
+            "other data need a task in the run file, [task]"
         )
-    return _load_folder(folder)
+    return _load_folder(folder, [] if task is None else [given.name for given in task.inputs])
+
+
+def split_off_calibration(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Return a fifth of the examples, for the ranges of int8, and the others, to test on.
+
+    The fifth is the first one of examples in order of time, and else every fifth example. Raises
+    `DatasetError` for a single example.
+    """
+    count = len(data)
+    if count < 2:
+        raise DatasetError("1 example is too few to test on some and find int8's ranges on others")
+    if data.ordered:
+        calibrates = np.arange(count) < max(1, count // _CALIBRATES)
+    else:
+        calibrates = np.arange(count) % _CALIBRATES == 0
+    return data.take(np.flatnonzero(calibrates)), data.take(np.flatnonzero(~calibrates))
 
 
 def load_client_data(spec: str, task: Task) -> Dataset:
@@ -71,8 +94,8 @@ def load_client_data(spec: str, task: Task) -> Dataset:
     if _FUNCTION.fullmatch(spec):
         return call_function(spec, task).fit(task)
     raise DatasetError(
-        f"'{spec}': no such file or folder; give an .npz or .csv file, a folder CLASS/*.png, or"
-        " module:function"
+        f"'{spec}': no such file or folder; give an .npz, .csv or .parquet file, a folder of"
+        " CLASS/*.png, or module:function"
     )
 
 
@@ -86,10 +109,12 @@ def _load_pictures(folder: Path, task: Task) -> Dataset:
 def load_inputs(spec: str, task: Task) -> list[Values]:
     """Return the inputs of the examples in a file, as the task asks for them, without targets.
 
-    ``spec`` is an .npz with x (see `Dataset.load`), or an .npy of the only input. Raises
-    `DatasetError`.
+    ``spec`` is an .npz with x (see `Dataset.load`), an .npy of the only input, or a table with the
+    inputs' columns. Raises `DatasetError`.
     """
     path = Path(spec).expanduser()
+    if path.is_file() and is_table(path):
+        return load_table_inputs(path, task)
     if path.suffix == ".npy" and path.is_file():
         try:
             data = Dataset((np.load(path, allow_pickle=False),))
@@ -136,11 +161,19 @@ def _load_digits() -> tuple[Dataset, Dataset]:
     return whole.take(order[:-_DIGITS_TEST]), whole.take(order[-_DIGITS_TEST:])
 
 
-def _load_folder(folder: Path) -> tuple[Dataset, Dataset]:
+def _has_train_test(folder: Path) -> bool:
+    return has_idx_files(folder) or any(
+        (folder / f"train{end}").exists() and (folder / f"test{end}").exists()
+        for end in (".npz", "")
+    )
+
+
+def _load_folder(folder: Path, input_names: Sequence[str] = ()) -> tuple[Dataset, Dataset]:
     if has_idx_files(folder):
         return load_idx_folder(folder)
     if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
-        train, test = Dataset.load(folder / "train.npz"), Dataset.load(folder / "test.npz")
+        train = Dataset.load(folder / "train.npz", input_names)
+        test = Dataset.load(folder / "test.npz", input_names)
     elif (folder / "train").is_dir() and (folder / "test").is_dir():
         names = class_folders(folder / "train")
         train = load_image_folder(folder / "train")

@@ -1,47 +1,74 @@
-"""Takes examples from an iterator, which may give more than fit into memory, to a file."""
+"""Takes examples from an iterator, which may give more than fit into memory, to files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from featherfed.datasets.dataset import Dataset, DatasetError
-from featherfed.tasks.arrays import PART, new_on_disk
-from featherfed.tasks.task import TargetKind, Task, Values
+from featherfed.tasks.arrays import ArrayFile, rows_at_once
+from featherfed.tasks.errors import TaskError
+from featherfed.tasks.task import TargetKind, Task
 
 
 def from_iterator(examples: Iterable[Any], task: Task) -> Dataset:
     """Return the examples that an iterator gives one by one, on disk, as the task asks for them.
 
     Each is (x, y), or x alone where the input is the target; x is an array, or a tuple of arrays
-    for several inputs. Raises DatasetError, with the example's number, for what does not fit.
+    for several inputs. Raises DatasetError, with the example's number from 0, for what does not
+    fit, or if the disk does not take them.
     """
-    writer = _Writer(task)
+    rows = min(rows_at_once(given.shape, np.float64) for given in task.inputs)
     iterator = iter(examples)
-    while some := list(islice(iterator, PART)):
-        writer.add(_together(some, task, writer.count))
-    return writer.dataset()
+    files: list[ArrayFile] = []
+    count = 0
+    with ExitStack() as opened:
+        try:
+            while some := list(islice(iterator, rows)):
+                data = _together(some, task, count)
+                arrays = [*data.inputs, *([] if data.targets is None else [data.targets])]
+                files = files or [
+                    opened.enter_context(ArrayFile(array.shape[1:], array.dtype))
+                    for array in arrays
+                ]
+                for file, array in zip(files, arrays, strict=True):
+                    file.add(array)
+                count += len(data)
+        except TaskError as error:  # of the disk
+            raise DatasetError(str(error)) from error
+        written = [file.array() for file in files]
+    if not written:
+        raise DatasetError("the iterator gave no example")
+    inputs = tuple(written[: len(task.inputs)])
+    targets = written[-1] if len(written) > len(inputs) else None
+    return Dataset(inputs, targets, task.target.class_names)
 
 
-def _together(some: list[Any], task: Task, first: int) -> Dataset:
+def _together(some: Sequence[Any], task: Task, first: int) -> Dataset:
     """Return several examples as one data set; `first` is the number of the first."""
-    inputs: list[list[Any]] = [[] for _ in task.inputs]
-    targets: list[Any] = []
-    for number, example in enumerate(some, first):
-        x, y = _split(example, task, number)
-        for values, value in zip(inputs, x, strict=True):
-            values.append(value)
-        targets.append(y)
+    split = [_split(example, task, number) for number, example in enumerate(some, first)]
     try:
-        arrays = tuple(np.stack([np.asarray(value) for value in values]) for values in inputs)
-        wanted = None if task.target.kind is TargetKind.INPUT else np.array(targets)
-        return Dataset(arrays, wanted).fit(task)
-    except ValueError as error:
+        return _dataset(split, task)
+    except ValueError as whole:
+        for number, one in enumerate(split, first):
+            try:
+                _dataset([one], task)
+            except ValueError as error:
+                raise DatasetError(f"example {number} of the iterator: {error}") from error
         last = first + len(some) - 1
-        raise DatasetError(f"examples {first} to {last} of the iterator: {error}") from error
+        raise DatasetError(f"examples {first} to {last} of the iterator: {whole}") from whole
+
+
+def _dataset(split: Sequence[tuple[tuple[Any, ...], Any]], task: Task) -> Dataset:
+    inputs = tuple(
+        np.stack([np.asarray(x[place]) for x, _ in split]) for place in range(len(task.inputs))
+    )
+    alone = task.target.kind is TargetKind.INPUT
+    return Dataset(inputs, None if alone else np.stack([np.asarray(y) for _, y in split])).fit(task)
 
 
 def _split(example: Any, task: Task, number: int) -> tuple[tuple[Any, ...], Any]:
@@ -56,45 +83,3 @@ def _split(example: Any, task: Task, number: int) -> tuple[tuple[Any, ...], Any]
             f"{len(task.inputs)}"
         )
     return parts, y
-
-
-class _Writer:
-    """Collects examples in arrays on disk that double when they are full."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._arrays: list[Values] = []
-        self.count = 0
-
-    def add(self, data: Dataset) -> None:
-        """Append examples."""
-        given = list(_arrays(data))
-        if not self._arrays:
-            self._arrays = [new_on_disk((PART, *a.shape[1:]), a.dtype) for a in given]
-        end = self.count + len(data)
-        while end > len(self._arrays[0]):
-            self._arrays = [_doubled(array) for array in self._arrays]
-        for array, values in zip(self._arrays, given, strict=True):
-            array[self.count : end] = values
-        self.count = end
-
-    def dataset(self) -> Dataset:
-        """Return all examples."""
-        if not self.count:
-            raise DatasetError("the iterator gave no example")
-        arrays = [array[: self.count] for array in self._arrays]
-        has_targets = len(arrays) > len(self._task.inputs)
-        targets = arrays.pop() if has_targets else None
-        return Dataset(tuple(arrays), targets, self._task.target.class_names)
-
-
-def _arrays(data: Dataset) -> Iterator[Values]:
-    yield from data.inputs
-    if data.targets is not None:
-        yield data.targets
-
-
-def _doubled(array: Values) -> Values:
-    larger = new_on_disk((2 * len(array), *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Sequence
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,36 @@ import numpy.typing as npt
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.windows import cut, ends_of_series
-from featherfed.tasks.task import TargetKind, Task, Values
+from featherfed.tasks.task import TargetKind, Task, Values, Window
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-Table = dict[str, npt.NDArray[Any]]
-"""Column name -> its values: texts or numbers, [rows]."""
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What of a table is read as numbers, and what as text: names of columns."""
+
+    numbers: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Each column once."""
+        return _once([*self.numbers, *self.texts])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name: numbers, float64 [rows], and texts of as many rows."""
+
+    numbers: dict[str, npt.NDArray[np.float64]]
+    texts: dict[str, list[str]]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are, the head not counted."""
+        return len(next(iter(self.numbers.values())))
 
 
 def is_table(path: Path) -> bool:
@@ -30,134 +58,198 @@ def load_table(path: Path, task: Task) -> Dataset:
     """Return the examples in a table: its rows, or windows of its rows, as the task says.
 
     Raises DatasetError for a file that cannot be read, a column that is not there, or a value that
-    is missing or not what the task needs; the message names row and column.
+    is missing or not what the task needs; the message names the row, counted from 1 below the head,
+    and the column.
     """
-    needed = columns_of(task)
-    table = _read(path, needed)
+    columns = columns_of(task)
     try:
-        return _examples(table, task)
+        return _examples(_read(path, columns), task)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def columns_of(task: Task) -> tuple[str, ...]:
+def load_table_inputs(path: Path, task: Task) -> list[Values]:
+    """Return the inputs of the examples in a table, which needs no column of the target.
+
+    Windows need no rows after them, so the last one ends with its series. Raises DatasetError as
+    `load_table` does.
+    """
+    columns = _input_columns(task)
+    try:
+        table = _read(path, columns)
+        inputs = _inputs(table, task)
+        if task.window is None:
+            return inputs
+        window = replace(task.window, horizon=0)
+        return cut(inputs, None, _ends(table, window), window)[0]
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def columns_of(task: Task) -> Columns:
     """Return the columns that a task needs; raise DatasetError if it names none."""
-    inputs = [name for given in task.inputs for name in given.columns]
+    given, target = _input_columns(task), task.target
+    if not target.columns and target.kind is not TargetKind.INPUT:
+        raise DatasetError(
+            "the task names no column of the target; give an .npz with x and y, or let the run "
+            "file name it"
+        )
+    if target.kind is TargetKind.INPUT:
+        return given
+    if target.kind is TargetKind.CLASS:
+        return replace(given, texts=_once([*given.texts, *target.columns]))
+    return replace(given, numbers=_once([*given.numbers, *target.columns]))
+
+
+def _input_columns(task: Task) -> Columns:
     if any(not given.columns for given in task.inputs):
         raise DatasetError(
             "the task names no columns, so tables cannot be read; give an .npz with x and y, or "
             "let the run file name the columns of each input"
         )
-    if not task.target.columns and task.target.kind is not TargetKind.INPUT:
-        raise DatasetError(
-            "the task names no column of the target; give an .npz with x and y, or let the run "
-            "file name it"
-        )
-    group = [task.window.group] if task.window and task.window.group else []
-    return tuple(dict.fromkeys([*inputs, *task.target.columns, *group]))
+    numbers = _once([name for given in task.inputs for name in given.columns])
+    return Columns(numbers, (task.window.group,) if task.window and task.window.group else ())
+
+
+def _once(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _examples(table: Table, task: Task) -> Dataset:
-    inputs = [_numbers(table, given.columns, given.dtype) for given in task.inputs]
+    inputs = _inputs(table, task)
     targets = None if task.target.kind is TargetKind.INPUT else _targets(table, task)
     if task.window is None:
         return Dataset(tuple(inputs), targets)
-    group = table[task.window.group] if task.window.group else None
-    ends = ends_of_series(len(inputs[0]), group)
-    windows, after = cut(inputs, targets, ends, task.window)
+    windows, after = cut(inputs, targets, _ends(table, task.window), task.window)
     return Dataset(tuple(windows), after, ordered=True)
+
+
+def _inputs(table: Table, task: Task) -> list[Values]:
+    """Return each input's columns, [rows, columns]."""
+    if not table.num_rows:
+        raise DatasetError("the table has no rows")
+    return [
+        _tensor(table, given.columns, given.dtype, *_limits(given.dtype, given.vocabulary))
+        for given in task.inputs
+    ]
+
+
+def _ends(table: Table, window: Window) -> npt.NDArray[np.int64]:
+    """Return where each series of rows ends."""
+    group = np.array(table.texts[window.group]) if window.group else None
+    return ends_of_series(table.num_rows, group)
+
+
+def _limits(dtype: str, vocabulary: int) -> tuple[float, float]:
+    """Return the least and the largest value that an input may have."""
+    if dtype == "float32":
+        return -_FLOAT32_MAX, _FLOAT32_MAX
+    return 0, 255 if dtype == "uint8" else vocabulary - 1
 
 
 def _targets(table: Table, task: Task) -> Values:
     target = task.target
     if target.kind is TargetKind.CLASS:
-        return _classes(table[target.columns[0]], target.columns[0], target.class_names)
+        name = target.columns[0]
+        return _classes(table.texts[name], name, target.class_names)
     if target.kind is TargetKind.LABELS:
-        return _numbers(table, target.columns, "uint8")
-    values = _numbers(table, target.columns, "float32")
+        return _tensor(table, target.columns, "uint8", 0, 1)
+    values = _tensor(table, target.columns, "float32", -_FLOAT32_MAX, _FLOAT32_MAX)
     return values[:, 0] if len(target.columns) == 1 else values
 
 
-def _classes(column: Values, name: str, class_names: Sequence[str]) -> Values:
-    """Return the numbers of classes, which a table names or numbers."""
+def _classes(texts: Sequence[str], name: str, class_names: Sequence[str]) -> Values:
+    """Return the numbers of classes, which a table names or, if it holds no name, numbers."""
     numbers = {text: number for number, text in enumerate(class_names)}
-    texts = [str(value) for value in column.tolist()]
-    if all(text in numbers for text in texts):
-        return np.array([numbers[text] for text in texts], np.int64)
+    if not any(text in numbers for text in texts):
+        numbers = {str(number): number for number in range(len(class_names))}
     for row, text in enumerate(texts):
-        if not (text.isdecimal() and int(text) < len(class_names)):
-            raise DatasetError(
-                f"row {row + 1}, column {name!r}: {text!r} is none of the classes "
-                f"{', '.join(class_names)}"
-            )
-    return np.array([int(text) for text in texts], np.int64)
+        if text not in numbers:
+            raise _refusal(row, name, f"{text!r} is none of the classes {', '.join(class_names)}")
+    return np.array([numbers[text] for text in texts], np.int64)
 
 
-def _numbers(table: Table, columns: Sequence[str], dtype: str) -> Values:
+def _tensor(table: Table, columns: Sequence[str], dtype: str, low: float, high: float) -> Values:
     """Return columns side by side, [rows, columns]."""
-    found = np.stack([_column(table[name], name) for name in columns], axis=1)
-    if dtype == "float32":
-        return found.astype(np.float32)
-    limits = np.iinfo(dtype)
-    wrong = (found != np.rint(found)) | (found < limits.min) | (found > limits.max)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise DatasetError(
-            f"row {row + 1}, column {columns[column]!r}: {found[row, column]:g} is no {dtype}"
-        )
-    return found.astype(dtype)
+    for name in columns:
+        values = table.numbers[name]
+        wrong = ~((values >= low) & (values <= high))  # of no number, too
+        if dtype != "float32":
+            wrong |= values != np.rint(values)
+        if wrong.any():
+            row = int(wrong.argmax())
+            value = values[row]
+            if np.isnan(value):
+                raise _refusal(row, name, "no value; fill or drop the row")
+            needed = f"{dtype} takes" if dtype == "float32" else "whole numbers are needed"
+            raise _refusal(row, name, f"{value:g}, but {needed} from {low:g} to {high:g}")
+    return np.stack([table.numbers[name].astype(dtype) for name in columns], axis=1)
 
 
-def _column(values: Values, name: str) -> npt.NDArray[np.float64]:
+def _refusal(row: int, name: str, why: str) -> DatasetError:
+    """Return the error of a cell; `row` counts from 0."""
+    return DatasetError(f"row {row + 1}, column {name!r}: {why}")
+
+
+def _read(path: Path, columns: Columns) -> Table:
+    return (_read_parquet if path.suffix.lower() == ".parquet" else _read_csv)(path, columns)
+
+
+# ---- .csv ----
+
+
+def _read_csv(path: Path, columns: Columns) -> Table:
+    compressed = path.suffix.lower() == ".gz"
     try:
-        numbers = values.astype(np.float64)
-    except (ValueError, TypeError):
-        row = next(k for k, value in enumerate(values.tolist()) if not _is_number(value))
-        raise DatasetError(
-            f"row {row + 1}, column {name!r}: {values[row]!r} is no number; fill or drop the row"
-        ) from None
-    if not np.isfinite(numbers).all():
-        row = int(np.argmin(np.isfinite(numbers)))
-        raise DatasetError(f"row {row + 1}, column {name!r}: no value; fill or drop the row")
-    return numbers
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def _read(path: Path, columns: Sequence[str]) -> Table:
-    table = _read_parquet(path, columns) if path.suffix == ".parquet" else _read_csv(path, columns)
-    if not len(next(iter(table.values()))):
-        raise DatasetError(f"{path}: the table has no rows")
-    return table
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Table:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if compressed else path.open("rb") as file:
             rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
             head = [name.strip() for name in next(rows, [])]
-            _check_columns(path, head, columns)
-            places = [head.index(name) for name in columns]
-            most = max(places)
-            lines: list[list[str]] = []
-            for row in rows:
-                if not row:  # an empty line
-                    continue
-                if len(row) <= most:
-                    raise DatasetError(f"{path}: row {len(lines) + 1} has {len(row)} columns")
-                lines.append([row[place].strip() for place in places])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a readable .csv file ({error})") from error
-    return {name: np.array([line[k] for line in lines]) for k, name in enumerate(columns)}
+            _check_columns(head, columns.all)
+            return _collect(_full_rows(rows, len(head)), head, columns)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"not a readable .csv file ({error})") from error
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
+def _full_rows(rows: Iterable[list[str]], width: int) -> Iterator[list[str]]:
+    """Yield the rows that are not empty lines; raise DatasetError for one of another width."""
+    number = 0
+    for row in rows:
+        if not row:
+            continue
+        number += 1
+        if len(row) != width:
+            raise DatasetError(
+                f"row {number} has {len(row)} cells, and the head has {width}; put text with "
+                "commas into quotes, and fill missing cells"
+            )
+        yield row
+
+
+def _collect(rows: Iterable[list[str]], head: Sequence[str], columns: Columns) -> Table:
+    """Return the columns of a table; numbers take eight bytes each, also while they are read."""
+    numbers = {name: array("d") for name in columns.numbers}
+    texts: dict[str, list[str]] = {name: [] for name in columns.texts}
+    known: dict[str, str] = {}  # equal texts are kept once
+    number_cells = [(head.index(name), name, values) for name, values in numbers.items()]
+    text_cells = [(head.index(name), values) for name, values in texts.items()]
+    for row, cells in enumerate(rows):
+        for place, name, values in number_cells:
+            try:
+                values.append(float(cells[place]))
+            except ValueError:
+                text = cells[place].strip()
+                why = f"{text!r} is no number" if text else "no value"
+                raise _refusal(row, name, f"{why}; fill or drop the row") from None
+        for place, found in text_cells:
+            text = cells[place].strip()
+            found.append(known.setdefault(text, text))
+    return Table({name: np.array(values) for name, values in numbers.items()}, texts)
+
+
+# ---- .parquet ----
+
+
+def _read_parquet(path: Path, columns: Columns) -> Table:
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -166,17 +258,42 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
             "reading .parquet needs pyarrow: pip install 'featherfed[tables]'; .csv needs nothing"
         ) from error
     try:
-        _check_columns(path, parquet.read_schema(path).names, columns)
-        table = parquet.read_table(path, columns=list(columns))
-        return {name: table.column(name).to_numpy(zero_copy_only=False) for name in columns}
+        _check_columns(parquet.read_schema(path).names, columns.all)
+        table = parquet.read_table(path, columns=list(columns.all))
     except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: not a readable .parquet file ({error})") from error
+        raise DatasetError(f"not a readable .parquet file ({error})") from error
+    return Table(
+        {name: _numbers(table.column(name), name) for name in columns.numbers},
+        {name: [_text(v) for v in table.column(name).to_pylist()] for name in columns.texts},
+    )
 
 
-def _check_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
+def _numbers(column: Any, name: str) -> npt.NDArray[np.float64]:
+    """Return a column of parquet as numbers; what is missing is not a number."""
+    values = column.to_numpy(zero_copy_only=False)
+    if values.dtype.kind in "fiub":
+        return values.astype(np.float64)  # type: ignore[no-any-return]
+    made = np.empty(len(values))
+    for row, value in enumerate(values.tolist()):
+        try:
+            made[row] = np.nan if value is None else float(value)
+        except (ValueError, TypeError):
+            raise _refusal(row, name, f"{value!r} is no number; fill or drop the row") from None
+    return made
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _check_columns(found: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise DatasetError(
-            f"{path}: lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it "
+            f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it "
             f"has {', '.join(found) or 'none'}"
+            + ("; cells are separated by commas" if ";" in "".join(found) else "")
         )
+    twice = [name for name in wanted if list(found).count(name) > 1]
+    if twice:
+        raise DatasetError(f"has the column {twice[0]} twice; rename one")

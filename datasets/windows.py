@@ -39,7 +39,8 @@ def cut(
         longest = int(np.diff(ends, prepend=0).max())
         raise DatasetError(
             f"the longest series has {longest} rows, too few for windows of {window.length} and "
-            f"a horizon of {window.horizon}"
+            f"a horizon of {window.horizon}; a series is rows in a row"
+            + (f" of one {window.group}, so sort by it" if window.group else "")
         )
     cut_inputs = [_windows(rows, starts, window.length, len(ends) == 1) for rows in inputs]
     if targets is None:

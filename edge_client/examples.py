@@ -11,6 +11,7 @@ import numpy as np
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.order import held_out_examples
 from featherfed.proto import federation_pb2 as pb
+from featherfed.tasks.arrays import in_parts, read
 from featherfed.tasks.message import statistics_message
 from featherfed.tasks.scaling import Scaling, Statistics
 from featherfed.tasks.task import TargetKind, Task, Values
@@ -46,7 +47,7 @@ class Examples:
             num_examples=len(data),
             num_held_out=0 if self.held_out is None else len(self.held_out),
             class_names=data.class_names if data.has_class_names else (),
-            num_classes=0 if classes is None else int(np.max(classes)) + 1,
+            num_classes=0 if classes is None else max(map(np.max, in_parts(classes))) + 1,
             inputs=[_summary(values) for values in data.inputs],
             target=None if data.targets is None else _summary(data.targets),
             statistics=statistics_message(Statistics.of(task, data.inputs, data.targets))
@@ -66,8 +67,9 @@ class Examples:
     def batch(self, chosen: Any) -> tuple[list[Values], Values | None]:
         """Return the prepared inputs and targets of the chosen training examples, int [n]."""
         data, scaling = self.training, self.scaling
-        targets = None if data.targets is None else scaling.prepare_target(data.targets[chosen])
-        return scaling.prepare([values[chosen] for values in data.inputs]), targets
+        wanted = None if data.targets is None else read(data.targets, chosen)
+        targets = None if wanted is None else scaling.prepare_target(wanted)
+        return scaling.prepare([read(values, chosen) for values in data.inputs]), targets
 
     @cached_property
     def prepared(self) -> tuple[list[Values], Values | None]:

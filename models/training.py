@@ -12,6 +12,7 @@ import tf_keras
 
 from featherfed.datasets.order import epoch_order
 from featherfed.proto.plan_terms import Loss, Optimizer
+from featherfed.tasks.arrays import is_on_disk, read
 from featherfed.tasks.task import TargetKind, Task, Values
 
 Inputs = Sequence[Values]
@@ -118,38 +119,44 @@ class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class _Batches:
-    """Makes the input of a fit: a tf.data pipeline whose functions are traced once."""
+    """Makes the input of a fit: a tf.data pipeline whose functions are traced once.
+
+    Examples in memory become tensors, of which it gathers each batch. Those on disk are read batch
+    by batch.
+    """
 
     def __init__(self, task: Task, output_shape: Sequence[int]) -> None:
         kind = task.target.kind
         stored = tf.int64 if kind is TargetKind.CLASS else tf.float32
         shape = () if kind is TargetKind.INPUT else task.target.shape
+        specs = [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs]
+        specs.append(tf.TensorSpec([None, *shape], stored))
+        orders = [tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([], tf.int64)]
 
-        def pipeline(inputs: Any, targets: Any, orders: Any, batch_size: Any) -> Any:
-            def load(chosen: Any) -> tuple[Any, Any]:
-                seen = see_batch(task, [tf.gather(values, chosen) for values in inputs])
-                answers = _answers(task, seen, tf.gather(targets, chosen), output_shape)
-                return (seen[0] if len(seen) == 1 else tuple(seen)), answers
+        def seen(batch: Sequence[Any]) -> tuple[Any, Any]:
+            """Return inputs and answers as the model and the loss take them."""
+            inputs = see_batch(task, batch[:-1])
+            answers = _answers(task, inputs, batch[-1], output_shape)
+            return (inputs[0] if len(inputs) == 1 else tuple(inputs)), answers
 
-            epochs_of_batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
-                lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        def gathered(arrays: Sequence[Any], orders: Any, batch_size: Any) -> Any:
+            return _pipeline(
+                orders, batch_size, lambda at: seen([tf.gather(values, at) for values in arrays])
             )
-            options = tf.data.Options()
-            # There is nothing to tune, and the tuner's thread sleeps up to a minute before it lets
-            # go of a pipeline that has ended.
-            options.autotune.enabled = False
-            return epochs_of_batches.map(load).prefetch(2).with_options(options)
 
-        self._stored = stored
-        self._pipeline = tf.function(
-            pipeline,
-            input_signature=[
-                [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs],
-                tf.TensorSpec([None, *shape], stored),
-                tf.TensorSpec([None, None], tf.int64),
-                tf.TensorSpec([], tf.int64),
-            ],
-        )
+        def loaded(orders: Any, batch_size: Any) -> Any:
+            def load(chosen: Any) -> tuple[Any, Any]:
+                batch = tf.numpy_function(self._read, [chosen], [spec.dtype for spec in specs])
+                for values, spec in zip(batch, specs, strict=True):
+                    values.set_shape(spec.shape)
+                return seen(batch)
+
+            return _pipeline(orders, batch_size, load)
+
+        self._stored = stored.as_numpy_dtype
+        self._gathered = tf.function(gathered, input_signature=[specs, *orders])
+        self._loaded = tf.function(loaded, input_signature=orders)
+        self._on_disk: list[Values] = []
 
     def of(
         self, inputs: Inputs, targets: Values | None, epochs: int, batch_size: int, seed: int
@@ -157,15 +164,34 @@ class _Batches:
         """Return all epochs as one dataset; bytes become floats batch by batch."""
         count = len(inputs[0])
         orders = np.stack([epoch_order(count, epoch, seed) for epoch in range(epochs)])
-        known = np.zeros(count) if targets is None else targets
+        known = np.zeros(count, self._stored) if targets is None else targets
+        arrays = [*inputs, known]
         # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
         with tf.device("/CPU:0"):
-            return self._pipeline(
-                [tf.constant(values) for values in inputs],
-                tf.constant(known.astype(self._stored.as_numpy_dtype)),
-                tf.constant(orders),
-                tf.constant(batch_size, tf.int64),
-            )
+            order = tf.constant(orders), tf.constant(batch_size, tf.int64)
+            if any(map(is_on_disk, arrays)):
+                self._on_disk = arrays
+                return self._loaded(*order)
+            arrays[-1] = known.astype(self._stored, copy=False)
+            return self._gathered([tf.constant(values) for values in arrays], *order)
+
+    def _read(self, chosen: Any) -> list[Values]:
+        """Return the inputs and targets of a batch of the examples on disk, int64 [n]."""
+        batch = [read(values, chosen) for values in self._on_disk]
+        batch[-1] = batch[-1].astype(self._stored, copy=False)
+        return batch
+
+
+def _pipeline(orders: Any, batch_size: Any, load: Callable[[Any], tuple[Any, Any]]) -> Any:
+    """Return the batches that `load` makes of the examples in the order of each epoch."""
+    batches = tf.data.Dataset.from_tensor_slices(orders).flat_map(
+        lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+    )
+    options = tf.data.Options()
+    # There is nothing to tune, and the tuner's thread sleeps up to a minute before it lets go of a
+    # pipeline that has ended.
+    options.autotune.enabled = False
+    return batches.map(load).prefetch(2).with_options(options)
 
 
 def see_batch(task: Task, inputs: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featherfed.tasks.arrays import PART, mapped
+from featherfed.tasks.arrays import mapped, read, rows_at_once
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.task import Input, Target, Task, Values
 
@@ -33,11 +33,17 @@ class FeatureSums:
     def of(cls, values: Values) -> FeatureSums:
         """Return the sums of float32 [N, ..., features], or [N] for a single feature."""
         width = values.shape[-1] if values.ndim > 1 else 1
-        total = cls(0.0, np.zeros(width), np.zeros(width))
-        for start in range(0, len(values), PART):
-            flat = values[start : start + PART].astype(np.float64).reshape(-1, width)
-            total += cls(float(len(flat)), flat.sum(axis=0), np.square(flat).sum(axis=0))
-        return total
+        # Distances from the first values are summed, which keeps digits where all are far from 0.
+        start = read(values, slice(0, 1)).astype(np.float64).reshape(-1, width)[0]
+        count, far, squares = 0, np.zeros(width), np.zeros(width)
+        rows = rows_at_once(values.shape[1:], np.float64)
+        for first in range(0, len(values), rows):
+            part = read(values, slice(first, first + rows)).astype(np.float64)
+            distances = part.reshape(-1, width) - start
+            count += len(distances)
+            far += distances.sum(axis=0)
+            squares += np.square(distances).sum(axis=0)
+        return cls(float(count), count * start + far, start * (count * start + 2.0 * far) + squares)
 
     def __add__(self, other: FeatureSums) -> FeatureSums:
         return FeatureSums(
@@ -60,8 +66,8 @@ class FeatureSums:
         mean = self.sums / self.count
         variance = np.maximum(self.squares / self.count - mean * mean, 0.0)
         deviation = np.sqrt(variance)
-        # Below this, a difference is rounding.
-        still = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-12)
+        # Below this, which is less than three steps of a float32, a difference is rounding.
+        still = deviation <= 3e-7 * np.maximum(np.abs(mean), 1e-12)
         deviation[still] = 1.0
         return FeatureScale(mean.astype(np.float32), deviation.astype(np.float32))
 

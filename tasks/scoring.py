@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from featherfed.tasks.arrays import read
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.losses import losses
 from featherfed.tasks.metrics import metric
@@ -121,7 +122,8 @@ def evaluate(
     """
     total = np.zeros(scoring.size)
     for start in range(0, len(inputs[0]), batch):
-        some = prepare([values[start : start + batch] for values in inputs])
-        wanted = None if targets is None else targets[start : start + batch]
+        rows = slice(start, start + batch)
+        some = prepare([read(values, rows) for values in inputs])
+        wanted = None if targets is None else read(targets, rows)
         total += scoring.sums(predict(some), some, wanted)
     return total

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featherfed.proto.plan_terms import Loss
+from featherfed.tasks.arrays import in_parts
 from featherfed.tasks.errors import TaskError
 
 Values = npt.NDArray[Any]
@@ -95,7 +96,7 @@ class Input:
         if self.dtype == "float32":
             _check_finite(values, f"input {self.name!r}")
         if self.dtype == "int32" and values.size:
-            low, high = int(values.min()), int(values.max())
+            low, high = _range(values)
             if low < 0 or high >= self.vocabulary:
                 raise TaskError(
                     f"input {self.name!r} holds tokens from {low} to {high}; the task's vocabulary "
@@ -184,7 +185,7 @@ class Target:
             _check_finite(values, "the target")
         elif values.size:
             top = len(self.class_names) if self.kind is TargetKind.CLASS else 2
-            low, high = int(values.min()), int(values.max())
+            low, high = _range(values)
             if low < 0 or high >= top:
                 raise TaskError(f"targets go from {low} to {high}; the task has 0 to {top - 1}")
 
@@ -272,6 +273,14 @@ class Task:
                     f"the target's columns give the shape {_shape_text(wanted)}, not "
                     f"{_shape_text(target.shape)}"
                 )
+        if target.columns and target.kind is TargetKind.CLASS and target.shape:
+            raise TaskError(
+                f"the target's column gives one class, [], not {_shape_text(target.shape)}"
+            )
+        if target.columns and target.kind is TargetKind.LABELS:
+            labels, columns = len(target.class_names), len(target.columns)
+            if labels != columns:
+                raise TaskError(f"{labels} labels are read from {labels} columns, not {columns}")
         if window and window.horizon and target.kind is not TargetKind.VALUES:
             raise TaskError("a horizon is for targets of kind values; leave it out")
 
@@ -481,11 +490,20 @@ def _check_shape(shape: Shape, where: str) -> None:
 
 
 def _check_finite(values: Values, where: str) -> None:
-    # The sum tells without an array of flags; it overflows only where values are absurd.
-    if values.size and not np.isfinite(values.sum(dtype=np.float64)):
-        at = np.argwhere(~np.isfinite(values))
-        place = f"example {at[0][0]}" if len(at) else "its sum"
-        raise TaskError(f"{where} is not finite at {place}; fill or drop missing values")
+    first = 0
+    for part in in_parts(values):
+        # The sum tells without an array of flags; it overflows only where values are absurd.
+        if part.size and not np.isfinite(part.sum(dtype=np.float64)):
+            at = np.argwhere(~np.isfinite(part))
+            place = f"example {first + at[0][0]}" if len(at) else "its sum"
+            raise TaskError(f"{where} is not finite ({place}); fill or drop missing values")
+        first += len(part)
+
+
+def _range(values: Values) -> tuple[int, int]:
+    """Return the least and the largest of integers."""
+    ends = [(int(part.min()), int(part.max())) for part in in_parts(values)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _shape_text(shape: Sequence[int]) -> str:

@@ -215,7 +215,8 @@ class EvaluationSettings(Section):
     """How models are evaluated: on a data set that the server has, or by the clients."""
 
     dataset: str | None = None
-    """The server's test set: digits, fashion-mnist or a folder. None: the server has no data."""
+    """The server's test set: digits, fashion-mnist or a folder; with a [task] also what clients
+    give as --data. None: the server has no data."""
     holdout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of its examples that each client keeps out of training and evaluates models on; by
     default 0.1 without a data set, and 0 with one."""
