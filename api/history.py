@@ -88,6 +88,11 @@ class History:
         return self._model.task
 
     @property
+    def scaling(self) -> Scaling:
+        """How the clients' data were standardised."""
+        return self._scaling
+
+    @property
     def scores(self) -> dict[str, list[Score]]:
         """Loss and metrics by name, a value for each round, as in the history of Keras' fit."""
         names = ("loss", *self.task.metrics)

@@ -62,6 +62,7 @@ def test_tables(prefix: str, task: str) -> None:
 
 
 @pytest.mark.slow  # trains the backbone that it starts from
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras 3's own
 def test_transfer_sends_the_head_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     history = run("transfer")
