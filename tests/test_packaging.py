@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -49,7 +50,8 @@ def test_a_wheel_built_through_the_sdist_imports_whole(tmp_path: Path) -> None:
     venv.create(clean)
     python = clean / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    clear = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", str(wheel)], check=True, env=clear)
     # The dependencies from here, but not this checkout: a path file inside a path is not read.
     (packages,) = clean.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
@@ -63,7 +65,9 @@ for path in paths:
     importlib.import_module('.'.join(['featherfed', *parts]))
 print(len(paths))
 """
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=False, env=clear
+    )
     assert done.returncode == 0, done.stderr
     packages_listed = (ROOT / "pyproject.toml").read_text("utf-8")
     folders = [
