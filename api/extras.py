@@ -33,6 +33,7 @@ EXTRAS = {
 WHOLE = {
     "serve": ("server", "tensorflow"),
     "simulate": ("server", "tensorflow"),
+    "Run": ("server", "tensorflow"),
     "sweep": ("sweep",),
     "demo": ("demo",),
 }

@@ -62,6 +62,10 @@ class Joined(NamedTuple):
     held: HeldModel
     directory: Path
 
+    def __str__(self) -> str:
+        digest = self.held.digest.hex()[:16]
+        return f"run finished; version {self.held.version} ({digest}) is in {self.directory}"
+
 
 def join_run(options: JoinOptions) -> Joined:
     """Take part in the run at the options' address until it is finished."""

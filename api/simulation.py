@@ -215,10 +215,7 @@ def _settings(
     *,
     has_test: bool,
 ) -> Settings:
-    from pydantic import ValidationError
-
-    from featherfed.server.errors import ServerError
-    from featherfed.server.settings.settings import Settings, explanation
+    from featherfed.server.settings.settings import settings_of
 
     evaluation: dict[str, Any] = {"dataset": "test" if has_test else None, "clients": 0}
     sections: dict[str, Mapping[str, Any]] = {
@@ -231,10 +228,7 @@ def _settings(
     values = {"name": "simulation", **given, **top}
     for section, own in sections.items():
         values[section] = {**own, **given.get(section, {})}
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise ServerError(explanation(error, Settings, "these settings", "settings")) from None
+    return settings_of(values)
 
 
 def _fitted(data: Dataset, task: Task) -> Dataset:

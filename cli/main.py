@@ -160,9 +160,7 @@ def join(address: str | None, **options: Any) -> None:
     from featherfed.api.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find_server
 
-    held, directory = join_run(JoinOptions(address or find_server(), **options))
-    digest = held.digest.hex()[:16]
-    click.echo(f"run finished; version {held.version} ({digest}) is in {directory}")
+    click.echo(join_run(JoinOptions(address or find_server(), **options)))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -49,7 +50,8 @@ def test_a_wheel_built_through_the_sdist_imports_whole(tmp_path: Path) -> None:
     venv.create(clean)
     python = clean / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    clear = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", str(wheel)], check=True, env=clear)
     # The dependencies from here, but not this checkout: a path file inside a path is not read.
     (packages,) = clean.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
@@ -59,20 +61,27 @@ import importlib, pathlib, featherfed
 assert 'clean' in folder.parts, folder
 paths = sorted(folder.rglob('*.py'))
 for path in paths:
-    parts = path.relative_to(folder).with_suffix('').parts
+    parts = [p for p in path.relative_to(folder).with_suffix('').parts if p != '__init__']
     importlib.import_module('.'.join(['featherfed', *parts]))
 print(len(paths))
 """
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=False, env=clear
+    )
     assert done.returncode == 0, done.stderr
     packages_listed = (ROOT / "pyproject.toml").read_text("utf-8")
-    here = [
-        path
+    folders = [
+        folder
         for folder in ROOT.iterdir()
         if folder.is_dir() and f'"featherfed.{folder.name}"' in packages_listed
-        for path in folder.rglob("*.py")
     ]
-    assert int(done.stdout) == len(here), "every module is in the wheel"
+    here = [path for folder in folders for path in folder.rglob("*.py")]
+    assert int(done.stdout) == 1 + len(here), "every module is in the wheel"
+    typed = {f"{folder.name}/py.typed" for folder in folders} | {"py.typed"}
+    assert typed <= {
+        p.relative_to(packages / "featherfed").as_posix()
+        for p in (packages / "featherfed").rglob("py.typed")
+    }
     assert (packages / "featherfed" / "report" / "run.html").exists()
     assert (packages / "featherfed" / "report" / "card.md").exists()
     assert (packages / "featherfed" / "server" / "storage" / "schema.sql").exists()

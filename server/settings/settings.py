@@ -434,13 +434,22 @@ def read_toml(path: Path, section: type[AnySection], what: str) -> AnySection:
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        raise ServerError(explanation(error, section, str(path), what)) from None
+        raise _unusable(error, section, str(path), what) from None
 
 
-def explanation(error: ValidationError, section: type[BaseModel], where: str, what: str) -> str:
-    """Return one line on each wrong key of what `where` holds."""
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """Return settings of nested values; raise ServerError that names each wrong key."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _unusable(error, Settings, "these settings", "settings") from None
+
+
+def _unusable(
+    error: ValidationError, section: type[BaseModel], where: str, what: str
+) -> ServerError:
     lines = [_explain(item, section, what) for item in error.errors()]
-    return "\n".join([f"{where} cannot be used:", *lines])
+    return ServerError("\n".join([f"{where} cannot be used:", *lines]))
 
 
 def _explain(item: Any, root: type[BaseModel], what: str) -> str:
