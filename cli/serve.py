@@ -20,6 +20,7 @@ from featherfed.cli.build import (
     load_evaluation_data,
     run_task,
 )
+from featherfed.cli.model_check import check_first_version, warn_of_missing_files
 from featherfed.cli.releases import build_releases
 from featherfed.cli.signals import stop_on_signal
 from featherfed.cli.training_step import offered_step
@@ -54,9 +55,12 @@ def serve_run(settings: Settings) -> int:
     store = Store(output / "run.db")  # first: fails early if the directory cannot be used
     try:
         served = _load(settings)
+        if store.runs.record() is None:
+            check_first_version(served, settings.seed)
+        warn_of_missing_files(served)
         lock = threading.Lock()
         coordinator = _coordinator(settings, store, served, lock)
-        artifacts = Artifacts(output, settings, store, coordinator, served)
+        artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
             finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock))
