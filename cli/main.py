@@ -94,14 +94,26 @@ def demo(**options: Any) -> None:
 @click.argument("run_file", type=PATH, metavar="RUN.toml")
 @click.option("--host", help="Instead of the run file's.")
 @click.option("--port", type=int, help="Instead of the run file's; 0: any.")
+@click.option(
+    "--rounds",
+    type=AT_LEAST_1,
+    help="Instead of the run file's; with more, a run goes on.",
+)
 @click.option("--credentials", type=PATH, metavar="DIR", help="What `featherfed certs init` made.")
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
 @logging_options
 @print_errors
 def serve(
-    run_file: Path, host: str | None, port: int | None, credentials: Path | None, insecure: bool
+    run_file: Path,
+    host: str | None,
+    port: int | None,
+    rounds: int | None,
+    credentials: Path | None,
+    insecure: bool,
 ) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was.
+
+    With more --rounds than it had, a run goes on, also one that has ended.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
@@ -111,7 +123,9 @@ def serve(
     from featherfed.server.settings.settings import load_settings
 
     # Before the imports below, which take seconds.
-    settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
+    loaded = load_settings(run_file)
+    loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
+    settings = serve_settings(loaded, host, port, credentials, insecure)
     with importing_tensorflow():
         from featherfed.cli.serve import serve_run
 
@@ -308,6 +322,34 @@ def report(directory: Path) -> None:
     path = render(directory)
     show_tables(directory)
     click.echo(f"report: {path}")
+
+
+@app.command()
+@click.argument("directory", type=PATH, metavar="DIR")
+@click.option("--version", metavar="N", help="Number or digest; default: the newest.")
+@click.option("--best", is_flag=True, help="The version with the best leading metric.")
+@click.option("--output", type=PATH, metavar="FOLDER", help="Default: DIR/versions/N.")
+@click.option(
+    "--kind", "kinds", multiple=True, help="int8, dynamic, float16 or float32; default: all."
+)
+@logging_options
+@print_errors
+def export(
+    directory: Path, version: str | None, best: bool, output: Path | None, kinds: tuple[str, ...]
+) -> None:
+    """Make the model files of any version of a run, which may be going on, or stopped.
+
+    DIR is the run's output directory.
+    """
+    if best and version is not None:
+        raise click.UsageError("--best and --version name two versions; drop one")
+    with importing_tensorflow():
+        from featherfed.cli.export import export_version
+        from featherfed.models.export import KINDS
+
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise click.UsageError(f"no kind {unknown[0]!r}; use {', '.join(KINDS)}")
+    click.echo(f"files: {export_version(directory, version, best, output, kinds or KINDS)}")
 
 
 @app.command()

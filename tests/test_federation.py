@@ -591,7 +591,7 @@ def test_a_server_that_is_not_there_is_said_plainly() -> None:
 
 def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     server = federation(rounds=1)
-    changed = server.settings.model_copy(update={"rounds": 2})
+    changed = server.settings.model_copy(update={"seed": 2})
     with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
         Coordinator(
             changed,

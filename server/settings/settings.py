@@ -393,6 +393,18 @@ class Settings(Section):
             min_updates=self.rule.min_updates, over_selection=c.over_selection,
         )  # fmt: skip
 
+    def wanting_rounds(self, rounds: int) -> Settings:
+        """Return the settings with another number of rounds; raise ServerError if that cannot be.
+
+        A run that has begun goes on by `with_rounds`.
+        """
+        values = self.model_dump(exclude={"evaluation": {"every_client"}})
+        try:
+            return Settings.model_validate({**values, "rounds": rounds})
+        except ValidationError as error:
+            why = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+            raise ServerError(f"{rounds} rounds: {why}") from None
+
     def with_rounds(self, total: TotalRounds) -> Settings:
         """Return the settings of a run whose number of rounds is, or was raised to, `total`.
 
