@@ -154,6 +154,11 @@ def serve(
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
+@click.option("--stay", is_flag=True, help="After a run's end, wait for the server's next run.")
+@click.option("--reread", is_flag=True, help="Read the data anew before each round: they grow.")
+@click.option(
+    "--evaluate", metavar="DATA", help="Evaluate on these instead of on a share of the data."
+)
 @credentials_option
 @insecure_option
 @logging_options
@@ -163,6 +168,9 @@ def join(address: str | None, **options: Any) -> None:
 
     Without HOST:PORT, the server is looked for in the local network.
 
+    With --stay it never ends by itself: it takes part in each run that the server serves, and looks
+    for one every minute.
+
     It may be ended at any moment and started again. Exit status: 0 after the run's end, 1 after an
     error, 130 after Ctrl-C, 143 after SIGTERM.
     """
@@ -171,7 +179,9 @@ def join(address: str | None, **options: Any) -> None:
     from featherfed.cli.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find_server
 
-    join_run(JoinOptions(address or find_server(), **options))
+    if not address and not options["stay"]:
+        address = find_server()
+    join_run(JoinOptions(address or None, **options))
 
 
 @app.command()

@@ -345,7 +345,7 @@ def test_a_full_disk_refuses_and_loses_nothing(
         ({"last_value": np.nan}, "NON_FINITE"),
         ({"last_value": np.finfo(np.float32).max}, "OUT_OF_RANGE"),
         ({"num_examples": 0}, "BAD_EXAMPLE_COUNT"),
-        ({"num_examples": 101}, "BAD_EXAMPLE_COUNT"),
+        ({"num_examples": 10**8 + 1}, "BAD_EXAMPLE_COUNT"),
         ({"version": 7}, "WRONG_VERSION"),
         ({"round": 2}, "LATE"),
         ({"size": 3}, "MALFORMED"),
