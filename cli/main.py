@@ -14,7 +14,7 @@ from featherfed.cli import log
 from featherfed.cli.commandline import Group, logging_options, print_errors
 from featherfed.cli.signals import end_on_sigterm
 from featherfed.edge_client.platform import check_platform
-from featherfed.models.importing import importing_tensorflow
+from featherfed.models.importing import importing_tensorflow, without_noise
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
@@ -374,7 +374,8 @@ def predict(model: Path, data: tuple[Path, ...]) -> None:
     log.set_up(False)
     from featherfed.cli import predict as command
 
-    command.predict(model, list(data))
+    with without_noise():
+        command.predict(model, list(data))
 
 
 @app.command()
