@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,21 @@ import numpy as np
 
 from featherfed.api.build import Served, representative
 from featherfed.api.extras import explained
+from featherfed.api.failures import Failures
 from featherfed.api.machine import machine
 from featherfed.api.metrics_file import MetricsFile
+from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
-from featherfed.models.errors import ModelError
-from featherfed.models.export import KINDS, ModelFiles
+from featherfed.models.export import KINDS, ModelFiles, tflite_name
 from featherfed.models.measure import measure
-from featherfed.report.schema import ReportError
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import Values
 
 log = logging.getLogger(__name__)
 
@@ -110,71 +112,118 @@ class Artifacts:
         """
         log.info("exporting the final model")
         weights = self._coordinator.newest_weights()
-        self._model.set_weights(weights)
-        scaling = self._coordinator.scaling() or Scaling.none(self._model.task)
-        examples = representative(self._served, scaling)
-        files = ModelFiles(self._model, self._directory, examples, scaling)
-        log.info("the model: %s", files.write_keras())
-        failed: list[dict[str, str]] = []
-        models = measure_models(_tflite_files(files, failed), self._served.test)
+        failures = Failures()
+        models, calibrated = self._write_models(weights, failures)
+        self._write_pictures_if_any(failures)
         log.info("making the report")
         sparsity = sparsity_of(self._model.manifest, weights)
         final = metrics.final(self._store, self._settings, self._model.task, sparsity, models)
-        final["num_calibration_examples"] = len(examples[0]) if self._served.calibration else 0
-        final["failed"] = failed
+        final["num_calibration_examples"] = calibrated
+        final["failed"] = list(failures.rows)
         self._write_all_metrics({"final": final})
-        if self._served.test is not None and self._model.task.is_images:
-            self._write_pictures(self._served.test)
-        self._make_report()
+        self._make_report(failures)
+        if failures.rows != final["failed"]:
+            self._write_all_metrics({"final": {**final, "failed": failures.rows}})
 
-    def _make_report(self) -> None:
+    def _make_report(self, failures: Failures) -> None:
         try:
             from featherfed.report.render import render
         except ModuleNotFoundError as error:  # the extra `server` alone needs no pictures
             log.warning("no report: %s", explained(error, "report"))
             return
-        try:
+        with failures.noted("report.html"):
             log.info("report: %s", render(self._directory))
-        except ReportError as error:
-            if isinstance(error.__cause__, OSError):  # a full disk: the caller tries again
-                raise error.__cause__ from None
-            log.warning("no report: %s", error)
 
-    def _write_pictures(self, test: Dataset) -> None:
-        names = test.class_names
-        by_class = [np.flatnonzero(test.labels == c) for c in range(len(names))]
-        count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class))
+    def _write_models(
+        self, weights: Sequence[Array], failures: Failures
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Write the files of the model with these weights, measured.
+
+        Return `models` of metrics.json, and how many examples gave int8 its ranges.
+        """
+        self._model.set_weights(weights)
+        scaling = self._coordinator.scaling() or Scaling.none(self._model.task)
+        examples = representative(self._served, scaling)
+        rows: list[dict[str, Any]] = []
+        with failures.noted("the Keras file"):
+            files = ModelFiles(self._model, self._directory, examples, scaling)
+            log.info("the model: %s", files.write_keras())
+            made = tflite_files(files, self._directory, KINDS, failures)
+            rows = measure_models(made, self._served.test, failures)
+        return rows, 0 if examples is None else len(examples[0])
+
+    def _write_pictures_if_any(self, failures: Failures) -> None:
+        test = self._served.test
+        if test is None or not self._model.task.is_images:
+            return
+        path = self._directory / "pictures.npz"
+        with failures.noted(path.name):
+            path.unlink(missing_ok=True)  # of fewer rounds
+            self._write_pictures(path, test)
+
+    def _write_pictures(self, path: Path, test: Dataset) -> None:
         last = self._store.versions.newest_scores().version
         updates = [u for u in self._store.journal.updates(last) if u.prediction]
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
         predictions.append(self._model.predict([test.images[:1]])[0].tolist())
-        with replacing(self._directory / "pictures.npz") as file:
+        with replacing(path) as file:
             np.savez_compressed(
                 file,
-                samples=np.stack([test.images[indices[:count]] for indices in by_class]),
-                class_names=np.array(names),
+                samples=_samples(test),
+                class_names=np.array(test.class_names),
                 image=test.images[0],
                 image_label=test.labels[0],
                 predictor_names=np.array([*(u.client for u in updates), "global"]),
-                predictions=np.array(predictions, np.float32),
+                predictions=_by_class(np.array(predictions, np.float32), test.num_classes),
             )
 
 
-def _tflite_files(files: ModelFiles, failed: list[dict[str, str]]) -> Iterator[Path]:
-    """Yield each TFLite file once it is there; note in `failed` those that cannot be made."""
-    for kind in KINDS:
-        try:
-            yield files.write_tflite(kind)
-        except ModelError as error:
-            log.warning("model_%s.tflite cannot be made: %s", kind, error)
-            failed.append({"file": f"model_{kind}.tflite", "why": str(error)})
+def _samples(test: Dataset) -> Values:
+    """Return a few pictures of each class, uint8 [classes, m, H, W, C]; white where it lacks some.
+
+    m is what the rarest class has that has any.
+    """
+    by_class = [np.flatnonzero(test.labels == c) for c in range(test.num_classes)]
+    count = min(SAMPLES_PER_CLASS, *(len(indices) for indices in by_class if len(indices)))
+    samples = np.full((len(by_class), count, *test.input_shape), 255, np.uint8)
+    for number, indices in enumerate(by_class):
+        if len(indices):
+            samples[number] = test.images[indices[:count]]
+    return samples
 
 
-def measure_models(paths: Iterable[Path], test: Dataset | None) -> list[dict[str, Any]]:
+def _by_class(answers: Values, num_classes: int) -> Values:
+    """Return answers [N, classes], also of a model that gives the second one's probability."""
+    if answers.shape[1] == num_classes:
+        return answers
+    return np.concatenate([1.0 - answers, answers], axis=1)
+
+
+def tflite_files(
+    files: ModelFiles, folder: Path, kinds: Sequence[str], failures: Failures
+) -> Iterator[Path]:
+    """Yield each TFLite file once it is there; note those that cannot be made, and delete old ones.
+
+    `folder`: that of the files.
+    """
+    for kind in kinds:
+        name, path = tflite_name(kind), None
+        with failures.noted(name):
+            path = files.write_tflite(kind)
+        if path is not None:
+            yield path
+        else:
+            (folder / name).unlink(missing_ok=True)  # of another version
+
+
+def measure_models(
+    paths: Iterable[Path], test: Dataset | None, failures: Failures | None = None
+) -> list[dict[str, Any]]:
     """Return `final.models` of metrics.json: each .tflite file measured on the whole test set.
 
-    One at a time, while `paths` makes the next one: another core than this process's measures.
+    One at a time, while `paths` makes the next one: another core than this process's measures. A
+    file that cannot be measured has its size alone. Without `failures`, its ModelError is raised.
     """
     if os.cpu_count() == 1:
         paths = list(paths)  # making files would slow the one down that is measured
@@ -185,17 +234,19 @@ def measure_models(paths: Iterable[Path], test: Dataset | None) -> list[dict[str
         data = None if test is None else Path(scratch) / "test.npz"
         if test is not None and data is not None:
             test.save(data)
-        rows = [pool.submit(_measured, path, data) for path in paths]
+        rows = [pool.submit(_measured, path, data, failures) for path in paths]
     return [row.result() for row in rows]
 
 
-def _measured(path: Path, data: Path | None) -> dict[str, Any]:
+def _measured(path: Path, data: Path | None, failures: Failures | None) -> dict[str, Any]:
     log.info("measuring %s", path.name)
     content = path.read_bytes()
-    return {
+    row = {
         "file": path.name,
         "kind": path.stem.removeprefix("model_"),
         "bytes": len(content),
         "gzip_bytes": len(gzip.compress(content, 9)),
-        **asdict(measure(path, data)),
     }
+    with nullcontext() if failures is None else failures.noted(f"a measurement of {path.name}"):
+        row.update(asdict(measure(path, data)))
+    return row

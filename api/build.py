@@ -17,7 +17,6 @@ from featherfed.datasets.sources import load_train_test
 from featherfed.models.method import Optimization
 from featherfed.models.model_files import LoadedModel, load_model
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import noise
 from featherfed.models.zoo import build
 from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.errors import ServerError
@@ -129,10 +128,10 @@ def calibration_set(train: Dataset) -> Dataset:
     return train.take(np.linspace(0, len(train) - 1, count).astype(np.int64))
 
 
-def representative(served: Served, scaling: Scaling) -> list[Values]:
-    """Return prepared inputs for int8's ranges: the server's, or noise if it has no data."""
+def representative(served: Served, scaling: Scaling) -> list[Values] | None:
+    """Return prepared inputs of the server's for int8's ranges, None if it has no data."""
     if served.calibration is None:
-        return noise(served.model.task, CALIBRATION_EXAMPLES)
+        return None
     return scaling.prepare(served.calibration.inputs)
 
 

@@ -94,8 +94,8 @@ class Client:
                 self._give_up_after,
                 self._credentials,
                 self._insecure,
-                self._trainer,
-                progress,
+                trainer=self._trainer,
+                progress=progress,
             )
             return join_run(options).held
         except ModuleNotFoundError as error:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featherfed.api.build import Served, representative
+from featherfed.models.errors import ModelError
 from featherfed.models.export import KINDS, ModelFiles
+from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.errors import Refused
 from featherfed.server.transfers.releases import Releases
 from featherfed.tasks.scaling import Scaling
 
@@ -42,6 +45,9 @@ def _maker(
             model.set_weights(weights)
             scaling = coordinator.scaling() or Scaling.none(model.task)
             files = ModelFiles(model, output, representative(served, scaling), scaling)
-            return version, files.tflite(kind)
+            try:
+                return version, files.tflite(kind)
+            except ModelError as error:
+                raise Refused(pb.MISSING_CAPABILITY, str(error)) from error
 
     return make

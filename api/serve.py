@@ -21,6 +21,7 @@ from featherfed.api.build import (
     run_task,
 )
 from featherfed.api.control import Observer, Outcome
+from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.releases import build_releases
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
@@ -57,8 +58,11 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         lock = TENSORFLOW_LOCK
         with lock:
             served = _load(settings)
+            if store.runs.record() is None:
+                check_first_version(served, settings.seed)
+            warn_of_missing_files(served)
             coordinator = _coordinator(settings, store, served, lock)
-        artifacts = Artifacts(output, settings, store, coordinator, served)
+        artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
             finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from pathlib import Path
 
-from featherfed.compression.files import write_whole
+from featherfed.api.cache import Cache, cache_key
 from featherfed.exporter.errors import ExportError
 from featherfed.exporter.training_step import (
     VERSION,
@@ -25,49 +22,34 @@ log = logging.getLogger(__name__)
 def offered_step(model: FederatedModel, settings: Settings) -> ExportedStep:
     """Return the training step for clients without TensorFlow, or why there is none.
 
-    An exported step is kept in the user's cache, under a hash of everything it depends on.
+    Either is kept in the user's cache, under a hash of everything it depends on.
     """
     options = TrainingStepOptions(settings.training.batch_size, settings.training.optimizer)
-    inputs = (
-        f"{VERSION} {tf_version()} {options} {model.optimization} {model.task.as_dict()} "
-        f"{model.model_json}"
+    key = cache_key(
+        VERSION, tf_version(), options, model.optimization, model.task.as_dict(), model.model_json
     )
-    folder, key = _cache_folder() / "steps", hashlib.sha256(inputs.encode()).hexdigest()[:32]
-    content = _load(folder, key)
+    step = _known(key)
+    if step is None:
+        step = _export(model, options)
+        if step.content:
+            Cache("step").save(key, step.content)
+        else:
+            Cache("verdict").save(key, step.missing.encode())
+    if not step.content:
+        log.warning("no LiteRT clients in this run: %s", step.missing)
+    return step
+
+
+def _known(key: str) -> ExportedStep | None:
+    content = Cache("step").load(key)
     if content is not None:
         return ExportedStep(content)
+    why = Cache("verdict").load(key)
+    return None if why is None else ExportedStep(missing=why.decode())
+
+
+def _export(model: FederatedModel, options: TrainingStepOptions) -> ExportedStep:
     try:
-        content = export_training_step(model, options)
+        return ExportedStep(export_training_step(model, options))
     except ExportError as error:
-        log.warning("no LiteRT clients in this run: %s", error)
         return ExportedStep(missing=str(error))
-    try:
-        _save(folder, key, content)
-    except OSError as error:
-        log.warning("the training step is exported anew at every start: %s", error)
-    return ExportedStep(content)
-
-
-def _load(folder: Path, key: str) -> bytes | None:
-    """Return the undamaged content cached under `key`, None if there is none.
-
-    A file's name ends in its content's digest.
-    """
-    for path in folder.glob(f"{key}-*.step"):
-        content = path.read_bytes()
-        if path.stem == f"{key}-{_digest(content)}":
-            return content
-    return None
-
-
-def _save(folder: Path, key: str, content: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{key}-{_digest(content)}.step", content)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featherfed"

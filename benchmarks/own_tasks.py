@@ -34,9 +34,9 @@ from examples.tables import example as tables  # noqa: E402
 from examples.text import example as text  # noqa: E402
 from examples.transfer import example as transfer  # noqa: E402
 from examples.watch import example as watch  # noqa: E402
-from featherfed.cli.build import KerasEvaluator  # noqa: E402
-from featherfed.cli.machine import machine  # noqa: E402
-from featherfed.cli.training_step import offered_step  # noqa: E402
+from featherfed.api.build import KerasEvaluator  # noqa: E402
+from featherfed.api.machine import machine  # noqa: E402
+from featherfed.api.training_step import offered_step  # noqa: E402
 from featherfed.compression.exchange.initial_weights import initial_weights  # noqa: E402
 from featherfed.compression.exchange.manifest import Manifest  # noqa: E402
 from featherfed.datasets.dataset import Dataset, DatasetError  # noqa: E402

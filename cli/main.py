@@ -14,7 +14,7 @@ from featherfed.api.signals import end_on_sigterm
 from featherfed.cli import log
 from featherfed.cli.commandline import Group, logging_options, print_errors
 from featherfed.edge_client.platform import check_platform
-from featherfed.models.importing import importing_tensorflow
+from featherfed.models.importing import importing_tensorflow, without_noise
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
@@ -94,14 +94,26 @@ def demo(**options: Any) -> None:
 @click.argument("run_file", type=PATH, metavar="RUN.toml")
 @click.option("--host", help="Instead of the run file's.")
 @click.option("--port", type=int, help="Instead of the run file's; 0: any.")
+@click.option(
+    "--rounds",
+    type=AT_LEAST_1,
+    help="Instead of the run file's; with more, a run goes on.",
+)
 @click.option("--credentials", type=PATH, metavar="DIR", help="What `featherfed certs init` made.")
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
 @logging_options
 @print_errors
 def serve(
-    run_file: Path, host: str | None, port: int | None, credentials: Path | None, insecure: bool
+    run_file: Path,
+    host: str | None,
+    port: int | None,
+    rounds: int | None,
+    credentials: Path | None,
+    insecure: bool,
 ) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was.
+
+    With more --rounds than it had, a run goes on, also one that has ended.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
@@ -111,7 +123,9 @@ def serve(
     from featherfed.server.settings.settings import load_settings
 
     # Before the imports below, which take seconds.
-    settings = serve_settings(load_settings(run_file), host, port, credentials, insecure)
+    loaded = load_settings(run_file)
+    loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
+    settings = serve_settings(loaded, host, port, credentials, insecure)
     with importing_tensorflow():
         from featherfed.api.serve import serve_run
 
@@ -143,6 +157,11 @@ def serve(
 @click.option("--pause-above", type=float, metavar="CELSIUS", help="Rest while the device is hot.")
 @click.option("--pause-on-battery", is_flag=True, help="Rest while there is no mains power.")
 @click.option("--give-up-after", type=float, default=3600.0, help="Seconds without a server.")
+@click.option("--stay", is_flag=True, help="After a run's end, wait for the server's next run.")
+@click.option("--reread", is_flag=True, help="Read the data anew before each round: they grow.")
+@click.option(
+    "--evaluate", metavar="DATA", help="Evaluate on these instead of on a share of the data."
+)
 @credentials_option
 @insecure_option
 @logging_options
@@ -152,6 +171,9 @@ def join(address: str | None, **options: Any) -> None:
 
     Without HOST:PORT, the server is looked for in the local network.
 
+    With --stay it never ends by itself: it takes part in each run that the server serves, and looks
+    for one every minute.
+
     It may be ended at any moment and started again. Exit status: 0 after the run's end, 1 after an
     error, 130 after Ctrl-C, 143 after SIGTERM.
     """
@@ -160,7 +182,9 @@ def join(address: str | None, **options: Any) -> None:
     from featherfed.api.join import JoinOptions, join_run
     from featherfed.edge_client.discovery import find_server
 
-    click.echo(join_run(JoinOptions(address or find_server(), **options)))
+    if not address and not options["stay"]:
+        address = find_server()
+    click.echo(join_run(JoinOptions(address or None, **options)))
 
 
 @app.command()
@@ -314,6 +338,34 @@ def report(directory: Path) -> None:
 
 
 @app.command()
+@click.argument("directory", type=PATH, metavar="DIR")
+@click.option("--version", metavar="N", help="Number or digest; default: the newest.")
+@click.option("--best", is_flag=True, help="The version with the best leading metric.")
+@click.option("--output", type=PATH, metavar="FOLDER", help="Default: DIR/versions/N.")
+@click.option(
+    "--kind", "kinds", multiple=True, help="int8, dynamic, float16 or float32; default: all."
+)
+@logging_options
+@print_errors
+def export(
+    directory: Path, version: str | None, best: bool, output: Path | None, kinds: tuple[str, ...]
+) -> None:
+    """Make the model files of any version of a run, which may be going on, or stopped.
+
+    DIR is the run's output directory.
+    """
+    if best and version is not None:
+        raise click.UsageError("--best and --version name two versions; drop one")
+    with importing_tensorflow():
+        from featherfed.api.export import export_version
+        from featherfed.models.export import KINDS
+
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise click.UsageError(f"no kind {unknown[0]!r}; use {', '.join(KINDS)}")
+    click.echo(f"files: {export_version(directory, version, best, output, kinds or KINDS)}")
+
+
+@app.command()
 @click.argument("model", type=PATH, metavar="MODEL.tflite")
 @click.argument("data", type=PATH, nargs=-1, metavar="[DATA]...")
 @print_errors
@@ -326,7 +378,8 @@ def predict(model: Path, data: tuple[Path, ...]) -> None:
     log.set_up(False)
     from featherfed.cli import predict as command
 
-    command.predict(model, list(data))
+    with without_noise():
+        command.predict(model, list(data))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featherfed.datasets.dataset import Dataset
-from featherfed.datasets.order import held_out_examples
+from featherfed.datasets.order import held_out_by_content, held_out_examples
 from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.arrays import in_parts, read
 from featherfed.tasks.message import statistics_message
@@ -27,16 +27,30 @@ class Examples:
     given_scaling: Scaling | None = None
 
     @classmethod
-    def of(cls, task: Task, data: Dataset, share: float, client: str) -> Examples:
+    def of(
+        cls,
+        task: Task,
+        data: Dataset,
+        share: float,
+        client: str,
+        evaluation: Dataset | None = None,
+        growing: bool = False,
+    ) -> Examples:
         """Return a client's examples, of which it holds out a `share` from 0 to below 1.
 
-        The same client holds out the same ones each time. Raises DatasetError for data that do not
-        fit the task, or too few to hold any out.
+        The same client holds out the same ones each time; if they are `growing`, none that it has
+        trained on. `evaluation`: examples that take the place of a share. Raises DatasetError for
+        data that do not fit the task, or too few to hold any out.
         """
         data = data.fit(task)
         if not share:
             return cls(task, data)
-        kept, held_out = held_out_examples(len(data), share, client, data.ordered)
+        if evaluation is not None:
+            return cls(task, data, evaluation.fit(task))
+        if growing and not data.ordered:
+            kept, held_out = held_out_by_content(data.inputs, share, client)
+        else:
+            kept, held_out = held_out_examples(len(data), share, client, data.ordered)
         return cls(task, data.take(kept), data.take(held_out))
 
     def summary(self) -> pb.DataSummary:

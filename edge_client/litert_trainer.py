@@ -63,6 +63,10 @@ class LitertTrainer:
         """Standardise the data by `scaling` from now on."""
         self._examples = self._examples.scaled(scaling)
 
+    def set_examples(self, examples: Examples) -> None:
+        """Train and evaluate on other examples from now on, standardised as the former ones."""
+        self._examples = examples.scaled(self._examples.scaling)
+
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
         step, examples = self._step, self._examples

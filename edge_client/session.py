@@ -71,11 +71,14 @@ class Session:
         transport: Transport,
         make_trainer: MakeTrainer,
         make_state: Callable[[str], ClientState],
+        renew: Callable[[Trainer], int] | None = None,
     ) -> None:
+        """`renew`: gives a trainer the newest data before each round, and returns their number."""
         self._profile = profile
         self._transport = transport
         self._make_trainer = make_trainer
         self._make_state = make_state
+        self._renew = renew
 
     def run(self) -> HeldModel:
         """Take part until the run is finished; return the final model.
@@ -118,7 +121,7 @@ class Session:
             scaling,
             evaluation,
             UpdateSender(transport, session, state),
-            self._profile.data.num_examples,
+            self._num_examples(trainer),
         )
         beat = partial(transport.heartbeat, session)
         while True:
@@ -144,6 +147,11 @@ class Session:
                 log.warning("the task is out of date, asking for the next one: %s", error)
             if time.monotonic() - began < _SHORT_POLL:
                 time.sleep(random.uniform(1, 2) * _SHORT_POLL)
+
+    def _num_examples(self, trainer: Trainer) -> Callable[[], int]:
+        """Return what gives the number of examples that the next round is trained on."""
+        renew, number = self._renew, self._profile.data.num_examples
+        return (lambda: number) if renew is None else partial(renew, trainer)
 
     def _join_request(self) -> pb.JoinRequest:
         profile = self._profile
@@ -181,8 +189,9 @@ class TaskHandler:
         scaling: OwnScaling,
         evaluation: OwnEvaluation,
         sender: UpdateSender,
-        num_examples: int,
+        num_examples: Callable[[], int],
     ) -> None:
+        """`num_examples`: called before each round; how many it is trained on."""
         self._manifest = manifest
         self._seed = seed
         self._state = state
@@ -224,10 +233,11 @@ class TaskHandler:
                 f"the server wants a codec that is {UNKNOWN_HERE}: {error}"
             ) from error
         self._scaling.take(task)
+        num_examples = self._num_examples()
         held = self._model.catch_up(task.version, task.digest)
         before = self._evaluation.of(held.weights)
         start = start_round(self._manifest, held.weights, task.sparsity)
-        log.info("round %d: training on %d examples", task.round, self._num_examples)
+        log.info("round %d: training on %d examples", task.round, num_examples)
         trained = self._trainer.train(start.complete(start.weights), task)
         update = subtract(start.changed_of(trained.weights), start.weights)
         round_ = start.context(self._seed, task.round, task.slots, held.allocation)
@@ -249,7 +259,7 @@ class TaskHandler:
         return PendingUpdate(
             task.round,
             task.version,
-            self._num_examples,
+            num_examples,
             trained.loss,
             encoded.payload,
             None if encoded.residual is None else encoded.target,

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.edge_client.examples import Examples
 from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.scoring import Sums
@@ -33,6 +34,13 @@ class Trainer(Protocol):
 
     def evaluate(self, weights: Sequence[Array]) -> Sums | None:
         """Return the sums (tasks/scoring.py) on the held-out examples, None if there are none."""
+
+
+class RenewableTrainer(Trainer, Protocol):
+    """A trainer whose data may be replaced, as they grow."""
+
+    def set_examples(self, examples: Examples) -> None:
+        """Train and evaluate on other examples from now on, standardised as the former ones."""
 
 
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]

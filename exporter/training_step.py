@@ -24,6 +24,7 @@ from featherfed.exporter.losses import example_losses
 from featherfed.exporter.ops import Tensor
 from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import is_quantizing, run_quantized
+from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto.plan_terms import Loss, Optimizer
 from featherfed.proto.step_file import join_step
@@ -274,7 +275,8 @@ def _convert(function: Any, signature: str, what: str) -> bytes:
         converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=[signature])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
-            return bytes(converter.convert())
+            with without_noise():
+                return bytes(converter.convert())
         except Exception as error:  # the converter raises its own kinds, without a public base
             raise ExportError(
                 f"{what}: TFLite has no operators for its training step ({str(error)[:200]}); use "

@@ -14,8 +14,10 @@ for them. The Keras file keeps them as they were.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.models.errors import ModelError
 from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import FileTask, with_task
+from featherfed.models.tflite import FileTask, noise, with_task
 from featherfed.models.training import Inputs
 from featherfed.models.unrolling import unrolled
 from featherfed.models.wrapping import quantize_scope
@@ -36,37 +38,47 @@ from featherfed.tasks.task import Task
 
 KINDS = ("float32", "float16", "dynamic", "int8")
 """The TFLite kinds; each is written as model_<kind>.tflite."""
+VERSION = 1
+"""Raised whenever the same model would be converted in another way: part of the key of what is
+remembered of a model."""
+NO_RANGES = (
+    "nobody knows the ranges of its values, since the server has no examples; give [evaluation] "
+    'dataset, or train with [optimization] method = "qat", which learns them'
+)
+"""Why there is no int8 file, and what to do."""
 
 _SAMPLES = 200
+_REASON = 300
+"""Most characters of the converter's reason in an error."""
 
 
 class ModelFiles:
     """Writes the files of a model with its present weights, each whole or not at all.
 
-    `representative` are prepared inputs [N, ...] from which int8 takes its ranges (a
-    quantization-aware model has its own, but the converter asks all the same); at most 200 of them
-    are used. The task and `scaling` go into every TFLite file.
+    `representative` are prepared inputs [N, ...] from which int8 takes its ranges; at most 200 of
+    them are used. None: there are none, so only a quantization-aware model, which has ranges of its
+    own, gives an int8 file. The task and `scaling` go into every TFLite file.
     """
 
     def __init__(
         self,
         model: FederatedModel,
         folder: str | Path,
-        representative: Inputs,
+        representative: Inputs | None,
         scaling: Scaling | None = None,
     ) -> None:
-        if not len(representative[0]):
+        if representative is not None and not len(representative[0]):
             raise ValueError("the int8 kind needs some representative examples")
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._quantizes = model.optimization.method.quantizes
-        self._plain, self._finished = unrolled(model.plain()), model.finished()
+        self._model, self._finished = model, model.finished()
         self._task = model.task
         self._representative = representative
         self._scaling = scaling or Scaling.none(model.task)
 
     def write_keras(self) -> Path:
         """Write model.keras, or model.h5 for the quantizing methods; `load_keras` reads both."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         return _save(self._finished, self._folder, self._quantizes)
 
     def write_tflite(self, kind: str) -> Path:
@@ -74,22 +86,44 @@ class ModelFiles:
 
         Raises ValueError for class names that are not one line each.
         """
-        path = self._folder / f"model_{kind}.tflite"
-        write_whole(path, self.tflite(kind))
+        path = self._folder / tflite_name(kind)
+        content = self.tflite(kind)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
         return path
 
     def tflite(self, kind: str) -> bytes:
         """Return what `write_tflite` writes."""
+        examples: Inputs = ()
+        if kind == "int8":
+            examples = self._ranges_from()
         keras = self._finished if kind == "int8" and self._quantizes else self._plain
         names = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
         described = FileTask(self._task, self._scaling, names)
-        return with_task(_convert(keras, kind, self._task, self._representative), described)
+        return with_task(_convert(keras, kind, self._task, examples), described)
+
+    @cached_property
+    def _plain(self) -> Any:
+        return unrolled(self._model.plain())
+
+    def _ranges_from(self) -> Inputs:
+        """Return the examples that int8 is made with; raise ModelError if there are none."""
+        if self._representative is not None:
+            return self._representative
+        if not self._quantizes:
+            raise ModelError(NO_RANGES)
+        return noise(self._task, 1)  # the converter asks for some, and takes nothing from them
+
+
+def tflite_name(kind: str) -> str:
+    """Return the name of the file of a TFLite kind."""
+    return f"model_{kind}.tflite"
 
 
 def export(
     model: FederatedModel,
     folder: str | Path,
-    representative: Inputs,
+    representative: Inputs | None,
     scaling: Scaling | None = None,
 ) -> list[Path]:
     """Write all files of a model (see ModelFiles); return their paths, TFLite kinds first."""
@@ -134,11 +168,17 @@ def _convert(keras: Any, kind: str, task: Task, representative: Inputs) -> bytes
         try:
             return bytes(converter.convert())
         except Exception as error:  # the converter raises its own kinds, without a public base
-            why = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"TFLite has no {kind} form of this model ({why}); use the Keras file, or other "
-                "layers"
-            ) from error
+                f"TFLite has no {kind} form of this model ({_reason(error)}); use the Keras file, "
+                "or other layers"
+            ) from None  # what the converter says else fills pages
+
+
+def _reason(error: Exception) -> str:
+    """Return the first cause that the converter names, in one line."""
+    text = str(error)
+    named = re.search(r"error: (.+)", text)
+    return " ".join((named[1] if named else text or type(error).__name__).split())[:_REASON]
 
 
 def _samples(keras: Any, task: Task, inputs: Inputs) -> Callable[[], Iterator[Any]]:

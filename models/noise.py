@@ -13,6 +13,9 @@ NOISE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called"
     rb"|I\d{4} .*\b(port|cudart_stub)\.cc:\d+\] "  # oneDNN is used, and there is no GPU
     rb"|fully_quantize: \d+, inference_type: "
+    rb"|INFO: (Created|Initialized) TensorFlow Lite "
+    # LLVM's of a failed conversion, hundreds of kB; the exception names the cause.
+    rb"|loc\(|<unknown>:\d+: |(\S+:\d+:\d+: )?(error|note): "
 )
 """How a line begins that says nothing: TF_CPP_MIN_LOG_LEVEL does not silence these."""
 

@@ -45,7 +45,9 @@ def model_card(run: RunReport) -> str:
     machine = dict(run.machine)
     models = run.final.models
     up, down = run_flows(run)
-    from_noise = run.final.num_calibration_examples == 0
+    quantizes = "qat" in str(settings.get("optimize", ""))
+    # Older versions made int8 files of runs without data all the same.
+    from_noise = run.final.num_calibration_examples == 0 and not quantizes
     return fill_markdown(
         "card.md",
         {
@@ -77,7 +79,7 @@ def model_card(run: RunReport) -> str:
         runtimes=sorted({model.runtime for model in models if model.runtime}),
         from_noise=from_noise and "int8" in {model.kind for model in models},
         standardized=run.task.target.standardize or any(i.standardize for i in run.task.inputs),
-        quantizes="qat" in settings.get("optimize", ""),
+        quantizes=quantizes,
         where=measured_text(run),
         example=_example(models, from_noise),
         none_text=NONE,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featherfed.cli.build import load_evaluation_data
+from featherfed.api.build import load_evaluation_data
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.sources import load_client_data, load_inputs, load_train_test
 from featherfed.server.settings.settings import Settings

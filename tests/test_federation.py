@@ -345,7 +345,7 @@ def test_a_full_disk_refuses_and_loses_nothing(
         ({"last_value": np.nan}, "NON_FINITE"),
         ({"last_value": np.finfo(np.float32).max}, "OUT_OF_RANGE"),
         ({"num_examples": 0}, "BAD_EXAMPLE_COUNT"),
-        ({"num_examples": 101}, "BAD_EXAMPLE_COUNT"),
+        ({"num_examples": 10**8 + 1}, "BAD_EXAMPLE_COUNT"),
         ({"version": 7}, "WRONG_VERSION"),
         ({"round": 2}, "LATE"),
         ({"size": 3}, "MALFORMED"),
@@ -591,7 +591,7 @@ def test_a_server_that_is_not_there_is_said_plainly() -> None:
 
 def test_other_settings_do_not_continue_a_run(federation: Start) -> None:
     server = federation(rounds=1)
-    changed = server.settings.model_copy(update={"rounds": 2})
+    changed = server.settings.model_copy(update={"seed": 2})
     with pytest.raises(ServerError, match=r"holds run 'test-[0-9a-f]+' with other settings"):
         Coordinator(
             changed,

@@ -213,7 +213,7 @@ EVALUATIONS: dict[str, tuple[list[float], str]] = {
     "infinite": ([*GOOD[:3], INF, *GOOD[4:]], "not finite"),
     "no example": ([0.0, *GOOD[1:]], "of no example"),
     "a negative number": ([-3.0, *GOOD[1:]], "of no example"),
-    "more examples than it holds out": ([11.0, *GOOD[1:]], "sums of 11 examples.* holds 10 out"),
+    "more examples than there are": ([2e8, *GOOD[1:]], "sums of 200000000 examples; at most 10000"),
     "a negative loss": ([10.0, -5.0, *GOOD[2:]], "a loss below 0"),
     "a negative square": ([*GOOD[:2], -30.0, *GOOD[3:]], "the metric rmse that no examples give"),
     "no position": ([*GOOD[:3], 0.0, *GOOD[4:]], "the metric rmse that no examples give"),

@@ -13,6 +13,11 @@ WARNING: All log messages before absl::InitializeLog() is called are written to 
 I0000 00:00:1795842937.219631   22498 port.cc:153] oneDNN custom operations are on. You may see
 I0000 00:00:1795842937.221195   22498 cudart_stub.cc:31] Could not find cuda drivers on your machine
 fully_quantize: 0, inference_type: 6, input_inference_type: UINT8, output_inference_type: UINT8
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+loc(callsite(fused["TensorListReserve:", callsite("model/conv_lstm1d/TensorArrayV2_1@__inference"
+<unknown>:0: error: failed while converting: 'main'
+model.py:15:1: note: called from
+error: Lowering tensor list ops is failed. Please consider using Select TF ops
 """
 
 

@@ -39,11 +39,14 @@ REAL_DEVICES = [
     "featherfed predict runs/digits/model_int8.tflite",
     "featherfed backup runs/digits backups/digits",
     "featherfed check runs/digits",
+    "featherfed export runs/digits --best",
 ]
+GO_ON = "featherfed serve examples/run.toml --rounds 12"
+"""test_export_command.py runs the same of a smaller run."""
 
 
 def test_there_is_no_other_command_in_the_readme() -> None:
-    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, SWEEP, *REAL_DEVICES])
+    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, SWEEP, GO_ON, *REAL_DEVICES])
 
 
 def test_ci_runs_the_two_commands() -> None:

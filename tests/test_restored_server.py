@@ -100,7 +100,8 @@ def test_an_update_from_a_forgotten_version_is_not_sent(tmp_path: Path) -> None:
     trainer = Pull(1.0)
     handler = TaskHandler(
         MANIFEST, 0, state, ModelSync(server, 1, MANIFEST, 0, state), trainer,
-        OwnScaling(TASK, trainer), OwnEvaluation(trainer, 0), UpdateSender(server, 1, state), 100,
+        OwnScaling(TASK, trainer), OwnEvaluation(trainer, 0), UpdateSender(server, 1, state),
+        lambda: 100,
     )  # fmt: skip
     task = pb.Train(round=1, codec="float32", digest=weights_digest(first), slots=1)
     handler.handle(task)

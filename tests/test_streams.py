@@ -301,8 +301,8 @@ def test_keras_trains_from_disk_to_the_same_bits(name: str) -> None:
 CLIENT = """
 import sys
 import numpy as np
-from featherfed.cli.memory import peak_memory
-from featherfed.cli.runtime import choose_runtime
+from featherfed.api.memory import peak_memory
+from featherfed.api.runtime import choose_runtime
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.datasets.stream import from_iterator
 from featherfed.edge_client.examples import Examples

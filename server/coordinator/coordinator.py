@@ -57,6 +57,8 @@ class Coordinator:
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
+        The attribute `settings` has the number of rounds that the run has now.
+
         `task`: what is learned, as in `plan`. `evaluator`: None if the server has no data; then
         clients evaluate, if the plan lets them hold examples out.
 
@@ -69,7 +71,8 @@ class Coordinator:
         decoded = DecodedUpdates(manifest.sent)
         # Raises before there is a run.
         strategy = AggregationStrategy(settings, manifest.sent, store, decoded)
-        open_run(settings, store, plan, manifest, first_weights, secret, clock())
+        rounds = open_run(settings, store, plan, manifest, first_weights, secret, clock())
+        settings = settings.with_rounds(rounds)
         self.settings = settings
         self.store = store
         self.plan = plan
@@ -82,7 +85,7 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
-        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE)
+        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, rounds)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(

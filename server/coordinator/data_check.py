@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
+from featherfed.server.storage.records import ClientRecord
 from featherfed.tasks.task import TargetKind, Task
 
 MAX_EXAMPLES = 10**8
@@ -25,6 +26,11 @@ def check_data(data: pb.DataSummary, task: Task) -> None:
             pb.BAD_EXAMPLE_COUNT,
             f"{most} examples are more than any device has (at most {MAX_EXAMPLES})",
         )
+
+
+def most_held_out(record: ClientRecord) -> int:
+    """Return the most examples that a client may evaluate on, whose data may have grown."""
+    return MAX_EXAMPLES if record.num_held_out else 0
 
 
 def _check_inputs(data: pb.DataSummary, task: Task) -> None:

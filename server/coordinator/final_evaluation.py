@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.data_check import most_held_out
 from featherfed.server.coordinator.evaluation import read_sums
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.state import LiveRun
@@ -44,7 +45,7 @@ class FinalEvaluation:
                 raise Refused(
                     pb.UNKNOWN_VERSION, f"version {report.version} is not this run's final one"
                 )
-            most = self._members.record(client).num_held_out
+            most = most_held_out(self._members.record(client))
             sums = read_sums(self._held_out, report.evaluation, most)
             run.store.evaluations.add(report.version, client, sums)
             if self._settled:

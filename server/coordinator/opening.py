@@ -10,8 +10,10 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.extending import extend, total_rounds
 from featherfed.server.coordinator.restoring import notice_restore
 from featherfed.server.errors import ServerError
+from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.failures import damaged
@@ -27,20 +29,21 @@ def open_run(
     first_weights: Sequence[Array] | None,
     secret: int | None,
     now: float,
-) -> None:
+) -> TotalRounds:
     """Create the run that `settings` describe unless `store` has it, and name it in `plan.run`.
 
-    What a run began with stays: `plan.report` is set to what its clients send.
+    What a run began with stays: `plan.report` is set to what its clients send. Its number of rounds
+    may be raised (extending.py): return it, and set `plan.rounds` to it.
 
     `first_weights`: version 0, if it is not what the plan's seed gives. `secret`: seed of cohorts
     and slots, random if None. Raises ServerError if the store has another run, a model that is not
     the newest version by its digest, or a private run of which nobody knows what it published.
     """
     model = hashlib.sha256(plan.model_json.encode() + manifest.digest).hexdigest()
-    fingerprint = f"{settings.fingerprint} {model}"
     seeded = first_weights is None
     stored = store.runs.record()
     if stored is None:
+        fingerprint = f"{settings.fingerprint} {model}"
         plan.run = f"{settings.name}-{secrets.token_hex(4)}"
         record = RunRecord(plan.run, fingerprint, now)
         weights = first_weights or initial_weights(manifest, plan.seed)
@@ -50,10 +53,11 @@ def open_run(
             store.runs.create(record, seed, RunState(since=now))
             store.versions.add(version, weights, None)
             store.runs.save_plan(StoredPlan(plan, seeded))
+            store.runs.save_settings(settings.as_text())
             store.publications.set_repeated(0)
             store.publications.write_file(plan.run)
-        return
-    if stored.fingerprint != fingerprint:
+        return TotalRounds(settings.rounds)
+    if stored.fingerprint not in _fingerprints(settings, total_rounds(settings, store), model):
         raise ServerError(
             f"{settings.output} holds run {stored.name!r} with other settings; choose another "
             "output directory, restore the settings, or delete the directory to start anew"
@@ -63,6 +67,17 @@ def open_run(
     _check_model(settings, store, manifest)
     store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
     notice_restore(settings, store, plan.run)
+    rounds = extend(settings, store, plan.run, now)
+    plan.rounds = rounds.now
+    with store.transaction():
+        store.runs.save_settings(settings.with_rounds(rounds).as_text())
+    return rounds
+
+
+def _fingerprints(settings: Settings, rounds: TotalRounds, model: str) -> list[str]:
+    """Return the fingerprints of runs that these settings may go on with."""
+    begun = settings.model_copy(update={"rounds": rounds.first})
+    return [f"{begun.fingerprint} {model}"]
 
 
 def _check_model(settings: Settings, store: Store, manifest: Manifest) -> None:

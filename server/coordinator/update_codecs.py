@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.registry import parse_codec
+from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.uplink import Uplink
 from featherfed.server.settings.settings import Settings
 
@@ -11,10 +12,22 @@ from featherfed.server.settings.settings import Settings
 class UpdateCodecs:
     """Chooses the run's codec of the round, or the fallback for clients that lack its stages."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, report: str) -> None:
-        """`report`: how clients report importance where the codec is chosen by a budget."""
+    def __init__(
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        report: str,
+        rounds: TotalRounds | None = None,
+    ) -> None:
+        """`report`: how clients report importance where the codec is chosen by a budget.
+
+        `rounds`: how many the run has, those of `settings` by default.
+        """
         self._settings = settings
-        self._uplink = Uplink(settings.compression.uplink, manifest, settings.rounds, report)
+        self._rounds = rounds or TotalRounds(settings.rounds)
+        text = settings.compression.uplink
+        totals = {self._rounds.first, *(raised for _, raised in self._rounds.raised)}
+        self._uplinks = {n: Uplink(text, manifest, n, report) for n in totals}
         self._fallback = parse_codec(settings.compression.fallback)
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
 
@@ -23,7 +36,8 @@ class UpdateCodecs:
 
         The downlink needs none: broadcasts that a client cannot decode reach it as snapshots.
         """
-        return frozenset() if self._uplink.stages <= known else self._fallback.needs
+        needed = frozenset().union(*(uplink.stages for uplink in self._uplinks.values()))
+        return frozenset() if needed <= known else self._fallback.needs
 
     def choose(self, round_: int, slots: int, known: frozenset[str]) -> str:
         """Return the codec text for a client of a round of `slots` clients."""
@@ -32,7 +46,7 @@ class UpdateCodecs:
             chosen = {}
             self._chosen = (round_, slots), chosen
         if known not in chosen:
-            text = self._uplink.codec(slots, round_, self._settings.sparsity.at(round_))
+            text = self._uplink(round_).codec(slots, round_, self._settings.sparsity.at(round_))
             chosen[known] = text if parse_codec(text).needs <= known else str(self._fallback)
         return chosen[known]
 
@@ -42,4 +56,8 @@ class UpdateCodecs:
 
     def server_rate(self, round_: int, slots: int) -> int:
         """Return the server learning rate of a round in units of 1/256."""
-        return self._uplink.server_rate(slots, round_, self._settings.sparsity.at(round_))
+        sparsity = self._settings.sparsity.at(round_)
+        return self._uplink(round_).server_rate(slots, round_, sparsity)
+
+    def _uplink(self, round_: int) -> Uplink:
+        return self._uplinks[self._rounds.at(round_)]

@@ -13,6 +13,7 @@ from featherfed.compression.registry import parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.clipping import update_norms
 from featherfed.server.aggregation.decoded_updates import DecodedUpdates
+from featherfed.server.coordinator.data_check import MAX_EXAMPLES, most_held_out
 from featherfed.server.coordinator.evaluation import read_sums
 from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.open_round import OpenRound
@@ -94,11 +95,11 @@ class Updates:
                 f"trained from version {header.version}; round {state.round} starts from "
                 f"{state.round - 1}",
             )
-        joined_with = self._members.record(client).num_examples
-        if not 1 <= header.num_examples <= joined_with:
+        # Data may have grown since the client joined.
+        if not 1 <= header.num_examples <= MAX_EXAMPLES:
             raise Refused(
                 pb.BAD_EXAMPLE_COUNT,
-                f"{header.num_examples} examples; must be 1 to {joined_with}, as told on joining",
+                f"{header.num_examples} examples; must be 1 to {MAX_EXAMPLES}",
             )
 
     def submit(
@@ -148,7 +149,7 @@ class Updates:
         """
         if not self._run.plan.holdout:
             return b"", b""
-        most = self._members.record(client).num_held_out
+        most = most_held_out(self._members.record(client))
         before, after = header.before, header.after
         held_out = self._held_out
         return read_sums(held_out, before, most), read_sums(held_out, after, most)

@@ -31,6 +31,35 @@ def run_opened(run: str, state: RunState, version: int, again: bool) -> None:
     )  # fmt: skip
 
 
+def rounds_raised(run: str, round_: int, rounds: int) -> None:
+    """Log that a run has more rounds from now on, the first of them `round_`."""
+    _log(
+        logging.INFO, "rounds_raised",
+        "run %s goes on to %d rounds, from round %d on; its clients join again",
+        run, rounds, round_, run=run, round=round_, rounds=rounds,
+    )  # fmt: skip
+
+
+def rounds_kept(run: str, wanted: int, rounds: int) -> None:
+    """Log that a run keeps its number of rounds, though fewer are wanted."""
+    _log(
+        logging.WARNING, "rounds_kept",
+        "run %s keeps its %d rounds; %d are wanted, but a run never gets shorter. To end it early, "
+        "set [evaluation] target",
+        run, rounds, wanted, run=run, rounds=rounds, wanted=wanted,
+    )  # fmt: skip
+
+
+def target_still_reached(run: str, version: int, rounds: int) -> None:
+    """Log that a run does not go on, since its target is reached."""
+    _log(
+        logging.WARNING, "target_still_reached",
+        "run %s stays at its end, version %d of %d, since [evaluation] target is reached; set "
+        "another target, or none, to go on",
+        run, version, rounds, run=run, version=version, rounds=rounds,
+    )  # fmt: skip
+
+
 def run_restored(run: str, version: int, repeated: int | None) -> None:
     """Log that a run goes on from an older state; `repeated`: rounds that clients got before."""
     later = "nobody knows how many" if repeated is None else str(repeated)

@@ -131,10 +131,18 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
 
 
 def final(
-    store: Store, settings: Settings, task: Task, sparsity: float, models: list[dict[str, Any]]
+    store: Store,
+    settings: Settings,
+    task: Task,
+    sparsity: float,
+    models: list[dict[str, Any]],
+    version: int | None = None,
 ) -> dict[str, Any]:
-    """Return the `final` part: the last version, its delivery, totals and the exported models."""
-    last = store.versions.newest()
+    """Return the `final` part: the last version, its delivery, totals and the exported models.
+
+    `version`: that of the models, from 1, if it is not the newest.
+    """
+    last = store.versions.newest() if version is None else store.versions.get(version)
     closed = store.journal.round(last.version).closed
     whole = replace(store.journal.round(1), closed=closed)
     delivery = _by_client(store.ledger.of_round(last.version + 1))

@@ -22,14 +22,14 @@ class HeldOutScores:
     def read(self, message: pb.Evaluation, most: int) -> bytes:
         """Return a client's sums as they are stored, little-endian float32; empty if it has none.
 
-        `most`: how many examples it holds out. Raises TaskError for what no examples give.
+        `most`: how many examples it may hold out. Raises TaskError for what no examples give.
         """
         sums = read_evaluation(message)
         if not len(sums):
             return b""
         self._scoring.check(sums)
         if sums[0] > most:
-            raise TaskError(f"sums of {sums[0]:.0f} examples; the client holds {most} out")
+            raise TaskError(f"sums of {sums[0]:.0f} examples; at most {most} are possible")
         return sums.astype("<f4").tobytes()
 
     def scores(self, stored: Iterable[bytes]) -> dict[str, float]:

@@ -123,7 +123,14 @@ class Aggregated:
     enough: bool = False
 
 
-Event = Tick | Reported | Heard | Aggregated
+@dataclass(frozen=True)
+class Extended:
+    """The run's number of rounds was raised."""
+
+    now: float
+
+
+Event = Tick | Reported | Heard | Aggregated | Extended
 
 
 def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ...]:
@@ -234,6 +241,11 @@ def _advance(state: RunState, event: Aggregated, policy: Policy) -> RunState:
     return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
 
 
+def _extend(state: RunState, event: Extended, policy: Policy) -> RunState:
+    """Begin the round after the last one."""
+    return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
+
+
 def _ignore(state: RunState, event: Event, policy: Policy) -> RunState:
     return state
 
@@ -249,6 +261,7 @@ TABLE: dict[tuple[Phase, type[Event]], tuple[Callable[..., RunState], tuple[Phas
     (Phase.AGGREGATING, Aggregated): (_advance, (Phase.GATHERING, Phase.FINISHED)),
     (Phase.FINISHED, Tick): (_ignore, (Phase.FINISHED,)),
     (Phase.FINISHED, Heard): (_ignore, (Phase.FINISHED,)),
+    (Phase.FINISHED, Extended): (_extend, (Phase.GATHERING,)),
 }
 """Every legal move: the function that makes it and the phases it may lead to."""
 

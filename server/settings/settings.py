@@ -23,6 +23,7 @@ from featherfed.compression.registry import parse_codec
 from featherfed.proto.plan_terms import DEFAULT_LOSS, Loss, Method, Optimizer
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.sparsity import DENSE, SparsitySchedule
+from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.transitions import Policy
 from featherfed.server.rounds.uplink import check_uplink
 from featherfed.server.settings.checks import (
@@ -393,6 +394,34 @@ class Settings(Section):
             min_updates=self.rule.min_updates, over_selection=c.over_selection,
         )  # fmt: skip
 
+    def wanting_rounds(self, rounds: int) -> Settings:
+        """Return the settings with another number of rounds; raise ServerError if that cannot be.
+
+        A run that has begun goes on by `with_rounds`.
+        """
+        values = self.model_dump(exclude={"evaluation": {"every_client"}})
+        try:
+            return Settings.model_validate({**values, "rounds": rounds})
+        except ValidationError as error:
+            why = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+            raise ServerError(f"{rounds} rounds: {why}") from None
+
+    def with_rounds(self, total: TotalRounds) -> Settings:
+        """Return the settings of a run whose number of rounds is, or was raised to, `total`.
+
+        The sparsity schedule stays the one that the run began with.
+        """
+        begun = self.model_copy(update={"rounds": total.first})
+        optimization = self.optimization
+        if self.prunes and total.raised:
+            optimization = optimization.model_copy(update={"end_round": begun._end_round})
+        return self.model_copy(update={"rounds": total.now, "optimization": optimization})
+
+    def as_text(self) -> str:
+        """Return the settings as JSON, without where the server listens and what it limits."""
+        left_out: dict[str, Any] = dict.fromkeys(("server", "security", "limits"), True)
+        return self.model_dump_json(exclude={**left_out, "evaluation": {"every_client"}})
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the settings that must not change in mid-run (addresses and waits may)."""
@@ -402,8 +431,8 @@ class Settings(Section):
             ("server", "output", "clients", "security", "limits"), True
         )
         evaluation = self.evaluation
-        new = {key for key in ("holdout", "target") if getattr(evaluation, key) is None}
-        free["evaluation"] = {"clients", *new}
+        # The target only says when the run ends.
+        free["evaluation"] = {"clients", "target", *(["holdout"] * (evaluation.holdout is None))}
         if self.training.loss in (None, DEFAULT_LOSS):
             free["training"] = {"loss"}
         if self.task is None:

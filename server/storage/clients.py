@@ -23,6 +23,10 @@ class Clients:
             record.runtime, now, record.num_held_out,
         )  # fmt: skip
 
+    def end_sessions(self, base: int) -> None:
+        """End all sessions, so that clients join again; `base`: a random number below 2**62."""
+        self._database.run("UPDATE clients SET session = ? + rowid", base)
+
     def count(self) -> int:
         """Return how many clients have joined."""
         return int(self._database.run("SELECT COUNT(*) FROM clients")[0][0])

@@ -54,6 +54,24 @@ class Runs:
         rows = self._database.run("SELECT plan, seeded FROM plan")
         return StoredPlan(pb.Plan.FromString(rows[0][0]), bool(rows[0][1])) if rows else None
 
+    def save_settings(self, text: str) -> None:
+        """Replace the settings of the last start."""
+        self._database.run("INSERT OR REPLACE INTO settings VALUES (1, ?)", text)
+
+    def settings(self) -> str | None:
+        """Return the settings of the last start, None if an older version was started last."""
+        rows = self._database.run("SELECT settings FROM settings")
+        return str(rows[0][0]) if rows else None
+
+    def extend(self, round_: int, rounds: int) -> None:
+        """Record that from a round on, the run has so many rounds."""
+        self._database.run("INSERT OR REPLACE INTO extensions VALUES (?, ?)", round_, rounds)
+
+    def extensions(self) -> list[tuple[int, int]]:
+        """Return what `extend` recorded, in order of rounds."""
+        rows = self._database.run("SELECT round, rounds FROM extensions ORDER BY round")
+        return [(int(row[0]), int(row[1])) for row in rows]
+
     def increment(self, counter: str) -> None:
         """Add one to a counter."""
         self._database.run(

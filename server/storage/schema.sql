@@ -111,6 +111,14 @@ CREATE TABLE IF NOT EXISTS plan (       -- the plan that clients got, for `feath
     plan   BLOB NOT NULL,               -- pb.Plan
     seeded INTEGER NOT NULL             -- whether version 0 is what the plan's seed gives
 );
+CREATE TABLE IF NOT EXISTS settings (   -- of the last start, to export models and tell changes by
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    settings TEXT NOT NULL              -- settings.Settings as JSON, without addresses and limits
+);
+CREATE TABLE IF NOT EXISTS extensions ( -- the number of rounds was raised; none in most runs
+    round  INTEGER PRIMARY KEY,         -- from this round on
+    rounds INTEGER NOT NULL             -- the run has so many
+);
 CREATE TABLE IF NOT EXISTS ledger (
     round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model
     client        TEXT NOT NULL,

@@ -29,7 +29,9 @@ _NAME = re.compile(r"([a-z0-9]+)-([0-9]+)-([0-9a-f]{64})\.tflite")
 _DIGEST_BYTES = 32
 
 Export = Callable[[str], tuple[int, bytes]]
-"""Kind -> the newest version's number and its file; called in one thread, once per version."""
+"""Kind -> the newest version's number and its file; called in one thread, once per version.
+
+Raises Refused if there is no such file of the model."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Releases:
         self._export = export
         self._kept = self._find_files()
         self._offers: dict[tuple[str, bytes, bytes], Offer] = {}  # by kind, newest and base
-        self._failed: dict[str, int] = {}
+        self._failed: dict[str, tuple[int, Refused]] = {}
+        """By kind: the newest version that gave no file, and what devices are told."""
         self._worker = ThreadPoolExecutor(1, "releases")
 
     def _find_files(self) -> list[_ReleaseFile]:
@@ -152,18 +155,25 @@ class Releases:
         for kept in self._kept:
             if (kept.kind, kept.version) == (kind, version) and (data := kept.read()) is not None:
                 return kept, data
-        if self._failed.get(kind) == version:
-            raise self._failure(kind, version)
+        failed, why = self._failed.get(kind, (None, None))
+        if failed == version and why is not None:
+            raise why
         try:
             version, data = self._export(kind)
             return self._keep(kind, version, data), data
         except OSError as error:  # a full disk may have room again the next time
             raise CannotStore(f"no release could be written: {error}") from error
-        except Exception as error:
+        except CannotStore:
+            raise
+        except Refused as error:
+            log.warning("version %d cannot be released as %s: %s", version, kind, error)
             # Recorded, so that not every device that asks makes the server fail again.
-            self._failed[kind] = version
+            self._failed[kind] = version, error
+            raise
+        except Exception as error:
             log.exception("version %d cannot be released as %s", version, kind)
-            raise self._failure(kind, version) from error
+            self._failed[kind] = version, self._failure(kind, version)
+            raise self._failed[kind][1] from error
 
     def _failure(self, kind: str, version: int) -> Refused:
         return Refused(
