@@ -38,8 +38,8 @@ from featherfed.server.coordinator.exported_step import ExportedStep
 Start = Callable[..., Federation]
 EXAMPLE = (8, 8, 1)
 TENSORS = StepTensors.of(TASK)
-CRASHING = [306, 498, 651, 958, 1464]
-"""Seeds whose steps kill a client that checks no graph and runs them itself: three change what
+CRASHING = [651, 167, 1464, 958]
+"""Seeds whose steps kill a client that checks no graph and runs them itself: two change what
 trains, two what answers (`step_mutations.py --unchecked`)."""
 
 
@@ -129,7 +129,7 @@ def test_a_step_that_would_crash_a_client_kills_it_unchecked(seed: int) -> None:
     assert step_mutations.unchecked_outcome(whole, content) == "SIGSEGV"
 
 
-@pytest.mark.parametrize("seed", [CRASHING[0], CRASHING[-2]])
+@pytest.mark.parametrize("seed", CRASHING)
 def test_a_step_that_would_crash_a_client_is_refused(seed: int) -> None:
     whole, content, _ = step_mutations.mutate(seed)
     with pytest.raises(ClientError, match=r"training step.*refused"):
