@@ -16,7 +16,7 @@ from featherfed.cli.device import device_name, state_home
 from featherfed.cli.memory import limit_memory, peak_memory
 from featherfed.cli.runtime import choose_runtime
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.datasets.sources import load_client_data
+from featherfed.datasets.sources import check_client_data, load_client_data
 from featherfed.edge_client.credentials import Credentials, choose_credentials
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.grpc_transport import GrpcTransport
@@ -65,6 +65,7 @@ def _take_part(
     options: JoinOptions, name: str, directory: Path, credentials: Credentials | None
 ) -> None:
     pause = _pause_control(options)
+    check_client_data(options.data)  # a wrong name is told before a server is waited for
     runtime = choose_runtime(options.runtime, options.threads)
     log.info("training with %s", runtime.name)
     with _progress() as bar, logging_redirect_tqdm():

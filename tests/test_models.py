@@ -316,9 +316,7 @@ def test_fits_learn_and_repeat(method: Method, digits: Examples) -> None:
 
 @pytest.mark.parametrize("make", [small, normalized])
 @pytest.mark.parametrize("method", [Method.PRUNE, Method.PRUNE_QAT])
-def test_pruned_values_stay_zero(
-    method: Method, make: Callable[[], Any], digits: Examples
-) -> None:
+def test_pruned_values_stay_zero(method: Method, make: Callable[[], Any], digits: Examples) -> None:
     model = federated(method, make)
     for sparsity in (0.3, 0.8, 0.8):
         masks = magnitude_masks(model.manifest, model.get_weights(), sparsity)
@@ -389,9 +387,7 @@ def test_order_is_a_permutation_and_changes() -> None:
         ({"targets": None}, "no targets"),
     ],
 )
-def test_fits_that_are_refused(
-    changes: dict[str, Any], message: str, digits: Examples
-) -> None:
+def test_fits_that_are_refused(changes: dict[str, Any], message: str, digits: Examples) -> None:
     with pytest.raises(ValueError, match=message):
         federated(Method.NONE).fit(**{"inputs": digits[0], "targets": digits[1], **changes})
 
@@ -400,9 +396,7 @@ def test_fits_that_are_refused(
 
 
 @pytest.mark.parametrize("method", [Method.NONE, Method.PRUNE_QAT])
-def test_exported_files_agree_with_keras(
-    method: Method, digits: Examples, tmp_path: Path
-) -> None:
+def test_exported_files_agree_with_keras(method: Method, digits: Examples, tmp_path: Path) -> None:
     (images,), labels = digits
     model = federated(method)
     model.fit(*digits, epochs=6, learning_rate=0.1)

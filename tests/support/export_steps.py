@@ -1,6 +1,6 @@
 """Exports the training steps in tests/support/steps, for 8x8 digits and batches of 4.
 
-`PYTHONPATH=tests python tests/support/export_steps.py` writes them all anew, which the file's format
+`PYTHONPATH=tests python tests/support/export_steps.py` writes them all anew, which the format
 or another `VERSION` of the exporter asks for. Seeds that tests name hold for these very files:
 `step_mutations.py --unchecked` finds others.
 """
