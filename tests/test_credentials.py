@@ -687,6 +687,7 @@ rounds = 2
 server = { port = 0, linger = 20 }
 training = { learning_rate = 0.1, epochs = 1 }
 clients = { minimum = 2, quorum = 1.0, deadline = 120 }
+evaluation = { dataset = "digits" }
 """
 
 

@@ -41,7 +41,7 @@ from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Loss
-from featherfed.proto.step_file import join_step
+from featherfed.proto.step_file import join_step, split_step
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
@@ -149,7 +149,6 @@ def test_it_trains_as_keras_does(model: str, method: str, optimizer: str, sparsi
     keras_scores = scoring.scores(here.keras().evaluate(keras.weights))
     scores = scoring.scores(here.litert().evaluate(keras.weights))
     assert scores == pytest.approx(keras_scores, rel=1e-5)
-    assert scores["accuracy"] > 0.5
     if sparsity:
         for before, after in zip(start, litert.weights, strict=True):
             if before.ndim > 1:
@@ -398,7 +397,7 @@ def test_a_step_takes_what_its_task_gives(kind: str) -> None:
         lambda: world().step[:1000],
         lambda: world().step[:-200],
         lambda: join_step(graph("serve", INPUTS, OUTPUTS), answering()),
-        lambda: join_step(graph("train", INPUTS, OUTPUTS), graph("train", INPUTS, OUTPUTS)),
+        lambda: join_step(*[split_step(world().step).train] * 2),
         lambda: graph("train", INPUTS, OUTPUTS),
     ],
     ids=[
