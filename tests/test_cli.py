@@ -39,7 +39,7 @@ def test_the_demo_leaves_everything(demo: Path) -> None:
         <= names
     )
     plots = {path.stem for path in (demo / "plots").iterdir()}
-    assert plots == {"samples", "accuracy", "clients", "prediction", "bytes"}
+    assert plots == {"samples", "learning", "clients", "prediction", "bytes"}
 
 
 def test_the_server_of_the_demo_logs_nothing_but_its_own_lines(demo: Path) -> None:
