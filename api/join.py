@@ -18,7 +18,7 @@ from featherfed.api.runtime import choose_runtime
 from featherfed.api.staying import Found, Stay
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.dataset import Dataset
-from featherfed.datasets.sources import load_client_data
+from featherfed.datasets.sources import check_client_data, load_client_data
 from featherfed.edge_client.credentials import Credentials, choose_credentials
 from featherfed.edge_client.discovery import find_server
 from featherfed.edge_client.examples import Examples
@@ -123,6 +123,8 @@ class _Client:
         self._name = name
         self._directory = directory
         self._pause = _pause_control(options)
+        if isinstance(options.data, str):
+            check_client_data(options.data)  # a wrong name is told before a server is waited for
         self._runtime = choose_runtime(options.runtime, options.threads, options.trainer)
         log.info("training with %s", self._runtime.name)
 

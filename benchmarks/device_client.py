@@ -18,11 +18,16 @@ from codec_digests import digest, drawn
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.importance import Allocation
+from featherfed.datasets.sources import load_client_data
 from featherfed.edge_client import litert_trainer
-from featherfed.edge_client.plan import manifest_of
+from featherfed.edge_client.examples import Examples
+from featherfed.edge_client.plan import manifest_of, task_of
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
+
+STEP = "training.step"
+"""The file of a recorded client's training step."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def record(folder: Path, arguments: Sequence[str]) -> None:
     class Trainer(litert_trainer.LitertTrainer):
         def __init__(self, plan: pb.Plan, manifest: Any, step: bytes, *data: Any, **options: Any):
             (folder / "plan.pb").write_bytes(plan.SerializeToString())
-            (folder / "step.tflite").write_bytes(step)
+            (folder / STEP).write_bytes(step)
             super().__init__(plan, manifest, step, *data, **options)
 
         def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
@@ -117,14 +122,12 @@ def load(folder: Path) -> list[Recorded]:
 def replay(folder: Path, data: Path, name: str, threads: int, result: Path) -> None:
     """Repeat the training recorded in `folder`; write the weights of every round to `result`."""
     plan = pb.Plan.FromString((folder / "plan.pb").read_bytes())
-    with np.load(data, allow_pickle=False) as archive:
-        images, labels = archive["images"], archive["labels"]
+    task = task_of(plan)
     trainer = litert_trainer.LitertTrainer(
         plan,
         manifest_of(plan),
-        (folder / "step.tflite").read_bytes(),
-        images,
-        labels,
+        (folder / STEP).read_bytes(),
+        Examples.of(task, load_client_data(str(data), task), plan.holdout, name),
         client=name,
         threads=threads,
     )

@@ -113,7 +113,7 @@ def deliver(directory: Path) -> dict[str, Any]:
     rows = []
     for swap in swaps:
         (path,) = released(directory, f"int8-{swap.version:05}-{swap.digest.hex()}")
-        accuracy = metrics["rounds"][swap.version - 1]["accuracy"]
+        accuracy = metrics["rounds"][swap.version - 1]["scores"]["accuracy"]
         whole = len(encode_file(path.read_bytes()))
         rows.append({
             "version": swap.version, "accuracy": accuracy, "raw": swap.size, "whole": whole,
@@ -211,7 +211,7 @@ def kill(directory: Path, files: Sequence[Path]) -> dict[str, int]:
             seen["kills"] += 1
             seen["scratch files left"] += scratch.exists()
             seen["files as released"] += hashlib.sha256(path.read_bytes()).digest() in digests
-            probabilities = TfliteModel(path).predict(test.images[:100])
+            probabilities = TfliteModel(path).predict([test.images[:100]])
             seen["models that load and infer"] += bool(np.isfinite(probabilities).all())
     return dict(seen)
 

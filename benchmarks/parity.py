@@ -145,7 +145,7 @@ def prepare(folder: Path) -> None:
         masks = magnitude_masks(model.manifest, weights, case.sparsity)
         np.savez(folder / f"{number}-start.npz", *mask_weights(weights, masks))
         step = export_training_step(model, TrainingStepOptions(BATCH))
-        (folder / f"{number}.tflite").write_bytes(step)
+        (folder / f"{number}.step").write_bytes(step)
         print("prepared", case, flush=True)
 
 
@@ -166,7 +166,7 @@ def train(folder: Path, runner: str) -> None:
                 chosen = chosen[_turned(len(chosen))]
             part = data.take(chosen)
             if runner == "litert":
-                step = (folder / f"{number}.tflite").read_bytes()
+                step = (folder / f"{number}.step").read_bytes()
                 weights, loss = _litert(model, step, part, start, case.sparsity)
             else:
                 model.set_weights(start)
@@ -201,7 +201,7 @@ def _litert(
         training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.01),
         optimization=pb.Optimization(method=model.optimization.method),
     )
-    examples = Examples.of(model.task, data, 0.0, "client")
+    examples = Examples(model.task, data)
     trainer = LitertTrainer(plan, model.manifest, step, examples, client="client")
     trained = trainer.train(start, pb.Train(round=1, sparsity=sparsity))
     return trained.weights, trained.loss

@@ -89,4 +89,5 @@ def _print(head: tuple[str, ...], rows: Rows) -> None:
     lines = [head, *rows]
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
     for line in lines:
-        print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)))
+        cells = (f"{text:{width}}" for text, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())

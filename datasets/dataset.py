@@ -131,7 +131,8 @@ class Dataset:
         inputs = self.fit_inputs(task)
         target = task.target
         wanted = None if target.kind is TargetKind.INPUT else self.targets
-        targets = None if wanted is None else _fit_target(wanted, target, self.class_names)
+        names = self.class_names if self.has_class_names else ()  # numbers name nothing
+        targets = None if wanted is None else _fit_target(wanted, target, names)
         try:
             target.check(targets, len(self))
         except TaskError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -23,6 +23,19 @@ def call_function(spec: str, task: Task) -> Dataset:
     itself are not caught. Raises `DatasetError` when the module or the function is missing or the
     result is something else.
     """
+    result = find_function(spec)()
+    if isinstance(result, Dataset):
+        return result
+    try:
+        if isinstance(result, Iterator):
+            return from_iterator(result, task)
+        return _dataset(result, task)
+    except DatasetError as error:
+        raise DatasetError(f"'{spec}': {error}") from error
+
+
+def find_function(spec: str) -> Callable[[], object]:
+    """Import ``module`` and return its ``function``; raise `DatasetError` if there is none."""
     module_name, _, function_name = spec.partition(":")
     # A console script, unlike `python -m`, does not search the folder it is started in.
     if os.getcwd() not in sys.path:
@@ -37,15 +50,8 @@ def call_function(spec: str, task: Task) -> Dataset:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise DatasetError(f"'{spec}': {module_name} has no function {function_name}")
-    result = function()
-    if isinstance(result, Dataset):
-        return result
-    try:
-        if isinstance(result, Iterator):
-            return from_iterator(result, task)
-        return _dataset(result, task)
-    except DatasetError as error:
-        raise DatasetError(f"'{spec}': {error}") from error
+    found: Callable[[], object] = function
+    return found
 
 
 def _dataset(result: object, task: Task) -> Dataset:

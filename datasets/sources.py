@@ -11,7 +11,7 @@ import numpy as np
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.folder import class_folders, load_image_folder
-from featherfed.datasets.function import call_function
+from featherfed.datasets.function import call_function, find_function
 from featherfed.datasets.idx import has_idx_files, load_idx_folder
 from featherfed.datasets.table import is_table, load_table, load_table_inputs
 from featherfed.tasks.task import Task, Values
@@ -93,7 +93,23 @@ def load_client_data(spec: str, task: Task) -> Dataset:
         return Dataset.load(path, [given.name for given in task.inputs]).fit(task)
     if _FUNCTION.fullmatch(spec):
         return call_function(spec, task).fit(task)
-    raise DatasetError(
+    raise _nowhere(spec)
+
+
+def check_client_data(spec: str) -> None:
+    """Raise `DatasetError` unless there is the file, folder or function that a client names.
+
+    Nothing is read: that needs the task, which a server tells.
+    """
+    if Path(spec).expanduser().exists():
+        return
+    if not _FUNCTION.fullmatch(spec):
+        raise _nowhere(spec)
+    find_function(spec)
+
+
+def _nowhere(spec: str) -> DatasetError:
+    return DatasetError(
         f"'{spec}': no such file or folder; give an .npz, .csv or .parquet file, a folder of"
         " CLASS/*.png, or module:function"
     )

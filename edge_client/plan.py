@@ -89,6 +89,8 @@ def _problems(plan: pb.Plan) -> Iterator[str]:
     for tensor in plan.manifest:
         yield from _problems_of_tensor(tensor)
         values += math.prod(tensor.shape)
+    if plan.manifest and all(tensor.role == Role.FROZEN for tensor in plan.manifest):
+        yield "has frozen tensors only, so there is nothing to train"
     if not 0 < values <= MAX_VALUES:
         yield f"has {values} parameters; 1 to {MAX_VALUES} are possible"
 
@@ -116,6 +118,8 @@ def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:
         yield f"names a tensor {name!r}"
     if tensor.role not in set(Role):
         yield f"gives {name!r} the role {printable(tensor.role, MAX_WORD)!r}, {UNKNOWN_HERE}"
+    if tensor.role == Role.FROZEN and tensor.prunable:
+        yield f"prunes {name!r}, which is frozen"
     if tensor.WhichOneof("initial") is None:
         yield f"gives {name!r} an initial value of a kind that is {UNKNOWN_HERE}"
     # Axes of length 0 hide the others from the product, but not from numpy.

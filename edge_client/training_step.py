@@ -18,7 +18,7 @@ MAX_STEP_BYTES = 64 * 2**20
 def load_training_step(
     announced: pb.Step, state: ClientState, transport: Transport, session: int
 ) -> bytes:
-    """Return the announced training step, a .tflite, downloading it unless `state` has it.
+    """Return the announced training step's file, downloading it unless `state` has it.
 
     Raises ClientError if the server sends another one.
     """
@@ -36,7 +36,7 @@ def check_step(step: pb.Step) -> None:
 
 
 def unpack_step(step: pb.Step, compressed: bytes) -> bytes:
-    """Return the .tflite that `step` announced; raise ClientError if it is another."""
+    """Return the file that `step` announced; raise ClientError if it is another."""
     check_step(step)
     try:
         content = Zstd().decompress(compressed, step.size)

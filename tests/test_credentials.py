@@ -30,6 +30,7 @@ from featherfed.edge_client.grpc_transport import GrpcTransport
 from featherfed.edge_client.handshake import diagnose
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
+from featherfed.proto.protocol import PROTOCOL
 from featherfed.server.access import authority as authority_module
 from featherfed.server.access import certificates
 from featherfed.server.access.authority import Authority
@@ -85,10 +86,8 @@ def reasons(federation: Federation) -> list[tuple[str, str]]:
 
 def join_request(name: str) -> pb.JoinRequest:
     data = profile(name).data
-    stages = ["quantize", "zstd"]
-    return pb.JoinRequest(
-        client=name, data=data, capabilities=pb.Capabilities(stages=stages, methods=["none"])
-    )
+    capabilities = pb.Capabilities(stages=["quantize", "zstd"], methods=["none"], protocol=PROTOCOL)
+    return pb.JoinRequest(client=name, data=data, capabilities=capabilities)
 
 
 # ---- a run with credentials ----
@@ -168,11 +167,13 @@ def test_every_call_of_a_stranger_is_refused(served: Federation, authority: Auth
         stub = pb_grpc.FederationStub(channel)
         chunks = [pb.UpdateChunk()]
         calls: list[Callable[[], object]] = [
+            lambda: stub.GetTask(pb.GetTaskRequest(client="attic")),
             lambda: stub.Join(join_request("attic")),
             lambda: stub.NextTask(pb.NextTaskRequest()),
             lambda: list(stub.FetchModel(pb.FetchModelRequest())),
             lambda: stub.SubmitUpdate(iter(chunks)),
             lambda: stub.ResumeUpload(pb.ResumeUploadRequest()),
+            lambda: stub.ReportEvaluation(pb.EvaluationReport()),
             lambda: stub.Heartbeat(pb.HeartbeatRequest()),
             lambda: list(stub.FetchStep(pb.FetchStepRequest())),
             lambda: list(stub.FetchRelease(pb.FetchReleaseRequest(device="attic"))),
@@ -686,6 +687,7 @@ rounds = 2
 server = { port = 0, linger = 20 }
 training = { learning_rate = 0.1, epochs = 1 }
 clients = { minimum = 2, quorum = 1.0, deadline = 120 }
+evaluation = { dataset = "digits" }
 """
 
 

@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 
 from featherfed.datasets import sources
 from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.folder import load_image_folder
 from featherfed.datasets.idx import has_idx_files
 from featherfed.datasets.partition import PartitionError, partition
 from featherfed.datasets.sources import load_client_data, load_train_test
+from featherfed.tasks.task import Input, Target, TargetKind, Task, image_task
+
+PETS = image_task((4, 5, 1), ["bird", "cat", "dog"])
 
 
 def make(count: int = 6, shape: tuple[int, ...] = (4, 5, 1), classes: int = 3) -> Dataset:
     images = np.random.default_rng(1).integers(0, 256, (count, *shape), dtype=np.uint8)
-    return Dataset(images, np.arange(count) % classes, tuple(f"class {i}" for i in range(classes)))
+    names = [f"class {i}" for i in range(classes)]
+    return Dataset.from_images(images, np.arange(count) % classes, names)
 
 
 # --- Dataset ---
@@ -47,7 +52,8 @@ def test_take_refuses(indices: list[int]) -> None:
         (np.zeros((2, 3, 3, 1), np.int32), [0, 0], "int32"),
         (np.zeros((2, 3, 3, 1), np.uint8), [0, 2], "label 2 of example 1"),
         (np.zeros((2, 3, 3, 1), np.uint8), [0, -1], "label -1"),
-        (np.zeros((2, 3, 3, 1), np.uint8), [0], "2 images but 1 labels"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [0], "inputs and targets hold 2 and 1 examples"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [[0, 0], [0, 0]], r"labels have shape \(2, 2\)"),
         (np.zeros((0, 3, 3, 1), np.uint8), np.zeros(0, np.int64), "empty"),
         (np.zeros((2, 3, 3, 1), np.uint8), [0.0, 1.0], "labels are float64"),
         (np.full((2, 3, 3, 1), 1.5), [0, 1], "span 1.5 to 1.5"),
@@ -56,14 +62,91 @@ def test_take_refuses(indices: list[int]) -> None:
 )
 def test_invalid_arrays(images: np.ndarray, labels: list[int], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        Dataset.from_arrays(images, labels, ["a", "b"])
+        Dataset.from_images(images, labels, ["a", "b"])
 
 
-def test_constructor_is_strict() -> None:
-    with pytest.raises(DatasetError, match="uint8 is needed"):
-        Dataset(np.zeros((2, 3, 3, 1)), np.zeros(2, np.int64), ("a",))
-    with pytest.raises(DatasetError, match="int64"):
-        Dataset(np.zeros((2, 3, 3), np.uint8), np.zeros(2, np.int32), ("a",))
+def test_arrays_that_are_no_examples_are_refused() -> None:
+    for inputs, targets, message in (
+        ((), None, "first axis counts examples"),
+        ((np.float32(1),), None, "first axis counts examples"),
+        ((np.zeros((2, 3)), np.zeros(3)), None, "2 and 3 examples"),
+        ((np.zeros((2, 3)),), np.zeros((3, 1)), "2 and 3 examples"),
+        ((np.zeros((2, 0)),), np.zeros(2), r"shape \(2, 0\): the data set is empty"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            Dataset(inputs, targets)
+    with pytest.raises(DatasetError, match="no labels"):
+        _ = Dataset((np.zeros((2, 3)),)).labels
+
+
+# --- what a task asks for ---
+
+
+def test_looser_arrays_become_the_tasks() -> None:
+    given = Dataset((np.zeros((2, 4, 5)),), np.array([[1], [2]], np.uint8))
+    data = given.fit(PETS)
+    assert (data.images.shape, data.images.dtype) == ((2, 4, 5, 1), np.uint8)
+    assert (data.labels.tolist(), data.labels.dtype) == ([1, 2], np.int64)
+    assert data.class_names == ("bird", "cat", "dog")
+    named = Dataset(given.inputs, np.array(["dog", "bird"])).fit(PETS)
+    assert named.labels.tolist() == [2, 0]
+
+
+def test_numbered_classes_are_the_tasks_by_number() -> None:
+    images = np.zeros((2, 4, 5), np.uint8)
+    assert Dataset.from_images(images, [0, 1]).fit(PETS).class_names == PETS.target.class_names
+    with pytest.raises(DatasetError, match="targets go from 0 to 3; the task has 0 to 2"):
+        Dataset.from_images(images, [0, 3]).fit(PETS)
+    with pytest.raises(DatasetError, match="the classes are dog, cat; the task has bird, cat, dog"):
+        Dataset.from_images(images, [0, 1], ["dog", "cat"]).fit(PETS)
+
+
+VALUES = Task(
+    (Input("x", "float32", (3,)), Input("tokens", "int32", (2,), vocabulary=5)),
+    Target(TargetKind.VALUES),
+)
+
+
+def test_several_inputs_and_numbers_fit() -> None:
+    data = Dataset((np.arange(6).reshape(2, 3), np.ones((2, 2), np.uint8)), np.ones((2, 1), int))
+    fitted = data.fit(VALUES)
+    assert [array.dtype for array in fitted.inputs] == [np.float32, np.int32]
+    assert fitted.targets is not None
+    assert (fitted.targets.shape, fitted.targets.dtype) == ((2,), np.float32)
+    labels = Task(VALUES.inputs, Target(TargetKind.LABELS, (2,), ("a", "b")))
+    flags = Dataset(data.inputs, np.array([[True, False], [True, True]])).fit(labels)
+    assert flags.targets is not None
+    assert (flags.targets.tolist(), flags.targets.dtype) == ([[1, 0], [1, 1]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        ([np.zeros((2, 3))], np.zeros(2), "1 inputs; the task needs x, tokens"),
+        ([np.zeros((2, 4)), np.zeros((2, 2), int)], np.zeros(2), r"'x' must be float32 \[3\]"),
+        ([np.full((2, 3), np.nan), np.zeros((2, 2), int)], np.zeros(2), "not finite at example 0"),
+        ([np.zeros((2, 3)), np.zeros((2, 2))], np.zeros(2), "'tokens': float64; give integers"),
+        ([np.zeros((2, 3)), np.full((2, 2), 5)], np.zeros(2), "tokens from 5 to 5"),
+        ([np.array([["a"] * 3] * 2), np.zeros((2, 2), int)], np.zeros(2), "give numbers"),
+        ([np.zeros((2, 3)), np.zeros((2, 2), int)], None, "the data have no targets"),
+        ([np.zeros((2, 3)), np.zeros((2, 2), int)], np.full(2, np.inf), "target is not finite"),
+    ],
+)
+def test_what_is_not_the_tasks_is_refused(
+    inputs: list[np.ndarray], targets: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        Dataset(tuple(inputs), targets).fit(VALUES)
+
+
+def test_several_inputs_are_saved_and_loaded(tmp_path: Path) -> None:
+    data = Dataset((np.ones((2, 3), np.float32), np.zeros((2, 2), np.int32)), np.zeros(2))
+    data.save(tmp_path / "data.npz")
+    again = Dataset.load(tmp_path / "data.npz")
+    assert [array.tolist() for array in again.inputs] == [a.tolist() for a in data.inputs]
+    np.savez(tmp_path / "named.npz", tokens=data.inputs[1], x=data.inputs[0], y=data.targets)
+    found = load_client_data(str(tmp_path / "named.npz"), VALUES)
+    assert [array.dtype for array in found.inputs] == [np.float32, np.int32]
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -90,10 +173,10 @@ def test_load_errors(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"not a readable \.npz"):
         Dataset.load(path)
     np.savez(path, images=np.zeros((1, 2, 2), np.uint8))
-    with pytest.raises(DatasetError, match="lacks labels, class_names; it holds images"):
+    with pytest.raises(DatasetError, match="holds images; it needs x and y"):
         Dataset.load(path)
     np.savez(path, images=np.zeros((1, 2, 2)) + 7, labels=[0], class_names=["a"])
-    with pytest.raises(DatasetError, match=r"bad\.npz: float images span 7"):
+    with pytest.raises(DatasetError, match=r"bad\.npz: images: floats span 7"):
         Dataset.load(path)
     np.savez(path, images=np.array([{}]), labels=[0], class_names=["a"])
     with pytest.raises(DatasetError, match="not a readable"):
@@ -201,7 +284,7 @@ def write_images(folder: Path, mode: str = "L", size: tuple[int, int] = (5, 4)) 
 def test_image_folder(tmp_path: Path, mode: str, channels: int) -> None:
     write_images(tmp_path, mode)
     (tmp_path / "bird").mkdir()
-    data = load_client_data(str(tmp_path))
+    data = load_image_folder(tmp_path)
     assert data.images.shape == (4, 4, 5, channels)
     assert data.class_names == ("bird", "cat", "dog")
     assert data.labels.tolist() == [1, 1, 2, 2]
@@ -215,38 +298,43 @@ def test_image_folder_mixes_grey_and_colour(tmp_path: Path) -> None:
     for path in sorted((tmp_path / "colour").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (tmp_path / "colour").rmdir()
-    assert load_client_data(str(tmp_path)).input_shape == (4, 5, 3)
+    assert load_image_folder(tmp_path).input_shape == (4, 5, 3)
 
 
-def test_image_folder_takes_the_runs_classes(tmp_path: Path) -> None:
+def test_image_folder_takes_the_runs_classes_and_size(tmp_path: Path) -> None:
     write_images(tmp_path)
-    data = load_client_data(str(tmp_path), ["dog", "cow", "cat"])
+    data = load_client_data(str(tmp_path), image_task((2, 2, 3), ["dog", "cow", "cat"]))
     assert data.labels.tolist() == [2, 2, 0, 0]
-    with pytest.raises(DatasetError, match="dog: not one of the classes cat"):
-        load_client_data(str(tmp_path), ["cat"])
+    assert data.input_shape == (2, 2, 3)
+    assert data.images[0].min() == data.images[0].max() == 10
+    with pytest.raises(DatasetError, match="dog: not one of the classes cat, cow"):
+        load_client_data(str(tmp_path), image_task((4, 5, 1), ["cat", "cow"]))
+    with pytest.raises(DatasetError, match="the task is not about pictures"):
+        load_client_data(str(tmp_path), VALUES)
 
 
 def test_image_folder_errors(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     with pytest.raises(DatasetError, match="no images"):
-        load_client_data(str(tmp_path))
+        load_client_data(str(tmp_path), PETS)
     write_images(tmp_path)
     image.new("L", (9, 9)).save(tmp_path / "dog/1.png")
     with pytest.raises(DatasetError, match=r"dog/1\.png: 9x9 pixels, but .*cat/0\.png is 5x4"):
-        load_client_data(str(tmp_path))
+        load_image_folder(tmp_path)
+    assert load_client_data(str(tmp_path), PETS).input_shape == (4, 5, 1)
     image.new("I;16", (5, 4)).save(tmp_path / "dog/1.png")
     with pytest.raises(DatasetError, match="8 bits a channel"):
-        load_client_data(str(tmp_path))
+        load_client_data(str(tmp_path), PETS)
     (tmp_path / "dog/1.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"dog/1\.png: not a readable image"):
-        load_client_data(str(tmp_path))
+        load_client_data(str(tmp_path), PETS)
 
 
 def test_pillow_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DatasetError, match=r"pip install featherfed\[images\]"):
-        load_client_data(str(tmp_path))
+        load_client_data(str(tmp_path), PETS)
 
 
 def test_train_test_folders(tmp_path: Path) -> None:
@@ -272,7 +360,7 @@ def test_unknown_places(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds neither"):
         load_train_test(tmp_path)
     with pytest.raises(DatasetError, match="no such file or folder"):
-        load_client_data("nowhere.npz")
+        load_client_data("nowhere.npz", PETS)
 
 
 # --- functions ---
@@ -286,23 +374,27 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "def odd(): return np.zeros((3, 2, 2), np.uint8), [0]\n"
         "def named():\n"
         "    from featherfed.datasets.dataset import Dataset\n"
-        "    return Dataset.from_arrays(*pair(), ['x', 'y'])\n"
+        "    return Dataset.from_images(*pair(), ['x', 'y'])\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_client_data("garden_data:pair").class_names == ("0", "1")
-    assert load_client_data("garden_data:pair", ["a", "b", "c"]).num_classes == 3
-    assert load_client_data("garden_data:named").class_names == ("x", "y")
+    task = image_task((2, 2, 1), ["x", "y"])
+    for name in ("pair", "named"):
+        data = load_client_data(f"garden_data:{name}", task)
+        assert data.class_names == ("x", "y")
+        assert data.labels.tolist() == [0, 1, 1]
+    with pytest.raises(DatasetError, match="the classes are x, y; the task has a, b"):
+        load_client_data("garden_data:named", image_task((2, 2, 1), ["a", "b"]))
     for name, message in {
         "bad": "returned int",
-        "odd": "3 images but 1 labels",
+        "odd": "inputs and targets hold 3 and 1 examples",
         "number": "no function number",
         "none": "no function none",
     }.items():
         with pytest.raises(DatasetError, match=message):
-            load_client_data(f"garden_data:{name}")
+            load_client_data(f"garden_data:{name}", task)
     with pytest.raises(DatasetError, match="cannot import no_such_module"):
-        load_client_data("no_such_module:f")
+        load_client_data("no_such_module:f", task)
 
 
 # --- partition ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.processes import run
+from test_report import metrics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip("tensorflow_model_optimization")
@@ -32,17 +34,21 @@ from featherfed.models.measure import measure
 from featherfed.models.optimized import FederatedModel, Method, Optimization
 from featherfed.models.tflite import (
     Classifier,
+    FileTask,
     TfliteModel,
-    evaluate_tflite,
     read_labels,
-    with_labels,
+    read_task,
+    with_task,
 )
 from featherfed.report.card import model_card
 from featherfed.report.schema import parse_metrics
+from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.task import image_task
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("float32", "float16", "dynamic", "int8")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "Ångström | 8", "nine")
+TASK = image_task((8, 8, 1), NAMES)
 LITERT = tflite._interpreter_class() is not tflite._tensorflow_interpreter
 
 
@@ -57,10 +63,10 @@ def exported(
 ) -> dict[str, Path]:
     """The files of a trained model by kind."""
     train, _ = data
-    model = FederatedModel(zoo.build("mlp", train.input_shape, 10))
-    model.fit(train.images, train.labels, epochs=8, learning_rate=0.1)
+    model = FederatedModel(zoo.build("mlp", train.input_shape, 10), task=TASK)
+    model.fit(train.inputs, train.targets, epochs=8, learning_rate=0.1)
     folder = tmp_path_factory.mktemp("exported")
-    paths = export(model, folder, calibration_set(train).images, NAMES)
+    paths = export(model, folder, calibration_set(train).inputs)
     return dict(zip(KINDS, paths, strict=False))
 
 
@@ -75,12 +81,13 @@ def test_a_file_is_measured_in_a_process_without_tensorflow(
     exported: dict[str, Path], data: tuple[Dataset, Dataset]
 ) -> None:
     _, test = data
-    rows = measure_models([*exported.values(), Path("model.keras")], test)
+    rows = measure_models(exported.values(), test)
     assert [row["kind"] for row in rows] == list(KINDS)
     for row in rows:
         path = exported[row["kind"]]
         assert row["bytes"] == path.stat().st_size > row["gzip_bytes"] > 1000
-        assert row["accuracy"] == evaluate_tflite(path, test.images, test.labels) > 0.9
+        assert row["scores"] == TfliteModel(path).evaluate(test.inputs, test.targets)
+        assert row["scores"]["accuracy"] > 0.9
         assert row["num_examples"] == 360
         assert 0 < row["latency_ms"] <= row["latency_p95_ms"] < 1000
         if LITERT and sys.platform == "linux":
@@ -89,18 +96,25 @@ def test_a_file_is_measured_in_a_process_without_tensorflow(
             assert row["runtime"].startswith("ai-edge-litert ")
         else:
             assert row["memory_bytes"] is row["idle_memory_bytes"] is None
-    floats, integers = rows[0]["input"], rows[-1]["input"]
-    assert floats == {"dtype": "float32", "scale": None, "zero_point": None}
-    assert integers == {"dtype": "uint8", "scale": pytest.approx(1 / 255), "zero_point": 0}
+    (floats,), (integers,) = rows[0]["inputs"], rows[-1]["inputs"]
+    assert floats == {"name": "image", "dtype": "float32", "scale": None, "zero_point": None}
+    scale = {"scale": pytest.approx(1 / 255), "zero_point": 0}
+    assert integers == {"name": "image", "dtype": "uint8", **scale}
+
+
+def test_without_data_only_costs_are_measured(exported: dict[str, Path]) -> None:
+    (row,) = measure_models([exported["int8"]], None)
+    assert (row["scores"], row["num_examples"]) == ({}, 0)
+    assert row["latency_ms"] > 0
 
 
 def test_what_cannot_be_measured_says_why(exported: dict[str, Path], tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", images=np.zeros((2, 9, 9, 1), np.uint8), labels=[0, 1])
-    with refused(r"expected uint8 images \[N, 8, 8, 1\]"):
+    with refused(r"input 'image' must be uint8 \[8, 8, 1\], not uint8 \[9, 9, 1\]"):
         measure(exported["int8"], tmp_path / "other.npz")
     with refused("no model file"):
         measure(tmp_path / "none.tflite", tmp_path / "other.npz")
-    with refused("No such file"):
+    with refused("no such file"):
         measure(exported["int8"], tmp_path / "none.npz")
     command = [sys.executable, "-m", "featherfed.models.measure"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,10 +139,10 @@ def test_every_kind_of_every_method_is_its_own_and_keeps_the_accuracy(
     train, test = data
     model = FederatedModel(zoo.build("mlp", train.input_shape, 10), Optimization(method))
     for sparsity in (0.0, 0.7 * method.prunes):
-        model.fit(train.images, train.labels, epochs=5, learning_rate=0.1, sparsity=sparsity)
-    *paths, _ = export(model, tmp_path, calibration_set(train).images, test.class_names)
+        model.fit(train.inputs, train.targets, epochs=5, learning_rate=0.1, sparsity=sparsity)
+    *paths, _ = export(model, tmp_path, calibration_set(train).inputs)
     found = {
-        kind: TfliteModel(path).predict(test.images)
+        kind: TfliteModel(path).predict(test.inputs)
         for kind, path in zip(KINDS, paths, strict=True)
     }
     sizes = [path.stat().st_size for path in paths]
@@ -147,40 +161,108 @@ def test_every_kind_of_every_method_is_its_own_and_keeps_the_accuracy(
         assert abs(accuracy - reference) < 0.015, kind
 
 
-# --- class names
+# --- the task and its class names
 
 
-def test_the_class_names_travel_in_the_file(exported: dict[str, Path], tmp_path: Path) -> None:
+def bare(path: Path) -> bytes:
+    """Return a file's model without what follows it."""
+    content = path.read_bytes()
+    return content[: content.index(b"PK\3\4")]
+
+
+def with_members(model: bytes, **texts: str) -> bytes:
+    """Return a model followed by an archive of texts."""
+    file = io.BytesIO(model)
+    with zipfile.ZipFile(file, "a") as archive:
+        for name, text in texts.items():
+            archive.writestr(name.replace("_", "."), text)
+    return file.getvalue()
+
+
+def labels(*names: str) -> str:
+    return "\n".join(names) + "\n"
+
+
+def test_the_task_travels_in_the_file(exported: dict[str, Path], tmp_path: Path) -> None:
     for path in exported.values():
+        assert read_task(path.read_bytes(), "m") == FileTask(TASK, Scaling.none(TASK))
         assert read_labels(path) == NAMES
         assert Classifier(path).class_names == NAMES
     with zipfile.ZipFile(exported["int8"]) as archive:
         assert archive.read("labels.txt").decode().splitlines() == list(NAMES)
-    bare = tmp_path / "bare.tflite"
-    content = exported["int8"].read_bytes()
-    bare.write_bytes(content[: content.index(b"PK\3\4")])
-    assert read_labels(bare) == ()
-    assert Classifier(bare).class_names == tuple("0123456789")
-    assert with_labels(bare.read_bytes(), NAMES) == content, "equal names, equal bytes"
+        assert json.loads(archive.read("task.json"))["task"] == TASK.as_dict()
+    path = tmp_path / "bare.tflite"
+    path.write_bytes(bare(exported["int8"]))
+    assert read_labels(path) == ()
+    assert Classifier(path).class_names == tuple("0123456789")
+    again = with_task(path.read_bytes(), FileTask(TASK, Scaling.none(TASK)))
+    assert again == exported["int8"].read_bytes(), "equal tasks, equal bytes"
+
+
+def test_files_that_hold_labels_alone_are_read(exported: dict[str, Path], tmp_path: Path) -> None:
+    """As before tasks were written into files."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(with_members(bare(exported["int8"]), labels_txt=labels(*NAMES)))
+    assert Classifier(path).class_names == NAMES
 
 
 def test_class_names_that_do_not_fit(exported: dict[str, Path], tmp_path: Path) -> None:
-    content = exported["int8"].read_bytes()
-    bare = content[: content.index(b"PK\3\4")]
+    content, model = exported["int8"].read_bytes(), bare(exported["int8"])
     path = tmp_path / "model.tflite"
-    path.write_bytes(with_labels(bare, NAMES[:3]))
+    path.write_bytes(with_members(model, labels_txt=labels(*NAMES[:3])))
     with refused("names 3 classes but tells 10 apart"):
         Classifier(path)
     path.write_bytes(content.replace("Ångström".encode(), b"Angstrom 8"))
-    with refused("class names are damaged"):
+    with refused(r"labels\.txt is damaged"):
         Classifier(path)
-    path.write_bytes(with_labels(bare, ["a\r\x1b[2Jb", "x" * 200]))
+    path.write_bytes(with_members(model, labels_txt=labels("a\r\x1b[2Jb", "x" * 200)))
     assert read_labels(path) == (r"a\r\x1b[2Jb", "x" * 100 + "... (100 characters more)")
-    path.write_bytes(with_labels(bare, ["x" * (1 << 21)]))
-    with refused("labels.txt is larger"):
+    path.write_bytes(with_members(model, labels_txt="x" * (1 << 23)))
+    with refused(r"labels\.txt is larger"):
         read_labels(path)
-    with pytest.raises(ValueError, match="one line"):
-        with_labels(bare, ["a\nb"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its task is damaged"),
+        ("[" * 100_000, "its task is damaged"),
+        ("7", "its task is damaged"),
+        ("{}", "its task is damaged"),
+        (" " * (1 << 23), r"task\.json is larger"),
+        ('"float32"', "its task is damaged .*no dtype"),
+        ('"zero"', "its task is damaged .*name of a class"),
+        ('"standardize"', "its task is damaged .*scaling of other tensors"),
+        ("9, 9, 1", "the model takes .8, 8, 1., the task gives .9, 9, 1."),
+        ('"nine"]', "the model answers with .10., the task needs .11."),
+        ('"shape": []', "the model answers with .10., the task needs .4, 10."),
+    ],
+)
+def test_a_task_that_is_not_the_models_is_refused(
+    exported: dict[str, Path], text: str, message: str
+) -> None:
+    """What stands in quotes or brackets is a place in a right task that is changed."""
+    whole = json.dumps({**json.loads(_task_text(exported["int8"])), "tensor_names": []})
+    changes = {
+        '"float32"': ('"uint8"', '"complex64"'),
+        '"zero"': ('"zero"', '"ze\\u001b[2Jro"'),
+        '"standardize"': ('"dtype": "uint8", ', '"dtype": "float32", "standardize": true, '),
+        "9, 9, 1": ("[8, 8, 1]", "[9, 9, 1]"),
+        '"nine"]': ('"nine"]', '"nine", "ten"]'),
+        '"shape": []': ('"shape": []', '"shape": [4]'),
+    }
+    if text in changes:
+        old, new = changes[text]
+        assert old in whole
+        text = whole.replace(old, new)
+    with refused(message) as caught:
+        TfliteModel(with_members(bare(exported["int8"]), task_json=text))
+    assert str(caught.value).isprintable()
+
+
+def _task_text(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read("task.json").decode()
 
 
 # --- pictures, arrays, frames
@@ -191,7 +273,7 @@ def test_a_classifier_takes_files_and_arrays(
 ) -> None:
     _, test = data
     classifier = Classifier(exported["float32"])
-    expected = TfliteModel(exported["float32"]).predict(test.images[:3])
+    expected = TfliteModel(exported["float32"]).predict([test.images[:3]])
     found = classifier.classify_all(test.images[:3])
     for row, pairs in zip(expected, found, strict=True):
         assert [name for name, _ in pairs] == [NAMES[i] for i in np.argsort(-row, kind="stable")]
@@ -305,17 +387,9 @@ def test_the_code_on_the_card_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, test = data
-    traffic = dict.fromkeys(("payload_bytes", "message_bytes", "control_bytes", "retry_bytes"), 0)
-    final = {
-        "accuracy": 0.9, "loss": 1.0, "digest": "ab", "version": 1, "sparsity": 0.0,
-        "seconds": 1.0, "clients": [], "totals": {"uplink": traffic, "downlink": traffic},
-        "models": measure_models(exported.values(), test),
-    }  # fmt: skip
-    metrics = {
-        "schema": 1, "featherfed": "0", "run": "r", "dataset": "digits", "num_test_examples": 360,
-        "num_parameters": 1, "float32_bytes": 4, "rounds": [], "final": final,
-    }  # fmt: skip
-    card = model_card(parse_metrics(json.loads(json.dumps(metrics))))
+    told = {**metrics(), "task": TASK.as_dict()}
+    told["final"]["models"] = measure_models(exported.values(), test)
+    card = model_card(parse_metrics(json.loads(json.dumps(told))))
     monkeypatch.chdir(exported["int8"].parent)
     Image.fromarray(test.images[0, ..., 0]).save("photo.jpg", quality=100)
     ours, bare = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.federation import Federation
 from support.processes import run
 
 from featherfed.api import memory
@@ -133,9 +135,11 @@ def test_memory_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch)
         memory.limit_memory(100)
 
 
-def test_memory_that_runs_out_is_one_plain_message(tmp_path: Path) -> None:
+def test_memory_that_runs_out_is_one_plain_message(
+    tmp_path: Path, federation: Callable[..., Federation]
+) -> None:
     (tmp_path / "greedy.py").write_text("def data():\n    raise MemoryError", "utf-8")
-    done = run("join", "127.0.0.1:1", "--data", "greedy:data", cwd=tmp_path)
+    done = run("join", federation().address, "--data", "greedy:data", cwd=tmp_path)
     assert done.returncode == 1
     assert "not enough memory" in done.stderr
     assert "Traceback" not in done.stderr

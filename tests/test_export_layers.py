@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from featherfed.models.errors import ModelError
-from featherfed.models.export import KINDS, export_kind
+from featherfed.models.export import KINDS, ModelFiles
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import TfliteModel
@@ -103,15 +104,16 @@ def padded() -> Any:
     ids=lambda make: make.__name__,
 )
 def test_every_kind_is_builtin_operators_and_answers_as_keras_does(
-    make: Callable[[], Any],
+    make: Callable[[], Any], tmp_path: Path
 ) -> None:
     tf_keras.utils.set_random_seed(0)
     model, images = FederatedModel(make()), padded()
-    expected = model.predict(images)
+    expected = model.predict([images])
+    files = ModelFiles(model, tmp_path, [images])
     for kind in KINDS:
-        content = export_kind(model, kind, images)
+        content = files.tflite(kind)
         assert not operators(content) & LOOPS
-        off = np.abs(TfliteModel(content).predict(images) - expected).max()
+        off = np.abs(TfliteModel(content).predict([images]) - expected).max()
         assert off <= TOLERANCE[kind], (kind, off)
 
 

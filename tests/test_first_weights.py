@@ -14,7 +14,7 @@ pytest.importorskip("tensorflow_model_optimization")
 
 import tf_keras
 
-from featherfed.api.build import build_model
+from featherfed.api.build import build_model, run_task
 from featherfed.api.first_weights import set_first_weights
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import weights_digest
@@ -48,14 +48,15 @@ def network(units: int = 6) -> Any:
 
 def test_set() -> Dataset:
     images = np.zeros((4, 8, 8, 1), np.uint8)
-    return Dataset(images, np.arange(4), tuple("abcdefghij"))
+    return Dataset.from_images(images, np.arange(4), tuple("abcdefghij"))
 
 
 test_set.__test__ = False  # type: ignore[attr-defined]
 
 
 def build(**model: str) -> FederatedModel:
-    return build_model(Settings.model_validate({"model": model}), test_set())
+    settings = Settings.model_validate({"model": model})
+    return build_model(settings, run_task(settings, test_set()))
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def run_of(folder: Path, model: FederatedModel, given: bool) -> list[list[np.nda
     store = Store(folder / "run.db")
     method = model.optimization.method
     settings = Settings.model_validate({"seed": 5, "optimization": {"method": method}})
-    plan = make_plan(settings, model.model_json, model.manifest)
+    plan = make_plan(settings, model.task, model.model_json, model.manifest)
     open_run(
         settings, store, plan, model.manifest, model.get_weights() if given else None, 1, 0.0
     )  # fmt: skip

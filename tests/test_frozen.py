@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clients import WithoutData
 from support.evaluator import DistanceEvaluator
-from support.models import CLASSES, SHAPE
+from support.models import TASK, summary
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
@@ -32,7 +33,6 @@ from featherfed.edge_client.state import HeldModel
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.versions import apply_links
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.admission import DataShape
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.records import ModelVersion
@@ -70,7 +70,7 @@ def weights_of(manifest: Manifest) -> list[Array]:
     return weights
 
 
-class Walk:
+class Walk(WithoutData):
     """A trainer whose update of a tensor depends on the round, its name and the client's."""
 
     def __init__(self, manifest: Manifest, client: str) -> None:
@@ -84,7 +84,7 @@ class Walk:
             rng = np.random.default_rng([task.round, *f"{self._client} {spec.name}".encode()])
             step = rng.standard_normal(spec.shape, np.float32)
             moved.append(tensor + np.float32(0.01) * step)
-        return TrainingResult(moved, 0.5, 0.75)
+        return TrainingResult(moved, 0.5)
 
 
 def federate(manifest: Manifest, **changes: Any) -> tuple[dict[str, Any], list[list[Array]]]:
@@ -98,15 +98,19 @@ def federate(manifest: Manifest, **changes: Any) -> tuple[dict[str, Any], list[l
             return super().evaluate([w for w in weights if w.size < 10_000])
 
     settings = Settings.model_validate(
-        {"rounds": 4, "clients": {"minimum": 5, "patience": 0}, **changes}
+        {
+            "rounds": 4,
+            "clients": {"minimum": 5, "patience": 0},
+            **changes,
+            "evaluation": {"dataset": "digits", **changes.pop("evaluation", {})},
+        }
     )
-    data = pb.DataSummary(num_examples=100, example_shape=SHAPE, num_classes=10)
     metrics = simulate(
         settings,
         model_json="{}",
         manifest=manifest,
-        data_shape=DataShape(SHAPE, CLASSES),
-        clients=dict.fromkeys(names, data),
+        task=TASK,
+        clients=dict.fromkeys(names, summary()),
         make_trainer=lambda name, plan, given, step: Walk(given, name),
         evaluator=Evaluator(),
         first_weights=weights_of(manifest),
@@ -276,7 +280,7 @@ def test_a_partial_snapshot_needs_a_version_before_it() -> None:
 
 
 def test_a_plan_says_what_is_frozen() -> None:
-    plan = make_plan(Settings(), "{}", MODEL)
+    plan = make_plan(Settings(), TASK, "{}", MODEL)
     assert manifest_of(plan).digest == MODEL.digest
     plan.manifest[0].prunable = True
     with pytest.raises(ClientError, match="prunes 'backbone/kernel', which is frozen"):
@@ -284,6 +288,6 @@ def test_a_plan_says_what_is_frozen() -> None:
 
 
 def test_a_plan_without_anything_to_train_is_refused() -> None:
-    plan = make_plan(Settings(), "{}", Manifest(BACKBONE))
+    plan = make_plan(Settings(), TASK, "{}", Manifest(BACKBONE))
     with pytest.raises(ClientError, match="frozen tensors only"):
         manifest_of(plan)

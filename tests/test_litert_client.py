@@ -18,7 +18,7 @@ from support.clients import Pull, profile
 from support.federation import Federation
 
 from featherfed.api import training_step
-from featherfed.api.build import build_model
+from featherfed.api.build import build_model, run_task
 from featherfed.api.training_step import offered_step
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -28,19 +28,25 @@ from featherfed.compression.stages.zstd import Zstd
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import ClientError, Rejected
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.session import Session
 from featherfed.edge_client.state import ClientState
 from featherfed.edge_client.step_interpreter import TrainingStep
+from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.edge_client.training_step import MAX_STEP_BYTES, check_step, unpack_step
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.serialization import to_json
 from featherfed.proto import federation_pb2 as pb
+from featherfed.proto.plan_terms import Loss
+from featherfed.proto.step_file import join_step, split_step
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
+from featherfed.tasks.scoring import Scoring
+from featherfed.tasks.task import Input, Target, TargetKind, Task, image_task
 
 Start = Callable[..., Federation]
 
@@ -74,17 +80,17 @@ class World:
         return initial_weights(self.manifest, 0)
 
     def litert(self, client: str = "a", step: bytes | None = None, **options: Any) -> LitertTrainer:
-        data, _ = digits()
         # In this process, which is faster; tests/test_step_process.py has those in their own.
         return LitertTrainer(
-            self.plan, self.manifest, step or self.step, data.images, data.labels,
+            self.plan, self.manifest, step or self.step, self.examples(),
             client=client, **{"trusted": True, **options},
         )  # fmt: skip
 
     def keras(self, client: str = "a") -> KerasTrainer:
-        data, _ = digits()
-        images, labels = data.images, data.labels
-        return KerasTrainer(self.plan, self.manifest, images, labels, client=client)
+        return KerasTrainer(self.plan, self.manifest, self.examples(), client=client)
+
+    def examples(self) -> Examples:
+        return Examples(self.model.task, *digits())
 
 
 @cache
@@ -94,10 +100,15 @@ def world(model: str = "mlp", method: str = "none", optimizer: str = "sgd") -> W
         "training": {"epochs": 2, "learning_rate": 0.05, "optimizer": optimizer},
         "optimization": {"method": method},
     })  # fmt: skip
-    built = build_model(settings, digits()[1])
+    built = digits_model(settings)
     step = offered_step(built, settings)
     assert step.content, step.missing
-    return World(make_plan(settings, built.model_json, built.manifest), built, step.content)
+    plan = make_plan(settings, built.task, built.model_json, built.manifest)
+    return World(plan, built, step.content)
+
+
+def digits_model(settings: Settings) -> FederatedModel:
+    return build_model(settings, run_task(settings, digits()[1]))
 
 
 def task(round_: int = 1, sparsity: float = 0.0) -> pb.Train:
@@ -134,7 +145,10 @@ def test_it_trains_as_keras_does(model: str, method: str, optimizer: str, sparsi
     other = here.litert("other").train(start, task(sparsity=sparsity))
     assert distance(keras, litert) < distance(litert, other) / 20
     assert litert.loss == pytest.approx(keras.loss, rel=2e-3)
-    assert litert.accuracy == pytest.approx(keras.accuracy, abs=0.015)
+    scoring = Scoring(here.model.task)
+    keras_scores = scoring.scores(here.keras().evaluate(keras.weights))
+    scores = scoring.scores(here.litert().evaluate(keras.weights))
+    assert scores == pytest.approx(keras_scores, rel=1e-5)
     if sparsity:
         for before, after in zip(start, litert.weights, strict=True):
             if before.ndim > 1:
@@ -197,70 +211,87 @@ def test_threads_change_nothing_but_the_time() -> None:
 # ---- steps that are refused ----
 
 SMALL: list[tuple[int, ...]] = [(4,), ()]
+TASK = image_task((2, 2, 1), "abc")
+TENSORS = StepTensors.of(TASK)
 F32, U8, I32 = tf.float32, tf.uint8, tf.int32
-INPUTS: dict[str, tuple[list[int], Any]] = {
-    "images": ([2, 2, 2, 1], U8),
-    "labels": ([2], I32),
-    "importance": ([2], F32),
+Kinds = dict[str, tuple[list[int], Any] | None]
+"""Tensors by name; None leaves one out."""
+EXAMPLES_OF: Kinds = {"input_0": ([2, 2, 2, 1], U8), "importance": ([2], F32)}
+WEIGHTS: Kinds = {"weight_0": ([4], F32), "weight_1": ([1], F32)}
+INPUTS: Kinds = {
+    **EXAMPLES_OF,
+    "target": ([2], I32),
     "learning_rate": ([1], F32),
     "step": ([1], F32),
-    "weight_0": ([4], F32),
-    "weight_1": ([1], F32),
+    **WEIGHTS,
     "mask_0": ([4], F32),
     "slot_0_0": ([4], F32),
     "noise_0": ([2, 3], F32),
 }
-OUTPUTS: dict[str, tuple[list[int], Any]] = {
+OUTPUTS: Kinds = {
     "loss": ([1], F32),
-    "correct": ([1], F32),
     "new_weight_0": ([4], F32),
     "new_weight_1": ([1], F32),
     "new_slot_0_0": ([4], F32),
 }
 
 
-def made(
-    inputs: dict[str, Any] | None = None,
-    outputs: dict[str, Any] | None = None,
-    signature: str = "train",
-) -> bytes:
-    """A .tflite that does next to nothing, with other inputs or outputs; None leaves one out."""
-    takes = {n: k for n, k in {**INPUTS, **(inputs or {})}.items() if k}
-    gives = {n: k for n, k in {**OUTPUTS, **(outputs or {})}.items() if k}
+def made(inputs: Kinds | None = None, outputs: Kinds | None = None) -> bytes:
+    """A step that does next to nothing, whose `train` has other inputs or outputs."""
+    train = graph("train", {**INPUTS, **(inputs or {})}, {**OUTPUTS, **(outputs or {})})
+    return join_step(train, answering())
+
+
+def answering(inputs: Kinds | None = None, outputs: Kinds | None = None) -> bytes:
+    output: Kinds = {"output": ([2, 3], F32)}
+    return graph(
+        "answer", {**EXAMPLES_OF, **WEIGHTS, **(inputs or {})}, {**output, **(outputs or {})}
+    )
+
+
+def graph(signature: str, inputs: Kinds, outputs: Kinds) -> bytes:
+    """A .tflite of such tensors, each output of which is the number of examples that count."""
+    takes = {n: k for n, k in inputs.items() if k}
+    gives = {n: k for n, k in outputs.items() if k}
     specs = [tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in takes.items()]
 
     @tf.function(input_signature=specs, autograph=False)
-    def train(*tensors: Any) -> dict[str, Any]:
+    def run(*tensors: Any) -> dict[str, Any]:
         one = tf.reduce_sum(tf.cast(tensors[list(takes).index("importance")], tf.float32))
         return {name: tf.cast(tf.fill(shape, one), dtype) for name, (shape, dtype) in gives.items()}
 
     module = tf.Module()
-    module.train = train
+    module.run = run
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures={signature: train})
+        tf.saved_model.save(module, folder, signatures={signature: run})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[signature])
         return bytes(converter.convert())
 
 
 def test_a_step_as_it_should_be_is_taken() -> None:
-    step = TrainingStep(made(), SMALL, (2, 2, 1), 1)
-    assert (step.batch_size, step.masked) == (2, {0})
+    step = TrainingStep(made(), SMALL, TENSORS, 1)
+    assert (step.batch_size, step.masked, step.output_shape) == (2, {0}, (3,))
     step.begin([np.zeros(4, np.float32), np.zeros((), np.float32)], [None, None], 0.1, [0])
     images, labels = np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32)
-    assert step.run(images, labels) == (1.0, 1.0)
+    assert step.run([images], labels) == 1.0
     assert [w.shape for w in step.weights()] == [(4,), ()]
+    step.set_answering(step.weights())
+    assert step.answer([images]).tolist() == [[1.0] * 3]
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "told"),
     [
-        ({"images": ([2, 2, 2, 1], F32)}, {}, "float32 of shape .* as its input 'images'"),
-        ({"images": ([2, 3, 2, 1], U8)}, {}, "takes images of shape"),
-        ({"images": ([2, 4], U8)}, {}, "takes images of shape"),
-        ({"images": None}, {}, "takes images of shape"),
-        ({"labels": ([2], tf.int64)}, {}, "int64 of shape .* as its input 'labels'"),
-        ({"labels": ([3], I32)}, {}, "input 'labels'"),
+        ({"input_0": ([2, 2, 2, 1], F32)}, {}, "float32 of shape .* as its input 'input_0'"),
+        ({"input_0": ([2, 3, 2, 1], U8)}, {}, r"wants uint8 of shape \(2, 2, 2, 1\)"),
+        ({"input_0": ([2, 4], U8)}, {}, r"uint8 of shape \(2, 4\) as its input 'input_0'"),
+        ({"input_0": None}, {}, "nothing as its input 'input_0'"),
+        ({"input_1": ([2, 3], F32)}, {}, "input 'input_1', and this client wants nothing"),
+        ({"target": ([2], tf.int64)}, {}, "int64 of shape .* as its input 'target'"),
+        ({"target": ([3], I32)}, {}, "input 'target'"),
+        ({"target": None}, {}, "nothing as its input 'target'"),
         ({"importance": ([2, 1], F32)}, {}, "input 'importance'"),
+        ({"importance": ([3], F32)}, {}, r"wants uint8 of shape \(3, 2, 2, 1\)"),
         ({"step": None}, {}, "nothing as its input 'step'"),
         ({"secret": ([9], F32)}, {}, "input 'secret', and this client wants nothing"),
         ({"weight_0": ([5], F32)}, {}, "input 'weight_0'"),
@@ -277,13 +308,84 @@ def test_a_step_as_it_should_be_is_taken() -> None:
         ({}, {"new_slot_0_0": None}, "output 'new_slot_0_0'"),
         ({}, {"loss": ([], F32)}, "output 'loss'"),
         ({}, {"loss": None}, "output 'loss'"),
-        ({}, {"correct": ([1], I32)}, "output 'correct'"),
+        ({}, {"correct": ([1], F32)}, "output 'correct', and this client wants nothing"),
         ({}, {"labels_of_the_client": ([2], F32)}, "output 'labels_of_the_client'"),
     ],
 )
 def test_a_step_with_other_tensors_is_refused(inputs: Any, outputs: Any, told: str) -> None:
     with pytest.raises(ClientError, match=told):
-        TrainingStep(made(inputs, outputs), SMALL, (2, 2, 1), 1)
+        TrainingStep(made(inputs, outputs), SMALL, TENSORS, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "told"),
+    [
+        ({"input_0": ([2, 2, 2, 1], F32)}, {}, "float32 of shape .* as its input 'input_0'"),
+        ({"weight_1": None}, {}, "nothing as its input 'weight_1'"),
+        ({"weight_0": ([5], F32)}, {}, "input 'weight_0'"),
+        ({"target": ([2], I32)}, {}, "input 'target', and this client wants nothing"),
+        ({"noise_0": ([2, 3], F32)}, {}, "input 'noise_0', and this client wants nothing"),
+        ({}, {"output": ([2, 4], F32)}, r"output 'output', and this client wants .* \(2, 3\)"),
+        ({}, {"output": ([2], F32)}, "output 'output'"),
+        ({}, {"output": ([2, 3], I32)}, "int32 of shape .* as its output 'output'"),
+        ({}, {"output": None, "loss": ([1], F32)}, "output 'loss', and this client wants nothing"),
+        (
+            {"importance": ([3], F32), "input_0": ([3, 2, 2, 1], U8)},
+            {"output": ([3, 3], F32)},
+            "answers to batches of another size",
+        ),
+    ],
+)
+def test_a_step_that_answers_with_other_tensors_is_refused(
+    inputs: Any, outputs: Any, told: str
+) -> None:
+    content = join_step(graph("train", INPUTS, OUTPUTS), answering(inputs, outputs))
+    with pytest.raises(ClientError, match=told):
+        TrainingStep(content, SMALL, TENSORS, 1)
+
+
+X = Input("x", "float32", (3,))
+OF_KINDS: dict[str, tuple[Task, Kinds, list[int]]] = {
+    "classes of positions": (
+        Task((Input("x", "float32", (3, 1)),), Target(TargetKind.CLASS, (3,), ("a", "b"))),
+        {"input_0": ([2, 3, 1], F32), "target": ([2, 3], I32)},
+        [2, 3, 2],
+    ),
+    "two classes, one output": (
+        Task((X,), Target(TargetKind.CLASS, (), ("a", "b")), Loss.BINARY_CROSSENTROPY),
+        {"input_0": ([2, 3], F32), "target": ([2], I32)},
+        [2, 1],
+    ),
+    "labels": (
+        Task((X,), Target(TargetKind.LABELS, (2,), ("a", "b"))),
+        {"input_0": ([2, 3], F32), "target": ([2, 2], F32)},
+        [2, 2],
+    ),
+    "tokens, one number": (
+        Task((X, Input("t", "int32", (4,), vocabulary=9)), Target(TargetKind.VALUES)),
+        {"input_0": ([2, 3], F32), "input_1": ([2, 4], I32), "target": ([2], F32)},
+        [2, 1],
+    ),
+    "the input": (
+        Task((X,), Target(TargetKind.INPUT)),
+        {"input_0": ([2, 3], F32), "target": None},
+        [2, 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_KINDS)
+def test_a_step_takes_what_its_task_gives(kind: str) -> None:
+    task, examples, output = OF_KINDS[kind]
+    without_target = {n: k for n, k in examples.items() if n != "target"}
+    content = join_step(
+        graph("train", {**INPUTS, **examples}, OUTPUTS),
+        answering(without_target, {"output": (output, F32)}),
+    )
+    step = TrainingStep(content, SMALL, StepTensors.of(task), 1)
+    assert step.output_shape == tuple(output[1:])
+    with pytest.raises(ClientError, match="input 'input_0'"):
+        TrainingStep(made(), SMALL, StepTensors.of(task), 1)
 
 
 @pytest.mark.parametrize(
@@ -294,14 +396,25 @@ def test_a_step_with_other_tensors_is_refused(inputs: Any, outputs: Any, told: s
         b"\x1c\0\0\0TFL3" + b"\xff" * 2000,
         lambda: world().step[:1000],
         lambda: world().step[:-200],
-        lambda: made(signature="serve"),
+        lambda: join_step(graph("serve", INPUTS, OUTPUTS), answering()),
+        lambda: join_step(*[split_step(world().step).train] * 2),
+        lambda: graph("train", INPUTS, OUTPUTS),
     ],
-    ids=["empty", "text", "noise", "truncated", "short", "no signature"],
+    ids=[
+        "empty",
+        "text",
+        "noise",
+        "truncated",
+        "short",
+        "no signature",
+        "no answers",
+        "one part",
+    ],
 )
 def test_what_is_no_training_step_is_refused(content: Any) -> None:
     content = content() if callable(content) else content
     with pytest.raises(ClientError, match=r"training step cannot be used: .+"):
-        TrainingStep(content, world().shapes, (8, 8, 1), 1)
+        TrainingStep(content, world().shapes, StepTensors.of(world().model.task), 1)
 
 
 def test_another_plans_step_is_refused() -> None:
@@ -311,8 +424,12 @@ def test_another_plans_step_is_refused() -> None:
         world().litert(step=world(method="prune").step)
     with pytest.raises(ClientError, match=r"masks the tensors \[\].*plan \(prune\)"):
         world(method="prune").litert(step=world().step)
-    with pytest.raises(ClientError, match=r"images of shape \(8, 8, 1\).*has \(28, 28, 1\)"):
-        TrainingStep(world().step, world().shapes, (28, 28, 1), 1)
+    larger = StepTensors.of(image_task((28, 28, 1), "abcdefghij"))
+    with pytest.raises(ClientError, match=r"\(32, 8, 8, 1\) as its input 'input_0'.*28, 28, 1\)"):
+        TrainingStep(world().step, world().shapes, larger, 1)
+    fewer = StepTensors.of(image_task((8, 8, 1), "abc"))
+    with pytest.raises(ClientError, match=r"\(32, 10\) as its output 'output'.*\(32, 3\)"):
+        TrainingStep(world().step, world().shapes, fewer, 1)
     plan = pb.Plan.FromString(world().plan.SerializeToString())
     plan.training.batch_size = 16
     with pytest.raises(ClientError, match="takes 32 examples at once, and its plan says 16"):
@@ -466,7 +583,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FederatedMod
 
 def offer(**training: Any) -> ExportedStep:
     settings = Settings.model_validate({"model": {"name": "mlp"}, "training": training})
-    return offered_step(build_model(settings, digits()[1]), settings)
+    return offered_step(digits_model(settings), settings)
 
 
 def test_a_plan_is_exported_once(cached: list[FederatedModel], tmp_path: Path) -> None:
@@ -500,7 +617,7 @@ def test_a_plan_that_cannot_be_exported_is_for_keras_clients(
     settings = Settings.model_validate({
         "model": {"name": "mlp"}, "optimization": {"method": "cluster"}
     })  # fmt: skip
-    offered = offered_step(build_model(settings, digits()[1]), settings)
+    offered = offered_step(digits_model(settings), settings)
     assert offered.content == b""
     assert "the method cluster" in offered.missing
     assert "--runtime keras" in offered.missing

@@ -23,6 +23,7 @@ training = {{ epochs = {epochs}, learning_rate = 0.1 }}
 compression.uplink = "{uplink}"
 {more}
 optimization = {{ method = "{method}" }}
+evaluation.dataset = "digits"
 clients = {{ minimum = {minimum}, quorum = 0.5, deadline = {deadline}, patience = 2 }}
 """
 
@@ -78,7 +79,7 @@ def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
     assert rounds[1]["missing"] == ["c1"], "the round closed by quorum at its deadline"
     assert [c["client"] for c in rounds[-1]["clients"]] == ["c0", "c2"]
     assert rounds[-1]["missing"] == [], "no later round waits for the dead"
-    assert rounds[-1]["accuracy"] > 0.8
+    assert rounds[-1]["scores"]["accuracy"] > 0.8
 
 
 # LiteRT makes an epoch of these few examples in a millisecond, and must be killed in mid-round.
@@ -155,7 +156,7 @@ def test_keras_and_litert_clients_train_one_model(processes: Processes, uplink: 
     digest = found["final"]["digest"]
     for number in range(3):
         assert f"version 4 ({digest[:16]})" in processes.log(f"c{number}")
-    assert found["final"]["accuracy"] > 0.85
+    assert found["final"]["scores"]["accuracy"] > 0.85
 
 
 PRIVATE = """
@@ -179,19 +180,22 @@ def test_other_ways_to_aggregate_learn(processes: Processes, more: str) -> None:
     assert processes.wait("server") == 0, processes.log("server")
     assert [processes.wait(f"c{n}") for n in range(3)] == [0, 0, 0]
     found = metrics(processes)
-    assert found["final"]["accuracy"] > 0.8
+    assert found["final"]["scores"]["accuracy"] > 0.8
     assert ("epsilon" in found["rounds"][-1]) == ("privacy" in more)
 
 
 def test_other_settings_or_a_taken_port_are_said_plainly(processes: Processes) -> None:
     address = serve(processes, rounds=1, port=0, minimum=1, deadline=60)
     port = address.rpartition(":")[2]
-    (processes.directory / "other.toml").write_text('output = "other"', "utf-8")
+    (processes.directory / "other.toml").write_text(
+        'output = "other"\nevaluation.dataset = "digits"', "utf-8"
+    )
     processes.start("second", "serve", "other.toml", "--port", port)
     assert processes.wait("second") == 1
     assert f"featherfed: cannot listen on {address}: it is in use" in processes.log("second")
     processes.kill("server")
-    (processes.directory / "changed.toml").write_text('output = "out"\nrounds = 9', "utf-8")
+    changed = 'output = "out"\nrounds = 9\nevaluation.dataset = "digits"'
+    (processes.directory / "changed.toml").write_text(changed, "utf-8")
     processes.start("third", "serve", "changed.toml", "--port", "0")
     assert processes.wait("third") == 1
     assert "holds run 'kill-" in processes.log("third")

@@ -45,8 +45,10 @@ def test_a_model_that_is_none_is_told_what_was_wrong(tmp_path: Path) -> None:
 
 
 def test_a_step_is_no_model() -> None:
-    with pytest.raises(ModelError, match="one input and one output"):
-        TfliteModel(step("mlp-none-adam").content)
+    with pytest.raises(ModelError, match="outputs; it needs one"):
+        TfliteModel(step("mlp-none-adam").train.content)
+    with pytest.raises(ModelError, match="does not turn images into probabilities"):
+        TfliteModel(step("mlp-none-adam").answer.content)
 
 
 def test_one_that_passes_classifies(tmp_path: Path) -> None:

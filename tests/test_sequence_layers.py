@@ -19,11 +19,13 @@ from ai_edge_litert.interpreter import Interpreter
 from test_exporter import CLASSES, batch, branches, check, exported, train_both
 
 from featherfed.compression.arrays import Array
+from featherfed.datasets.dataset import Dataset
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto.plan_terms import DEFAULT_LOSS
+from featherfed.proto.step_file import split_step
 
 layers = tf_keras.layers
 SHAPE = (9, 8, 2)
@@ -264,13 +266,14 @@ def made_of_ones(layer: Any, shape: tuple[int, ...], rounds: int = 2) -> list[Ar
     stack = [layers.InputLayer((*shape, 1)), layers.Reshape(shape), layer, layers.Flatten(),
              layers.Dense(2, activation="softmax", use_bias=False)]  # fmt: skip
     model = FederatedModel(tf_keras.Sequential(stack))
-    step = exported(model, 1, "sgd", DEFAULT_LOSS)
+    step = exported(model, 1, "sgd")
     plan = pb.Plan(
         training=pb.Training(epochs=1, batch_size=1, learning_rate=1.0),
         optimization=pb.Optimization(method="none"),
     )
-    images, labels = np.full((1, *shape, 1), 255, np.uint8), np.zeros(1, np.int64)
-    trainer = LitertTrainer(plan, model.manifest, step, images, labels, client="c", trusted=True)
+    ones = Dataset((np.full((1, *shape, 1), 255, np.uint8),), np.zeros(1, np.int64))
+    examples = Examples(model.task, ones)
+    trainer = LitertTrainer(plan, model.manifest, step, examples, client="c", trusted=True)
     zeros = [np.zeros(spec.shape, np.float32) for spec in model.manifest]
     return [
         trainer.train(zeros, pb.Train(round=n)).weights[0][:, 0].reshape(shape) / 0.5
@@ -300,6 +303,7 @@ def test_dropout_of_recurrent_layers_is_of_their_inputs() -> None:
     stacks = {"each": [line, layers.GRU(1, dropout=0.5)],
               "once": [line, layers.GRU(1, dropout=0.5, unroll=True)]}  # fmt: skip
     step = export_training_step(branches(stacks, (4, 1, 1)), TrainingStepOptions(2))
-    found = Interpreter(model_content=step).get_signature_runner("train").get_input_details()
+    interpreter = Interpreter(model_content=split_step(step).train)
+    found = interpreter.get_signature_runner("train").get_input_details()
     shapes = {tuple(found[f"noise_{n}"]["shape"]) for n in (0, 1)}
     assert shapes == {(2, 4, 4), (2, 1, 4)}

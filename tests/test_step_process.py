@@ -17,8 +17,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from support import step_mutations
 from support.federation import Federation
+from support.models import TASK
 from support.processes import Processes, wait_until
-from support.step_mutations import BATCH, FINE, Field, Step
+from support.step_mutations import BATCH, FINE, Field, Part, Step
 
 from featherfed.api import memory
 from featherfed.compression.exchange.initial_weights import initial_weights
@@ -31,12 +32,15 @@ from featherfed.edge_client.plan import MAX_EPOCHS
 from featherfed.edge_client.step_graph import OPERATORS, check_graph
 from featherfed.edge_client.step_interpreter import TrainingStep
 from featherfed.edge_client.step_process import StepProcess
+from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.server.coordinator.exported_step import ExportedStep
 
 Start = Callable[..., Federation]
 EXAMPLE = (8, 8, 1)
-CRASHED_BEFORE = [559, 744, 883, 985]
-"""Seeds whose steps killed a client when it ran them itself."""
+TENSORS = StepTensors.of(TASK)
+CRASHING = [651, 167, 1464, 958]
+"""Seeds whose steps kill a client that checks no graph and runs them itself: two change what
+trains, two what answers (`step_mutations.py --unchecked`)."""
 
 
 def mlp() -> Step:
@@ -44,7 +48,7 @@ def mlp() -> Step:
 
 
 def started(content: bytes | None = None) -> StepProcess:
-    return StepProcess(content or mlp().content, mlp().shapes, EXAMPLE, 1)
+    return StepProcess(content or mlp().content, mlp().shapes, TENSORS, 1)
 
 
 def begin(step: StepProcess | TrainingStep, whole: Step) -> None:
@@ -56,7 +60,7 @@ def begin(step: StepProcess | TrainingStep, whole: Step) -> None:
 
 def batch() -> tuple[Any, Any]:
     images = np.random.default_rng(1).integers(0, 256, (BATCH, *EXAMPLE), np.uint8)
-    return images, np.arange(BATCH, dtype=np.int32)
+    return [images], np.arange(BATCH, dtype=np.int32)
 
 
 def alive(pid: int) -> bool:
@@ -74,12 +78,17 @@ def test_it_trains_to_the_same_bits_as_in_this_process(name: str) -> None:
     whole = step_mutations.step(name)
     results = []
     for kind in (TrainingStep, StepProcess):
-        step = kind(whole.content, whole.shapes, EXAMPLE, 2)
+        step = kind(whole.content, whole.shapes, TENSORS, 2)
         assert (step.batch_size, step.masked) == (BATCH, whole.masked)
+        assert step.output_shape == (10,)
         begin(step, whole)
-        images, labels = batch()
-        told = [step.run(images, labels), step.run(images[:3], labels[:3])]
-        results.append((told, [w.tobytes() for w in step.weights()]))
+        (images,), labels = batch()
+        losses = [step.run([images], labels), step.run([images[:3]], labels[:3])]
+        trained = step.weights()
+        step.set_answering(trained)
+        answers = [step.answer([images]), step.answer([images[:3]])]
+        assert [answer.shape for answer in answers] == [(BATCH, 10), (3, 10)]
+        results.append((losses, [array.tobytes() for array in (*trained, *answers)]))
     assert results[0] == results[1]
 
 
@@ -109,13 +118,19 @@ def test_its_memory_is_in_what_the_client_says_and_limits() -> None:
 def test_mutated_steps_train_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("start_worker", "LOAD_SECONDS", "STEP_SECONDS"):
         monkeypatch.setattr(step_process, name, getattr(step_process, name))
-    found = step_mutations.try_seeds([*CRASHED_BEFORE, *range(1000, 1120)])
+    found = step_mutations.try_seeds([*CRASHING, *range(1000, 1120)])
     assert set(found) <= set(FINE), found
     assert found[step_mutations.TRAINS] > 10
 
 
-@pytest.mark.parametrize("seed", CRASHED_BEFORE[:2])
-def test_a_step_that_crashed_clients_is_refused(seed: int) -> None:
+@pytest.mark.parametrize("seed", CRASHING)
+def test_a_step_that_would_crash_a_client_kills_it_unchecked(seed: int) -> None:
+    whole, content, _ = step_mutations.mutate(seed)
+    assert step_mutations.unchecked_outcome(whole, content) == "SIGSEGV"
+
+
+@pytest.mark.parametrize("seed", CRASHING)
+def test_a_step_that_would_crash_a_client_is_refused(seed: int) -> None:
     whole, content, _ = step_mutations.mutate(seed)
     with pytest.raises(ClientError, match=r"training step.*refused"):
         step_mutations.train(whole, content)
@@ -202,9 +217,11 @@ def test_what_a_step_makes_litert_say_is_one_printable_line() -> None:
 CLIENT = """
 import sys, time
 from support import step_mutations
+from support.models import TASK
 from featherfed.edge_client.step_process import StepProcess
+from featherfed.edge_client.step_tensors import StepTensors
 whole = step_mutations.step("mlp-none-adam")
-step = StepProcess(whole.content, whole.shapes, (8, 8, 1), 1)
+step = StepProcess(whole.content, whole.shapes, StepTensors.of(TASK), 1)
 print(step._worker.process.pid, flush=True)
 time.sleep(600)
 """
@@ -259,12 +276,12 @@ def joined(federation: Start, processes: Processes, content: bytes, epochs: int)
         clients={"minimum": 1, "quorum": 1.0, "deadline": 60},
     )  # fmt: skip
     images, labels = np.zeros((20_000, *EXAMPLE), np.uint8), np.arange(20_000) % 10
-    Dataset.from_arrays(images, labels).save(processes.directory / "data.npz")
+    Dataset.from_images(images, labels).save(processes.directory / "data.npz")
     return processes.join("pi", server.address, "data.npz", "--runtime", "litert").pid
 
 
 def test_join_ends_with_one_message(federation: Start, processes: Processes) -> None:
-    _, content, _ = step_mutations.mutate(883)
+    _, content, _ = step_mutations.mutate(CRASHING[0])
     joined(federation, processes, content, 1)
     assert processes.wait("pi") == 1, processes.log("pi")
     assert "featherfed: the server's training step cannot be used" in processes.log("pi")
@@ -304,10 +321,10 @@ def training(federation: Start, processes: Processes) -> int:
 # ---- the checks of a graph ----
 
 
-def changed(kind: str, number: int, value: int) -> bytes:
-    """Return the mlp's step with a field of `kind` set to `value`."""
-    field: Field = mlp().fields[kind][number]
-    content = bytearray(mlp().content)
+def changed(part: Part, kind: str, number: int, value: int) -> bytes:
+    """Return a part of a step with a field of `kind` set to `value`."""
+    field: Field = part.fields[kind][number]
+    content = bytearray(part.content)
     new = (value % (1 << 8 * field.width)).to_bytes(field.width, "little")
     content[field.position : field.position + field.width] = new
     return bytes(content)
@@ -333,13 +350,33 @@ def changed(kind: str, number: int, value: int) -> bytes:
         ("length", 2**31, "longer than the file|outside of the file"),
     ],
 )
-def test_a_graph_that_would_mislead_litert_is_not_loaded(kind: str, value: int, told: str) -> None:
+@pytest.mark.parametrize("part", ["train", "answer"])
+def test_a_graph_that_would_mislead_litert_is_not_loaded(
+    part: str, kind: str, value: int, told: str
+) -> None:
     with pytest.raises(ClientError, match=f"training step cannot be used: .*({told}).*; refused"):
-        check_graph(changed(kind, 0, value), 2**30)
+        check_graph(changed(getattr(mlp(), part), kind, 0, value), 2**30)
+
+
+@pytest.mark.parametrize("part", ["train", "answer"])
+def test_each_part_of_a_step_is_checked(part: str) -> None:
+    whole = getattr(mlp(), part)
+    content = mlp().with_part(whole, changed(whole, "operator", 0, 99))
+    with pytest.raises(ClientError, match="kind that is not there; refused"):
+        started(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\1\0\0", b"\0\0\0\0TFL3", b"\4\0\0\0TFL3", b"\xff\xff\xff\xffTFL3", b"\2\0\0\0TFL3"],
+)
+def test_a_file_that_is_not_two_parts_is_refused(content: bytes) -> None:
+    with pytest.raises(ClientError, match="training step cannot be used: "):
+        started(content)
 
 
 def test_what_is_cut_off_at_any_byte_is_refused() -> None:
-    content = mlp().content
+    content = mlp().train.content
     for size in [*range(0, 200), *range(200, len(content) // 2, 97)]:
         with pytest.raises(ClientError, match="refused"):
             check_graph(content[:size])
@@ -347,8 +384,8 @@ def test_what_is_cut_off_at_any_byte_is_refused() -> None:
 
 def test_operators_are_numbered_as_in_the_schema_and_read_as_by_it() -> None:
     assert {n: k for n, k in _builtin().items() if n in OPERATORS} == OPERATORS
-    for name in step_mutations.NAMES:
-        content = step_mutations.step(name).content
+    steps = [step_mutations.step(name) for name in step_mutations.NAMES]
+    for content in (part.content for step in steps for part in (step.train, step.answer)):
         (graph,) = root(content, b"TFL3").tables(2)
         wanted = schema.Model.GetRootAs(content, 0).Subgraphs(0)
         for number, operator in enumerate(graph.tables(3)):

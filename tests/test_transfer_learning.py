@@ -20,12 +20,13 @@ pytest.importorskip("sklearn.datasets")
 import tf_keras
 from support.keras_runs import keras_run
 
-from featherfed.api.build import build_model
+from featherfed.api.build import build_model, run_task
 from featherfed.compression.exchange.manifest import Manifest, Role
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.dataset import Dataset
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.exporter.training_step import TrainingStepOptions, export_training_step
 from featherfed.models.errors import ModelError
@@ -33,7 +34,7 @@ from featherfed.models.keras3 import to_keras2
 from featherfed.models.method import Optimization
 from featherfed.models.optimized import FederatedModel
 from featherfed.proto import federation_pb2 as pb
-from featherfed.proto.plan_terms import DEFAULT_LOSS, Method
+from featherfed.proto.plan_terms import Method
 from featherfed.server.settings.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -87,7 +88,7 @@ def settings_of(model: Path, **changes: Any) -> Settings:
         "model": {"name": str(model)},
         "training": {"epochs": 3, "learning_rate": 0.3},
         "clients": {"minimum": CLIENTS, "patience": 0},
-        "evaluation": {"clients": 0},
+        "evaluation": {"dataset": "digits", "clients": 0},
         **changes,
     }
     return Settings.model_validate(given)
@@ -104,7 +105,7 @@ def test_only_the_head_travels(
 ) -> None:
     train, test = digits
     settings = settings_of(own_model, compression={"uplink": uplink})
-    model = build_model(settings, test)
+    model = build_model(settings, run_task(settings, test))
     assert roles_of(model.manifest) == {
         Role.TRAINABLE: 650, Role.FROZEN: 3_776, Role.STATISTIC: 0, Role.NONNEGATIVE: 0
     }  # fmt: skip
@@ -115,7 +116,7 @@ def test_only_the_head_travels(
     metrics = keras_run(settings, data, test, lambda name, trainer: trainer)
     ups = [[c["uplink"]["payload_bytes"] for c in r["clients"]] for r in metrics["rounds"]]
     downs = [[c["downlink"]["payload_bytes"] for c in r["clients"]] for r in metrics["rounds"]]
-    accuracies = [round_["accuracy"] for round_ in metrics["rounds"]]
+    accuracies = [round_["scores"]["accuracy"] for round_ in metrics["rounds"]]
     print(f"{uplink}: {ups[-1]} bytes up, {downs[-1]} down, accuracy {accuracies}")
     head = 4 * 650
     assert max(map(max, ups)) <= head + 64
@@ -168,12 +169,11 @@ def test_training_leaves_frozen_tensors_alone(
     assert {name.split("/")[0] for name in frozen} == {"conv", "norm", "depth"}
     assert len(frozen) == 8
     sparsity = 0.5 if method.prunes else 0.0
-    start, images = some_weights(model), digits[0].images[:64]
-    labels = digits[0].labels[:64]
+    start, data = some_weights(model), digits[0].take(range(64))
     start = mask_weights(start, magnitude_masks(model.manifest, start, sparsity))
     if runtime == "keras":
         model.set_weights(start)
-        model.fit(images, labels, learning_rate=0.1, sparsity=sparsity)
+        model.fit(data.inputs, data.targets, learning_rate=0.1, sparsity=sparsity)
         after = model.get_weights()
     elif method.needs_keras:
         pytest.skip("Keras alone trains centroids")
@@ -182,10 +182,9 @@ def test_training_leaves_frozen_tensors_alone(
             training=pb.Training(epochs=1, batch_size=16, learning_rate=0.1, optimizer="sgd"),
             optimization=pb.Optimization(method=method),
         )
-        step = export_training_step(model, TrainingStepOptions(16, "sgd", DEFAULT_LOSS))
-        trainer = LitertTrainer(
-            plan, model.manifest, step, images, labels, client="c", trusted=True
-        )
+        step = export_training_step(model, TrainingStepOptions(16, "sgd"))
+        examples = Examples(model.task, data)
+        trainer = LitertTrainer(plan, model.manifest, step, examples, client="c", trusted=True)
         after = trainer.train(start, pb.Train(round=1, sparsity=sparsity)).weights
     for spec, before, now in zip(model.manifest, start, after, strict=True):
         moved = before.tobytes() != now.tobytes()

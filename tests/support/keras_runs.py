@@ -7,13 +7,13 @@ from typing import Any
 
 from support.models import summary
 
-from featherfed.api.build import KerasEvaluator, build_model
+from featherfed.api.build import KerasEvaluator, build_model, run_task
 from featherfed.datasets.dataset import Dataset
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.keras_trainer import KerasTrainer
 from featherfed.edge_client.trainer import Trainer
 from featherfed.server.settings.settings import Settings
 from featherfed.sweep.simulate import simulate
-from featherfed.tasks.task import image_task
 
 
 def keras_run(
@@ -23,14 +23,13 @@ def keras_run(
     wrap: Callable[[str, Trainer], Trainer],
 ) -> dict[str, Any]:
     """Return a run's metrics; `parts`: data by client, `wrap`: what stands for its trainer."""
-    model = build_model(settings, test)
+    task = run_task(settings, test)
+    model = build_model(settings, task)
 
     def make_trainer(name: str, plan: Any, manifest: Any, step: Any) -> Trainer:
-        data = parts[name]
-        trainer = KerasTrainer(plan, manifest, data.images, data.labels, client=name, model=model)
-        return wrap(name, trainer)
+        examples = Examples(task, parts[name])
+        return wrap(name, KerasTrainer(plan, manifest, examples, client=name, model=model))
 
-    task = image_task(test.input_shape, test.class_names)
     data = {name: summary(task, len(part)) for name, part in parts.items()}
     told: dict[str, Any] = simulate(
         settings, model_json=model.model_json, manifest=model.manifest,

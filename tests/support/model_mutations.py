@@ -1,6 +1,6 @@
 """Released models with a few fields changed, and what becomes of a program that uses one.
 
-Those in tests/support/released were exported by `export_kind` for 8x8 digits.
+Those in tests/support/released are int8 exports of built-in models for 8x8 digits, without a task.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Training steps with a few fields changed, and what becomes of a client that is given one.
 
 `PYTHONPATH=tests python tests/support/step_mutations.py FIRST LAST` tries the seeds from FIRST to
-LAST and prints what became of them. The steps in tests/support/steps were exported by
-`export_training_step` for 8x8 digits and batches of 4; their names say model, method and optimizer.
+LAST and prints what became of them; with `--unchecked` it prints those whose steps kill a client
+that checks no graph and runs a step in its own process. `export_steps.py` made the steps in
+tests/support/steps; their names say model, method and optimizer.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from backports import zstd
+from support.models import SHAPE, TASK
 
 from featherfed.compression.exchange.manifest import Manifest, TensorSpec
+from featherfed.datasets.dataset import Dataset
+from featherfed.edge_client import step_interpreter, step_process, step_worker
 from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.litert_trainer import LitertTrainer
+from featherfed.edge_client.step_graph import check_graph
 from featherfed.proto import federation_pb2 as pb
-
-try:
-    from featherfed.edge_client import step_process, step_worker
-    from featherfed.edge_client.step_graph import check_graph
-except ImportError:  # the code of before runs the step in the client's own process
-    step_process = step_worker = None  # type: ignore[assignment]
+from featherfed.proto.step_file import StepFile, join_step, split_step
 
 FOLDER = Path(__file__).parent / "steps"
-NAMES = sorted(path.name.removesuffix(".tflite.zst") for path in FOLDER.glob("*.zst"))
-_WEIGHTS = [1 / (FOLDER / f"{name}.tflite.zst").stat().st_size for name in NAMES]  # as fast
+SUFFIX = ".step.zst"
+NAMES = sorted(path.name.removesuffix(SUFFIX) for path in FOLDER.glob(f"*{SUFFIX}"))
+_WEIGHTS = [1 / (FOLDER / f"{name}{SUFFIX}").stat().st_size for name in NAMES]  # as fast
 BATCH = 4
 EXAMPLES = 7
 SECONDS = 20
@@ -65,27 +67,45 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Step:
-    """An exported training step as it should be."""
+class Part:
+    """One of a step's two .tflites as it should be: `name` is a field of StepFile."""
 
     name: str
     content: bytes
     fields: dict[str, list[Field]]
     num_tensors: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An exported training step as it should be."""
+
+    name: str
+    content: bytes
+    train: Part
+    answer: Part
     shapes: list[tuple[int, ...]]
     masked: set[int]
+
+    def with_part(self, part: Part, content: bytes) -> bytes:
+        """Return the step's file with another content of one of its parts."""
+        parts = StepFile(self.train.content, self.answer.content)
+        return join_step(*parts._replace(**{part.name: content}))
 
 
 @cache
 def step(name: str) -> Step:
     """Return one of the steps in `NAMES`."""
-    content = zstd.decompress((FOLDER / f"{name}.tflite.zst").read_bytes())
-    inputs = Interpreter(model_content=content).get_signature_runner("train").get_input_details()
+    content = zstd.decompress((FOLDER / f"{name}{SUFFIX}").read_bytes())
+    parts = split_step(content)
+    interpreter = Interpreter(model_content=parts.train)
+    inputs = interpreter.get_signature_runner("train").get_input_details()
     count = sum(key.startswith("weight_") for key in inputs)
     return Step(
         name,
         content,
-        *fields_of(content),
+        Part("train", parts.train, *fields_of(parts.train)),
+        Part("answer", parts.answer, *fields_of(parts.answer)),
         [tuple(map(int, inputs[f"weight_{k}"]["shape"])) for k in range(count)],
         {k for k in range(count) if f"mask_{k}" in inputs},
     )
@@ -160,8 +180,9 @@ def mutate(seed: int) -> tuple[Step, bytes, list[str]]:
     dice = random.Random(seed)
     (name,) = dice.choices(NAMES, _WEIGHTS)
     whole = step(name)
-    content, kinds = changed(whole.content, whole.fields, whole.num_tensors, dice)
-    return whole, content, kinds
+    part = dice.choice([whole.train, whole.train, whole.train, whole.answer])
+    content, kinds = changed(part.content, part.fields, part.num_tensors, dice)
+    return whole, whole.with_part(part, content), [f"{part.name}: {kind}" for kind in kinds]
 
 
 def changed(
@@ -209,22 +230,27 @@ def _value(field: Field, old: int, num_tensors: int, dice: random.Random) -> int
 
 
 def outcome(whole: Step, content: bytes) -> str:
-    """Train with a step; return what became of the client.
+    """Train and evaluate with a step; return what became of the client.
 
-    That is TRAINS, REFUSED, CRASHED or STOPPED by a ClientError, TRACEBACK, HUNG or the name of a
-    signal.
+    That is TRAINS, TRACEBACK, or by a ClientError REFUSED, CRASHED or STOPPED.
     """
-    if step_process is not None:
-        try:
-            check_graph(content)  # the first that a step's process does; here it saves a fork
-        except ClientError:
-            return REFUSED
-        return _client(whole, content)  # a step that crashes or hangs it would end this process
+    try:
+        for part in split_step(content):
+            check_graph(part)  # the first that a step's process does; here it saves a fork
+    except ClientError:
+        return REFUSED
+    return _client(whole, content)  # a step that crashes or hangs it would end this process
+
+
+def unchecked_outcome(whole: Step, content: bytes) -> str:
+    """Return what would become of a client that checks no graph and runs the step itself."""
     process = os.fork()
     if not process:
+        faulthandler.disable()  # pytest's own, which would print
         signal.alarm(SECONDS)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(_RESULTS.index(_client(whole, content)))
+        step_interpreter.check_graph = lambda content, memory=None: None
+        os._exit(_RESULTS.index(_client(whole, content, trusted=True)))
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
@@ -232,9 +258,9 @@ def outcome(whole: Step, content: bytes) -> str:
     return _RESULTS[os.WEXITSTATUS(status)]
 
 
-def _client(whole: Step, content: bytes) -> str:
+def _client(whole: Step, content: bytes, trusted: bool = False) -> str:
     try:
-        train(whole, content)
+        train(whole, content, trusted)
     except ClientError as error:
         if "crashed LiteRT" in str(error) or "killed" in str(error):
             return CRASHED
@@ -244,8 +270,8 @@ def _client(whole: Step, content: bytes) -> str:
     return TRAINS
 
 
-def train(whole: Step, content: bytes) -> None:
-    """Train one epoch with `content`, as a client would that was given it for `whole`."""
+def train(whole: Step, content: bytes, trusted: bool = False) -> None:
+    """Train an epoch with `content` and evaluate, as a client would that got it for `whole`."""
     plan = pb.Plan(
         training=pb.Training(epochs=1, batch_size=BATCH, learning_rate=0.1),
         optimization=pb.Optimization(method="prune" if whole.masked else "none"),
@@ -257,11 +283,12 @@ def train(whole: Step, content: bytes) -> None:
         )
     )
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (EXAMPLES, 8, 8, 1), np.uint8)
-    labels = np.arange(EXAMPLES)
-    trainer = LitertTrainer(plan, manifest, content, images, labels, client="c")
+    images = rng.integers(0, 256, (EXAMPLES, *SHAPE), np.uint8)
+    data = Dataset((images,), np.arange(EXAMPLES))
+    examples = Examples(TASK, data, held_out=data)
+    trainer = LitertTrainer(plan, manifest, content, examples, client="c", trusted=trusted)
     weights = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in whole.shapes]
-    trainer.train(weights, pb.Train(round=1, slots=1))
+    trainer.evaluate(trainer.train(weights, pb.Train(round=1, slots=1)).weights)
 
 
 class _Forked:
@@ -310,8 +337,7 @@ def try_seeds(seeds: Iterable[int], bad: list[dict[str, Any]] | None = None) -> 
 
     `bad` collects those that neither train nor are refused by an orderly answer.
     """
-    if step_process is not None:
-        fork_workers()
+    fork_workers()
     found: Counter[str] = Counter()
     for seed in seeds:
         whole, content, kinds = mutate(seed)
@@ -323,7 +349,13 @@ def try_seeds(seeds: Iterable[int], bad: list[dict[str, Any]] | None = None) -> 
 
 
 def _main() -> None:
-    first, last = map(int, sys.argv[1:3])
+    first, last = map(int, sys.argv[-2:])
+    if "--unchecked" in sys.argv:
+        for seed in range(first, last):
+            whole, content, kinds = mutate(seed)
+            if (result := unchecked_outcome(whole, content)) not in (TRAINS, REFUSED, TRACEBACK):
+                print(seed, result, whole.name, kinds, flush=True)
+        return
     bad: list[dict[str, Any]] = []
     total: Counter[str] = Counter()
     start = time.monotonic()
