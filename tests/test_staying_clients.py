@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.clients import Pull
 from support.federation import Federation
 from support.small_runs import SHAPE, SmallRun, windows
 
@@ -107,7 +107,6 @@ def test_a_client_may_send_more_examples_than_it_joined_with(federation: Any) ->
     server.join()
     sent = [u.num_examples for r in (1, 2) for u in server.store.journal.updates(r)]
     assert sent == [15, 40]
-    assert isinstance(Pull(1.0), Pull)
 
 
 GROWING = """
@@ -145,8 +144,6 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(name: str, *arguments: str) -> Any:
         if arguments[0] != "join":
             return original(name, *arguments)
-        import subprocess
-
         with (tmp_path / f"{name}.log").open("ab") as log:
             run.processes.running[name] = subprocess.Popen(
                 [sys.executable, "-c", quick, *arguments],
