@@ -98,6 +98,7 @@ def padded() -> Any:
     return images
 
 
+@pytest.mark.slow  # conversions
 @pytest.mark.parametrize(
     "make",
     [recurrent, masked, nested, attention, line, image, words],
@@ -129,6 +130,7 @@ def test_what_needs_no_unrolling_stays_as_it_is() -> None:
     assert unrolled(model) is model
 
 
+@pytest.mark.slow  # conversions
 def test_very_long_sequences_are_warned_of() -> None:
     model = tf_keras.Sequential([layers.InputLayer((301, 1)), layers.SimpleRNN(1, name="slow")])
     with pytest.warns(UserWarning, match=r"'slow'.*301 time steps.*windows"):

@@ -28,7 +28,13 @@ FAR = {"float32": 1e-5, "float16": 0.01, "dynamic": 0.1, "int8": 0.2}
 """By so much of the largest answer each kind may be off."""
 
 
-@pytest.mark.parametrize("name", TASKS)
+FAST = ("two classes, one output", "two inputs", "the input")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TASKS],
+)
 def test_every_kind_answers_as_keras(name: str, tmp_path: Path) -> None:
     build, task = TASKS[name]
     model = FederatedModel(build(), task=task)

@@ -32,6 +32,7 @@ SHAPE = (9, 8, 2)
 LINE = layers.Reshape((18, -1))
 
 
+@pytest.mark.slow  # conversions
 def test_kernels_over_sequences() -> None:
     line = functools.partial(layers.Conv1D, 3)
     back = functools.partial(layers.Conv1DTranspose, 3)
@@ -51,6 +52,7 @@ def test_kernels_over_sequences() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow  # conversions
 def test_transposed_convolutions_of_images() -> None:
     back = functools.partial(layers.Conv2DTranspose, 3)
     check({
@@ -65,6 +67,7 @@ def test_transposed_convolutions_of_images() -> None:
     }, (5, 4, 2))  # fmt: skip
 
 
+@pytest.mark.slow  # conversions
 def test_pools_of_sequences() -> None:
     most, mean = layers.MaxPooling1D, layers.AveragePooling1D
     check({
@@ -80,6 +83,7 @@ def test_pools_of_sequences() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow  # conversions
 def test_larger_smaller_and_moved() -> None:
     # A Dense over the last axis and a tanh behind each, so that places and gradients differ.
     check({
@@ -95,6 +99,7 @@ def test_larger_smaller_and_moved() -> None:
     }, (6, 6, 4))  # fmt: skip
 
 
+@pytest.mark.slow  # conversions
 def test_sums_and_products_of_several_shapes() -> None:
     image = tf_keras.Input(SHAPE)
     wide = layers.Conv2D(3, 1, name="wide")(image)
@@ -164,6 +169,7 @@ def check_masked(stacks: dict[str, Any], shape: tuple[int, ...] = (5, 3, 1), **h
     train_both(model, *padded_batch(shape), **how).check()
 
 
+@pytest.mark.slow  # conversions
 def test_masked_recurrent_layers() -> None:
     both = layers.Bidirectional
     check_masked({
@@ -198,6 +204,7 @@ def test_masked_pools_attention_and_joints() -> None:
     train_both(model, *padded_batch(shape)).check(still=key_biases(model))
 
 
+@pytest.mark.slow  # conversions
 def test_tokens_with_a_mask() -> None:
     """Codes come as pixels; 0 is padding."""
     shape = (6, 1, 1)
@@ -245,6 +252,7 @@ def key_biases(model: FederatedModel) -> list[str]:
     return [spec.name for spec in model.manifest if spec.name.endswith("/key/bias")]
 
 
+@pytest.mark.slow  # conversions
 def test_a_model_called_with_training_false_is_frozen() -> None:
     image = tf_keras.Input(SHAPE)
     base = tf_keras.Sequential(
@@ -281,6 +289,7 @@ def made_of_ones(layer: Any, shape: tuple[int, ...], rounds: int = 2) -> list[Ar
     ]
 
 
+@pytest.mark.slow  # conversions
 def test_noise_has_its_mean_and_spread() -> None:
     for layer, spread in ((layers.GaussianNoise(0.2), 0.2), (layers.GaussianDropout(0.1), 1 / 3)):
         first, second = made_of_ones(layer, (20, 500))
@@ -298,6 +307,7 @@ def test_dropout_of_sequences() -> None:
         assert values.mean() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow  # conversions
 def test_dropout_of_recurrent_layers_is_of_their_inputs() -> None:
     line = layers.Reshape((4, -1))
     stacks = {"each": [line, layers.GRU(1, dropout=0.5)],

@@ -100,7 +100,7 @@ def check(tool: str, script: Path, *options: str) -> tuple[str, dict[str, str]]:
     return "\n".join(line for line in lines if "error" in line), found
 
 
-@pytest.mark.parametrize("tool", ["mypy", "pyright"])
+@pytest.mark.parametrize("tool", ["mypy", pytest.param("pyright", marks=pytest.mark.slow)])
 def test_a_users_script_is_understood(tool: str, python: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, "utf-8")
