@@ -21,7 +21,7 @@ EXTRAS = {
     "rich": "report",
     "PIL": "images",
     "pandas": "pandas",
-    "pyarrow": "sweep",
+    "pyarrow": "tables",
     "dp_accounting": "privacy",
     "constriction": "range",
     "greenlet": "simulator",

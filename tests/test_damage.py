@@ -90,6 +90,7 @@ CHANGES = {
     "counts": "UPDATE counts SET value = value + 1",
     "publications": "UPDATE publications SET repeated = repeated + 1",
     "plan": "UPDATE plan SET seeded = 1 - seeded",
+    "settings": "UPDATE settings SET settings = settings || ' '",
     "ledger, round 2": "DELETE FROM ledger WHERE client = 'c0' AND round = 2",
     "uploads, round 2": "UPDATE uploads SET data = x'00'",
     "downloads, round 2": "UPDATE downloads SET payload_bytes = 7",

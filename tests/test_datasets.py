@@ -124,7 +124,7 @@ def test_several_inputs_and_numbers_fit() -> None:
     [
         ([np.zeros((2, 3))], np.zeros(2), "1 inputs; the task needs x, tokens"),
         ([np.zeros((2, 4)), np.zeros((2, 2), int)], np.zeros(2), r"'x' must be float32 \[3\]"),
-        ([np.full((2, 3), np.nan), np.zeros((2, 2), int)], np.zeros(2), "not finite at example 0"),
+        ([np.full((2, 3), np.nan), np.zeros((2, 2), int)], np.zeros(2), "not finite .example 0"),
         ([np.zeros((2, 3)), np.zeros((2, 2))], np.zeros(2), "'tokens': float64; give integers"),
         ([np.zeros((2, 3)), np.full((2, 2), 5)], np.zeros(2), "tokens from 5 to 5"),
         ([np.array([["a"] * 3] * 2), np.zeros((2, 2), int)], np.zeros(2), "give numbers"),

@@ -608,7 +608,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 ) -> None:
     (tmp_path / "cache").write_text("a file", "utf-8")
     assert offer().content
-    assert "exported anew at every start" in caplog.text
+    assert "made anew at every start" in caplog.text
 
 
 def test_a_plan_that_cannot_be_exported_is_for_keras_clients(

@@ -43,10 +43,14 @@ REAL_DEVICES = [
 ]
 GO_ON = "featherfed serve examples/run.toml --rounds 12"
 """test_export_command.py runs the same of a smaller run."""
+EXAMPLE = "python -m examples.tables.example"
+"""test_examples.py runs the examples, on fewer data."""
 
 
 def test_there_is_no_other_command_in_the_readme() -> None:
-    assert sorted(COMMANDS) == sorted([*RUN_BY_CI, HELP, LONG, SWEEP, GO_ON, *REAL_DEVICES])
+    assert sorted(COMMANDS) == sorted(
+        [*RUN_BY_CI, HELP, LONG, SWEEP, GO_ON, EXAMPLE, *REAL_DEVICES]
+    )
 
 
 def test_ci_runs_the_two_commands() -> None:

@@ -22,7 +22,7 @@ TASK = Task(
     Target(TargetKind.VALUES, (6,), standardize=True, columns=("temp",)),
     window=WINDOW,
 )
-TRAINING = {"rounds": 40, "epochs": 1, "batch_size": 32, "learning_rate": 0.05}
+TRAINING = {"rounds": 10, "epochs": 2, "batch_size": 32, "learning_rate": 0.05}
 CLIENTS = 5
 TEST_SHARE = 0.1
 Data = tuple[npt.NDArray[Any], npt.NDArray[Any]]

@@ -30,6 +30,7 @@ from featherfed.edge_client.plan import manifest_of
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.proto.protocol import PROTOCOL
+from featherfed.server.coordinator.data_check import MAX_EXAMPLES
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS = {method.name: method for method in SERVICE.methods}
@@ -163,7 +164,7 @@ class Attacker:
         else:
             right = getattr(header, wrong)
             value = self.rng.choice([i for i in _INTEGERS if i < 2**32 and i != right])
-            if wrong == "num_examples" and 1 <= value <= EXAMPLES:
+            if wrong == "num_examples" and 1 <= value <= MAX_EXAMPLES:
                 value = 0
             setattr(header, wrong, value)
         messages = [pb.UpdateChunk(header=header, data=payload[:cut])]
