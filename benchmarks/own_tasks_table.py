@@ -31,7 +31,7 @@ def own_tasks_section() -> Iterator[str]:
         "The folders of [examples/](../examples/README.md): the score on test data that no client "
         "has, of the same model trained on all clients' data together (pooled), by one client "
         f"alone (mean of the clients), and federated; means over {seeds} seeds, all with as many "
-        "epochs. Bytes are payload per client and round, up / down, the first model included; those "
+        "epochs. Bytes are payload per client and round, up / down, with the first model; those "
         "of LiteRT clients are those of Keras clients (`benchmarks/own_tasks.py`)."
     )
     yield ""
