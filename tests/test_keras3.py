@@ -194,7 +194,10 @@ def difference(keras3: Any, keras2: Any, training: bool = False) -> float:
     return float(np.abs(np.asarray(first) - np.asarray(second)).max())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",  # every fourth one in minutes, all of them in `make test-all`
+    [pytest.param(c, marks=[pytest.mark.slow] if n % 4 else []) for n, c in enumerate(CASES)],
+)
 def test_a_layer_computes_the_same(case: str, tmp_path: Path, record_property: Any) -> None:
     model = made(case)
     model.save(tmp_path / "model.keras")
@@ -205,6 +208,7 @@ def test_a_layer_computes_the_same(case: str, tmp_path: Path, record_property: A
     assert not is_keras3(json.loads(load_file(tmp_path / "model.keras").json))
 
 
+@pytest.mark.slow
 def test_every_layer_is_compared() -> None:
     used = {
         layer["class_name"]

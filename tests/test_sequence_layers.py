@@ -122,6 +122,7 @@ def test_sums_and_products_of_several_shapes() -> None:
 # ---- layers around layers ----
 
 
+@pytest.mark.slow  # conversions
 def test_wrappers() -> None:
     rows, both, each = layers.Reshape((3, 8)), layers.Bidirectional, layers.TimeDistributed
     check({
@@ -225,6 +226,7 @@ def test_tokens_with_a_mask() -> None:
 # ---- attention ----
 
 
+@pytest.mark.slow  # conversions
 def test_attention() -> None:
     image = tf_keras.Input((5, 3, 1))
     x = layers.Reshape((5, 12))(layers.Conv2D(4, 1, activation="tanh", name="before")(image))

@@ -336,6 +336,7 @@ print(peak_memory() - idle, "MB")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("runtime", ["keras", "litert"])
 def test_400_mb_of_examples_need_no_400_mb_of_memory(tmp_path: Path, runtime: str) -> None:
