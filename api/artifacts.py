@@ -33,6 +33,7 @@ from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.scoring import both_classes
 from featherfed.tasks.task import Values
 
 log = logging.getLogger(__name__)
@@ -167,6 +168,7 @@ class Artifacts:
         updates.sort(key=lambda update: update.client)
         predictions = [json.loads(u.prediction or "") for u in updates]
         predictions.append(self._model.predict([test.images[:1]])[0].tolist())
+        answers = np.array(predictions, np.float32)
         with replacing(path) as file:
             np.savez_compressed(
                 file,
@@ -175,7 +177,7 @@ class Artifacts:
                 image=test.images[0],
                 image_label=test.labels[0],
                 predictor_names=np.array([*(u.client for u in updates), "global"]),
-                predictions=_by_class(np.array(predictions, np.float32), test.num_classes),
+                predictions=both_classes(answers) if answers.shape[1] == 1 else answers,
             )
 
 
@@ -191,13 +193,6 @@ def _samples(test: Dataset) -> Values:
         if len(indices):
             samples[number] = test.images[indices[:count]]
     return samples
-
-
-def _by_class(answers: Values, num_classes: int) -> Values:
-    """Return answers [N, classes], also of a model that gives the second one's probability."""
-    if answers.shape[1] == num_classes:
-        return answers
-    return np.concatenate([1.0 - answers, answers], axis=1)
 
 
 def tflite_files(

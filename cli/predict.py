@@ -13,6 +13,7 @@ from featherfed.edge_client.errors import ClientError
 from featherfed.models.images import Source
 from featherfed.models.tflite import Classifier, Predictor, TfliteModel, read_model
 from featherfed.models.trial import try_model
+from featherfed.tasks.scoring import both_classes
 from featherfed.tasks.task import TargetKind, Task
 
 Rows = Iterator[tuple[str, ...]]
@@ -77,7 +78,7 @@ def _text(answer: Any, task: Task, own: Any) -> str:
     if kind is TargetKind.CLASS:
         rows = answer.reshape(-1, answer.shape[-1])
         if rows.shape[1] == 1:  # the probability of the second of two classes
-            rows = np.concatenate([1 - rows, rows], axis=1)
+            rows = both_classes(rows)
         said = [f"{names[row.argmax()]} ({row.max():.3f})" for row in rows[:_SHOWN]]
         return " ".join(said) + (" ..." if len(rows) > _SHOWN else "")
     numbers = answer.ravel()

@@ -14,6 +14,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.arrays import in_parts, read
 from featherfed.tasks.message import statistics_message
 from featherfed.tasks.scaling import Scaling, Statistics
+from featherfed.tasks.scoring import ROWS, Predict, Scoring, Sums, evaluate
 from featherfed.tasks.task import TargetKind, Task, Values
 
 
@@ -84,6 +85,22 @@ class Examples:
         wanted = None if data.targets is None else read(data.targets, chosen)
         targets = None if wanted is None else scaling.prepare_target(wanted)
         return scaling.prepare([read(values, chosen) for values in data.inputs]), targets
+
+    def held_out_sums(self, predict: Predict, batch: int = ROWS) -> Sums | None:
+        """Return the sums of a model's answers to the held-out examples, `batch` of them at once.
+
+        None if there are none.
+        """
+        if self.held_out is None:
+            return None
+        return evaluate(
+            Scoring(self.task, self.scaling),
+            predict,
+            self.held_out.inputs,
+            self.held_out.targets,
+            prepare=self.scaling.prepare,
+            batch=batch,
+        )
 
     @cached_property
     def prepared(self) -> tuple[list[Values], Values | None]:

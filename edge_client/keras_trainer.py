@@ -103,13 +103,7 @@ class KerasTrainer:
             return None
         with TENSORFLOW_LOCK:
             self._model.set_weights(weights)
-            return evaluate(
-                Scoring(examples.task, examples.scaling),
-                self._model.predict,
-                examples.held_out.inputs,
-                examples.held_out.targets,
-                prepare=examples.scaling.prepare,
-            )
+            return examples.held_out_sums(self._model.predict)
 
 
 class LoopTrainer(KerasTrainer):

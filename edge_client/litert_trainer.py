@@ -20,7 +20,7 @@ from featherfed.edge_client.trainer import OnStep, TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method
 from featherfed.tasks.scaling import Scaling
-from featherfed.tasks.scoring import Scoring, Sums, evaluate
+from featherfed.tasks.scoring import Sums
 
 METHODS = tuple(method.value for method in Method if not method.needs_keras)
 """The optimisation methods this trainer can do."""
@@ -94,18 +94,10 @@ class LitertTrainer:
 
     def evaluate(self, weights: Sequence[Array]) -> Sums | None:
         """Return the sums on the held-out examples, None if there are none."""
-        step, held_out = self._step, self._examples.held_out
-        if held_out is None:
+        if self._examples.held_out is None:
             return None
-        step.set_answering(weights)
-        return evaluate(
-            Scoring(self._task, self._examples.scaling),
-            step.answer,
-            held_out.inputs,
-            held_out.targets,
-            prepare=self._examples.scaling.prepare,
-            batch=step.batch_size,
-        )
+        self._step.set_answering(weights)
+        return self._examples.held_out_sums(self._step.answer, self._step.batch_size)
 
 
 def _check_plan(step: TrainingStep | StepProcess, plan: pb.Plan, manifest: Manifest) -> None:

@@ -28,7 +28,7 @@ from featherfed.models.trial import try_model
 from featherfed.proto.peer_text import printable
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.scaling import FeatureScale, Scaling
-from featherfed.tasks.scoring import Scoring, evaluate
+from featherfed.tasks.scoring import Scoring, both_classes, evaluate
 from featherfed.tasks.task import Task, Values, image_task
 
 LABELS = "labels.txt"
@@ -299,7 +299,7 @@ class Classifier:
         images = load_images(source, self._model.task.inputs[0].shape)
         probabilities = self._model.predict([images])
         if probabilities.shape[1] == 1:  # that of the second of two classes
-            probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
+            probabilities = both_classes(probabilities)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         return [
             [(self.class_names[index], float(row[index])) for index in indices]

@@ -119,14 +119,7 @@ class Scaling:
 
     def check(self, task: Task) -> None:
         """Raise TaskError unless it has exactly the scales that the task needs."""
-        if len(self.inputs) != len(task.inputs):
-            raise TaskError("a scaling of another number of inputs")
-        parts: list[Input | Target] = [*task.inputs, task.target]
-        for part, scale in zip(parts, [*self.inputs, self.target], strict=True):
-            if part.standardize != (scale is not None):
-                raise TaskError("a scaling of other tensors than the task standardises")
-            if scale is not None:
-                scale.check(part.num_features)
+        _check_parts("a scaling", task, self.inputs, self.target)
 
     def prepare(self, inputs: Sequence[Values]) -> list[Values]:
         """Return inputs as trainers and model files take them: standardised where asked."""
@@ -159,14 +152,24 @@ class Statistics:
 
     def check(self, task: Task) -> None:
         """Raise TaskError unless these are sums of exactly what the task standardises."""
-        if len(self.inputs) != len(task.inputs):
-            raise TaskError("statistics of another number of inputs")
-        parts: list[Input | Target] = [*task.inputs, task.target]
-        for part, sums in zip(parts, [*self.inputs, self.target], strict=True):
-            if part.standardize != (sums is not None):
-                raise TaskError("statistics of other tensors than the task standardises")
-            if sums is not None:
-                sums.check(part.num_features)
+        _check_parts("statistics", task, self.inputs, self.target)
+
+
+def _check_parts(
+    what: str,
+    task: Task,
+    inputs: Sequence[FeatureSums | FeatureScale | None],
+    target: FeatureSums | FeatureScale | None,
+) -> None:
+    """Raise TaskError unless there is a part for exactly what the task standardises."""
+    if len(inputs) != len(task.inputs):
+        raise TaskError(f"{what} of another number of inputs")
+    tensors: list[Input | Target] = [*task.inputs, task.target]
+    for tensor, part in zip(tensors, [*inputs, target], strict=True):
+        if tensor.standardize != (part is not None):
+            raise TaskError(f"{what} of other tensors than the task standardises")
+        if part is not None:
+            part.check(tensor.num_features)
 
 
 def merge(statistics: Iterable[Statistics]) -> Scaling:

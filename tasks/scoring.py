@@ -19,7 +19,7 @@ Sums = npt.NDArray[np.float64]
 """float64 [size]: number of examples, sum of losses, and the sums of each metric in order."""
 Predict = Callable[[Sequence[Values]], npt.NDArray[np.float32]]
 """Prepared inputs [N, ...] each -> a model's answers, float32 [N, ...]."""
-_ROWS = 2048
+ROWS = 2048
 """Examples that are scored at once: bounds the memory that one-hot targets take."""
 
 
@@ -40,8 +40,8 @@ class Scoring:
     def sums(self, outputs: Values, inputs: Sequence[Values], targets: Values | None) -> Sums:
         """Return the sums of answers [N, ...] to examples: prepared inputs, targets as stored."""
         total = np.zeros(self.size)
-        for start in range(0, len(outputs), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(outputs), ROWS):
+            rows = slice(start, start + ROWS)
             some = None if targets is None else targets[rows]
             total += self._sums(outputs[rows], [values[rows] for values in inputs], some)
         return total
@@ -80,7 +80,7 @@ class Scoring:
         loss = self._task.loss
         assert loss is not None, "a task always has a loss"
         if answers.shape != learned.shape:  # the probability of the second of two classes
-            answers = np.concatenate([1.0 - answers, answers], axis=-1)
+            answers = both_classes(answers)
         each = losses(loss, answers, learned)
         measured = answers if self._scaling.target is None else self._scaling.target.invert(answers)
         parts = [item.sums(measured, true) for item in self._metrics]
@@ -103,6 +103,12 @@ class Scoring:
         return self._scaling.target.apply(values), values
 
 
+def both_classes(answers: Values) -> Values:
+    """Return the probabilities of two classes, of answers [..., 1] with that of the second."""
+    both: Values = np.concatenate([1.0 - answers, answers], axis=-1)
+    return both
+
+
 def _with_axis(values: Sums) -> Sums:
     return values[:, None] if values.ndim == 1 else values
 
@@ -114,7 +120,7 @@ def evaluate(
     targets: Values | None,
     *,
     prepare: Callable[[Sequence[Values]], Sequence[Values]] = lambda inputs: inputs,
-    batch: int = _ROWS,
+    batch: int = ROWS,
 ) -> Sums:
     """Return the sums of a model's answers to examples, `batch` of them at once.
 

@@ -154,10 +154,11 @@ def test_what_the_disk_does_not_take_is_tried_again() -> None:
 
 
 def test_pictures_show_classes_without_an_example() -> None:
-    from featherfed.api.artifacts import _by_class, _samples
+    from featherfed.api.artifacts import _samples
+    from featherfed.tasks.scoring import both_classes
 
     images = np.zeros((3, 4, 4, 1), np.uint8)
     samples = _samples(Dataset((images,), np.array([0, 0, 2]), ("a", "b", "c")))
     assert samples.shape == (3, 1, 4, 4, 1)
     assert [int(each.max()) for each in samples] == [0, 255, 0]
-    np.testing.assert_allclose(_by_class(np.array([[0.25]]), 2), [[0.75, 0.25]])
+    np.testing.assert_allclose(both_classes(np.array([[0.25]])), [[0.75, 0.25]])
