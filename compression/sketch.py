@@ -11,7 +11,8 @@ each client sends far less than one bit per parameter:
    probability p proportional to its length, and its value divided by p: unbiased (Horvitz and
    Thompson 1952).
 3. The values, scaled to be about equally large, are rotated (hadamard.py) and quantized to one bit
-   each, with the scale that makes the result unbiased (DRIVE, Vargaftik et al. 2021).
+   each, or to the peak of every 128 (quantizers.py), with the scale that makes the result unbiased
+   (DRIVE, Vargaftik et al. 2021).
 
 No error feedback: the noise is many times the signal, and feeding it back diverges.
 """
@@ -43,41 +44,38 @@ from featherfed.compression.importance import (
     measure_importance,
     report_size,
 )
+from featherfed.compression.quantizers import PEAK_BITS, QUANTIZERS, Quantizer
 from featherfed.compression.sampler import Sample, sampler_of
 from featherfed.compression.sparse import SparseTensor, sparse_sum
-from featherfed.compression.stage import (
-    Shape,
-    pack,
-    packed_size,
-    stage_text,
-    symbols,
-    unpack,
-)
+from featherfed.compression.stage import Shape, stage_text
 from featherfed.compression.traits import Traits
 
 BOUNDED = "bounded"
 """A report of importance whose influence is bounded; peers must know how it is merged."""
 PROFILE = "profile"
 """The report of older versions, of which one lie could decide what all clients send."""
+CALIBRATION = "calibration"
+"""Rounds that measure a model's moving averages, and whole statistics; older peers lack both."""
 
 _NOWHERE = np.zeros(0, np.int64)
-_STEP_SIZE = {1: 0.0, 2: 0.9957, 4: 0.3352}
-"""Best uniform step for a standard normal (Max 1960), by bits; one bit needs none."""
+PEAKS = "peaks"
+"""Values quantized to peaks; older peers do not know them."""
 
 
 @dataclass(frozen=True)
 class Sketch:
     """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
+    `bits`: 1, 2 or 4, or 0.0625: the peak of every 128 values, 8 bits.
     `side`: "bounded" if the payload also reports importance (a byte per tensor, and this client's
     part of the codes of rows and columns), "bare" if not; "profile" is the report of older
-    versions. `statistics`: tensors that are not
-    trained are "sent" as 8-bit floats, or "held" at their old values. Raises CodecError for
-    arguments out of range.
+    versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
+    a part if all of them would cost much, "whole" by every client, or "held" at their old values.
+    Raises CodecError for arguments out of range.
     """
 
     density: float
-    bits: int = 1
+    bits: float = 1
     side: str = "bare"
     statistics: str = "sent"
 
@@ -86,20 +84,28 @@ class Sketch:
     def __post_init__(self) -> None:
         if not isinstance(self.density, int | float) or not 0 < self.density <= 1:
             raise CodecError(f"sketch needs a density above 0 and up to 1, got {self.density!r}")
-        if self.bits not in _STEP_SIZE:
-            raise CodecError(f"sketch sends 1, 2 or 4 bits a value, not {self.bits!r}")
+        if self.bits not in QUANTIZERS:
+            known = ", ".join(f"{bits:g}" for bits in QUANTIZERS)
+            raise CodecError(f"sketch sends {known} bits a value, not {self.bits!r}")
         if self.side not in ("bare", PROFILE, BOUNDED):
             raise CodecError(
                 f"sketch sends bare bits, or a bounded report or a profile too, not {self.side!r}"
             )
-        if self.statistics not in ("sent", "held"):
-            raise CodecError(f"statistics are sent or held, not {self.statistics!r}")
+        if self.statistics not in ("sent", "whole", "held"):
+            raise CodecError(f"statistics are sent, whole or held, not {self.statistics!r}")
         object.__setattr__(self, "density", float(self.density))
 
     @property
     def needs(self) -> frozenset[str]:
-        """Its name, and that of its report, which both sides must merge alike."""
-        return frozenset({self.name, BOUNDED} if self.side == BOUNDED else {self.name})
+        """Its name, and those of its report and its quantizer, if older peers lack them."""
+        needs = {self.name}
+        if self.side == BOUNDED:
+            needs.add(BOUNDED)
+        if self.bits == PEAK_BITS:
+            needs.add(PEAKS)
+        if self.statistics == "whole":
+            needs.add(CALIBRATION)
+        return frozenset(needs)
 
     @cached_property
     def traits(self) -> Traits:
@@ -108,8 +114,9 @@ class Sketch:
             keyed=True,
             takes_small_tensors=True,
             statistics_as_values=True,
-            sends_statistics=self.statistics == "sent",
-            sampling_rate=min(1.0, self.density / self.bits),
+            sends_statistics=self.statistics != "held",
+            shares_statistics=self.statistics == "sent",
+            sampling_rate=min(1.0, self.density / max(1, self.bits)),
         )
 
     def encode(self, tensors: Sequence[Array], context: Context = NO_CONTEXT) -> bytes:
@@ -130,12 +137,9 @@ class Sketch:
             tensor = tensors[sample.tensor].reshape(-1)
             np.multiply(tensor[sample.positions], gain, out=values[sample.values])
         rotated = rotate(values, context.update_key)
-        levels = self._levels(rotated)
+        levels = self._quantizer.levels(rotated)
         scales = _scales(rotated, levels)
-        levels += np.float32(2**self.bits - 1)
-        levels /= 2
-        codes = levels.astype(np.uint8)
-        return report + scales.tobytes() + pack(codes, symbols(self.bits))
+        return report + scales.tobytes() + self._quantizer.pack(levels)
 
     def decode(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
@@ -151,12 +155,8 @@ class Sketch:
         allocation = self._read_allocation(reader, shapes, context)
         count = self._count(shapes)
         scales = np.frombuffer(reader.take(2 * _num_scales(count)), "<u2").astype(np.uint32) << 16
-        form = symbols(self.bits)
-        raw = unpack(reader.take(packed_size(form, count)), form, count)
+        levels = self._quantizer.unpack(reader.take(self._quantizer.size(count)), count)
         reader.finish()
-        levels = raw.astype(np.float32)
-        levels *= 2
-        levels -= np.float32(2**self.bits - 1)
         sampler = sampler_of(allocation, tuple(shapes))
         with np.errstate(over="ignore", invalid="ignore"):
             values = rotate_back(levels, context.update_key)
@@ -176,7 +176,7 @@ class Sketch:
         """Return the most bytes that tensors of `shapes` take."""
         count = self._count(shapes)
         report = report_size(shapes, 0, 1) if self._reports else 0
-        return report + 2 * _num_scales(count) + packed_size(symbols(self.bits), count)
+        return report + 2 * _num_scales(count) + self._quantizer.size(count)
 
     @property
     def _reports(self) -> bool:
@@ -197,21 +197,13 @@ class Sketch:
     def _count(self, shapes: Sequence[Shape]) -> int:
         """Return how many values are sent: whole blocks, at least one if there is anything."""
         total = sum(math.prod(shape) for shape in shapes)
-        blocks = round(total * self.density / self.bits / MIN_BLOCK)
-        return MIN_BLOCK * max(1, blocks) if total else 0
+        block = max(MIN_BLOCK, self._quantizer.group)
+        blocks = round(total * self.density / self.bits / block)
+        return block * max(1, blocks) if total else 0
 
-    def _levels(self, rotated: Array) -> Array:
-        """Return `rotated` quantized to odd whole numbers, float32, symmetric around zero."""
-        if self.bits == 1:
-            signs = (rotated >= 0).astype(np.float32)
-            signs *= 2
-            signs -= 1
-            return signs
-        top = 2 ** (self.bits - 1)
-        rms = np.sqrt(np.mean(np.square(rotated, dtype=np.float64))) or 1.0
-        cells = np.floor(rotated / np.float32(_STEP_SIZE[self.bits] * rms))
-        levels: Array = np.clip(cells, -top, top - 1).astype(np.float32) * 2 + 1
-        return levels
+    @property
+    def _quantizer(self) -> Quantizer:
+        return QUANTIZERS[self.bits]
 
     @cached_property
     def _text(self) -> str:

@@ -32,6 +32,8 @@ class Traits:
     """
     sends_statistics: bool = True
     """Statistics are sent; otherwise they keep their old values."""
+    shares_statistics: bool = False
+    """Where statistics would cost much, each client of a round sends only a part of them."""
     sampling_rate: float = 1.0
     """Share of the coordinates that an update sends, each divided by its chance of being sent.
 
@@ -49,5 +51,6 @@ def chain_traits(stages: Sequence[Traits]) -> Traits:
         takes_small_tensors=any(stage.takes_small_tensors for stage in stages),
         statistics_as_values=any(stage.statistics_as_values for stage in stages),
         sends_statistics=all(stage.sends_statistics for stage in stages),
+        shares_statistics=any(stage.shares_statistics for stage in stages),
         sampling_rate=math.prod(stage.sampling_rate for stage in stages),
     )

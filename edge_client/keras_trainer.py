@@ -9,6 +9,11 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import round_seed
+from featherfed.edge_client.calibration import (
+    calibrated,
+    calibration_batches,
+    without_averages,
+)
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.trainer import KerasLoop, OnStep, TrainingResult
@@ -95,6 +100,23 @@ class KerasTrainer:
             else lambda done, total: on_step(task.round, done, total),
         )
         return TrainingResult(self._model.get_weights(), loss)
+
+    def calibrate(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+        """Measure the moving averages of `weights` by batches of seeded examples."""
+        training, manifest = self._training, self._model.manifest
+        seed = round_seed(self._seed, task.round, self._client)
+        steps, chosen = calibration_batches(self._examples, training.batch_size, seed)
+        with TENSORFLOW_LOCK:
+            self._model.set_weights(without_averages(manifest, weights))
+            loss = self._model.fit(
+                *self._examples.batch(chosen),
+                batch_size=training.batch_size,
+                learning_rate=0.0,
+                optimizer=self._optimizer,
+                seed=seed,
+            )
+            measured = self._model.get_weights()
+        return TrainingResult(calibrated(manifest, weights, measured, steps), loss)
 
     def evaluate(self, weights: Sequence[Array]) -> Sums | None:
         """Return the sums on the held-out examples, None if there are none."""

@@ -5,12 +5,18 @@ docs/training-step.md describes the step's inputs and outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.order import epoch_order, round_seed
+from featherfed.edge_client.calibration import (
+    calibrated,
+    calibration_batches,
+    without_averages,
+)
 from featherfed.edge_client.errors import ClientError
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.step_interpreter import TrainingStep
@@ -69,28 +75,46 @@ class LitertTrainer:
 
     def train(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
         """Train for the plan's epochs from `weights`; the order of examples is seeded."""
-        step, examples = self._step, self._examples
+        step = self._step
         masks = magnitude_masks(self._manifest, weights, task.sparsity)
         seed = round_seed(self._seed, task.round, self._client)
         # Seeds [seed, 0] to [seed, epochs - 1] draw the order of examples of each epoch.
         noise_seed = [seed, self._training.epochs]
         step.begin(weights, masks, self._training.learning_rate, noise_seed)
-        count, batch = len(examples.training), step.batch_size
+        count, batch = len(self._examples.training), step.batch_size
         total = self._training.epochs * -(-count // batch)
-        done = 0
+        loss, done = 0.0, 0
+
+        def on_batch() -> None:
+            nonlocal done
+            done += 1
+            if self._on_step is not None:
+                self._on_step(task.round, done, total)
+
         for epoch in range(self._training.epochs):
-            order = epoch_order(count, epoch, seed)
-            loss = 0.0
-            for start in range(0, count, batch):
-                chosen = order[start : start + batch]
-                inputs, targets = examples.batch(chosen)
-                loss += step.run(inputs, self._tensors.target_values(targets)) * len(chosen)
-                done += 1
-                if self._on_step is not None:
-                    self._on_step(task.round, done, total)
+            loss = self._run(epoch_order(count, epoch, seed), on_batch)
         # Masked again, as the step leaves -0.0 where it masked a negative value.
-        trained = mask_weights(step.weights(), masks)
-        return TrainingResult(trained, loss / count)
+        return TrainingResult(mask_weights(step.weights(), masks), loss)
+
+    def calibrate(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+        """Measure the moving averages of `weights` by batches of seeded examples."""
+        step, manifest = self._step, self._manifest
+        masks = magnitude_masks(manifest, weights, task.sparsity)
+        seed = round_seed(self._seed, task.round, self._client)
+        steps, chosen = calibration_batches(self._examples, step.batch_size, seed)
+        step.begin(without_averages(manifest, weights), masks, 0.0, [seed, 1])
+        loss = self._run(chosen[epoch_order(len(chosen), 0, seed)])
+        return TrainingResult(calibrated(manifest, weights, step.weights(), steps), loss)
+
+    def _run(self, order: Any, on_batch: Callable[[], None] = lambda: None) -> float:
+        """Run steps on the examples `order`, int64 [N]; return their mean loss."""
+        step, loss = self._step, 0.0
+        for start in range(0, len(order), step.batch_size):
+            chosen = order[start : start + step.batch_size]
+            inputs, targets = self._examples.batch(chosen)
+            loss += step.run(inputs, self._tensors.target_values(targets)) * len(chosen)
+            on_batch()
+        return loss / len(order)
 
     def evaluate(self, weights: Sequence[Array]) -> Sums | None:
         """Return the sums on the held-out examples, None if there are none."""

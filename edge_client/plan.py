@@ -31,6 +31,7 @@ MAX_WORD = 64
 MAX_EPOCHS = 1000
 MAX_BATCH = 2**20
 MAX_CLUSTERS = 256
+_MOVING = (Role.STATISTIC, Role.NONNEGATIVE)
 MAX_DETAIL = 400
 """Most characters of what is told of a task that cannot be."""
 
@@ -58,10 +59,14 @@ def task_of(plan: pb.Plan | pb.GetTaskReply) -> Task:
 
 def check_task(task: pb.Train, plan: pb.Plan) -> None:
     """Raise ClientError if a task is not one of the plan's rounds, or cannot be done."""
-    if not 1 <= task.round <= plan.rounds or task.version >= task.round:
+    last = max(plan.rounds, plan.last_round)
+    if not 1 <= task.round <= last or task.version >= task.round:
         raise ClientError(
-            f"the server asks for round {task.round} of {plan.rounds} from version {task.version}; "
-            "refused"
+            f"the server asks for round {task.round} of {last} from version {task.version}; refused"
+        )
+    if task.calibrate and not any(tensor.momentum for tensor in plan.manifest):
+        raise ClientError(
+            "the server asks to calibrate a model that has no moving averages; refused"
         )
     if not 0 <= task.sparsity < 1 or not task.slots:
         raise ClientError(
@@ -127,6 +132,8 @@ def _problems_of_tensor(tensor: pb.Tensor) -> Iterator[str]:
         yield f"has a tensor {name!r} of a shape that no model has"
     if not abs(tensor.fill) <= MAX_MAGNITUDE or not abs(tensor.uniform_limit) <= MAX_MAGNITUDE:
         yield f"gives tensor {name!r} initial values that are not finite"
+    if not 0 <= tensor.momentum < 1 or (tensor.momentum and tensor.role not in _MOVING):
+        yield f"gives tensor {name!r} the momentum {tensor.momentum}"
 
 
 def _is_word(text: str) -> bool:
@@ -141,4 +148,5 @@ def _spec(tensor: pb.Tensor) -> TensorSpec:
         Role(tensor.role),
         Uniform(tensor.uniform_limit) if uniform else Fill(tensor.fill),
         tensor.prunable,
+        tensor.momentum,
     )

@@ -33,7 +33,7 @@ from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.plan import check_task, manifest_of, task_of
 from featherfed.edge_client.scaling import OwnScaling
 from featherfed.edge_client.state import ClientState, HeldModel, PendingUpdate
-from featherfed.edge_client.trainer import MakeTrainer, Trainer
+from featherfed.edge_client.trainer import CalibratingTrainer, MakeTrainer, Trainer
 from featherfed.edge_client.training_step import load_training_step
 from featherfed.edge_client.transport import Transport
 from featherfed.edge_client.update_sender import UpdateSender
@@ -237,8 +237,13 @@ class TaskHandler:
         held = self._model.catch_up(task.version, task.digest)
         before = self._evaluation.of(held.weights)
         start = start_round(self._manifest, held.weights, task.sparsity)
-        log.info("round %d: training on %d examples", task.round, num_examples)
-        trained = self._trainer.train(start.complete(start.weights), task)
+        weights = start.complete(start.weights)
+        if task.calibrate:
+            log.info("round %d: calibrating the model's moving averages", task.round)
+            trained = self._calibrating().calibrate(weights, task)
+        else:
+            log.info("round %d: training on %d examples", task.round, num_examples)
+            trained = self._trainer.train(weights, task)
         update = subtract(start.changed_of(trained.weights), start.weights)
         round_ = start.context(self._seed, task.round, task.slots, held.allocation)
         residual = self._state.residual()
@@ -266,6 +271,14 @@ class TaskHandler:
             encoded.residual,
             before,
             self._evaluation.of(trained.weights),
+        )
+
+    def _calibrating(self) -> CalibratingTrainer:
+        if isinstance(self._trainer, CalibratingTrainer):
+            return self._trainer
+        raise ClientError(
+            f"the server asks to measure the model's moving averages, and {type(self._trainer)} "
+            "has no method calibrate (edge_client/trainer.py); give it one"
         )
 
 

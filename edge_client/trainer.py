@@ -43,6 +43,17 @@ class RenewableTrainer(Trainer, Protocol):
         """Train and evaluate on other examples from now on, standardised as the former ones."""
 
 
+@runtime_checkable
+class CalibratingTrainer(Trainer, Protocol):
+    """A trainer of models with batch normalisation."""
+
+    def calibrate(self, weights: Sequence[Array], task: pb.Train) -> TrainingResult:
+        """Return `weights` with their moving averages measured anew (calibration.py), and the loss.
+
+        Nothing else changes.
+        """
+
+
 MakeTrainer = Callable[[pb.Plan, Manifest, bytes | None], Trainer]
 """(plan, manifest, exported training step for LiteRT or None) -> a `Trainer`."""
 

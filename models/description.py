@@ -23,6 +23,7 @@ _NORMALIZING = (
     tf_keras.layers.experimental.SyncBatchNormalization,
     tf_keras.layers.Normalization,
 )
+_AVERAGING = _NORMALIZING[:2]
 _NONNEGATIVE = frozenset({"moving_variance", "variance", "moving_stddev", "renorm_stddev"})
 
 
@@ -39,7 +40,7 @@ def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]
     """
     initializers = _initializers(model)
     trainable = {id(variable) for variable in model.trainable_variables}
-    still = _still_statistics(model)
+    still, momenta = _still_statistics(model), _momenta(model)
     specs, unseeded, taken = [], [], set[str]()
     for variable in exchanged(model):
         name = base = variable.name.removesuffix(":0")
@@ -56,6 +57,7 @@ def describe(model: Any, prunable: Collection[str]) -> tuple[Manifest, list[str]
                 role=_role(variable, id(variable) in trainable, id(variable) in still),
                 initial=initial or Fill(0.0),
                 prunable=variable.name in prunable,
+                momentum=momenta.get(id(variable), 0.0),
             )
         )
     return Manifest(tuple(specs)), unseeded
@@ -80,6 +82,16 @@ def _still_statistics(model: Any) -> set[int]:
         for layer in model.submodules
         if isinstance(layer, _NORMALIZING) and not layer.trainable
         for variable in layer.weights
+    }
+
+
+def _momenta(model: Any) -> dict[int, float]:
+    """Return by variable's id the momentum of the moving averages of batch normalisation."""
+    return {
+        id(variable): float(layer.momentum)
+        for layer in model.submodules
+        if isinstance(layer, _AVERAGING) and layer.trainable and 0 < layer.momentum < 1
+        for variable in (layer.moving_mean, layer.moving_variance)
     }
 
 

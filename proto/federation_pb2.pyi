@@ -263,7 +263,7 @@ class FileChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds", "report", "task", "holdout")
+    __slots__ = ("run", "model_json", "manifest", "seed", "training", "optimization", "rounds", "heartbeat_seconds", "report", "task", "holdout", "last_round")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +275,7 @@ class Plan(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     HOLDOUT_FIELD_NUMBER: _ClassVar[int]
+    LAST_ROUND_FIELD_NUMBER: _ClassVar[int]
     run: str
     model_json: str
     manifest: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -286,23 +287,26 @@ class Plan(_message.Message):
     report: str
     task: Task
     holdout: float
-    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., report: _Optional[str] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., holdout: _Optional[float] = ...) -> None: ...
+    last_round: int
+    def __init__(self, run: _Optional[str] = ..., model_json: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., seed: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., rounds: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., report: _Optional[str] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., holdout: _Optional[float] = ..., last_round: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable")
+    __slots__ = ("name", "shape", "role", "fill", "uniform_limit", "prunable", "momentum")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     FILL_FIELD_NUMBER: _ClassVar[int]
     UNIFORM_LIMIT_FIELD_NUMBER: _ClassVar[int]
     PRUNABLE_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     role: str
     fill: float
     uniform_limit: float
     prunable: bool
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., fill: _Optional[float] = ..., uniform_limit: _Optional[float] = ..., prunable: bool = ...) -> None: ...
+    momentum: float
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., fill: _Optional[float] = ..., uniform_limit: _Optional[float] = ..., prunable: bool = ..., momentum: _Optional[float] = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("epochs", "batch_size", "learning_rate", "optimizer", "loss")
@@ -347,7 +351,7 @@ class NextTaskReply(_message.Message):
     def __init__(self, train: _Optional[_Union[Train, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "version", "codec", "sparsity", "digest", "slot", "slots", "scaling")
+    __slots__ = ("round", "version", "codec", "sparsity", "digest", "slot", "slots", "scaling", "calibrate")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -356,6 +360,7 @@ class Train(_message.Message):
     SLOT_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATE_FIELD_NUMBER: _ClassVar[int]
     round: int
     version: int
     codec: str
@@ -364,7 +369,8 @@ class Train(_message.Message):
     slot: int
     slots: int
     scaling: Scaling
-    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ..., slot: _Optional[int] = ..., slots: _Optional[int] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
+    calibrate: bool
+    def __init__(self, round: _Optional[int] = ..., version: _Optional[int] = ..., codec: _Optional[str] = ..., sparsity: _Optional[float] = ..., digest: _Optional[bytes] = ..., slot: _Optional[int] = ..., slots: _Optional[int] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., calibrate: bool = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ()

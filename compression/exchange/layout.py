@@ -81,7 +81,7 @@ class Layout:
             context.statistics,
             sent=codec.traits.sends_statistics,
             slot=context.slot % context.slots,
-            parts=1 if size <= cheap else context.slots,
+            parts=context.slots if codec.traits.shares_statistics and size > cheap else 1,
         )
 
     def split(self, tensors: Sequence[T]) -> tuple[list[T], list[T]]:

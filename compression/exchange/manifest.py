@@ -60,6 +60,9 @@ class TensorSpec:
     role: Role = Role.TRAINABLE
     initial: Initial = field(default_factory=lambda: Fill(0.0))
     prunable: bool = False
+    momentum: float = 0.0
+    """Of a moving average of batches: the share of its old value that it keeps in a step of
+    training; 0 for other tensors. It tells how to calibrate the tensor, not what is exchanged."""
 
     @property
     def size(self) -> int:
@@ -102,6 +105,11 @@ class Manifest:
             )
         )
 
+    @cached_property
+    def calibrates(self) -> bool:
+        """Whether any tensor is a moving average that calibration measures anew."""
+        return any(spec.momentum for spec in self.specs)
+
     def sent_of(self, tensors: Sequence[T]) -> list[T]:
         """Return those of `tensors`, one for each of the manifest's, that `sent` lists."""
         both = zip(self.specs, tensors, strict=True)
@@ -118,8 +126,11 @@ class Manifest:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of all fields of all tensors."""
-        text = json.dumps([asdict(spec) for spec in self.specs], sort_keys=True)
+        """SHA-256 (32 bytes) of all tensors' fields, but for their momentum."""
+        fields = [asdict(spec) for spec in self.specs]
+        for each in fields:
+            del each["momentum"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).digest()
 
     def split(self, values: Array) -> list[Array]:

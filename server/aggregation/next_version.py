@@ -63,7 +63,7 @@ def unchanged_version(
     weights = start.complete(apply_update(start.manifest, start.weights, zeros))
     digest = weights_digest(weights)
     version = ModelVersion(number, digest, "delta", str(UNCHANGED), sparsity, payload, allocation)
-    return NextVersion(version, weights, None if residual is None else list(residual))
+    return NextVersion(version, weights, _kept(residual))
 
 
 def next_version(
@@ -92,12 +92,17 @@ def next_version(
         else:
             update = average(start.manifest, context, bundled_updates(bundle.message)).mean()
         kind, text, payload = "bundle", "", bundle.message.SerializeToString(deterministic=True)
-        left = None if residual is None else list(residual)
+        left = _kept(residual)
     else:
         kind, text, payload = "delta", str(codec), encoded.payload
-        update, left = encoded.decoded, encoded.residual
+        update = encoded.decoded
+        left = encoded.residual if codec.traits.error_feedback else _kept(residual)
     weights = start.complete(apply_update(start.manifest, start.weights, update))
     version = ModelVersion(
         number, weights_digest(weights), kind, text, sparsity, payload, aggregate.allocation
     )
     return NextVersion(version, weights, left)
+
+
+def _kept(residual: Sequence[Array] | None) -> list[Array] | None:
+    return None if residual is None else list(residual)

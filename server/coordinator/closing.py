@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from featherfed.compression.arrays import Array
+from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update
@@ -20,6 +21,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.bundle import BundleBuilder
 from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.next_version import (
+    UNCHANGED,
     NextVersion,
     RoundAggregate,
     next_version,
@@ -115,8 +117,8 @@ class RoundClosing:
         _, residual = self._run.store.versions.model(self._run.manifest)
         try:
             made = next_version(
-                round_, start, self._open_round.sparsity, aggregate, self._downlink, context,
-                residual,
+                round_, start, self._open_round.sparsity, aggregate, self._downlink_of(round_),
+                context, residual,
             )  # fmt: skip
         except (CodecError, WireError) as error:
             raise _NotAdopted(str(error)) from error
@@ -127,6 +129,11 @@ class RoundClosing:
             odd = ", ".join(f"{name} is {value}" for name, value in result.scores.items())
             raise _NotAdopted(f"on the server's data, its {odd}")
         return _evaluated(made, result)
+
+    def _downlink_of(self, round_: int) -> Codec:
+        """Return the codec of a round's mean; measured averages must not be rounded."""
+        calibrates = self._run.rounds.is_calibration(round_)
+        return UNCHANGED if calibrates else self._downlink
 
     def _keep(self, round_: int, start: RoundStart) -> NextVersion:
         """Return the version of a discarded round: what the round started from."""

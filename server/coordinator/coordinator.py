@@ -79,7 +79,7 @@ class Coordinator:
         self.manifest = manifest
         self.training_step = step or ExportedStep()
         self.task = task
-        self.run = LiveRun(settings, manifest, plan, store, clock)
+        self.run = LiveRun(settings, manifest, plan, store, clock, rounds)
         self.standardization = Standardization(self.run, task)
         self.commits = GroupCommit(self.run.change)
         self.members = Members(self.run)

@@ -12,23 +12,13 @@ from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.store import Store
 
 
-def total_rounds(settings: Settings, store: Store) -> TotalRounds:
-    """Return how many rounds the run in `store` has, before `settings` raise it.
-
-    A run of an older version, which stored no plan, has those of `settings`.
-    """
-    known = store.runs.plan()
-    first = settings.rounds if known is None else known.plan.rounds
-    return TotalRounds(first, tuple(store.runs.extensions()))
-
-
 def extend(settings: Settings, store: Store, run: str, now: float) -> TotalRounds:
     """Raise the run's number of rounds to that of `settings`; return what it has then.
 
     It holds from the first round on that has not opened yet. A run that has ended goes on, unless
     its target is still reached; its clients join again, to learn of it. A run never gets shorter.
     """
-    total = total_rounds(settings, store)
+    total = store.runs.total_rounds(settings.rounds)
     if settings.rounds < total.now:
         events.rounds_kept(run, settings.rounds, total.now)
     if settings.rounds <= total.now:
@@ -48,12 +38,12 @@ def _go_on(
 ) -> TotalRounds:
     """Open a run again that has ended, and has rounds left that nothing forbids."""
     state = store.load_state()
-    if state.phase is not Phase.FINISHED or state.round >= total.now:
+    if state.phase is not Phase.FINISHED or state.round >= total.last:
         return total
     if _is_reached(settings, store, state):
         events.target_still_reached(run, state.round, total.now)
         return total
-    after = transition(state, Extended(now), replace(settings.policy, rounds=total.now))
+    after = transition(state, Extended(now), replace(settings.policy, rounds=total.last))
     with store.transaction():
         store.runs.save_state(after)
     return total

@@ -10,7 +10,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.coordinator.extending import extend, total_rounds
+from featherfed.server.coordinator.extending import extend
 from featherfed.server.coordinator.restoring import notice_restore
 from featherfed.server.errors import ServerError
 from featherfed.server.rounds.total import TotalRounds
@@ -43,6 +43,10 @@ def open_run(
     seeded = first_weights is None
     stored = store.runs.record()
     if stored is None:
+        # Each round spends privacy, so a private run holds none that does not train.
+        calibrates = manifest.calibrates and not settings.private
+        rounds = TotalRounds(settings.rounds, calibrates=calibrates)
+        plan.last_round = rounds.last
         fingerprint = f"{settings.fingerprint} {model}"
         plan.run = f"{settings.name}-{secrets.token_hex(4)}"
         record = RunRecord(plan.run, fingerprint, now)
@@ -56,8 +60,10 @@ def open_run(
             store.runs.save_settings(settings.as_text())
             store.publications.set_repeated(0)
             store.publications.write_file(plan.run)
-        return TotalRounds(settings.rounds)
-    if stored.fingerprint not in _fingerprints(settings, total_rounds(settings, store), model):
+        return rounds
+    if stored.fingerprint not in _fingerprints(
+        settings, store.runs.total_rounds(settings.rounds), model
+    ):
         raise ServerError(
             f"{settings.output} holds run {stored.name!r} with other settings; choose another "
             "output directory, restore the settings, or delete the directory to start anew"
@@ -68,7 +74,7 @@ def open_run(
     store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
     notice_restore(settings, store, plan.run)
     rounds = extend(settings, store, plan.run, now)
-    plan.rounds = rounds.now
+    plan.rounds, plan.last_round = rounds.now, rounds.last
     with store.transaction():
         store.runs.save_settings(settings.with_rounds(rounds).as_text())
     return rounds

@@ -13,6 +13,7 @@ from featherfed.compression.importance import Allocation
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.observability import events
 from featherfed.server.rounds.clock import begin_after_restart
+from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.transitions import (
     Event,
     Phase,
@@ -50,6 +51,7 @@ class LiveRun:
         plan: pb.Plan,
         store: Store,
         clock: Callable[[], float],
+        rounds: TotalRounds,
     ) -> None:
         """Take up the run that `store` holds; `clock`: seconds since the epoch, never set back."""
         self.settings = settings
@@ -60,7 +62,8 @@ class LiveRun:
         self.lock = threading.RLock()
         self.began = clock()
         """When this process took up the run."""
-        self.policy = replace(settings.policy, seed=store.runs.secret())
+        self.rounds = rounds
+        self.policy = replace(settings.policy, seed=store.runs.secret(), rounds=rounds.last)
         self.on_phase: Callable[[], None] = lambda: None
         """Called, in any thread, once another phase is committed."""
         self.on_opening: list[Callable[[frozenset[str]], None]] = []

@@ -59,6 +59,7 @@ class Tasks:
             slot=slot,
             slots=state.slots,
             scaling=scaling,
+            calibrate=run.rounds.is_calibration(state.round),
         )
         return pb.NextTaskReply(train=train)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.round import FULL_RATE
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.sketch import CALIBRATION, Sketch
 from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.uplink import Uplink
 from featherfed.server.settings.settings import Settings
+
+_AVERAGES = str(Sketch(1e-9, statistics="whole"))
+"""Codec of a round that calibrates: what is trained stays as it is, which takes few bytes."""
 
 
 class UpdateCodecs:
@@ -32,12 +37,15 @@ class UpdateCodecs:
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
-        """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
+        """Return what a client must know: the fallback's stages, unless it knows the uplink's.
+
+        And how to calibrate, if the run does.
 
         The downlink needs none: broadcasts that a client cannot decode reach it as snapshots.
         """
         needed = frozenset().union(*(uplink.stages for uplink in self._uplinks.values()))
-        return frozenset() if needed <= known else self._fallback.needs
+        calibration = frozenset({CALIBRATION} if self._rounds.calibrates else ())
+        return calibration | (frozenset() if needed <= known else self._fallback.needs)
 
     def choose(self, round_: int, slots: int, known: frozenset[str]) -> str:
         """Return the codec text for a client of a round of `slots` clients."""
@@ -46,9 +54,15 @@ class UpdateCodecs:
             chosen = {}
             self._chosen = (round_, slots), chosen
         if known not in chosen:
-            text = self._uplink(round_).codec(slots, round_, self._settings.sparsity.at(round_))
+            text = self._codec(round_, slots)
             chosen[known] = text if parse_codec(text).needs <= known else str(self._fallback)
         return chosen[known]
+
+    def _codec(self, round_: int, slots: int) -> str:
+        if self._rounds.is_calibration(round_):
+            return _AVERAGES
+        sparsity = self._settings.sparsity.at(round_)
+        return self._uplink(round_).codec(slots, self._rounds.trained(round_), sparsity)
 
     def fallback(self) -> str:
         """Return the codec text that every client knows."""
@@ -56,8 +70,10 @@ class UpdateCodecs:
 
     def server_rate(self, round_: int, slots: int) -> int:
         """Return the server learning rate of a round in units of 1/256."""
+        if self._rounds.is_calibration(round_):
+            return FULL_RATE
         sparsity = self._settings.sparsity.at(round_)
-        return self._uplink(round_).server_rate(slots, round_, sparsity)
+        return self._uplink(round_).server_rate(slots, self._rounds.trained(round_), sparsity)
 
     def _uplink(self, round_: int) -> Uplink:
         return self._uplinks[self._rounds.at(round_)]

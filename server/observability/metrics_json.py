@@ -99,6 +99,8 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
     discarded = store.journal.discarded()
     spent = {} if aggregation.epsilon is None else {"epsilon": aggregation.epsilon}
     why = {"discarded": discarded[number]} if number in discarded else {}
+    calibrates = store.runs.total_rounds(settings.rounds).is_calibration(number)
+    kind = {"calibration": True} if calibrates else {}
     return {
         "round": number,
         "scores": _scores(version.scores, task),
@@ -112,6 +114,7 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         "clipped": aggregation.clipped,
         **spent,
         **why,
+        **kind,
         "clients": [
             _client(_public(update, settings), task, runtimes[update.client], ledger)
             for update in counted

@@ -15,6 +15,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import parse_codec
+from featherfed.compression.quantizers import PEAK_BITS
 from featherfed.compression.sketch import Sketch
 
 SMALL_COHORT = 2
@@ -51,7 +52,9 @@ def plan_codecs(
     bits = (client_bytes * rounds - overhead) * 8
     blocks = max(1, math.floor(bits / _BLOCK_BITS / rounds))
     density = float(f"{min(1.0, blocks * _BLOCK_BITS / kept):.4g}")
-    return [str(Sketch(density, 1, *part)) for part in parts]
+    # Peaks of all coordinates are this many bits; beyond, whole signs of some are the better code.
+    value_bits = PEAK_BITS if density <= PEAK_BITS else 1
+    return [str(Sketch(density, value_bits, *part)) for part in parts]
 
 
 def statistics_bytes(manifest: Manifest, client_bytes: float, cohort: int, rounds: int) -> float:
@@ -72,9 +75,10 @@ def _statistics_by_round(
     cost = sent - _overhead(manifest, cohort, "bare", "held")
     if cost * _STATISTICS_PART <= client_bytes:
         return ["sent"] * rounds
+    # A run that calibrates at its end measures them then.
+    last = 0 if all(spec.momentum for spec in manifest if spec.role != "trainable") else rounds
     return [
-        "sent" if r == rounds or _is_report_round(r, rounds) else "held"
-        for r in range(1, rounds + 1)
+        "sent" if r == last or _is_report_round(r, rounds) else "held" for r in range(1, rounds + 1)
     ]
 
 

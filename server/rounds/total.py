@@ -7,24 +7,51 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TotalRounds:
-    """The number of rounds that a run began with, and those that it was raised to since.
+    """The number of training rounds that a run began with, and those that it was raised to since.
 
     `raised`: from a round on, the run has so many, in order. What depends on the number of rounds
     goes by the one that holds when a round opens, so rounds already made never change.
+
+    `calibrates`: the rounds that train are followed by one that measures statistics alone. A run
+    that is raised after it has another one at its new end.
     """
 
     first: int
     raised: tuple[tuple[int, int], ...] = ()
+    calibrates: bool = False
 
     @property
     def now(self) -> int:
-        """The number that holds for the rounds to come."""
+        """The number of training rounds that holds for the rounds to come."""
         return self.raised[-1][1] if self.raised else self.first
 
     def at(self, round_: int) -> int:
-        """Return the number that holds for a round, counted from 1."""
+        """Return the number of training rounds that holds for a round, counted from 1."""
         found = self.first
         for begin, rounds in self.raised:
             if begin <= round_:
                 found = rounds
         return found
+
+    @property
+    def last(self) -> int:
+        """The last round of all, with those that calibrate."""
+        return self._end_and_held(None)[0]
+
+    def is_calibration(self, round_: int) -> bool:
+        """Whether a round measures statistics and does not train."""
+        return self.calibrates and round_ == self._end_and_held(round_)[0]
+
+    def trained(self, round_: int) -> int:
+        """Return a round's number among those that train."""
+        return round_ - self._end_and_held(round_)[1]
+
+    def _end_and_held(self, round_: int | None) -> tuple[int, int]:
+        """Return the last round as it holds for `round_`, and the calibrations held before it."""
+        end, held = self.first + self.calibrates, 0
+        for begin, rounds in self.raised:
+            if round_ is not None and begin > round_:
+                break
+            held += self.calibrates and begin > end
+            end = rounds + held + self.calibrates
+        return end, held

@@ -15,6 +15,7 @@ from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE
+from featherfed.compression.quantizers import PEAK_BITS
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import BOUNDED, Sketch
 from featherfed.server.rounds.budget import SMALL_COHORT, plan_codecs, statistics_bytes
@@ -103,7 +104,7 @@ class Uplink:
         """Names of the codec stages that a client needs in any round."""
         if self._codec is not None:
             return parse_codec(self._codec).needs
-        sketch = Sketch(0.1, side=self._report)
+        sketch = Sketch(0.01, PEAK_BITS, self._report)
         return sketch.needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
 
     def server_rate(self, cohort: int, round_: int, sparsity: float = 0.0) -> int:

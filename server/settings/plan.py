@@ -38,7 +38,13 @@ def make_plan(settings: Settings, task: Task, model_json: str, manifest: Manifes
 
 
 def _tensor(spec: TensorSpec) -> pb.Tensor:
-    tensor = pb.Tensor(name=spec.name, shape=spec.shape, role=spec.role, prunable=spec.prunable)
+    tensor = pb.Tensor(
+        name=spec.name,
+        shape=spec.shape,
+        role=spec.role,
+        prunable=spec.prunable,
+        momentum=spec.momentum,
+    )
     if isinstance(spec.initial, Fill):
         tensor.fill = spec.initial.value
     else:

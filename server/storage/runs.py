@@ -6,6 +6,7 @@ import json
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.rounds.growing_set import GrowingSet
+from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import RunRecord, StoredPlan
@@ -66,6 +67,18 @@ class Runs:
     def extend(self, round_: int, rounds: int) -> None:
         """Record that from a round on, the run has so many rounds."""
         self._database.run("INSERT OR REPLACE INTO extensions VALUES (?, ?)", round_, rounds)
+
+    def total_rounds(self, rounds: int) -> TotalRounds:
+        """Return how many rounds the run has; it began with `rounds` if no plan is stored.
+
+        A run that an older version began never calibrates.
+        """
+        known = self.plan()
+        if known is None:
+            return TotalRounds(rounds, tuple(self.extensions()))
+        plan = known.plan
+        calibrates = plan.last_round > plan.rounds
+        return TotalRounds(plan.rounds, tuple(self.extensions()), calibrates)
 
     def extensions(self) -> list[tuple[int, int]]:
         """Return what `extend` recorded, in order of rounds."""
