@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -44,7 +44,7 @@ from featherfed.compression.importance import (
     measure_importance,
     report_size,
 )
-from featherfed.compression.quantizers import PEAK_BITS, QUANTIZERS, Quantizer
+from featherfed.compression.quantizers import QUANTIZERS, Quantizer
 from featherfed.compression.sampler import Sample, sampler_of
 from featherfed.compression.sparse import SparseTensor, sparse_sum
 from featherfed.compression.stage import Shape, stage_text
@@ -54,12 +54,9 @@ BOUNDED = "bounded"
 """A report of importance whose influence is bounded; peers must know how it is merged."""
 PROFILE = "profile"
 """The report of older versions, of which one lie could decide what all clients send."""
-CALIBRATION = "calibration"
-"""Rounds that measure a model's moving averages, and whole statistics; older peers lack both."""
+_BLOCKS_A_SCALE = 16  # of peaks: they take a sixteenth of the bits of signs
 
 _NOWHERE = np.zeros(0, np.int64)
-PEAKS = "peaks"
-"""Values quantized to peaks; older peers do not know them."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,8 @@ class Sketch:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Its name, and those of its report and its quantizer, if older peers lack them."""
-        needs = {self.name}
-        if self.side == BOUNDED:
-            needs.add(BOUNDED)
-        if self.bits == PEAK_BITS:
-            needs.add(PEAKS)
-        if self.statistics == "whole":
-            needs.add(CALIBRATION)
-        return frozenset(needs)
+        """Its name, and that of its report, which both sides must merge alike."""
+        return frozenset({self.name, BOUNDED} if self.side == BOUNDED else {self.name})
 
     @cached_property
     def traits(self) -> Traits:
@@ -136,9 +126,10 @@ class Sketch:
             gain = (sampler.widths(sample.values, count) / sample.root).astype(np.float32)
             tensor = tensors[sample.tensor].reshape(-1)
             np.multiply(tensor[sample.positions], gain, out=values[sample.values])
-        rotated = rotate(values, context.update_key)
+        spread = self._spread(count)
+        rotated = rotate(values if spread is None else values[spread], context.update_key)
         levels = self._quantizer.levels(rotated)
-        scales = _scales(rotated, levels)
+        scales = _scales(rotated, levels, self._span)
         return report + scales.tobytes() + self._quantizer.pack(levels)
 
     def decode(
@@ -154,14 +145,18 @@ class Sketch:
         reader = Reader(data)
         allocation = self._read_allocation(reader, shapes, context)
         count = self._count(shapes)
-        scales = np.frombuffer(reader.take(2 * _num_scales(count)), "<u2").astype(np.uint32) << 16
+        num_scales = -(-count // self._span)
+        scales = np.frombuffer(reader.take(2 * num_scales), "<u2").astype(np.uint32) << 16
         levels = self._quantizer.unpack(reader.take(self._quantizer.size(count)), count)
         reader.finish()
         sampler = sampler_of(allocation, tuple(shapes))
         with np.errstate(over="ignore", invalid="ignore"):
             values = rotate_back(levels, context.update_key)
             values *= block_scales(count)
-            values *= np.repeat(scales.view(np.float32), MAX_BLOCK)[:count]
+            values *= np.repeat(scales.view(np.float32), self._span)[:count]
+            spread = self._spread(count)
+            if spread is not None:
+                values[spread] = values.copy()
             if not np.isfinite(values).all():
                 raise NonFiniteError("a sketch holds NaN or infinity")
             return _placed(values, sampler.draw(count, context), shapes)
@@ -176,7 +171,7 @@ class Sketch:
         """Return the most bytes that tensors of `shapes` take."""
         count = self._count(shapes)
         report = report_size(shapes, 0, 1) if self._reports else 0
-        return report + 2 * _num_scales(count) + self._quantizer.size(count)
+        return report + 2 * -(-count // self._span) + self._quantizer.size(count)
 
     @property
     def _reports(self) -> bool:
@@ -200,6 +195,20 @@ class Sketch:
         block = max(MIN_BLOCK, self._quantizer.group)
         blocks = round(total * self.density / self.bits / block)
         return block * max(1, blocks) if total else 0
+
+    @property
+    def _span(self) -> int:
+        """How many values have a scale in common."""
+        return MAX_BLOCK if self.bits >= 1 else MAX_BLOCK * _BLOCKS_A_SCALE
+
+    def _spread(self, count: int) -> Integers | None:
+        """Return the order of values in which all blocks hold equally much, None as they are.
+
+        Blocks with a scale in common must be of one norm, or it is wrong for each of them.
+        """
+        if self.bits >= 1 or count <= MAX_BLOCK:
+            return None
+        return _every(count, -(-count // MAX_BLOCK))
 
     @property
     def _quantizer(self) -> Quantizer:
@@ -237,16 +246,18 @@ def _take_report(
     return decode_report(data, shapes, context.slot, context.slots, bounded)
 
 
-def _num_scales(count: int) -> int:
-    return -(-count // MAX_BLOCK)
+@lru_cache(2)
+def _every(count: int, blocks: int) -> Integers:
+    """Return 0, blocks, 2 * blocks, ..., then 1, blocks + 1, ..., int64 [count]."""
+    return np.concatenate([np.arange(begin, count, blocks) for begin in range(blocks)])
 
 
-def _scales(rotated: Array, levels: Array) -> npt.NDArray[np.uint16]:
-    """Return one unbiased scale for every MAX_BLOCK values, as the upper half of a float32."""
+def _scales(rotated: Array, levels: Array, span: int) -> npt.NDArray[np.uint16]:
+    """Return one unbiased scale for every `span` values, as the upper half of a float32."""
     scales = []
-    for at in range(0, len(rotated), MAX_BLOCK):
-        z = rotated[at : at + MAX_BLOCK].astype(np.float64)
-        overlap = float(np.vdot(z, levels[at : at + MAX_BLOCK]))
+    for at in range(0, len(rotated), span):
+        z = rotated[at : at + span].astype(np.float64)
+        overlap = float(np.vdot(z, levels[at : at + span]))
         scales.append(float(np.vdot(z, z)) / overlap if overlap > 0 else 0.0)
     exact = np.array(scales, "<f4").view("<u4").astype(np.uint32)
     return ((exact + 0x8000) >> 16).astype("<u2")

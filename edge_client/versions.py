@@ -12,7 +12,7 @@ from featherfed.compression.errors import CodecError, WireError
 from featherfed.compression.exchange.average import FULL_SHARE, WeightedUpdate, average
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
-from featherfed.compression.exchange.round import FULL_RATE, start_round
+from featherfed.compression.exchange.round import FULL_RATE, MAX_RATE, start_round
 from featherfed.compression.exchange.update import apply_update, decode_update, sketched_shapes
 from featherfed.compression.importance import Allocation
 from featherfed.compression.registry import parse_codec
@@ -104,8 +104,8 @@ def _parse_bundle(payload: bytes) -> pb.Bundle:
         raise WireError("the server's bundle holds no updates or parts without examples")
     if any(part.clip >= FULL_SHARE for part in bundle.parts):
         raise WireError("the server's bundle takes over more than a whole update")
-    if bundle.server_rate > FULL_RATE:
-        raise WireError(f"a server rate of {bundle.server_rate} 256ths is more than the whole mean")
+    if bundle.server_rate > MAX_RATE:
+        raise WireError(f"a server rate of {bundle.server_rate} 256ths is beyond {MAX_RATE}")
     return bundle
 
 

@@ -5,8 +5,8 @@ other's with the oldest that it speaks: a server refuses the client, a client le
 says which of the two must be updated. What one side need not know is no reason for a new number.
 """
 
-PROTOCOL = 2
+PROTOCOL = 3
 """The number of this code; raised by one with each change that the other side must know of."""
 
-OLDEST = 2
+OLDEST = 3
 """The oldest number of the other side that this code still works with."""

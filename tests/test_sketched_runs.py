@@ -22,6 +22,7 @@ from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.registry import abilities, parse_codec
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
+from featherfed.server.rounds.steps import scheduled_rate
 from featherfed.server.rounds.uplink import PRESETS, Uplink, check_uplink
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.storage.store import Store
@@ -301,17 +302,14 @@ def test_a_simulation_fails_with_the_clients_error(tmp_path: Path) -> None:
         )
 
 
-def test_the_last_steps_are_short_where_few_coordinates_are_sent(federation: Start) -> None:
-    rates = [Uplink("balanced", MODEL, 7).server_rate(5, r) for r in range(1, 8)]
-    assert rates == [256] * 5 + [192, 128]
-    assert Uplink("transparent", MODEL, 7).server_rate(5, 7) == 256
-    assert Uplink("balanced", MODEL, 3).server_rate(5, 3) == 256
-    assert Uplink("sketch(0.01)", MODEL, 7).server_rate(5, 7) == 256
+def test_steps_are_long_in_the_middle_and_short_at_the_end() -> None:
+    assert [scheduled_rate(r, 7) for r in range(1, 8)] == [256, 333, 333, 333, 333, 192, 128]
+    assert [scheduled_rate(r, 4) for r in range(1, 5)] == [256] * 4
 
 
-def test_clients_take_the_same_short_steps(federation: Start) -> None:
+def test_clients_take_the_same_steps(federation: Start) -> None:
     server = federation(compression={"uplink": "0.2kB/round"}, rounds=5)
     held = run_all(server)
     assert {h.digest for h in held} == {server.store.versions.newest().digest}
     rates = [pb.Bundle.FromString(v.payload).server_rate for v in server.store.versions.after(0)]
-    assert rates == [0, 0, 0, 192, 128]
+    assert rates == [0, 333, 333, 192, 128]

@@ -288,12 +288,12 @@ def test_each_side_refuses_the_other_below_its_oldest_protocol(
     federation: Start, direct_run: Callable[..., DirectRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "OLDEST", PROTOCOL + 1)
-    with pytest.raises(Refused, match=r"speaks protocol 2, .*; update featherfed on the client"):
+    with pytest.raises(Refused, match=r"speaks protocol 3, .*; update featherfed on the client"):
         direct_run("direct").coordinator.admission.join(join_request("old"))
     monkeypatch.undo()
     monkeypatch.setattr(session, "OLDEST", PROTOCOL + 1)
     server = federation(clients={"minimum": 1})
-    with pytest.raises(ClientError, match=r"speaks protocol 2, .* update featherfed on the server"):
+    with pytest.raises(ClientError, match=r"speaks protocol 3, .* update featherfed on the server"):
         server.run_clients(server.client("a"))
 
 

@@ -17,6 +17,8 @@ from featherfed.compression.key import Key
 
 FULL_RATE = 256
 """A server learning rate of 1.0 in units of 1/256."""
+MAX_RATE = 2 * FULL_RATE
+"""The largest server learning rate that clients follow."""
 
 
 @dataclass(frozen=True)

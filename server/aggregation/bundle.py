@@ -38,7 +38,8 @@ class BundleBuilder:
         self, context: RoundContext, manifest: Manifest, weights: Mapping[str, int] | None
     ) -> None:
         """`weights`: of the forwarded updates by client, None if there must be no bundle."""
-        rate = context.server_rate % FULL_RATE  # the default of 0, which takes no byte, is 1.0
+        # The default of 0, which takes no byte, is 1.0.
+        rate = 0 if context.server_rate == FULL_RATE else context.server_rate
         self._limit = _LIMIT * manifest.num_values
         self._weights = weights or {}
         self._bundle = pb.Bundle(slots=context.slots, server_rate=rate) if weights else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import FULL_RATE
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.sketch import CALIBRATION, Sketch
+from featherfed.compression.sketch import Sketch
+from featherfed.server.rounds.budget import SMALL_COHORT
+from featherfed.server.rounds.steps import scheduled_rate
 from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.uplink import Uplink
 from featherfed.server.settings.settings import Settings
@@ -37,15 +39,12 @@ class UpdateCodecs:
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
-        """Return what a client must know: the fallback's stages, unless it knows the uplink's.
-
-        And how to calibrate, if the run does.
+        """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
 
         The downlink needs none: broadcasts that a client cannot decode reach it as snapshots.
         """
         needed = frozenset().union(*(uplink.stages for uplink in self._uplinks.values()))
-        calibration = frozenset({CALIBRATION} if self._rounds.calibrates else ())
-        return calibration | (frozenset() if needed <= known else self._fallback.needs)
+        return frozenset() if needed <= known else self._fallback.needs
 
     def choose(self, round_: int, slots: int, known: frozenset[str]) -> str:
         """Return the codec text for a client of a round of `slots` clients."""
@@ -70,10 +69,13 @@ class UpdateCodecs:
 
     def server_rate(self, round_: int, slots: int) -> int:
         """Return the server learning rate of a round in units of 1/256."""
-        if self._rounds.is_calibration(round_):
+        if (
+            self._settings.aggregation.steps == "whole"
+            or slots <= SMALL_COHORT
+            or self._rounds.is_calibration(round_)
+        ):
             return FULL_RATE
-        sparsity = self._settings.sparsity.at(round_)
-        return self._uplink(round_).server_rate(slots, self._rounds.trained(round_), sparsity)
+        return scheduled_rate(self._rounds.trained(round_), self._rounds.at(round_))
 
     def _uplink(self, round_: int) -> Uplink:
         return self._uplinks[self._rounds.at(round_)]

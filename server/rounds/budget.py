@@ -14,8 +14,8 @@ import numpy as np
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
-from featherfed.compression.registry import parse_codec
 from featherfed.compression.quantizers import PEAK_BITS
+from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
 
 SMALL_COHORT = 2

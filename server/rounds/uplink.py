@@ -2,8 +2,8 @@
 
 The noise of a sketched mean falls with the bits of all clients together, so a budget is the
 cohort's, and each of K clients sends 1/K of it. The noise of early rounds is trained away, that of
-the last ones would stay in the model: they take shorter steps, which costs no byte and does more
-than spending fewer bytes early and more bytes late.
+the last ones would stay in the model: shorter steps (steps.py) cost no byte, and do more than
+spending fewer bytes early and more bytes late.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import NamedTuple
 from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.compression.exchange.round import FULL_RATE
 from featherfed.compression.quantizers import PEAK_BITS
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import BOUNDED, Sketch
-from featherfed.server.rounds.budget import SMALL_COHORT, plan_codecs, statistics_bytes
+from featherfed.server.rounds.budget import plan_codecs, statistics_bytes
 
 
 class Preset(NamedTuple):
@@ -43,9 +42,6 @@ PRESETS: dict[str, str | Preset] = {
 _PRESET_CLIENTS = 5
 _UNITS = {"B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2}
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?) ?(B|kB|KiB|MB|MiB)(?:/round)?")
-_LAST_RATES = (128, 192)  # in units of 1 / FULL_RATE: the last round's, the last but one's
-_MIN_ROUNDS = 5  # shorter runs need whole steps to the end
-_NOISY_SHARE = 0.25  # the mean is noisy if a cohort sends less than this share of the coordinates
 
 
 def check_uplink(text: str) -> str:
@@ -106,24 +102,6 @@ class Uplink:
             return parse_codec(self._codec).needs
         sketch = Sketch(0.01, PEAK_BITS, self._report)
         return sketch.needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
-
-    def server_rate(self, cohort: int, round_: int, sparsity: float = 0.0) -> int:
-        """Return the server learning rate of a round in units of 1 / FULL_RATE.
-
-        The noise of the last rounds is never trained away: if few coordinates are sent, the last
-        two steps are shortened, which averages the last versions.
-        """
-        left = self._rounds - round_
-        if (
-            self._codec is not None
-            or cohort <= SMALL_COHORT
-            or self._rounds < _MIN_ROUNDS
-            or left > 1
-        ):
-            return FULL_RATE
-        codec = parse_codec(self.codec(cohort, round_, sparsity))
-        noisy = codec.traits.sampling_rate * cohort < _NOISY_SHARE
-        return _LAST_RATES[left] if noisy else FULL_RATE
 
     def codec(self, cohort: int, round_: int, sparsity: float = 0.0) -> str:
         """Return the codec text for each of `cohort` clients in a round, counted from 1.

@@ -147,6 +147,9 @@ class AggregationSettings(Section):
     or two updates, the smaller one and the norm of the model take the quantile's place."""
     quantile: Fraction = 0.5
     """Which quantile of the round's norms; 0.5 is the median."""
+    steps: Literal["scheduled", "whole"] = "scheduled"
+    """How far the server follows a round's mean: "whole", as plain FedAvg does, or "scheduled",
+    farther in the middle of a run and less far at its end (rounds/steps.py)."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Cap on the number of examples that an update is weighted by; None: no cap."""
 
