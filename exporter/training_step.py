@@ -271,7 +271,9 @@ def _convert(function: Any, signature: str, what: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = str(Path(scratch) / "step")
-        tf.saved_model.save(module, path, signatures={signature: function})
+        # Nobody differentiates the saved function: its gradients would be traced for nothing.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, path, signatures={signature: function}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=[signature])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
