@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +25,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache of exported steps for all tests, and not the person's own."""
+    """One cache of exported steps for all tests of all workers, and not the person's own."""
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(run / "cache"))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now, TensorFlow mostly, out of the converter's own collections."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
