@@ -33,6 +33,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+LONG = {
+    f"test_{name}.py"
+    for name in (
+        "accuracy", "readme", "sweep", "processes", "export_command", "lasting_results",
+        "table_runs", "staying_clients", "cli", "more_rounds", "edge_install", "exporter",
+        "transfer_learning", "kills",
+    )
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long tests, so that at the end no worker waits for another's."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_collection_finish() -> None:
     """Keep what is imported by now, TensorFlow mostly, out of the converter's own collections."""
     gc.freeze()
