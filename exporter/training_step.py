@@ -7,9 +7,11 @@ batch and weights in, the model's outputs out.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,7 +270,11 @@ def _run_node(node: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
 def _convert(function: Any, signature: str, what: str) -> bytes:
     module = tf.Module()
     module.run = function
-    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="featherfed-") as scratch,
+        warnings.catch_warnings(),
+        _without_gradient_warnings(),
+    ):
         warnings.simplefilter("ignore")
         path = str(Path(scratch) / "step")
         # Nobody differentiates the saved function: its gradients would be traced for nothing.
@@ -284,3 +290,18 @@ def _convert(function: Any, signature: str, what: str) -> bytes:
                 f"{what}: TFLite has no operators for its training step ({str(error)[:200]}); use "
                 "Keras clients (--runtime keras)"
             ) from error
+
+
+@contextmanager
+def _without_gradient_warnings() -> Iterator[None]:
+    """Drop the loader's warnings of gradients that were not saved."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "unsaved custom gradients" not in str(record.msg)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
