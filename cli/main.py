@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -314,8 +315,10 @@ def certs_list(folder: Path) -> None:
 @print_errors
 def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
     """Run a grid of federations without gRPC: quality against bytes; started again, it goes on."""
-    with importing_tensorflow():
-        from featherfed.cli.sweep import run_sweep
+    for module in ("tensorflow", "tf_keras"):  # the workers import them
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
+    from featherfed.cli.sweep import run_sweep
 
     run_sweep(sweep_file, workers, output)
 

@@ -19,17 +19,12 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from featherfed.api.build import KerasEvaluator, build_model, run_task
 from featherfed.api.machine import machine
-from featherfed.api.training_step import offered_step
 from featherfed.cli import sweep_worker
 from featherfed.cli.tables import show_sweep
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import parse_scheme, partition
 from featherfed.datasets.sources import load_train_test
-from featherfed.edge_client.examples import Examples
-from featherfed.edge_client.keras_trainer import KerasTrainer
-from featherfed.edge_client.litert_trainer import LitertTrainer
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
@@ -119,6 +114,13 @@ def _progress() -> Progress:
 
 def run_case(case: Case, output: Path) -> float:
     """Run a case in this process, save its metrics, and return the leading metric's final value."""
+    # TensorFlow, which the workers need, and not the process that waits for them.
+    from featherfed.api.build import KerasEvaluator, build_model, run_task
+    from featherfed.api.training_step import offered_step
+    from featherfed.edge_client.examples import Examples
+    from featherfed.edge_client.keras_trainer import KerasTrainer
+    from featherfed.edge_client.litert_trainer import LitertTrainer
+
     settings = case.settings
     train, test = load_train_test(case.dataset)
     shards = partition(train.labels, case.clients, case.partition, case.seed)

@@ -7,9 +7,11 @@ batch and weights in, the model's outputs out.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,10 +270,16 @@ def _run_node(node: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
 def _convert(function: Any, signature: str, what: str) -> bytes:
     module = tf.Module()
     module.run = function
-    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="featherfed-") as scratch,
+        warnings.catch_warnings(),
+        _without_gradient_warnings(),
+    ):
         warnings.simplefilter("ignore")
         path = str(Path(scratch) / "step")
-        tf.saved_model.save(module, path, signatures={signature: function})
+        # Nobody differentiates the saved function: its gradients would be traced for nothing.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, path, signatures={signature: function}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=[signature])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
@@ -282,3 +290,18 @@ def _convert(function: Any, signature: str, what: str) -> bytes:
                 f"{what}: TFLite has no operators for its training step ({str(error)[:200]}); use "
                 "Keras clients (--runtime keras)"
             ) from error
+
+
+@contextmanager
+def _without_gradient_warnings() -> Iterator[None]:
+    """Drop the loader's warnings of gradients that were not saved."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "unsaved custom gradients" not in str(record.msg)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

@@ -16,6 +16,8 @@ NOISE = re.compile(
     rb"|INFO: (Created|Initialized) TensorFlow Lite "
     # LLVM's of a failed conversion, hundreds of kB; the exception names the cause.
     rb"|loc\(|<unknown>:\d+: |(\S+:\d+:\d+: )?(error|note): "
+    # Advice on operators that TFLite does not have; the exception names them, too.
+    rb"|Some ops in the model are custom ops|Custom ops: |Details:$|\ttf\.|$"
 )
 """How a line begins that says nothing: TF_CPP_MIN_LOG_LEVEL does not silence these."""
 

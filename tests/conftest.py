@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +25,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache of exported steps for all tests, and not the person's own."""
+    """One cache of exported steps for all tests of all workers, and not the person's own."""
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(run / "cache"))
         yield
+
+
+LONG = {
+    f"test_{name}.py"
+    for name in (
+        "accuracy", "readme", "sweep", "processes", "export_command", "lasting_results",
+        "table_runs", "staying_clients", "cli", "more_rounds", "edge_install", "exporter",
+        "transfer_learning", "kills",
+    )
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long tests, so that at the end no worker waits for another's."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now, TensorFlow mostly, out of the converter's own collections."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

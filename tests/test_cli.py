@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.processes import run
 
+from featherfed.cli.main import app
 from featherfed.compression.exchange.manifest import weights_digest
 from featherfed.datasets.sources import load_train_test
 
@@ -150,18 +152,27 @@ def test_a_mixed_demo_learns(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_plain_message(
-    tmp_path: Path, arguments: tuple[str, ...], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
+    """In this process, which has imported TensorFlow already; the next test starts one."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.toml").write_text("trainig = 1", "utf-8")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     (tmp_path / "full" / "run.toml").touch()
     load_train_test("digits")[1].save(tmp_path / "data.npz")
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 1, done.stderr
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
     assert (tmp_path / "full" / "mine.txt").exists()
+
+
+def test_a_process_with_bad_input_ends_with_1(tmp_path: Path) -> None:
+    done = run("serve", "nowhere.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cannot read run file nowhere.toml" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_data_set_says_how_to_get_it(

@@ -27,7 +27,8 @@ def undisturbed(directory: Path, uplink: str, rounds: int, clients: int) -> Outc
     return outcome(directory / "run.db")
 
 
-@pytest.mark.parametrize("codec", CODECS)
+# The other tests kill at chosen steps of a run with feedback.
+@pytest.mark.parametrize("codec", ["sketch", pytest.param("feedback", marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_neither_model_nor_journal(
     codec: str, tmp_path: Path
 ) -> None:

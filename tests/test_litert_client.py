@@ -239,7 +239,12 @@ OUTPUTS: Kinds = {
 def made(inputs: Kinds | None = None, outputs: Kinds | None = None) -> bytes:
     """A step that does next to nothing, whose `train` has other inputs or outputs."""
     train = graph("train", {**INPUTS, **(inputs or {})}, {**OUTPUTS, **(outputs or {})})
-    return join_step(train, answering())
+    return join_step(train, usual_answer())
+
+
+@cache
+def usual_answer() -> bytes:
+    return answering()
 
 
 def answering(inputs: Kinds | None = None, outputs: Kinds | None = None) -> bytes:

@@ -38,6 +38,7 @@ def test_every_block_is_a_file_or_a_command() -> None:
     assert done == ["python", "serve", "join", "join", "predict", "scp", "python", "scp"]
 
 
+@pytest.mark.slow  # four starts of TensorFlow; tests/test_table_runs.py runs another forecast
 def test_the_page_works_as_it_stands(processes: Processes) -> None:
     folder, port = processes.directory, str(free_port())
     for name, text in FILES.items():

@@ -65,12 +65,12 @@ def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
     processes: Processes,
 ) -> None:
     address = serve(processes, rounds=4, port=0, minimum=2, deadline=20)
-    client(processes, 0, address)
+    client(processes, 0, address, "litert")
     client(processes, 1, address)
     wait_until(lambda: status(address).version >= 1)
     wait_until(lambda: "round 2: training" in processes.log("c1"))
     processes.kill("c1")  # in mid-round, never to come back
-    client(processes, 2, address)  # the late one
+    client(processes, 2, address, "litert")  # the late one
     assert processes.wait("server") == 0, processes.log("server")
     assert [processes.wait("c0"), processes.wait("c2")] == [0, 0]
     rounds = metrics(processes)["rounds"]
@@ -123,7 +123,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_model(
 
 
 def test_a_plan_without_a_training_step_is_trained_by_keras_clients(processes: Processes) -> None:
-    address = serve(processes, rounds=1, port=0, minimum=1, deadline=60, method="cluster")
+    address = serve(processes, rounds=1, port=0, minimum=1, deadline=60, epochs=3, method="cluster")
     assert "no LiteRT clients in this run: the method cluster" in processes.log("server")
     client(processes, 0, address, "litert")
     assert processes.wait("c0") == 1

@@ -99,7 +99,10 @@ def roles_of(manifest: Manifest) -> dict[Role, int]:
     return {role: sum(s.size for s in manifest if s.role is role) for role in Role}
 
 
-@pytest.mark.parametrize("uplink", ["balanced", "float32", "quantize(8) | zstd"])
+@pytest.mark.parametrize(
+    "uplink",
+    ["balanced", "float32", pytest.param("quantize(8) | zstd", marks=pytest.mark.slow)],
+)
 def test_only_the_head_travels(
     uplink: str, own_model: Path, digits: tuple[Dataset, Dataset]
 ) -> None:

@@ -83,7 +83,7 @@ class Federation:
 
     def start(self) -> Federation:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def _listening(self, address: str) -> None:
