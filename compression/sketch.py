@@ -202,13 +202,11 @@ class Sketch:
         return MAX_BLOCK if self.bits >= 1 else MAX_BLOCK * _BLOCKS_A_SCALE
 
     def _spread(self, count: int) -> Integers | None:
-        """Return the order of values in which all blocks hold equally much, None as they are.
+        """Return the order in which values are rotated, int64 [count]; None: as they are.
 
-        Blocks with a scale in common must be of one norm, or it is wrong for each of them.
+        Blocks with a scale in common must be of about one norm, or it is wrong for each of them.
         """
-        if self.bits >= 1 or count <= MAX_BLOCK:
-            return None
-        return _every(count, -(-count // MAX_BLOCK))
+        return None if self.bits >= 1 else _evenly_mixed(count)
 
     @property
     def _quantizer(self) -> Quantizer:
@@ -247,9 +245,15 @@ def _take_report(
 
 
 @lru_cache(2)
-def _every(count: int, blocks: int) -> Integers:
-    """Return 0, blocks, 2 * blocks, ..., then 1, blocks + 1, ..., int64 [count]."""
-    return np.concatenate([np.arange(begin, count, blocks) for begin in range(blocks)])
+def _evenly_mixed(count: int) -> Integers:
+    """Return the numbers below `count` in an order of which any run is spread over all of them.
+
+    Steps of about the golden ratio, int64 [count].
+    """
+    step = max(1, count * 618_034 // 1_000_000)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return np.arange(count, dtype=np.int64) * step % max(1, count)
 
 
 def _scales(rotated: Array, levels: Array, span: int) -> npt.NDArray[np.uint16]:

@@ -58,7 +58,7 @@ def test_the_last_round_measures_and_does_not_train(federation: Start, uplink: s
     server = federation(
         manifest=NORMALIZED, rounds=2, clients={"minimum": 2}, compression={"uplink": uplink}
     )
-    server.run_clients(*(server.client(name, Measuring(1.0)) for name in "ab"))
+    server.run_clients(*(server.client(name, trainer=Measuring(1.0)) for name in "ab"))
     versions = server.store.versions
     assert versions.newest().version == 3
     (kernel, mean, variance), _ = versions.model(NORMALIZED)
@@ -73,7 +73,7 @@ def test_the_last_round_measures_and_does_not_train(federation: Start, uplink: s
 def test_a_trainer_that_cannot_measure_says_so(federation: Start) -> None:
     server = federation(manifest=NORMALIZED, rounds=1, clients={"minimum": 1})
     with pytest.raises(ClientError, match="has no method calibrate"):
-        server.run_clients(server.client("a", Pull(1.0)))
+        server.run_clients(server.client("a", trainer=Pull(1.0)))
 
 
 def test_more_rounds_train_as_many_and_measure_again() -> None:
@@ -96,7 +96,7 @@ def test_more_rounds_train_as_many_and_measure_again() -> None:
 def test_a_finished_run_goes_on_after_its_measurement(federation: Start, tmp_path: Path) -> None:
     for rounds in (1, 2):
         server = federation(manifest=NORMALIZED, rounds=rounds, clients={"minimum": 1})
-        server.run_clients(server.client("a", Measuring(1.0)))
+        server.run_clients(server.client("a", trainer=Measuring(1.0)))
         server.close()
     server = federation(manifest=NORMALIZED, rounds=2, clients={"minimum": 1})
     rounds = server.coordinator.run.rounds
@@ -106,7 +106,11 @@ def test_a_finished_run_goes_on_after_its_measurement(federation: Start, tmp_pat
 
 def test_a_private_run_spends_no_round_on_it(federation: Start) -> None:
     server = federation(
-        manifest=NORMALIZED, rounds=1, clients={"minimum": 2}, privacy={"noise_multiplier": 1.0},
-        compression={"uplink": "float32 | zstd", "broadcast": "aggregate"}, evaluation={"clients": 0},
-    )  # fmt: skip
+        manifest=NORMALIZED,
+        rounds=1,
+        clients={"minimum": 2},
+        privacy={"noise_multiplier": 1.0},
+        compression={"uplink": "float32 | zstd", "broadcast": "aggregate"},
+        evaluation={"clients": 0},
+    )
     assert server.coordinator.run.rounds.last == 1

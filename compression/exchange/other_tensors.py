@@ -59,7 +59,7 @@ class StatisticValues:
         self._size = sum(math.prod(shape) for shape in shapes)
         self._base = np.zeros(self._size, np.float32) if base is None else base
         self._is_sent = sent and self._size > 0
-        self._own = slice(slot, None, parts)
+        self._own = slice(slot % parts, None, parts)
         self._sends_all = sent and parts == 1
 
     def encode(self, tensors: Sequence[Array]) -> bytes:
