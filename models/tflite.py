@@ -89,14 +89,7 @@ class TfliteModel:
     def _ordered(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the input tensors in the task's order."""
         details = self._interpreter.get_input_details()
-        if len(details) == 1 or not names:
-            return list(details)
-        # The runner must be gone before anything is allocated.
-        by_name = self._interpreter.get_signature_runner().get_input_details()
-        if set(names) != by_name.keys():
-            raise ModelError(f"{self._name} does not have the inputs that its task names")
-        indices = {detail["index"]: detail for detail in details}
-        return [indices[by_name[name]["index"]] for name in names]
+        return [details[place] for place in _places(self._interpreter, names, self._name)]
 
     def _check_tensors(self) -> None:
         kinds = {np.dtype(d["dtype"]).name for d in (*self._inputs, self._output)}
@@ -194,6 +187,22 @@ class TfliteModel:
         if found.shape[0] != count or found.shape[1:] not in self.task.output_shapes():
             raise ModelError(f"{self._name} gives {list(found.shape)} for {count} examples")
         return found
+
+
+def input_places(content: bytes, names: Sequence[str]) -> tuple[int, ...]:
+    """Return the place of each input among a .tflite's, by the names that a FileTask has."""
+    return _places(_interpreter_class()(model_content=content, num_threads=1), names, "the model")
+
+
+def _places(interpreter: Any, names: Sequence[str], what: str) -> tuple[int, ...]:
+    places = {detail["index"]: n for n, detail in enumerate(interpreter.get_input_details())}
+    if len(places) == 1 or not names:
+        return tuple(places.values())
+    # The runner must be gone before anything is allocated.
+    by_name = interpreter.get_signature_runner().get_input_details()
+    if set(names) != by_name.keys():
+        raise ModelError(f"{what} does not have the inputs that its task names")
+    return tuple(places[by_name[name]["index"]] for name in names)
 
 
 def noise(task: Task, count: int) -> list[Values]:
