@@ -1,4 +1,4 @@
-"""A server's .tflite of the final model in LiteRT's Interpreter: what it answers, and its ranges."""
+"""A server's .tflite of the final model in LiteRT's Interpreter: its answers, and its ranges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TENSORS = 1 << 16
 
 
 class ModelInterpreter:
-    """A model file, run one example at a time; inputs are what the model sees, as stored for tokens.
+    """A model file, run one example at a time; inputs are what the model sees.
 
     Every value of a run is kept until the next one if the file is to be measured.
     """
@@ -77,7 +77,7 @@ class ModelInterpreter:
         """Shape of the answer to one example."""
 
     def answer(self, inputs: Sequence[Values]) -> Array:
-        """Return the model's answers to examples, float32 [N, ...]; measure them if that is asked."""
+        """Return the answers to examples, float32 [N, ...]; measure what leads to them if asked."""
         answers = np.empty((len(inputs[0]), *self.output_shape), np.float32)
         for number in range(len(answers)):
             for detail, values in zip(self._inputs, inputs, strict=True):

@@ -193,7 +193,8 @@ class FileProcess:
         self._end()
         return ClientError(
             f"{self._name} {why} (at {header['do']!r}); refused. It is the server's, not this "
-            f"device's fault, and nothing here is lost: whoever runs the server should {self.remedy}"
+            "device's fault, and nothing here is lost: whoever runs the server should "
+            f"{self.remedy}"
         )
 
 

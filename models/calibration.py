@@ -1,8 +1,8 @@
 """An int8 model from ranges of values that others have measured: nobody here needs examples.
 
 The converter's own calibration runs a float model on examples, writes the smallest and largest
-value of each tensor into the file, and quantizes that. Here the values come from elsewhere. TFLite's
-schema is read by the classes that TensorFlow generates from it.
+value of each tensor into the file, and quantizes that. Here the values come from elsewhere. The
+schema of TFLite is read by the classes that TensorFlow generates from it.
 """
 
 from __future__ import annotations

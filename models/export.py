@@ -59,8 +59,8 @@ class ModelFiles:
     """Writes the files of a model with its present weights, each whole or not at all.
 
     `representative` are prepared inputs [N, ...] from which int8 takes its ranges; at most 200 of
-    them are used. None: there are none, so the `ranges` of `calibration`'s tensors take their place,
-    which others have measured. With neither, only a quantization-aware model, which has ranges of
+    them are used. None: there are none, so `ranges` take their place, which others have measured of
+    the tensors of `calibration`. With neither, only a quantization-aware model, which has ranges of
     its own, gives an int8 file. The task and `scaling` go into every TFLite file.
     """
 
@@ -110,6 +110,10 @@ class ModelFiles:
         examples = noise(self._task, 1) if self._representative is None else self._representative
         return self._described(keras, _convert(keras, kind, self._task, examples))
 
+    def input_names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of a kind's input tensors in the task's order, none if there is one."""
+        return self._names(self._finished if kind == "int8" and self._quantizes else self._plain)
+
     def calibration(self) -> CalibrationFile:
         """Return the file whose values are to be measured for `ranges`; raise ModelError.
 
@@ -128,8 +132,8 @@ class ModelFiles:
         tensors = self.calibration().tensors
         if self._ranges.shape != (len(tensors), 2):
             raise ModelError(
-                f"there are ranges of {len(self._ranges)} tensors, and the model has {len(tensors)}: "
-                "they were measured on another one"
+                f"there are ranges of {len(self._ranges)} tensors, and the model has "
+                f"{len(tensors)}: they were measured on another one"
             )
         return quantize(self._float("float32"), dict(zip(tensors, self._ranges, strict=True)))
 

@@ -243,6 +243,11 @@ class Predictor:
         """What the model has learned."""
         return self._model.task
 
+    @property
+    def scaling(self) -> Scaling:
+        """How its data are standardised."""
+        return self._model.scaling
+
     def predict(self, *inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 [N, ...] answers to each input [N, ...], as the data are stored.
 
