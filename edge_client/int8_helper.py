@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from contextlib import closing
 
 import numpy as np
@@ -38,6 +39,7 @@ EXAMPLES = 200
 POLLS = 120
 """How often a client asks for a file that is still to be made."""
 _WAIT_SECONDS = 20
+_SHORT_POLL = 1.0  # seconds; after a shorter poll that brought nothing the client pauses
 _ROWS = 32  # examples in one message to the file's process
 
 
@@ -125,9 +127,12 @@ class Int8Helper:
             session=self._session, kind=kind, wait_seconds=_WAIT_SECONDS, have_digest=have
         )
         for _ in range(POLLS):
+            began = time.monotonic()
             found = self._transport.fetch_model_file(request, self._limit)
             if found is not None:
                 return found[0], self._unpacked(*found)
+            if time.monotonic() - began < _SHORT_POLL:
+                time.sleep(_SHORT_POLL)
         raise ClientError("the server has not made it in time")
 
     def _unpacked(self, file: pb.ModelFile, data: bytes) -> bytes:
