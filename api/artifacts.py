@@ -162,7 +162,7 @@ class Artifacts:
         if examples is not None:
             return rows, len(examples[0])
         add_clients_scores(rows, self._directory, self._coordinator.model_files.scores)
-        if self._coordinator.final_evaluation.wanted:
+        if self._settings.evaluation.by_clients_int8:
             for row in rows:
                 if row["kind"] == "int8" and not row.get("scores"):
                     with failures.noted(f"an evaluation of {row['file']}"):

@@ -61,7 +61,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
             served = _load(settings)
             if store.runs.record() is None:
                 check_first_version(served, settings.seed)
-            warn_of_missing_files(served, bool(settings.evaluation.share_held_out))
+            warn_of_missing_files(served, settings.evaluation.by_clients_int8)
             coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)

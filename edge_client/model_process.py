@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from featherfed.compression.arrays import Array
 from featherfed.edge_client.model_interpreter import MAX_TENSORS, seen_tensors
 from featherfed.edge_client.step_messages import array_bytes
-from featherfed.edge_client.step_process import FileProcess
+from featherfed.edge_client.step_process import FileProcess, peak_memory
 from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.tasks.task import Task, Values
 
@@ -59,5 +59,6 @@ class ModelProcess(FileProcess):
         return arrays[0]
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, whose memory counts among the client's."""
+        peak_memory()
         self._end()

@@ -44,9 +44,9 @@ VERSION = 1
 remembered of a model."""
 NO_RANGES = (
     "nobody knows the ranges of its values: the server has no examples, and no client has told "
-    "which it measured. Let clients hold examples out ([evaluation] holdout) and stay until the "
-    'run\'s end, give [evaluation] dataset, or train with [optimization] method = "qat", which '
-    "learns ranges"
+    "which it measured. Let clients hold examples out ([evaluation] holdout, and int8 = true) and "
+    "stay until the run's end, give [evaluation] dataset, or train with [optimization] method = "
+    '"qat", which learns ranges'
 )
 """Why there is no int8 file, and what to do."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.small_runs import SHAPE, SmallRun, windows
 
 from featherfed.api.artifacts import measure_models
 from featherfed.api.build import Served
+from featherfed.api.export import export_version
 from featherfed.api.failures import Failures
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.datasets.dataset import Dataset
@@ -102,6 +104,14 @@ def test_without_data_on_the_server_a_client_measures_and_evaluates_int8(
     card = (run.output / "model_card.md").read_text("utf-8")
     assert "on 6 examples that clients hold out of training" in card
     assert "from 54 examples that clients train on, which measured them" in card
+    exported = run.folder / "exported"
+    export_version(run.output, None, False, exported, ["int8"])
+    assert (exported / "model_int8.tflite").read_bytes() == (
+        run.output / "model_int8.tflite"
+    ).read_bytes()
+    told = json.loads((exported / "metrics.json").read_text("utf-8"))["final"]
+    assert told["models"][0]["scores"] == kinds["int8"]["scores"]
+    assert told["num_calibration_examples"] == 54
 
 
 def test_without_clients_that_hold_out_int8_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ pytest.importorskip("ai_edge_litert")
 import tf_keras
 from test_export_layers import attention, image, line, masked, nested, padded, recurrent, words
 
+from featherfed.edge_client.model_interpreter import ModelInterpreter, seen_tensors
 from featherfed.edge_client.model_process import ModelProcess
+from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.models.errors import ModelError
 from featherfed.models.export import NO_RANGES, ModelFiles
 from featherfed.models.optimized import FederatedModel
@@ -84,3 +87,21 @@ def test_ranges_take_the_place_of_examples(make: Callable[[], Any], tmp_path: Pa
     process.close()
     with pytest.raises(ModelError, match=r"ranges of 1 tensors, and the model has \d+"):
         ModelFiles(model, tmp_path, None, ranges=ranges[:1]).tflite("int8")
+
+
+def test_a_client_with_tensorflow_alone_measures_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tf_keras.utils.set_random_seed(0)
+    model, images = FederatedModel(convolutions()), padded()
+    file = ModelFiles(model, tmp_path, None).calibration()
+    tensors, found = seen_tensors(StepTensors.of(model.task)), []
+    for _ in range(2):
+        interpreter = ModelInterpreter(file.content, tensors, file.inputs, 1, measured=True)
+        seen = [given.seen(images) for given in model.task.inputs]
+        np.testing.assert_allclose(interpreter.answer(seen), model.predict([images]), atol=0.05)
+        found.append(interpreter.ranges())
+        monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+    assert found[0].shape == (len(file.tensors), 2)
+    assert (found[0][:, 0] < found[0][:, 1]).all()

@@ -102,7 +102,7 @@ class Coordinator:
         )
         self.model_files = FinalModelFiles(
             self.run, self.members, self.presence, held_out, self.final_evaluation,
-            quantizer if evaluator is None else None, self.newest_weights,
+            quantizer if settings.evaluation.by_clients_int8 else None, self.newest_weights,
         )  # fmt: skip
         self.tasks = Tasks(
             self.run, self.members, self.presence, open_round, self.standardization,
