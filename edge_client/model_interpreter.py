@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,12 +113,14 @@ def _interpreter(content: bytes, threads: int, measured: bool) -> Any:
         module = importlib.import_module("tensorflow.lite.python.interpreter")
     # A delegate would keep to itself what lies between the operators that it takes over.
     resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    return module.Interpreter(
-        model_content=content,
-        num_threads=max(1, threads),
-        experimental_preserve_all_tensors=measured,
-        **({"experimental_op_resolver_type": resolver} if measured else {}),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
+        return module.Interpreter(
+            model_content=content,
+            num_threads=max(1, threads),
+            experimental_preserve_all_tensors=measured,
+            **({"experimental_op_resolver_type": resolver} if measured else {}),
+        )
 
 
 def _check_tensor(
