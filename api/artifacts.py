@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -26,11 +26,13 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.masks import sparsity_of
 from featherfed.compression.files import replacing, write_whole
 from featherfed.datasets.dataset import Dataset
+from featherfed.models.errors import ModelError
 from featherfed.models.export import KINDS, ModelFiles, tflite_name
 from featherfed.models.measure import measure
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.records import Scores
 from featherfed.server.storage.store import Store
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.scoring import both_classes
@@ -38,6 +40,11 @@ from featherfed.tasks.task import Values
 
 log = logging.getLogger(__name__)
 
+NO_SCORES = (
+    "no client has evaluated it; those that are there when the run ends do, on examples that they "
+    "hold out, within [server] linger"
+)
+"""Why nobody knows how good the int8 file is."""
 SAMPLES_PER_CLASS = 8
 """Test images of each class in pictures.npz."""
 
@@ -145,13 +152,22 @@ class Artifacts:
         self._model.set_weights(weights)
         scaling = self._coordinator.scaling() or Scaling.none(self._model.task)
         examples = representative(self._served, scaling)
+        told = self._coordinator.model_files.measured()
         rows: list[dict[str, Any]] = []
         with failures.noted("the Keras file"):
-            files = ModelFiles(self._model, self._directory, examples, scaling)
+            files = ModelFiles(self._model, self._directory, examples, scaling, told.ranges)
             log.info("the model: %s", files.write_keras())
             made = tflite_files(files, self._directory, KINDS, failures)
             rows = measure_models(made, self._served.test, failures)
-        return rows, 0 if examples is None else len(examples[0])
+        if examples is not None:
+            return rows, len(examples[0])
+        add_clients_scores(rows, self._directory, self._coordinator.model_files.scores)
+        if self._settings.evaluation.by_clients_int8:
+            for row in rows:
+                if row["kind"] == "int8" and not row.get("scores"):
+                    with failures.noted(f"an evaluation of {row['file']}"):
+                        raise ModelError(NO_SCORES)
+        return rows, told.num_examples
 
     def _write_pictures_if_any(self, failures: Failures) -> None:
         test = self._served.test
@@ -231,6 +247,20 @@ def measure_models(
             test.save(data)
         rows = [pool.submit(_measured, path, data, failures) for path in paths]
     return [row.result() for row in rows]
+
+
+def add_clients_scores(
+    rows: list[dict[str, Any]], folder: Path, found: Callable[[bytes], tuple[Scores, int]]
+) -> None:
+    """Give the row of the int8 file in `folder` the scores that clients found it to have.
+
+    `found`: scores of a file by its content, and of how many examples; nothing if nobody told any.
+    """
+    for row in rows:
+        if row["kind"] == "int8":
+            scores, count = found((folder / row["file"]).read_bytes())
+            if scores:
+                row.update(scores=scores, num_examples=count, evaluated_by="clients")
 
 
 def _measured(path: Path, data: Path | None, failures: Failures | None) -> dict[str, Any]:

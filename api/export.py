@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featherfed.api.artifacts import measure_models, tflite_files
+from featherfed.api.artifacts import add_clients_scores, measure_models, tflite_files
 from featherfed.api.build import Served, load_evaluation_data, representative
 from featherfed.api.failures import Failures
 from featherfed.api.machine import machine
@@ -21,7 +21,9 @@ from featherfed.models.errors import ModelError
 from featherfed.models.export import ModelFiles
 from featherfed.models.optimized import FederatedModel
 from featherfed.report.render import render
+from featherfed.server.coordinator.model_files import int8_scores, merged
 from featherfed.server.observability import metrics_json as metrics
+from featherfed.server.rounds.held_out import HeldOutScores
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.records import ModelVersion
 
@@ -78,9 +80,15 @@ def _write(
     served = _served(model, settings)
     scaling = run.scaling(model.task)
     examples = representative(served, scaling)
-    files = ModelFiles(model, target, examples, scaling)
+    told = merged(run.store.model_files.ranges(version.version))
+    files = ModelFiles(model, target, examples, scaling, told.ranges)
     log.info("the model: %s", files.write_keras())
     rows = measure_models(tflite_files(files, target, kinds, failures), served.test, failures)
+    if examples is None:
+        held_out = HeldOutScores(model.task)
+        add_clients_scores(
+            rows, target, lambda file: int8_scores(run.store, held_out, version.version, file)
+        )
     if settings is not None and version.version:
         with failures.noted("model_card.md"):
             fields = _metrics(run, version, model, served, settings)
@@ -88,7 +96,9 @@ def _write(
             final = metrics.final(
                 run.store, settings, model.task, sparsity, rows, version=version.version
             )
-            final["num_calibration_examples"] = 0 if examples is None else len(examples[0])
+            final["num_calibration_examples"] = (
+                told.num_examples if examples is None else len(examples[0])
+            )
             final["failed"] = failures.rows
             text = json.dumps({**fields, "final": final}, indent=1)
             write_whole(target / "metrics.json", text.encode())

@@ -64,11 +64,17 @@ def check_first_version(served: Served, seed: int) -> None:
     )
 
 
-def warn_of_missing_files(served: Served) -> None:
-    """Log which TFLite files will not be made of the run's model, and why."""
+def warn_of_missing_files(served: Served, clients_measure: bool) -> None:
+    """Log which TFLite files will not be made of the run's model, and why.
+
+    `clients_measure`: whether clients can tell the ranges of int8 at the run's end.
+    """
     failing = _failing_conversions(served)
-    if served.calibration is None and not served.model.optimization.method.quantizes:
+    needs_ranges = served.calibration is None and not served.model.optimization.method.quantizes
+    if needs_ranges and not clients_measure:
         failing.setdefault("int8", NO_RANGES)
+    elif needs_ranges and "int8" not in failing:
+        log.info("%s will be made from ranges that clients measure in the end", tflite_name("int8"))
     for kind, why in failing.items():
         log.warning("%s will not be made: %s", tflite_name(kind), why)
     if len(failing) == len(KINDS):

@@ -11,9 +11,12 @@ from featherfed.models.errors import ModelError
 from featherfed.models.export import KINDS, ModelFiles
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import Refused
+from featherfed.server.errors import Busy, Refused
 from featherfed.server.transfers.releases import Releases
 from featherfed.tasks.scaling import Scaling
+
+WAIT_SECONDS = 5.0
+"""How long a device waits before it asks again for a file that is still to be made."""
 
 
 def build_releases(
@@ -44,7 +47,10 @@ def _maker(
             version, weights = coordinator.newest_model()
             model.set_weights(weights)
             scaling = coordinator.scaling() or Scaling.none(model.task)
-            files = ModelFiles(model, output, representative(served, scaling), scaling)
+            if kind == "int8" and coordinator.model_files.is_waiting:
+                raise Busy("clients still measure the ranges of the int8 file", WAIT_SECONDS)
+            told = coordinator.model_files.measured().ranges
+            files = ModelFiles(model, output, representative(served, scaling), scaling, told)
             try:
                 return version, files.tflite(kind)
             except ModelError as error:

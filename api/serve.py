@@ -22,6 +22,7 @@ from featherfed.api.build import (
 )
 from featherfed.api.control import Observer, Outcome
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
+from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
@@ -60,7 +61,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
             served = _load(settings)
             if store.runs.record() is None:
                 check_first_version(served, settings.seed)
-            warn_of_missing_files(served)
+            warn_of_missing_files(served, settings.evaluation.by_clients_int8)
             coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
@@ -149,7 +150,9 @@ def _coordinator(
 ) -> Coordinator:
     model, test = served.model, served.test
     plan = make_plan(settings, model.task, model.model_json, model.manifest)
-    return Coordinator(
+    made: list[Coordinator] = []
+    quantizer = KerasQuantizer(model, lock, lambda: made[0].scaling())
+    coordinator = Coordinator(
         settings,
         store,
         plan,
@@ -159,4 +162,7 @@ def _coordinator(
         SteadyClock(),
         first_weights=model.first_weights(),
         step=offered_step(model, settings),
+        quantizer=quantizer,
     )
+    made.append(coordinator)
+    return coordinator

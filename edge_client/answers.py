@@ -11,6 +11,7 @@
 | updates in a bundle | MAX_UPDATES |
 | computing a version from all of it | COMPUTING_SECONDS of this thread |
 | the training step | MAX_STEP_BYTES of training_step.py |
+| a file of the final model | max_model_file(manifest) |
 | a release | MAX_FILE_BYTES of follower.py, and half of the disk that is free |
 | a release, by what was sent | a quarter more than the old file, or MAX_RATIO times its bytes |
 """
@@ -41,6 +42,7 @@ _LINK_BYTES = 512  # more than the fields of a snapshot's link take, but for its
 _PARTS_TAG = pb.Bundle.PARTS_FIELD_NUMBER << 3 | 2
 _FIXED = {1: 8, 5: 4}  # protobuf's wire types of fixed size, and their bytes
 _LONGEST_VARINT = 10
+_LARGEST_GRAPH = 16 * 2**20  # bytes: far more than a graph without weights has
 _SMALL_FILE = 2**20  # bytes: what a release may have in any case
 
 
@@ -135,6 +137,19 @@ def _skip_field(reader: Reader, wire_type: int) -> None:
         reader.skip(_FIXED[wire_type])
     elif wire_type or all(reader.take(1)[0] & 0x80 for _ in range(_LONGEST_VARINT)):
         raise WireError("the server's bundle of updates is damaged")
+
+
+def max_model_file(manifest: Manifest) -> int:
+    """Return the most bytes of a .tflite of the final model: its weights twice, and a graph."""
+    return 2 * 4 * manifest.num_values + _LARGEST_GRAPH
+
+
+def check_file(file: pb.ModelFile, limit: int) -> None:
+    """Raise TooLarge if a file of the final model is empty, or larger than `limit`."""
+    if not 0 < file.size <= limit or not 0 < file.compressed <= limit:
+        raise TooLarge(
+            f"the server's model file has {file.size} bytes; at most {limit} are possible"
+        )
 
 
 def check_release(release: pb.Release, limit: int) -> None:

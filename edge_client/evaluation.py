@@ -21,6 +21,7 @@ from featherfed.edge_client.trainer import Trainer
 from featherfed.edge_client.transport import Transport
 from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.message import evaluation_message
+from featherfed.tasks.scoring import Sums
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,17 @@ class OwnEvaluation:
     def of(self, weights: Sequence[Array]) -> pb.Evaluation | None:
         """Return the sums for a model; None if nobody wants them, or they are not finite."""
         sums = self._trainer.evaluate(weights) if self._wanted else None
-        if sums is None:
-            return None
-        with np.errstate(over="ignore"):
-            message = evaluation_message(sums)
-        if not np.isfinite(message.sums).all():
-            log.warning("the model's loss or a metric on held-out examples is not finite")
-            return None
-        return message
+        return None if sums is None else finite_message(sums)
+
+
+def finite_message(sums: Sums) -> pb.Evaluation | None:
+    """Return sums as they are sent; None, with a warning, if one is not finite."""
+    with np.errstate(over="ignore"):
+        message = evaluation_message(sums)
+    if not np.isfinite(message.sums).all():
+        log.warning("the model's loss or a metric on held-out examples is not finite")
+        return None
+    return message
 
 
 class FinalReport:
@@ -55,15 +59,22 @@ class FinalReport:
         session: int,
         evaluation: OwnEvaluation,
         scaling: OwnScaling,
+        goes_on: bool = False,
     ) -> None:
+        """`goes_on`: whether the client will evaluate the int8 file too, if it is asked to."""
         self._transport = transport
         self._session = session
         self._evaluation = evaluation
         self._scaling = scaling
+        self._goes_on = goes_on
 
     def send(self, finished: pb.Finished, held: HeldModel) -> None:
         """Evaluate the final model and report it; a failure is only logged, the model is there."""
-        report = pb.EvaluationReport(session=self._session, version=finished.version)
+        report = pb.EvaluationReport(
+            session=self._session,
+            version=finished.version,
+            goes_on=self._goes_on and finished.evaluate_int8,
+        )
         try:
             self._scaling.take(finished)
             found = self._evaluation.of(held.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from featherfed.edge_client.answers import check_file
 from featherfed.edge_client.credentials import Credentials
 from featherfed.edge_client.errors import Rejected, Unreachable
 from featherfed.edge_client.grpc_connection import CALL_TIMEOUT, TRANSFER_TIMEOUT, GrpcConnection
@@ -123,6 +124,49 @@ class GrpcTransport(GrpcConnection):
     def report_evaluation(self, report: pb.EvaluationReport) -> None:  # noqa: D102
         def call() -> None:
             self._stub.ReportEvaluation(report, timeout=CALL_TIMEOUT)
+
+        Retry(REPORT_SECONDS).run(lambda: self._translate(call), lambda: 0)
+
+    def fetch_model_file(  # noqa: D102
+        self, request: pb.FetchModelFileRequest, limit: int
+    ) -> tuple[pb.ModelFile, bytes] | None:
+        ask = pb.FetchModelFileRequest()
+        ask.CopyFrom(request)
+        data = bytearray()
+
+        def call() -> pb.ModelFile | None:
+            ask.offset = len(data)
+            return self._fetch_file(ask, data, limit)
+
+        file = Retry(REPORT_SECONDS).run(lambda: self._translate(call), lambda: len(data))
+        return None if file is None else (file, bytes(data))
+
+    def _fetch_file(
+        self, ask: pb.FetchModelFileRequest, data: bytearray, limit: int
+    ) -> pb.ModelFile | None:
+        file = None
+        for chunk in self._stub.FetchModelFile(ask, timeout=TRANSFER_TIMEOUT):
+            if file is None:
+                if not chunk.HasField("file"):
+                    raise Rejected(f"{self._address}: the server sends a file without saying which")
+                file = chunk.file
+                check_file(file, limit)
+                if chunk.offset != len(data) or file.digest != ask.offset_digest:
+                    del data[:]
+                if chunk.offset != len(data):
+                    raise Rejected(
+                        f"{self._address}: the server resumes a transfer that never began"
+                    )
+                ask.offset_digest = file.digest
+                self._check_chunk(chunk, True, len(data), file.compressed)
+            else:
+                self._check_chunk(chunk, False, len(data), file.compressed)
+            data += chunk.data
+        return file
+
+    def report_ranges(self, report: pb.RangesReport) -> None:  # noqa: D102
+        def call() -> None:
+            self._stub.ReportRanges(report, timeout=CALL_TIMEOUT)
 
         Retry(REPORT_SECONDS).run(lambda: self._translate(call), lambda: 0)
 

@@ -65,6 +65,11 @@ class LitertTrainer:
         self._examples = examples
         self._on_step = on_step
 
+    @property
+    def examples(self) -> Examples:
+        """The client's examples, standardised as they are trained on."""
+        return self._examples
+
     def set_scaling(self, scaling: Scaling) -> None:
         """Standardise the data by `scaling` from now on."""
         self._examples = self._examples.scaled(scaling)

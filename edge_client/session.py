@@ -29,6 +29,7 @@ from featherfed.edge_client.errors import (
 )
 from featherfed.edge_client.evaluation import FinalReport, OwnEvaluation
 from featherfed.edge_client.heartbeat import Heartbeat
+from featherfed.edge_client.int8_helper import int8_helper
 from featherfed.edge_client.model_sync import ModelSync
 from featherfed.edge_client.plan import check_task, manifest_of, task_of
 from featherfed.edge_client.scaling import OwnScaling
@@ -132,9 +133,14 @@ class Session:
                     held = model.catch_up(task.finished.version, task.finished.digest)
                     state.sync()
                     if plan.holdout and self._profile.data.num_held_out:
-                        report = FinalReport(transport, session, evaluation, scaling)
+                        helper = int8_helper(transport, session, manifest, trainer)
+                        report = FinalReport(
+                            transport, session, evaluation, scaling, goes_on=helper is not None
+                        )
                         with Heartbeat(beat, plan.heartbeat_seconds):
                             report.send(task.finished, held)
+                            if helper is not None and task.finished.evaluate_int8:
+                                helper.help(task.finished)
                     return held
                 if task.HasField("train"):
                     check_task(task.train, plan)

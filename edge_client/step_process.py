@@ -1,4 +1,4 @@
-"""A training step in a process of its own, as the server that made it is not trusted with code.
+"""A server's file in a process of its own, as the server that made it is not trusted with code.
 
 A .tflite that is made for it can crash LiteRT's C++. Then only that process ends, and the client
 says so.
@@ -133,8 +133,76 @@ def _memory_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-class StepProcess:
+class FileProcess:
+    """A file of the server's in a process of its own, and the messages to it.
+
+    Every method of a subclass raises ClientError if the file fails, crashes or does not end.
+    """
+
+    what = "file"
+    remedy = "update featherfed there"
+
+    def __init__(self, content: bytes, tensors: StepTensors) -> None:
+        """Start the process, which has loaded nothing yet."""
+        self._name = f"the server's {self.what} {hashlib.sha256(content).hexdigest()[:12]}"
+        self._tensors = tensors
+        self._worker = start_worker()
+        self._connection = self._worker.connection
+        self._connection.settimeout(STEP_SECONDS)
+        self._end = weakref.finalize(self, self._worker.end)
+
+    def _call(
+        self,
+        header: dict[str, Any],
+        parts: Iterable[bytes | memoryview] = (),
+        shapes: Sequence[tuple[int, ...]] = (),
+    ) -> tuple[dict[str, Any], list[Array]]:
+        """Send a message; return the answer and the float32 arrays that follow it."""
+        seconds = LOAD_SECONDS if header["do"].startswith("load") else STEP_SECONDS
+        try:
+            send(self._connection, header, *parts)
+            if not _wait(self._connection, seconds):
+                raise self._refusal(f"did not end within {seconds} s and was stopped", header)
+            answer = receive(self._connection)
+            if "failed" in answer:
+                raise self._refusal(f"failed: {_line(str(answer['failed']))}", header)
+            if "error" not in answer:
+                return answer, receive_arrays(self._connection, shapes, np.float32)
+        except (EOFError, OSError) as error:
+            raise self._refusal(self._worker.last_words(), header) from error
+        except ValueError as error:
+            if isinstance(error, ClientError):
+                raise
+            raise self._refusal(f"gave an answer that is none ({error})", header) from error
+        self._end()
+        raise ClientError(_line(str(answer["error"])))
+
+    def _shape(self, value: object) -> tuple[int, ...]:
+        for shape in self._tensors.outputs:
+            if value == list(shape):
+                return shape
+        raise self._refusal("gave answers of another shape than the task's", {"do": "load"})
+
+    def _number(self, value: object, kind: type[Number]) -> Number:
+        if not isinstance(value, kind):
+            raise self._refusal("gave an answer without its numbers", {"do": "load or run"})
+        return value
+
+    def _refusal(self, why: str, header: Mapping[str, Any]) -> ClientError:
+        """End the process; return the error that says why and what to do."""
+        self._end()
+        return ClientError(
+            f"{self._name} {why} (at {header['do']!r}); refused. It is the server's, not this "
+            "device's fault, and nothing here is lost: whoever runs the server should "
+            f"{self.remedy}"
+        )
+
+
+class StepProcess(FileProcess):
     """An exported training step and its current weights, in a process of its own."""
+
+    what = "training step"
+    remedy = "update featherfed there, or take Keras clients (--runtime keras)"
 
     def __init__(
         self,
@@ -145,15 +213,10 @@ class StepProcess:
     ) -> None:
         """Load a step's file; raise ClientError if it is not the step of these weights and data.
 
-        `shapes` are the weights', in manifest order. Every method raises ClientError if the step
-        fails, crashes or does not end.
+        `shapes` are the weights', in manifest order.
         """
-        self._name = f"the server's training step {hashlib.sha256(content).hexdigest()[:12]}"
+        super().__init__(content, tensors)
         self._shapes = shapes
-        self._worker = start_worker()
-        self._connection = self._worker.connection
-        self._connection.settimeout(STEP_SECONDS)
-        self._end = weakref.finalize(self, self._worker.end)
         header = {
             "do": "load",
             "size": len(content),
@@ -162,8 +225,7 @@ class StepProcess:
             "threads": threads,
         }
         answer, _ = self._call(header, [content])
-        self._tensors = tensors
-        self.output_shape = self._output_shape(answer.get("output_shape"))
+        self.output_shape = self._shape(answer.get("output_shape"))
         """Shape of the answer to one example."""
         masked = answer.get("masked")
         self.batch_size = self._number(answer.get("batch_size"), int)
@@ -211,52 +273,6 @@ class StepProcess:
         _, arrays = self._call({"do": "weights"}, shapes=self._shapes)
         peak_memory()
         return arrays
-
-    def _call(
-        self,
-        header: dict[str, Any],
-        parts: Iterable[bytes | memoryview] = (),
-        shapes: Sequence[tuple[int, ...]] = (),
-    ) -> tuple[dict[str, Any], list[Array]]:
-        """Send a message; return the answer and the float32 arrays that follow it."""
-        seconds = LOAD_SECONDS if header["do"] == "load" else STEP_SECONDS
-        try:
-            send(self._connection, header, *parts)
-            if not _wait(self._connection, seconds):
-                raise self._refusal(f"did not end within {seconds} s and was stopped", header)
-            answer = receive(self._connection)
-            if "failed" in answer:
-                raise self._refusal(f"failed: {_line(str(answer['failed']))}", header)
-            if "error" not in answer:
-                return answer, receive_arrays(self._connection, shapes, np.float32)
-        except (EOFError, OSError) as error:
-            raise self._refusal(self._worker.last_words(), header) from error
-        except ValueError as error:
-            if isinstance(error, ClientError):
-                raise
-            raise self._refusal(f"gave an answer that is none ({error})", header) from error
-        self._end()
-        raise ClientError(_line(str(answer["error"])))
-
-    def _output_shape(self, value: object) -> tuple[int, ...]:
-        for shape in self._tensors.outputs:
-            if value == list(shape):
-                return shape
-        raise self._refusal("gave answers of another shape than the task's", {"do": "load"})
-
-    def _number(self, value: object, kind: type[Number]) -> Number:
-        if not isinstance(value, kind):
-            raise self._refusal("gave an answer without its numbers", {"do": "load or run"})
-        return value
-
-    def _refusal(self, why: str, header: Mapping[str, Any]) -> ClientError:
-        """End the process; return the error that says why and what to do."""
-        self._end()
-        return ClientError(
-            f"{self._name} {why} (at {header['do']!r}); refused. It is the server's, not this "
-            "device's fault, and nothing here is lost: whoever runs the server should update "
-            "featherfed there, or take Keras clients (--runtime keras)"
-        )
 
 
 def _wait(connection: socket.socket, seconds: int) -> bool:

@@ -1,4 +1,4 @@
-"""The process in which a server's training step runs, started and ended by step_process.py.
+"""The process in which a server's training step or model file runs, started by step_process.py.
 
 A file that crashes LiteRT ends this process alone. It holds no secrets and no data but the batch it
 trains on, and once the step is loaded it can open neither files nor connections.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from featherfed.edge_client.errors import ClientError
+from featherfed.edge_client.model_interpreter import ModelInterpreter
 from featherfed.edge_client.step_interpreter import TrainingStep
 from featherfed.edge_client.step_messages import (
     array_bytes,
@@ -52,11 +53,12 @@ def serve(connection: socket.socket) -> None:
 
 
 class _Worker:
-    """Answers a client's messages with a training step."""
+    """Answers a client's messages with a training step, or with a model file."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._step: TrainingStep
+        self._model: ModelInterpreter
 
     def answer(self, header: dict[str, Any]) -> None:
         """Answer the message `header`."""
@@ -67,6 +69,9 @@ class _Worker:
             "weights": self._weights,
             "set_answering": self._set_answering,
             "answer": self._answer,
+            "load_model": self._load_model,
+            "answer_model": self._answer_model,
+            "ranges": self._ranges,
         }
         answers[header["do"]](header)
 
@@ -89,6 +94,32 @@ class _Worker:
                 "output_shape": step.output_shape,
             },
         )
+
+    def _load_model(self, header: dict[str, Any]) -> None:
+        content = bytes(receive_bytes(self._connection, header["size"]))
+        self._tensors = StepTensors.from_json(header["tensors"])
+        memory = _available_memory()
+        if memory is not None:
+            _limit_memory(memory + header["threads"] * _STACK_BYTES)
+        self._model = ModelInterpreter(
+            content,
+            self._tensors,
+            header["places"],
+            header["threads"],
+            memory,
+            measured=header["measured"],
+        )
+        _close_doors()
+        model = self._model
+        answer = {"output_shape": model.output_shape, "measured": model.num_measured}
+        send(self._connection, answer)
+
+    def _answer_model(self, header: dict[str, Any]) -> None:
+        answers = self._model.answer(self._inputs(header["count"]))
+        send(self._connection, {}, array_bytes(answers))
+
+    def _ranges(self, header: dict[str, Any]) -> None:
+        send(self._connection, {}, array_bytes(self._model.ranges()))
 
     def _begin(self, header: dict[str, Any]) -> None:
         weights = receive_arrays(self._connection, self._shapes, np.float32)

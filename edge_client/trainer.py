@@ -36,6 +36,15 @@ class Trainer(Protocol):
         """Return the sums (tasks/scoring.py) on the held-out examples, None if there are none."""
 
 
+@runtime_checkable
+class HasExamples(Protocol):
+    """A trainer that tells its examples, on which the final model's files are measured."""
+
+    @property
+    def examples(self) -> Examples:
+        """The client's examples, standardised as they are trained on."""
+
+
 class RenewableTrainer(Trainer, Protocol):
     """A trainer whose data may be replaced, as they grow."""
 

@@ -42,6 +42,17 @@ class Transport(Protocol):
     def resume_update(self, header: pb.UpdateHeader) -> int:
         """Return how many bytes of an update the server already has."""
 
+    def fetch_model_file(
+        self, request: pb.FetchModelFileRequest, limit: int
+    ) -> tuple[pb.ModelFile, bytes] | None:
+        """Return a file of the final model and its bytes as they travel; None: there is none yet.
+
+        Raises TooLarge if more than `limit` bytes are announced for either.
+        """
+
+    def report_ranges(self, report: pb.RangesReport) -> None:
+        """Tell the ranges of the final model's values."""
+
     def heartbeat(self, session: int, timeout: float) -> None:
         """Tell the server that the client is alive; never retried."""
 

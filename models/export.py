@@ -26,6 +26,7 @@ import tensorflow as tf
 import tf_keras
 
 from featherfed.compression.files import put_in_place, scratch_of, write_whole
+from featherfed.models.calibration import CalibrationFile, Ranges, calibration_file, quantize
 from featherfed.models.errors import ModelError
 from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
@@ -42,8 +43,10 @@ VERSION = 1
 """Raised whenever the same model would be converted in another way: part of the key of what is
 remembered of a model."""
 NO_RANGES = (
-    "nobody knows the ranges of its values, since the server has no examples; give [evaluation] "
-    'dataset, or train with [optimization] method = "qat", which learns them'
+    "nobody knows the ranges of its values: the server has no examples, and no client has told "
+    "which it measured. Let clients hold examples out ([evaluation] holdout, and int8 = true) and "
+    "stay until the run's end, give [evaluation] dataset, or train with [optimization] method = "
+    '"qat", which learns ranges'
 )
 """Why there is no int8 file, and what to do."""
 
@@ -56,8 +59,9 @@ class ModelFiles:
     """Writes the files of a model with its present weights, each whole or not at all.
 
     `representative` are prepared inputs [N, ...] from which int8 takes its ranges; at most 200 of
-    them are used. None: there are none, so only a quantization-aware model, which has ranges of its
-    own, gives an int8 file. The task and `scaling` go into every TFLite file.
+    them are used. None: there are none, so `ranges` take their place, which others have measured of
+    the tensors of `calibration`. With neither, only a quantization-aware model, which has ranges of
+    its own, gives an int8 file. The task and `scaling` go into every TFLite file.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class ModelFiles:
         folder: str | Path,
         representative: Inputs | None,
         scaling: Scaling | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         if representative is not None and not len(representative[0]):
             raise ValueError("the int8 kind needs some representative examples")
@@ -74,7 +79,9 @@ class ModelFiles:
         self._model, self._finished = model, model.finished()
         self._task = model.task
         self._representative = representative
+        self._ranges = ranges
         self._scaling = scaling or Scaling.none(model.task)
+        self._made: dict[str, bytes] = {}
 
     def write_keras(self) -> Path:
         """Write model.keras, or model.h5 for the quantizing methods; `load_keras` reads both."""
@@ -94,25 +101,58 @@ class ModelFiles:
 
     def tflite(self, kind: str) -> bytes:
         """Return what `write_tflite` writes."""
-        examples: Inputs = ()
-        if kind == "int8":
-            examples = self._ranges_from()
-        keras = self._finished if kind == "int8" and self._quantizes else self._plain
-        names = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
-        described = FileTask(self._task, self._scaling, names)
-        return with_task(_convert(keras, kind, self._task, examples), described)
+        if kind != "int8":
+            return self._described(self._plain, self._float(kind))
+        if self._representative is None and not self._quantizes:
+            return self._described(self._plain, self._by_ranges())
+        keras = self._finished if self._quantizes else self._plain
+        # The converter asks a quantization-aware model for some, and takes nothing from them.
+        examples = noise(self._task, 1) if self._representative is None else self._representative
+        return self._described(keras, _convert(keras, kind, self._task, examples))
+
+    def input_names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of a kind's input tensors in the task's order, none if there is one."""
+        return self._names(self._finished if kind == "int8" and self._quantizes else self._plain)
+
+    def calibration(self) -> CalibrationFile:
+        """Return the file whose values are to be measured for `ranges`; raise ModelError.
+
+        The dynamic kind, a quarter of float32, where it has all tensors that int8 needs.
+        """
+        return self._calibration
+
+    @cached_property
+    def _calibration(self) -> CalibrationFile:
+        candidates = [self._float("dynamic"), self._float("float32")]
+        return calibration_file(candidates, self._names(self._plain))
+
+    def _by_ranges(self) -> bytes:
+        if self._ranges is None:
+            raise ModelError(NO_RANGES)
+        tensors = self.calibration().tensors
+        if self._ranges.shape != (len(tensors), 2):
+            raise ModelError(
+                f"there are ranges of {len(self._ranges)} tensors, and the model has "
+                f"{len(tensors)}: they were measured on another one"
+            )
+        return quantize(self._float("float32"), dict(zip(tensors, self._ranges, strict=True)))
+
+    def _float(self, kind: str) -> bytes:
+        """Return a kind without ranges, made once."""
+        if kind not in self._made:
+            self._made[kind] = _convert(self._plain, kind, self._task, ())
+        return self._made[kind]
+
+    def _described(self, keras: Any, content: bytes) -> bytes:
+        return with_task(content, FileTask(self._task, self._scaling, self._names(keras)))
+
+    def _names(self, keras: Any) -> tuple[str, ...]:
+        """Return the names of the input tensors, none where there is but one."""
+        return tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
 
     @cached_property
     def _plain(self) -> Any:
         return unrolled(self._model.plain())
-
-    def _ranges_from(self) -> Inputs:
-        """Return the examples that int8 is made with; raise ModelError if there are none."""
-        if self._representative is not None:
-            return self._representative
-        if not self._quantizes:
-            raise ModelError(NO_RANGES)
-        return noise(self._task, 1)  # the converter asks for some, and takes nothing from them
 
 
 def tflite_name(kind: str) -> str:

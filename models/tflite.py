@@ -89,14 +89,7 @@ class TfliteModel:
     def _ordered(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the input tensors in the task's order."""
         details = self._interpreter.get_input_details()
-        if len(details) == 1 or not names:
-            return list(details)
-        # The runner must be gone before anything is allocated.
-        by_name = self._interpreter.get_signature_runner().get_input_details()
-        if set(names) != by_name.keys():
-            raise ModelError(f"{self._name} does not have the inputs that its task names")
-        indices = {detail["index"]: detail for detail in details}
-        return [indices[by_name[name]["index"]] for name in names]
+        return [details[place] for place in _places(self._interpreter, names, self._name)]
 
     def _check_tensors(self) -> None:
         kinds = {np.dtype(d["dtype"]).name for d in (*self._inputs, self._output)}
@@ -196,6 +189,22 @@ class TfliteModel:
         return found
 
 
+def input_places(content: bytes, names: Sequence[str]) -> tuple[int, ...]:
+    """Return the place of each input among a .tflite's, by the names that a FileTask has."""
+    return _places(_interpreter_class()(model_content=content, num_threads=1), names, "the model")
+
+
+def _places(interpreter: Any, names: Sequence[str], what: str) -> tuple[int, ...]:
+    places = {detail["index"]: n for n, detail in enumerate(interpreter.get_input_details())}
+    if len(places) == 1 or not names:
+        return tuple(places.values())
+    # The runner must be gone before anything is allocated.
+    by_name = interpreter.get_signature_runner().get_input_details()
+    if set(names) != by_name.keys():
+        raise ModelError(f"{what} does not have the inputs that its task names")
+    return tuple(places[by_name[name]["index"]] for name in names)
+
+
 def noise(task: Task, count: int) -> list[Values]:
     """Return random prepared inputs of a task, the same each time."""
     rng = np.random.default_rng(0)
@@ -233,6 +242,11 @@ class Predictor:
     def task(self) -> Task:
         """What the model has learned."""
         return self._model.task
+
+    @property
+    def scaling(self) -> Scaling:
+        """How its data are standardised."""
+        return self._model.scaling
 
     def predict(self, *inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 [N, ...] answers to each input [N, ...], as the data are stored.

@@ -6,6 +6,11 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ModelFileKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TO_MEASURE: _ClassVar[ModelFileKind]
+    INT8: _ClassVar[ModelFileKind]
+
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
@@ -36,6 +41,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TOO_SLOW: _ClassVar[Reason]
     STORAGE: _ClassVar[Reason]
     OUTLIER: _ClassVar[Reason]
+TO_MEASURE: ModelFileKind
+INT8: ModelFileKind
 OUTCOME_UNSPECIFIED: Outcome
 ACCEPTED: Outcome
 DUPLICATE: Outcome
@@ -377,14 +384,18 @@ class Wait(_message.Message):
     def __init__(self) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("version", "digest", "scaling")
+    __slots__ = ("version", "digest", "scaling", "measure_ranges", "evaluate_int8")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_RANGES_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_INT8_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: bytes
     scaling: Scaling
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
+    measure_ranges: bool
+    evaluate_int8: bool
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., measure_ranges: bool = ..., evaluate_int8: bool = ...) -> None: ...
 
 class FetchModelRequest(_message.Message):
     __slots__ = ("session", "version", "have_version", "have_digest", "offset")
@@ -559,16 +570,80 @@ class ResumeUploadReply(_message.Message):
     def __init__(self, offset: _Optional[int] = ...) -> None: ...
 
 class EvaluationReport(_message.Message):
-    __slots__ = ("session", "version", "evaluation")
+    __slots__ = ("session", "version", "evaluation", "digest", "goes_on")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GOES_ON_FIELD_NUMBER: _ClassVar[int]
     session: int
     version: int
     evaluation: Evaluation
-    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    digest: bytes
+    goes_on: bool
+    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., digest: _Optional[bytes] = ..., goes_on: bool = ...) -> None: ...
 
 class EvaluationReceipt(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchModelFileRequest(_message.Message):
+    __slots__ = ("session", "kind", "wait_seconds", "offset", "offset_digest", "have_digest")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HAVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    kind: ModelFileKind
+    wait_seconds: int
+    offset: int
+    offset_digest: bytes
+    have_digest: bytes
+    def __init__(self, session: _Optional[int] = ..., kind: _Optional[_Union[ModelFileKind, str]] = ..., wait_seconds: _Optional[int] = ..., offset: _Optional[int] = ..., offset_digest: _Optional[bytes] = ..., have_digest: _Optional[bytes] = ...) -> None: ...
+
+class ModelFileChunk(_message.Message):
+    __slots__ = ("file", "data", "offset")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    file: ModelFile
+    data: bytes
+    offset: int
+    def __init__(self, file: _Optional[_Union[ModelFile, _Mapping]] = ..., data: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("digest", "size", "compressed", "inputs", "against_measured")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSED_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_MEASURED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    size: int
+    compressed: int
+    inputs: _containers.RepeatedScalarFieldContainer[int]
+    against_measured: bool
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ..., inputs: _Optional[_Iterable[int]] = ..., against_measured: bool = ...) -> None: ...
+
+class RangesReport(_message.Message):
+    __slots__ = ("session", "version", "digest", "lows", "highs", "num_examples")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOWS_FIELD_NUMBER: _ClassVar[int]
+    HIGHS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    version: int
+    digest: bytes
+    lows: _containers.RepeatedScalarFieldContainer[float]
+    highs: _containers.RepeatedScalarFieldContainer[float]
+    num_examples: int
+    def __init__(self, session: _Optional[int] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ..., lows: _Optional[_Iterable[float]] = ..., highs: _Optional[_Iterable[float]] = ..., num_examples: _Optional[int] = ...) -> None: ...
+
+class RangesReceipt(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -69,6 +69,16 @@ class FederationStub(object):
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReport.SerializeToString,
                 response_deserializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.FromString,
                 _registered_method=True)
+        self.FetchModelFile = channel.unary_stream(
+                '/featherfed.v1.Federation/FetchModelFile',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.FetchModelFileRequest.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.ModelFileChunk.FromString,
+                _registered_method=True)
+        self.ReportRanges = channel.unary_unary(
+                '/featherfed.v1.Federation/ReportRanges',
+                request_serializer=featherfed_dot_proto_dot_federation__pb2.RangesReport.SerializeToString,
+                response_deserializer=featherfed_dot_proto_dot_federation__pb2.RangesReceipt.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/featherfed.v1.Federation/Heartbeat',
                 request_serializer=featherfed_dot_proto_dot_federation__pb2.HeartbeatRequest.SerializeToString,
@@ -144,6 +154,21 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchModelFile(self, request, context):
+        """A .tflite of the final model, to measure its values on, or how good it is. Long poll: answers
+        when there is one, or with nothing after wait_seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportRanges(self, request, context):
+        """The ranges of values that a client measured, from which the int8 file is made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
         """A client that trains is alive.
         """
@@ -210,6 +235,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ReportEvaluation,
                     request_deserializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReport.FromString,
                     response_serializer=featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.SerializeToString,
+            ),
+            'FetchModelFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchModelFile,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.FetchModelFileRequest.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.ModelFileChunk.SerializeToString,
+            ),
+            'ReportRanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRanges,
+                    request_deserializer=featherfed_dot_proto_dot_federation__pb2.RangesReport.FromString,
+                    response_serializer=featherfed_dot_proto_dot_federation__pb2.RangesReceipt.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -421,6 +456,60 @@ class Federation(object):
             '/featherfed.v1.Federation/ReportEvaluation',
             featherfed_dot_proto_dot_federation__pb2.EvaluationReport.SerializeToString,
             featherfed_dot_proto_dot_federation__pb2.EvaluationReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchModelFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/featherfed.v1.Federation/FetchModelFile',
+            featherfed_dot_proto_dot_federation__pb2.FetchModelFileRequest.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.ModelFileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featherfed.v1.Federation/ReportRanges',
+            featherfed_dot_proto_dot_federation__pb2.RangesReport.SerializeToString,
+            featherfed_dot_proto_dot_federation__pb2.RangesReceipt.FromString,
             options,
             channel_credentials,
             insecure,

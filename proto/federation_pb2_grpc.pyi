@@ -6,6 +6,7 @@ The only contract between server and clients. Clients start every call.
   GetTask, to know what data it needs
   Join -> (NextTask -> FetchModel -> train -> SubmitUpdate)* -> NextTask says Finished -> FetchModel
   -> ReportEvaluation, if clients evaluate
+  -> FetchModelFile, ReportRanges, FetchModelFile, ReportEvaluation, if the server needs ranges
   Heartbeat, while it trains, if the plan asks for it; ResumeUpload, after a broken SubmitUpdate
   FetchStep, once, for a client that trains with LiteRT
   FetchRelease, again and again, for a device that only infers
@@ -70,6 +71,20 @@ class FederationStub:
         featherfed.proto.federation_pb2.EvaluationReceipt,
     ]
     """How good the final model is on a client's own examples."""
+
+    FetchModelFile: grpc.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchModelFileRequest,
+        featherfed.proto.federation_pb2.ModelFileChunk,
+    ]
+    """A .tflite of the final model, to measure its values on, or how good it is. Long poll: answers
+    when there is one, or with nothing after wait_seconds.
+    """
+
+    ReportRanges: grpc.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.RangesReport,
+        featherfed.proto.federation_pb2.RangesReceipt,
+    ]
+    """The ranges of values that a client measured, from which the int8 file is made."""
 
     Heartbeat: grpc.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.HeartbeatRequest,
@@ -141,6 +156,20 @@ class FederationAsyncStub:
         featherfed.proto.federation_pb2.EvaluationReceipt,
     ]
     """How good the final model is on a client's own examples."""
+
+    FetchModelFile: grpc.aio.UnaryStreamMultiCallable[
+        featherfed.proto.federation_pb2.FetchModelFileRequest,
+        featherfed.proto.federation_pb2.ModelFileChunk,
+    ]
+    """A .tflite of the final model, to measure its values on, or how good it is. Long poll: answers
+    when there is one, or with nothing after wait_seconds.
+    """
+
+    ReportRanges: grpc.aio.UnaryUnaryMultiCallable[
+        featherfed.proto.federation_pb2.RangesReport,
+        featherfed.proto.federation_pb2.RangesReceipt,
+    ]
+    """The ranges of values that a client measured, from which the int8 file is made."""
 
     Heartbeat: grpc.aio.UnaryUnaryMultiCallable[
         featherfed.proto.federation_pb2.HeartbeatRequest,
@@ -226,6 +255,24 @@ class FederationServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[featherfed.proto.federation_pb2.EvaluationReceipt, collections.abc.Awaitable[featherfed.proto.federation_pb2.EvaluationReceipt]]:
         """How good the final model is on a client's own examples."""
+
+    @abc.abstractmethod
+    def FetchModelFile(
+        self,
+        request: featherfed.proto.federation_pb2.FetchModelFileRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[featherfed.proto.federation_pb2.ModelFileChunk], collections.abc.AsyncIterator[featherfed.proto.federation_pb2.ModelFileChunk]]:
+        """A .tflite of the final model, to measure its values on, or how good it is. Long poll: answers
+        when there is one, or with nothing after wait_seconds.
+        """
+
+    @abc.abstractmethod
+    def ReportRanges(
+        self,
+        request: featherfed.proto.federation_pb2.RangesReport,
+        context: _ServicerContext,
+    ) -> typing.Union[featherfed.proto.federation_pb2.RangesReceipt, collections.abc.Awaitable[featherfed.proto.federation_pb2.RangesReceipt]]:
+        """The ranges of values that a client measured, from which the int8 file is made."""
 
     @abc.abstractmethod
     def Heartbeat(

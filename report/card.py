@@ -77,6 +77,7 @@ def model_card(run: RunReport) -> str:
         clients=run.client_names,
         examples=_num_examples(run),
         runtimes=sorted({model.runtime for model in models if model.runtime}),
+        by_clients=max((m.num_examples or 0 for m in models if m.evaluated_by), default=0),
         from_noise=from_noise and "int8" in {model.kind for model in models},
         standardized=run.task.target.standardize or any(i.standardize for i in run.task.inputs),
         quantizes=quantizes,

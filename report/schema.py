@@ -185,7 +185,10 @@ class InputTensor(_Part):
 
 
 class ModelReport(_Part):
-    """One exported file, and what it costs on one thread; None where it was not measured."""
+    """One exported file, and what it costs on one thread; None where it was not measured.
+
+    `evaluated_by`: clients, if the scores are theirs; else empty.
+    """
 
     file: Text
     kind: Text
@@ -199,6 +202,7 @@ class ModelReport(_Part):
     idle_memory: Count | None = Field(None, alias="idle_memory_bytes")
     inputs: tuple[InputTensor, ...] = ()
     runtime: Text = ""
+    evaluated_by: Text = ""
 
 
 class FailedFile(_Part):

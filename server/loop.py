@@ -86,7 +86,7 @@ async def serve(
             await _run_rounds(coordinator, service, writer, on_round)
             if coordinator.phase is Phase.FINISHED:
                 await _linger(coordinator, service, stop, settings.linger)
-                await writer.write_until_done(coordinator.final_evaluation.settle)
+                await writer.write_until_done(coordinator.settle)
                 finished = await writer.write_until_done(on_finished)
                 if settings.stay:
                     await stop.wait()
@@ -225,7 +225,7 @@ async def _linger(
 ) -> None:
     """Wait, `seconds` at most, until all present clients and devices have the final model.
 
-    And until those clients have evaluated it, where clients evaluate.
+    And until those clients have evaluated it, and its int8 file, where clients evaluate.
     """
     service.changes.notify()
     until = asyncio.get_running_loop().time() + seconds

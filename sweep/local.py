@@ -133,10 +133,20 @@ class LocalTransport:
         """Tell how good the final model is; raise Rejected if refused."""
         client = self._coordinator.members.client_of(report.session)
         try:
-            receipt = self._coordinator.final_evaluation.report(client, report)
+            receipt = self._coordinator.report_evaluation(client, report)
         except Refused as refusal:
             raise Rejected(str(refusal)) from refusal
         self._count_control(client, report, receipt)
+
+    def fetch_model_file(
+        self, request: pb.FetchModelFileRequest, limit: int
+    ) -> tuple[pb.ModelFile, bytes] | None:
+        """Raise Rejected: a simulated run makes no files for its clients."""
+        raise Rejected("a simulated run has no files of its model")
+
+    def report_ranges(self, report: pb.RangesReport) -> None:
+        """Raise Rejected: as for `fetch_model_file`."""
+        raise Rejected("a simulated run has no files of its model")
 
     def heartbeat(self, session: int, timeout: float) -> None:
         """Do nothing: the clock stands still, so no client is ever lost."""

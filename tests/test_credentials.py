@@ -174,6 +174,8 @@ def test_every_call_of_a_stranger_is_refused(served: Federation, authority: Auth
             lambda: stub.SubmitUpdate(iter(chunks)),
             lambda: stub.ResumeUpload(pb.ResumeUploadRequest()),
             lambda: stub.ReportEvaluation(pb.EvaluationReport()),
+            lambda: stub.ReportRanges(pb.RangesReport()),
+            lambda: list(stub.FetchModelFile(pb.FetchModelFileRequest())),
             lambda: stub.Heartbeat(pb.HeartbeatRequest()),
             lambda: list(stub.FetchStep(pb.FetchStepRequest())),
             lambda: list(stub.FetchRelease(pb.FetchReleaseRequest(device="attic"))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.small_runs import SHAPE, SmallRun, windows
 
 from featherfed.api.artifacts import measure_models
 from featherfed.api.build import Served
+from featherfed.api.export import export_version
 from featherfed.api.failures import Failures
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.datasets.dataset import Dataset
@@ -82,7 +84,7 @@ def test_a_model_that_cannot_be_converted_leaves_its_keras_file(
         assert line[:2].isdigit(), line
 
 
-def test_without_data_on_the_server_only_int8_is_missing(
+def test_without_data_on_the_server_a_client_measures_and_evaluates_int8(
     small_run: Callable[..., SmallRun],
 ) -> None:
     """A plain GRU and one output for two classes, which once crashed, by LiteRT."""
@@ -92,15 +94,40 @@ def test_without_data_on_the_server_only_int8_is_missing(
                   "loss": "binary_crossentropy"},
     )  # fmt: skip
     run.serve()
-    assert f"WARNING model_int8.tflite will not be made: {NO_RANGES}" in run.log()
+    assert "model_int8.tflite will be made from ranges that clients measure" in run.log()
     run.join("a", windows(60, 1), "--runtime", "litert")
     metrics = run.finish("a")
-    assert metrics["final"]["failed"] == [{"file": "model_int8.tflite", "why": NO_RANGES}]
+    assert metrics["final"]["failed"] == []
     kinds = {row["kind"]: row for row in metrics["final"]["models"]}
-    assert set(kinds) == {"float32", "float16", "dynamic"}
+    assert set(kinds) == {"float32", "float16", "dynamic", "int8"}
     assert all(row["latency_ms"] > 0 for row in kinds.values())
+    assert kinds["int8"]["evaluated_by"] == "clients"
+    assert kinds["int8"]["num_examples"] == 6
+    assert metrics["final"]["num_calibration_examples"] == 54
     made = TfliteModel(run.output / "model_float32.tflite")
     assert made.predict([windows(4, 2)["motion"]]).shape == (4, 1)
+    card = (run.output / "model_card.md").read_text("utf-8")
+    assert "on 6 examples that clients hold out of training" in card
+    assert "from 54 examples that clients train on, which measured them" in card
+    exported = run.folder / "exported"
+    export_version(run.output, None, False, exported, ["int8"])
+    assert (exported / "model_int8.tflite").read_bytes() == (
+        run.output / "model_int8.tflite"
+    ).read_bytes()
+    told = json.loads((exported / "metrics.json").read_text("utf-8"))["final"]
+    assert told["models"][0]["scores"] == kinds["int8"]["scores"]
+    assert told["num_calibration_examples"] == 54
+
+
+def test_without_clients_that_hold_out_int8_is_missing(
+    small_run: Callable[..., SmallRun],
+) -> None:
+    run = small_run(model(L.Flatten(), L.Dense(2, "softmax")), evaluation={"holdout": 0})
+    run.serve()
+    assert f"WARNING model_int8.tflite will not be made: {NO_RANGES}" in run.log()
+    run.join("a", windows(60, 1), "--runtime", "keras")
+    metrics = run.finish("a")
+    assert metrics["final"]["failed"] == [{"file": "model_int8.tflite", "why": NO_RANGES}]
     assert "model_int8" in (run.output / "model_card.md").read_text("utf-8")
 
 
@@ -110,7 +137,7 @@ def test_verdicts_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
 
     def said() -> list[str]:
         caplog.clear()
-        warn_of_missing_files(served)
+        warn_of_missing_files(served, clients_measure=False)
         return [r.getMessage() for r in caplog.records if r.name.startswith("featherfed")]
 
     missing = f"model_int8.tflite will not be made: {NO_RANGES}"

@@ -344,8 +344,8 @@ def changed(part: Part, kind: str, number: int, value: int) -> bytes:
         ("graph output", -1, "its output, tensor -1, is never written"),
         ("signature's tensor", 142, "signature names an input"),
         ("shape", 2**31 - 1, "MB to spare|shape asks for"),
-        ("shape", -1, "type or shape that steps do not have"),
-        ("type", 5, "type or shape that steps do not have"),  # STRING
+        ("shape", -1, "type or shape that training steps do not have"),
+        ("type", 5, "type or shape that training steps do not have"),  # STRING
         ("buffer", 2**20, "a buffer that is not there"),
         ("length", 2**31, "longer than the file|outside of the file"),
     ],

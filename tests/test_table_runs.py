@@ -160,6 +160,32 @@ def test_clients_with_tables_train_a_forecast(processes: Processes) -> None:
     by_hand = learned * target.deviation + target.mean
     np.testing.assert_allclose(answers, by_hand, atol=1e-3)
 
+    # The int8 file has ranges of both clients, and the very scores that they told of it.
+    assert final["failed"] == []
+    counts = [(len(e.training), e.held_out) for e in data.values()]
+    assert final["num_calibration_examples"] == sum(min(200, count) for count, _ in counts)
+    row = next(row for row in final["models"] if row["kind"] == "int8")
+    assert (row["evaluated_by"], row["num_examples"]) == ("clients", len(np.concatenate(x)))
+    int8 = Predictor(folder / "runs/heat/model_int8.tflite").predict(np.concatenate(x))
+    off = int8.astype(np.float64) - np.concatenate(y)
+    assert np.abs(off).mean() == pytest.approx(row["scores"]["mae"], rel=1e-3)
+
+    # It is about as good as one that is made with the clients' examples at hand.
+    from featherfed.models.export import ModelFiles
+    from featherfed.models.optimized import FederatedModel
+
+    scaling = predictor.scaling
+    model = FederatedModel(keras.to_json(), None, task)
+    model.set_weights(keras.get_weights())
+    shown = np.concatenate([one.training.inputs[0] for one in data.values()])
+    (folder / "shown.tflite").write_bytes(
+        ModelFiles(model, folder, scaling.prepare([shown]), scaling).tflite("int8")
+    )
+    with_data = Predictor(folder / "shown.tflite").predict(np.concatenate(x))
+    mae = np.abs(with_data.astype(np.float64) - np.concatenate(y)).mean()
+    print(f"mae: float {final['scores']['mae']:.4f}, int8 {row['scores']['mae']:.4f}, {mae:.4f}")
+    assert row["scores"]["mae"] < 1.1 * mae + 0.05
+
     # `predict` reads the same table, and needs nothing after a window.
     done = run("predict", "runs/heat/model_float32.tflite", "garden.csv", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -26,31 +26,33 @@ class Zstd:
         if not isinstance(self.level, int) or not 1 <= self.level <= 22:
             raise CodecError(f"zstd needs a level from 1 to 22, got {self.level!r}")
 
-    def compress(self, data: bytes) -> bytes:
-        """Return one zstd frame."""
+    def compress(self, data: bytes, base: bytes = b"") -> bytes:
+        """Return one zstd frame, which refers to `base` if there is one."""
         options: dict[int, int] = {
             zstd.CompressionParameter.compression_level: self.level,
             zstd.CompressionParameter.content_size_flag: False,
             zstd.CompressionParameter.checksum_flag: False,
             zstd.CompressionParameter.dict_id_flag: False,
         }
-        frame: bytes = zstd.compress(data, options=options)
+        frame: bytes = zstd.compress(data, options=options, zstd_dict=_dictionary(base))
         return frame
 
-    def decompress(self, data: bytes, limit: int) -> bytes:
+    def decompress(self, data: bytes, limit: int, base: bytes = b"") -> bytes:
         """Return the content of one whole frame and nothing after it, at most `limit` bytes.
+
+        `base`: as it was compressed with.
 
         Stops one byte after the limit, whatever size the frame declares.
         """
         declared, window = _header(data)
-        largest = min(max(2 * limit, _MIN_WINDOW), _MAX_WINDOW)
+        largest = min(max(2 * (limit + len(base)), _MIN_WINDOW), _MAX_WINDOW)
         if window > largest:
             raise WireError(f"zstd: a window of {window} bytes, more than {largest}")
         # The library takes powers of two only, hence the exact check above.
         options: dict[int, int] = {
             zstd.DecompressionParameter.window_log_max: (largest - 1).bit_length()
         }
-        frame = zstd.ZstdDecompressor(options=options)
+        frame = zstd.ZstdDecompressor(zstd_dict=_dictionary(base), options=options)
         try:
             content: bytes = frame.decompress(data, max_length=limit + 1)
         except zstd.ZstdError as error:
@@ -63,6 +65,10 @@ class Zstd:
         if declared is not None and declared != len(content):
             raise WireError(f"zstd: {declared} bytes announced, {len(content)} there")
         return content
+
+
+def _dictionary(base: bytes) -> zstd.ZstdDict | None:
+    return zstd.ZstdDict(base, is_raw=True) if base else None
 
 
 def _header(data: bytes) -> tuple[int | None, int]:

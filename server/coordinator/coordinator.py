@@ -19,6 +19,7 @@ from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
 from featherfed.server.coordinator.final_evaluation import FinalEvaluation
 from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.model_files import FinalModelFiles, Quantizer
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
 from featherfed.server.coordinator.presence import Devices, Presence
@@ -54,6 +55,7 @@ class Coordinator:
         first_weights: Sequence[Array] | None = None,
         secret: int | None = None,
         step: ExportedStep | None = None,
+        quantizer: Quantizer | None = None,
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
@@ -64,8 +66,9 @@ class Coordinator:
 
         `clock`: seconds since the epoch, never set back. `first_weights`: version 0, if it is not
         what the plan's seed gives. `secret`: seed of cohorts and slots, below 2**63, random if
-        None. `step`: for clients that train with LiteRT. Raises ServerError if the store holds
-        another run.
+        None. `step`: for clients that train with LiteRT. `quantizer`: makes the int8 file that
+        clients measure and evaluate if the server has no data. Raises ServerError if the store
+        holds another run.
         """
         settings.check_task(task)
         decoded = DecodedUpdates(manifest.sent)
@@ -92,12 +95,19 @@ class Coordinator:
             self.run, self.members, self.presence, codecs, task, self.standardization,
             self.training_step,
         )  # fmt: skip
-        self.tasks = Tasks(self.run, self.members, self.presence, open_round, self.standardization)
         held_out = HeldOutScores(task)
         self.updates = Updates(self.run, self.members, open_round, codecs, held_out, decoded)
         self.final_evaluation = FinalEvaluation(
             self.run, self.members, held_out, by_clients=evaluator is None
         )
+        self.model_files = FinalModelFiles(
+            self.run, self.members, self.presence, held_out, self.final_evaluation,
+            quantizer if settings.evaluation.by_clients_int8 else None, self.newest_weights,
+        )  # fmt: skip
+        self.tasks = Tasks(
+            self.run, self.members, self.presence, open_round, self.standardization,
+            self.model_files,
+        )  # fmt: skip
         self.refusals = RefusalLog(self.run, self.members)
         self.closing = RoundClosing(
             self.run, open_round, strategy, evaluator, held_out, self.standardization, decoded
@@ -159,14 +169,30 @@ class Coordinator:
     def everyone_has_finished(self) -> bool:
         """Whether every client that is still present has the final model, and has evaluated it.
 
-        The latter only where clients evaluate, of those that hold examples out.
+        The latter only where clients evaluate, of those that hold examples out; the int8 file too,
+        of those that take part in making it.
         """
         with self.run.lock:
             if self.run.phase is not Phase.FINISHED:
                 return False
             have = self.store.ledger.clients_with_model(self.run.ledger_round)
             present = self.presence.present()
-            return present <= have and not self.final_evaluation.missing(present)
+            return present <= have and not (
+                self.final_evaluation.missing(present) | self.model_files.missing(present)
+            )
+
+    def settle(self) -> None:
+        """Make what clients told of the final model so far its scores and its ranges."""
+        self.final_evaluation.settle()
+        self.model_files.close()
+
+    def report_evaluation(self, client: str, report: pb.EvaluationReport) -> pb.EvaluationReceipt:
+        """Store what a client tells of the final version, or of its int8 file; raise Refused."""
+        if report.digest:
+            return self.model_files.report_sums(client, report)
+        if report.goes_on:
+            self.model_files.take_part(client)
+        return self.final_evaluation.report(client, report)
 
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""

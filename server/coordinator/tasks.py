@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.members import Members
+from featherfed.server.coordinator.model_files import FinalModelFiles
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.presence import Presence
 from featherfed.server.coordinator.standardization import Standardization
@@ -21,12 +22,14 @@ class Tasks:
         presence: Presence,
         open_round: OpenRound,
         standardization: Standardization,
+        model_files: FinalModelFiles,
     ) -> None:
         self._run = run
         self._members = members
         self._presence = presence
         self._open_round = open_round
         self._standardization = standardization
+        self._model_files = model_files
 
     def next_task(self, client: str, has_scaling: bool = False) -> pb.NextTaskReply:
         """Return what the client should do now; rounds wait for it again if it was away.
@@ -46,7 +49,7 @@ class Tasks:
         scaling = None if has_scaling and state.round > 1 else self._standardization.message
         if state.phase is Phase.FINISHED:
             end = pb.Finished(version=state.round, digest=digest, scaling=scaling)
-            return pb.NextTaskReply(finished=end)
+            return pb.NextTaskReply(finished=self._model_files.announce(end))
         slot = run.slot_of(client, state)
         if state.phase is not Phase.TRAINING or slot is None or client in state.reported:
             return pb.NextTaskReply(wait=pb.Wait())

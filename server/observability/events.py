@@ -172,6 +172,14 @@ def version_evaluated(run: str, version: int, scores: Mapping[str, float], clien
     )  # fmt: skip
 
 
+def int8_failed(run: str, why: str) -> None:
+    """Log that the final model has no int8 file, so that clients cannot evaluate one."""
+    _log(
+        logging.WARNING, "int8_failed", "run %s: no int8 file for clients to evaluate: %s", run,
+        why, run=run, why=why,
+    )  # fmt: skip
+
+
 def scaling_fixed(run: str, clients: int) -> None:
     """Log that means and deviations of the clients' features are fixed for the whole run."""
     _log(

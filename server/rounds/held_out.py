@@ -32,6 +32,10 @@ class HeldOutScores:
             raise TaskError(f"sums of {sums[0]:.0f} examples; at most {most} are possible")
         return sums.astype("<f4").tobytes()
 
+    def count(self, stored: Iterable[bytes]) -> int:
+        """Return the number of examples of all these sums."""
+        return int(sum(np.frombuffer(blob, "<f4", count=1)[0] for blob in stored))
+
     def scores(self, stored: Iterable[bytes]) -> dict[str, float]:
         """Return the scores on the examples of all these sums; nothing if they give none."""
         total: Sums = np.zeros(self._scoring.size)

@@ -18,6 +18,7 @@ from featherfed.server.rpc.calls import CallHandler, call, client_call, stranger
 from featherfed.server.rpc.changes import Changes
 from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import GOING_DOWN, Draining
+from featherfed.server.rpc.model_file_calls import ModelFileCalls
 from featherfed.server.rpc.release_calls import ReleaseCalls
 from featherfed.server.rpc.streams import ChunkSender, chunks, pieces
 from featherfed.server.storage.records import LedgerEntry
@@ -54,6 +55,9 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self._sender = ChunkSender(self._commits, coordinator.settings.limits.stall_seconds)
         self._release_calls = ReleaseCalls(
             coordinator, releases, self.callers, self.bytes, self._sender, self.changes
+        )
+        self._model_file_calls = ModelFileCalls(
+            coordinator, self.callers, self.bytes, self._sender, self.changes
         )
         self.draining = Draining(self.changes, self._uploads)
         self._leases = Leases()
@@ -167,9 +171,25 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
     async def ReportEvaluation(  # noqa: D102
         self, request: pb.EvaluationReport, client: str, context: Context
     ) -> pb.EvaluationReceipt:
-        report = self._coordinator.final_evaluation.report
+        report = self._coordinator.report_evaluation
         receipt = await self._commits.run(report, client, request)
         self.round_may_be_due.set()
+        self.changes.notify()  # the int8 file may have waited for it
+        return receipt
+
+    @client_call
+    async def FetchModelFile(  # type: ignore[override]  # noqa: D102
+        self, request: pb.FetchModelFileRequest, client: str, context: Context
+    ) -> None:
+        await self._model_file_calls.fetch(request, client, context)
+
+    @client_call
+    async def ReportRanges(  # noqa: D102
+        self, request: pb.RangesReport, client: str, context: Context
+    ) -> pb.RangesReceipt:
+        report = self._coordinator.model_files.report_ranges
+        receipt = await self._commits.run(report, client, request)
+        self.changes.notify()
         return receipt
 
     @client_call

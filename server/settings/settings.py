@@ -226,6 +226,9 @@ class EvaluationSettings(Section):
     default 0.1 without a data set, and 0 with one."""
     target: TargetScore | None = None
     """End the run once a version is as good as this; None: after all rounds."""
+    int8: bool = True
+    """Without a data set, let clients measure the ranges of the int8 file at the run's end, and
+    evaluate it: each of them downloads the model once more, as about a byte a parameter."""
     clients: Annotated[int, Field(ge=0)] = 10
     """In each round, evaluate the models of this many clients too, drawn by the run's secret."""
 
@@ -234,6 +237,11 @@ class EvaluationSettings(Section):
     def every_client(self) -> bool:
         """Whether clients' models are evaluated: so it stands in older runs' fingerprints."""
         return self.clients > 0
+
+    @property
+    def by_clients_int8(self) -> bool:
+        """Whether clients measure and evaluate the int8 file at the run's end."""
+        return self.int8 and self.dataset is None and self.share_held_out > 0
 
     @property
     def share_held_out(self) -> float:
@@ -434,8 +442,10 @@ class Settings(Section):
             ("server", "output", "clients", "security", "limits"), True
         )
         evaluation = self.evaluation
-        # The target only says when the run ends.
-        free["evaluation"] = {"clients", "target", *(["holdout"] * (evaluation.holdout is None))}
+        # The target only says when the run ends, and int8 what is done then.
+        free["evaluation"] = {
+            "clients", "int8", "target", *(["holdout"] * (evaluation.holdout is None)),
+        }  # fmt: skip
         if self.training.loss in (None, DEFAULT_LOSS):
             free["training"] = {"loss"}
         if self.task is None:

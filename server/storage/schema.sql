@@ -68,6 +68,21 @@ CREATE TABLE IF NOT EXISTS evaluations ( -- of the final version, by clients on 
     sums    BLOB NOT NULL,              -- float32; empty if the client has no usable figures
     PRIMARY KEY (version, client)
 );
+CREATE TABLE IF NOT EXISTS ranges (     -- of the final model's values, on clients' examples
+    version      INTEGER NOT NULL,
+    client       TEXT NOT NULL,
+    digest       BLOB NOT NULL,         -- SHA-256 of the .tflite that was measured
+    ranges       BLOB NOT NULL,         -- float32 [tensors, 2]; empty if it could not be measured
+    num_examples INTEGER NOT NULL,
+    PRIMARY KEY (version, client)
+);
+CREATE TABLE IF NOT EXISTS file_evaluations ( -- of the final int8 file, on held-out examples
+    version INTEGER NOT NULL,
+    client  TEXT NOT NULL,
+    digest  BLOB NOT NULL,              -- SHA-256 of the .tflite
+    sums    BLOB NOT NULL,              -- as in evaluations
+    PRIMARY KEY (version, client)
+);
 CREATE TABLE IF NOT EXISTS norms (      -- L2 norms of the updates; records.UpdateNorms says of what
     round     INTEGER NOT NULL,
     client    TEXT NOT NULL,

@@ -15,6 +15,7 @@ from featherfed.server.storage.database import Database
 from featherfed.server.storage.evaluations import Evaluations
 from featherfed.server.storage.journal import Journal
 from featherfed.server.storage.ledger import Ledger
+from featherfed.server.storage.model_files import ModelFileReports
 from featherfed.server.storage.publications import Publications
 from featherfed.server.storage.refusals import Refusals
 from featherfed.server.storage.runs import Runs
@@ -42,6 +43,7 @@ class Store:
         self.scaling = ScalingStore(self._database)
         self.journal = Journal(self._database)
         self.evaluations = Evaluations(self._database)
+        self.model_files = ModelFileReports(self._database)
         self.versions = Versions(self._database)
         self.publications = Publications(self._database)
         self.ledger = Ledger(self._database)

@@ -16,7 +16,7 @@ from pathlib import Path
 from featherfed.compression.exchange.filedelta import encode_file
 from featherfed.compression.files import scratch_of, write_whole
 from featherfed.proto import federation_pb2 as pb
-from featherfed.server.errors import CannotStore, Refused
+from featherfed.server.errors import Busy, CannotStore, Refused
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _DIGEST_BYTES = 32
 Export = Callable[[str], tuple[int, bytes]]
 """Kind -> the newest version's number and its file; called in one thread, once per version.
 
-Raises Refused if there is no such file of the model."""
+Raises Refused if there is no such file of the model, Busy if there is none yet."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Releases:
             return self._keep(kind, version, data), data
         except OSError as error:  # a full disk may have room again the next time
             raise CannotStore(f"no release could be written: {error}") from error
-        except CannotStore:
+        except (CannotStore, Busy):
             raise
         except Refused as error:
             log.warning("version %d cannot be released as %s: %s", version, kind, error)

@@ -108,6 +108,14 @@ class ChangedAnswers:
     def resume_update(self, header: pb.UpdateHeader) -> int:
         return 0
 
+    def fetch_model_file(
+        self, request: pb.FetchModelFileRequest, limit: int
+    ) -> tuple[pb.ModelFile, bytes] | None:
+        return None
+
+    def report_ranges(self, report: pb.RangesReport) -> None:
+        pass
+
     def heartbeat(self, session: int, timeout: float) -> None:
         pass
 

@@ -22,6 +22,7 @@ from featherfed.edge_client.transport import Transport
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
+from featherfed.server.coordinator.model_files import Quantizer
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
@@ -58,6 +59,7 @@ class Federation:
         manifest: Manifest = MANIFEST,
         task: Task = TASK,
         evaluator: Evaluator | None = _DISTANCE,
+        quantizer: Quantizer | None = None,
     ) -> None:
         self.directory = directory
         self.settings = settings
@@ -65,7 +67,7 @@ class Federation:
         plan = make_plan(settings, task, "{}", manifest)
         self.coordinator = Coordinator(
             settings, self.store, plan, manifest, task, evaluator, SteadyClock(),
-            first_weights, secret=1, step=step,
+            first_weights, secret=1, step=step, quantizer=quantizer,
         )  # fmt: skip
         self.releases = Releases(
             directory / "releases", ("int8",), lambda: self.coordinator.newest_version, self.release

@@ -66,6 +66,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.standardization import check_statistics
 from featherfed.server.errors import Refused
 from featherfed.server.rounds.held_out import HeldOutScores
+from featherfed.server.rounds.ranges import merge_ranges, read_ranges, stored_ranges
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.message import statistics_message, task_message
 from featherfed.tasks.scaling import Statistics, merge
@@ -177,8 +178,20 @@ def statistics(data: bytes) -> None:
 
 
 TARGETS = [envelope, bundle, links, codec_text, *map(update_of, CODECS), release]
-NEW_TARGETS = [task, evaluation, statistics]
-"""Reached by first bytes from 0xFD on, so that the corpus of before chooses what it chose."""
+
+
+def ranges(data: bytes) -> None:
+    """Merge ranges that were found to be possible."""
+    stored = read_ranges(pb.RangesReport.FromString(data), 2)
+    if stored:
+        found = stored_ranges(stored)
+        merged = merge_ranges([found, found, np.zeros_like(found)])
+        assert np.isfinite(merged).all()
+        assert (merged[:, 0] <= merged[:, 1]).all()
+
+
+NEW_TARGETS = [ranges, task, evaluation, statistics]
+"""Reached by first bytes from 0xFC on, so that the corpus of before chooses what it chose."""
 no_checksums = mock.patch("featherfed.compression.wire.zlib", SimpleNamespace(crc32=lambda *_: 0))
 
 
@@ -242,6 +255,8 @@ def _examples() -> Iterator[bytes]:
         yield bytes([0xFE, number]) + sums.tobytes()
     found = Statistics.of(REGRESSION, [np.ones((9, 3), np.float32)], np.ones((9, 2), np.float32))
     yield b"\xff" + statistics_message(found).SerializeToString()
+    report = pb.RangesReport(lows=[-1, 0], highs=[2, 3], num_examples=9)
+    yield b"\xfc" + report.SerializeToString()
     for old in (b"", RELEASED):
         new = RELEASED[::-1]
         fact = pb.Release(size=200, digest=hashlib.sha256(new).digest(), delta=bool(old))

@@ -136,6 +136,12 @@ class HostileServer(pb_grpc.FederationServicer):
     def ReportEvaluation(self, request: Any, context: Any) -> Any:
         return self._answer("ReportEvaluation", request, context, pb.EvaluationReceipt())
 
+    def FetchModelFile(self, request: Any, context: Any) -> Iterator[Any]:
+        yield from self._stream("FetchModelFile", request, context, [])
+
+    def ReportRanges(self, request: Any, context: Any) -> Any:
+        return self._answer("ReportRanges", request, context, pb.RangesReceipt())
+
     def ResumeUpload(self, request: Any, context: Any) -> Any:
         return self._answer("ResumeUpload", request, context, pb.ResumeUploadReply())
 
