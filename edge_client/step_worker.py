@@ -86,7 +86,7 @@ class _Worker:
             {
                 "batch_size": step.batch_size,
                 "masked": self._masked,
-                "output_shape": step.output_shape,
+                "output_shapes": step.output_shapes,
             },
         )
 
@@ -106,8 +106,7 @@ class _Worker:
 
     def _run(self, header: dict[str, Any]) -> None:
         inputs = self._inputs(header["count"])
-        target = self._tensors.target
-        wanted = None if target is None else self._array(header["count"], target)
+        wanted = [self._array(header["count"], t) for t in self._tensors.targets.values()]
         send(self._connection, {"loss": self._step.run(inputs, wanted)})
 
     def _set_answering(self, header: dict[str, Any]) -> None:
@@ -116,7 +115,7 @@ class _Worker:
 
     def _answer(self, header: dict[str, Any]) -> None:
         answers = self._step.answer(self._inputs(header["count"]))
-        send(self._connection, {}, array_bytes(answers))
+        send(self._connection, {}, *map(array_bytes, answers))
 
     def _inputs(self, count: int) -> list[Any]:
         return [self._array(count, tensor) for tensor in self._tensors.inputs]

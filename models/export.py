@@ -99,7 +99,8 @@ class ModelFiles:
             examples = self._ranges_from()
         keras = self._finished if kind == "int8" and self._quantizes else self._plain
         names = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
-        described = FileTask(self._task, self._scaling, names)
+        outputs = tuple(keras.output_names) if self._task.target.parts else ()
+        described = FileTask(self._task, self._scaling, names, outputs)
         return with_task(_convert(keras, kind, self._task, examples), described)
 
     @cached_property
