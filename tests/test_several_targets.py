@@ -19,6 +19,7 @@ from support.tasks import TASKS, random_data
 
 import featherfed
 from featherfed.compression.exchange.initial_weights import initial_weights
+from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.function import call_function
 from featherfed.datasets.sources import load_client_data
@@ -511,6 +512,7 @@ def test_litert_trains_two_outputs_as_keras_does(method: str, sparsity: float, m
     scaling = merge([Statistics.of(TASK, data.inputs, data.targets)])
     model = FederatedModel(two_outputs(), Optimization(Method(method)), TASK)
     start = model.first_weights() or initial_weights(model.manifest, 0)
+    start = mask_weights(start, magnitude_masks(model.manifest, start, sparsity))
     train = pb.Train(round=1, version=0, slots=1, sparsity=sparsity)
     keras, litert = trainers(model, data, scaling)
     ends = [trainer.train(start, train) for trainer in (keras, litert)]
