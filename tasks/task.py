@@ -221,6 +221,7 @@ class Target:
             raise TaskError(
                 f"a task of several targets has 2 to {MAX_TARGETS} of them, not {len(self.parts)}"
                 + ("; give a single one as the target" if len(self.parts) == 1 else "")
+                + ("; a run file lists them, [[task.targets]]" if not self.parts else "")
             )
         for part in self.parts:
             if part.kind in (TargetKind.INPUT, TargetKind.SEVERAL):
