@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("tensorflow_model_optimization")
 from support.tasks import TASKS, random_data
 
 import featherfed
+from featherfed.cli.predict import predict
 from featherfed.compression.exchange.initial_weights import initial_weights
 from featherfed.compression.exchange.masks import magnitude_masks, mask_weights
 from featherfed.datasets.dataset import Dataset, DatasetError
@@ -503,7 +505,7 @@ def trainers(model: FederatedModel, data: Dataset, scaling: Scaling) -> list[Any
     ("method", "sparsity", "most"),
     [
         ("none", 0.0, 1e-6),
-        ("prune", 0.5, 1e-6),
+        pytest.param("prune", 0.5, 1e-6, marks=pytest.mark.slow),
         pytest.param("qat", 0.0, 2e-2, marks=pytest.mark.slow),  # a level of its ranges
     ],
 )
@@ -590,7 +592,9 @@ def test_a_simulation(test: int | None, tmp_path: Path) -> None:
         assert right == pytest.approx(final["activity_accuracy"])
 
 
-def test_files_answer_in_the_units_of_the_data(tmp_path: Path) -> None:
+def test_files_answer_in_the_units_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = Dataset(*_fit(examples(0))).fit(TASK)
     scaling = merge([Statistics.of(TASK, data.inputs, data.targets)])
     model = FederatedModel(two_outputs(), task=TASK)
@@ -608,6 +612,10 @@ def test_files_answer_in_the_units_of_the_data(tmp_path: Path) -> None:
     figures = measure(path, tmp_path / "data.npz")
     assert figures.num_examples == 120
     assert figures.scores == pytest.approx(expected, rel=0.2)
+    np.savez(tmp_path / "x.npz", x=data.inputs[0])
+    predict(path, [tmp_path / "x.npz"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert re.search(r"activity: (still|moving) \(0\.\d{3}\); pulse: [\d.]+$", line)
     answers = Predictor(path).predict(data.inputs[0])
     assert 60 < answers["pulse"].mean() < 160
     assert TfliteModel(path).predict([v[:0] for v in prepared]).dtype == answers.dtype
