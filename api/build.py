@@ -55,7 +55,7 @@ class KerasEvaluator:
             self._model.set_weights(weights)
             scores = self._model.evaluate(self._inputs, self._test.targets, self._scaling)
             answer = self._model.predict([values[:1] for values in self._inputs])[0]
-        if answer.size > MAX_SHOWN:
+        if self._model.task.target.parts or answer.size > MAX_SHOWN:
             return Evaluation(scores)
         return Evaluation(scores, json.dumps([round(float(p), 6) for p in answer.ravel()]))
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.dataset import Dataset, DatasetError, as_targets
 
 Data = Any
 """(x, y), x alone where the input itself is the target, or a `Dataset`; x is an array, or a list or
-tuple of arrays for several inputs."""
+tuple of arrays for several inputs; y an array, or a dict of arrays by name for several targets."""
 
 
 def as_dataset(data: Data, where: str) -> Dataset:
@@ -30,6 +30,6 @@ def as_dataset(data: Data, where: str) -> Dataset:
             )
         x, y = data
         inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
-        return Dataset(inputs, None if y is None else np.asarray(y))
+        return Dataset(inputs, as_targets(y))
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from error

@@ -124,16 +124,16 @@ class History:
         self._model.set_weights(self.weights)
         return self._model.plain()
 
-    def predict(self, inputs: Data) -> npt.NDArray[np.float32]:
+    def predict(self, inputs: Data) -> npt.NDArray[Any]:
         """Return the final model's answers, float32 [N, ...], to inputs as the clients have them.
 
+        Those to several targets are an array of records: `answers["pulse"]` are those to `pulse`.
         Values are in the targets' own units, also where they were standardised.
         """
         data = as_dataset(tuple(inputs) if isinstance(inputs, list) else inputs, "inputs")
         prepared = self._scaling.prepare(data.fit_inputs(self.task))
         self._model.set_weights(self.weights)
-        answers = self._model.predict(prepared)
-        return answers if self._scaling.target is None else self._scaling.target.invert(answers)
+        return self._scaling.restore(self._model.predict(prepared))
 
     def save(self, path: str | Path) -> None:
         """Write `metrics` as JSON, whole or not at all."""

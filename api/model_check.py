@@ -21,6 +21,7 @@ from featherfed.models.export import KINDS, NO_RANGES, VERSION, ModelFiles, tfli
 from featherfed.models.optimized import FederatedModel
 from featherfed.models.tflite import noise
 from featherfed.server.errors import ServerError
+from featherfed.tasks.records import fields
 from featherfed.tasks.scaling import Scaling
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def check_first_version(served: Served, seed: int) -> None:
     try:
         if test is None:
             model.set_weights(weights)
-            usable = bool(np.isfinite(model.predict(noise(model.task, 2))).all())
+            answers = fields(model.predict(noise(model.task, 2)), model.task.target.names)
+            usable = all(np.isfinite(part).all() for part in answers)
             scores = {}
         else:
             some = test.take(np.arange(min(len(test), EXAMPLES)))

@@ -10,7 +10,7 @@ from featherfed.compression.arrays import Array
 from featherfed.models.errors import ModelError
 from featherfed.models.export import ModelFiles
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import input_places
+from featherfed.models.tflite import tensor_places
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.model_files import ModelFile
 from featherfed.server.errors import Refused
@@ -44,7 +44,7 @@ class KerasQuantizer:
                 found = self._files(weights, None).calibration()
             except ModelError as error:
                 raise Refused(pb.MISSING_CAPABILITY, str(error)) from error
-            return ModelFile(found.content, found.inputs, len(found.tensors))
+            return ModelFile(found.content, found.inputs, found.outputs, len(found.tensors))
 
     def int8_file(self, weights: Sequence[Array], ranges: Ranges | None) -> ModelFile:
         """Return the int8 file of the model; raise Refused if there is none."""
@@ -54,7 +54,7 @@ class KerasQuantizer:
                 content = files.tflite("int8")
             except ModelError as error:
                 raise Refused(pb.MISSING_CAPABILITY, str(error)) from error
-            return ModelFile(content, input_places(content, files.input_names("int8")))
+            return ModelFile(content, *tensor_places(content, files.names("int8")))
 
     def _files(self, weights: Sequence[Array], ranges: Ranges | None) -> ModelFiles:
         self._model.set_weights(weights)

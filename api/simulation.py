@@ -190,7 +190,7 @@ def _picture_task(parts: Sequence[Dataset], loaded: LoadedModel | None) -> Task:
     """Return the task to tell the pictures of some data sets apart by class."""
     pictures = []
     for part in parts:
-        if len(part.inputs) != 1 or part.targets is None:
+        if len(part.inputs) != 1 or part.targets is None or part.targets.dtype.names:
             raise DatasetError(
                 "without a task, data are (pictures, classes); say what is learned: task="
             )
@@ -200,7 +200,13 @@ def _picture_task(parts: Sequence[Dataset], loaded: LoadedModel | None) -> Task:
     if given is None and loaded is not None:
         from featherfed.models.serialization import from_json
 
-        names = tuple(map(str, range(max(len(names), from_json(loaded.json).output_shape[-1]))))
+        outputs = from_json(loaded.json).outputs
+        if len(outputs) != 1:
+            raise DatasetError(
+                f"the model has {len(outputs)} outputs; say what is learned: task=, with a target "
+                "for each (docs/tasks.md)"
+            )
+        names = tuple(map(str, range(max(len(names), outputs[0].shape[-1]))))
     return image_task(pictures[0].input_shape, given or names)
 
 

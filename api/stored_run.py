@@ -24,7 +24,7 @@ from featherfed.server.storage.records import ModelVersion
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.routes import seed_link, version_link
 from featherfed.tasks.message import read_scaling
-from featherfed.tasks.metrics import metric
+from featherfed.tasks.metrics import is_larger_better
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.task import Task
 
@@ -114,7 +114,7 @@ class StoredRun:
 
         Raises ModelError if none has been evaluated.
         """
-        name, sign = task.leading, 1 if metric(task.leading).larger_is_better else -1
+        name, sign = task.leading, 1 if is_larger_better(task.leading) else -1
         known = [v for v in self._versions if v.scores and name in v.scores]
         if not known:
             raise ModelError(f"nobody knows the {name} of any version of this run; name a version")

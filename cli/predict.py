@@ -13,6 +13,7 @@ from featherfed.edge_client.errors import ClientError
 from featherfed.models.images import Source
 from featherfed.models.tflite import Classifier, Predictor, TfliteModel, read_model
 from featherfed.models.trial import try_model
+from featherfed.tasks.records import fields
 from featherfed.tasks.scoring import both_classes
 from featherfed.tasks.task import TargetKind, Task
 
@@ -69,6 +70,9 @@ def _answered(predictor: Predictor, sources: list[Path]) -> Rows:
 
 def _text(answer: Any, task: Task, own: Any) -> str:
     """Return an answer in the words of its task."""
+    if names := task.target.names:
+        parts = zip(names, fields(answer, names), task.parts, strict=True)
+        return "; ".join(f"{name}: {_text(np.asarray(a), part, own)}" for name, a, part in parts)
     kind, names = task.target.kind, task.target.class_names
     if kind is TargetKind.INPUT:
         seen = task.inputs[0].seen(own)

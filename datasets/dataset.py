@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from featherfed.tasks.arrays import taken
 from featherfed.tasks.errors import TaskError
+from featherfed.tasks.records import fields, records
 from featherfed.tasks.task import Input, Target, TargetKind, Task, Values
 
 
@@ -25,6 +26,7 @@ class DatasetError(ValueError):
 class Dataset:
     """Examples: input tensors ``[N, ...]``, and targets ``[N, ...]`` or None.
 
+    Several targets are records by their names (tasks/records.py); a dict of arrays becomes such.
     ``class_names`` are those of the targets by number, none if they have none. ``ordered``
     examples follow each other in time. Raises `DatasetError` for no example at all, or for arrays
     of different lengths.
@@ -38,6 +40,8 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        if isinstance(self.targets, Mapping):
+            object.__setattr__(self, "targets", as_targets(self.targets))
         arrays = [*self.inputs, *([] if self.targets is None else [self.targets])]
         if not self.inputs or any(not array.ndim for array in arrays):
             raise DatasetError("a data set is made of arrays whose first axis counts examples")
@@ -45,8 +49,11 @@ class Dataset:
         if len(set(counts)) > 1:
             what = " and ".join(map(str, counts))
             raise DatasetError(f"inputs and targets hold {what} examples; all need as many")
-        if any(0 in array.shape for array in arrays):
-            shape = next(array.shape for array in arrays if 0 in array.shape)
+        shapes = [array.shape for array in arrays]
+        if self.targets is not None:
+            shapes += [part.shape for part in fields(self.targets, self.targets.dtype.names or ())]
+        if any(0 in shape for shape in shapes):
+            shape = next(shape for shape in shapes if 0 in shape)
             raise DatasetError(f"an array has shape {shape}: the data set is empty")
 
     @classmethod
@@ -132,7 +139,7 @@ class Dataset:
         target = task.target
         wanted = None if target.kind is TargetKind.INPUT else self.targets
         names = self.class_names if self.has_class_names else ()  # numbers name nothing
-        targets = None if wanted is None else _fit_target(wanted, target, names)
+        targets = None if wanted is None else _fit_targets(wanted, target, names)
         try:
             target.check(targets, len(self))
         except TaskError as error:
@@ -154,23 +161,32 @@ class Dataset:
         return inputs
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are."""
+        """Write a compressed .npz: x (or x_0, x_1, ...), y and class_names, as far as they are.
+
+        Several targets are y_NAME each.
+        """
         names = ["x"] if len(self.inputs) == 1 else [f"x_{k}" for k in range(len(self.inputs))]
         arrays: dict[str, Any] = dict(zip(names, self.inputs, strict=True))
         if self.targets is not None:
-            arrays["y"] = self.targets
+            parts = self.targets.dtype.names or ()
+            own = [f"y_{name}" for name in parts] or ["y"]
+            arrays.update(zip(own, fields(self.targets, parts), strict=True))
         if self.class_names:
             arrays["class_names"] = np.array(self.class_names, dtype=np.str_)
         with Path(path).open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path, input_names: Sequence[str] = ()) -> Dataset:
+    def load(
+        cls, path: str | Path, input_names: Sequence[str] = (), target_names: Sequence[str] = ()
+    ) -> Dataset:
         """Read an .npz with x and y, or images and labels; class_names may be there.
 
         Several inputs are named x_0, x_1, ... or as in ``input_names``; y is left out where the
-        input itself is the target. Pictures (`images`) are read as by `from_images`. Nothing is
-        unpickled. Raises `DatasetError` when the file is missing, not an .npz, or lacks an array.
+        input itself is the target, and several targets are y_NAME for each of ``target_names``;
+        without any of them there are no targets. Pictures (`images`) are read as by `from_images`.
+        Nothing is unpickled. Raises `DatasetError` when the file is missing, not an .npz, or lacks
+        an array.
         """
         arrays = _read_npz(Path(path))
         names = arrays.get("class_names")
@@ -186,7 +202,7 @@ class Dataset:
                     f"holds {', '.join(arrays) or 'nothing'}; it needs x and y. Write it with"
                     " np.savez(path, x=, y=) or Dataset.save"
                 )
-            return cls(inputs, arrays.get("y"), tuple(class_names or ()))
+            return cls(inputs, _targets_of(arrays, target_names), tuple(class_names or ()))
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from error
 
@@ -202,6 +218,38 @@ def _inputs_of(
     while f"x_{count}" in arrays:
         count += 1
     return tuple(arrays[f"x_{k}"] for k in range(count))
+
+
+def _targets_of(
+    arrays: Mapping[str, NDArray[Any]], target_names: Sequence[str]
+) -> NDArray[Any] | None:
+    """Return the targets, records by these names if there are several; None if there are none."""
+    found = {name: arrays[f"y_{name}"] for name in target_names if f"y_{name}" in arrays}
+    missing = [f"y_{name}" for name in target_names if name not in found]
+    if missing and (found or "y" in arrays):
+        raise DatasetError(
+            f"holds {', '.join(arrays)}; the task has several targets, each an array of its own, "
+            f"and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    if found:
+        return as_targets(found)
+    return arrays.get("y")
+
+
+def as_targets(y: Any) -> Values | None:
+    """Return targets as a data set holds them: an array, or records of a dict of arrays by name.
+
+    Raises DatasetError for what is neither.
+    """
+    try:
+        if isinstance(y, Mapping):
+            return records({name: np.asarray(values) for name, values in y.items()})
+        return None if y is None else np.asarray(y)
+    except ValueError as error:  # numpy's, of lists that are no array, too
+        raise DatasetError(
+            f"the targets are no arrays ({error}); give an array, or a dict of arrays by the names "
+            "of several targets"
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -229,6 +277,39 @@ def _fit_input(array: Values, given: Input) -> Values:
     else:
         array = _as_integers(array, where, np.int32)
     return _with_shape(array, given.shape)
+
+
+def _fit_targets(array: Values, target: Target, class_names: Sequence[str]) -> Values:
+    """Return targets, of several ones records in the task's order, as the task asks for them."""
+    found = array.dtype.names or ()
+    if not target.parts:
+        if found:
+            raise DatasetError(
+                f"the data have the targets {', '.join(found)}, and the task has one without a "
+                "name; give it as one array"
+            )
+        return _fit_target(array, target, class_names)
+    if set(found) != set(target.names):
+        raise DatasetError(
+            f"the data have {'the targets ' + ', '.join(found) if found else 'targets of no name'}"
+            f", and the task has {', '.join(target.names)}; give a dict of arrays by these names, "
+            "in an .npz y_NAME for each"
+        )
+    if class_names:
+        raise DatasetError(
+            "class_names do not say which of several targets they name; leave them out, the task "
+            "has them"
+        )
+    kinds = [(part.name, np.dtype(part.dtype), part.shape) for part in target.parts]
+    if array.dtype == np.dtype(kinds):  # as it is, perhaps on disk
+        return array
+    made = {}
+    for part in target.parts:
+        try:
+            made[part.name] = _fit_target(array[part.name], part, ())
+        except DatasetError as error:
+            raise DatasetError(f"target {part.name!r}: {error}") from error
+    return records(made)
 
 
 def _fit_target(array: Values, target: Target, class_names: Sequence[str]) -> Values:

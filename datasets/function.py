@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from featherfed.datasets.dataset import Dataset, DatasetError
+from featherfed.datasets.dataset import Dataset, DatasetError, as_targets
 from featherfed.datasets.stream import from_iterator
 from featherfed.tasks.task import TargetKind, Task
 
@@ -18,9 +18,10 @@ def call_function(spec: str, task: Task) -> Dataset:
     """Import ``module``, call ``function()`` and return its `Dataset`.
 
     The function may also return ``(x, y)``, or ``x`` alone where the input is the target; ``x`` is
-    an array, or a tuple of arrays for several inputs. Or it returns an iterator of such examples,
-    one by one, which may be more than fit into memory (see stream.py). Exceptions of the function
-    itself are not caught. Raises `DatasetError` when the module or the function is missing or the
+    an array, or a tuple of arrays for several inputs, and ``y`` an array, or a dict of arrays by
+    name for several targets. Or it returns an iterator of such examples, one by one, which may be
+    more than fit into memory (see stream.py). Exceptions of the function itself are not caught.
+    Raises `DatasetError` when the module or the function is missing or the
     result is something else.
     """
     result = find_function(spec)()
@@ -66,7 +67,7 @@ def _dataset(result: object, task: Task) -> Dataset:
         )
     x, y = result
     inputs = tuple(map(np.asarray, x)) if isinstance(x, (tuple, list)) else (np.asarray(x),)
-    return Dataset(inputs, None if y is None else np.asarray(y))
+    return Dataset(inputs, as_targets(y))
 
 
 def _is_inputs_alone(result: object, task: Task) -> bool:

@@ -58,7 +58,9 @@ def load_train_test(name_or_path: str | Path, task: Task | None = None) -> tuple
             f"unknown data set '{name_or_path}': use {', '.join(NAMES)}, or a folder that exists; "
             "other data need a task in the run file, [task]"
         )
-    return _load_folder(folder, [] if task is None else [given.name for given in task.inputs])
+    if task is None:
+        return _load_folder(folder)
+    return _load_folder(folder, [given.name for given in task.inputs], task.target.names)
 
 
 def split_off_calibration(data: Dataset) -> tuple[Dataset, Dataset]:
@@ -90,7 +92,8 @@ def load_client_data(spec: str, task: Task) -> Dataset:
     if path.is_file() and is_table(path):
         return load_table(path, task).fit(task)
     if path.is_file():
-        return Dataset.load(path, [given.name for given in task.inputs]).fit(task)
+        names = [given.name for given in task.inputs]
+        return Dataset.load(path, names, task.target.names).fit(task)
     if _FUNCTION.fullmatch(spec):
         return call_function(spec, task).fit(task)
     raise _nowhere(spec)
@@ -184,12 +187,14 @@ def _has_train_test(folder: Path) -> bool:
     )
 
 
-def _load_folder(folder: Path, input_names: Sequence[str] = ()) -> tuple[Dataset, Dataset]:
+def _load_folder(
+    folder: Path, input_names: Sequence[str] = (), target_names: Sequence[str] = ()
+) -> tuple[Dataset, Dataset]:
     if has_idx_files(folder):
         return load_idx_folder(folder)
     if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
-        train = Dataset.load(folder / "train.npz", input_names)
-        test = Dataset.load(folder / "test.npz", input_names)
+        train = Dataset.load(folder / "train.npz", input_names, target_names)
+        test = Dataset.load(folder / "test.npz", input_names, target_names)
     elif (folder / "train").is_dir() and (folder / "test").is_dir():
         names = class_folders(folder / "train")
         train = load_image_folder(folder / "train")

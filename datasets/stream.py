@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -19,8 +19,9 @@ def from_iterator(examples: Iterable[Any], task: Task) -> Dataset:
     """Return the examples that an iterator gives one by one, on disk, as the task asks for them.
 
     Each is (x, y), or x alone where the input is the target; x is an array, or a tuple of arrays
-    for several inputs. Raises DatasetError, with the example's number from 0, for what does not
-    fit, or if the disk does not take them.
+    for several inputs, and y an array, or a dict of arrays by name for several targets. Raises
+    DatasetError, with the example's number from 0, for what does not fit, or if the disk does not
+    take them.
     """
     rows = min(rows_at_once(given.shape, np.float64) for given in task.inputs)
     iterator = iter(examples)
@@ -68,7 +69,17 @@ def _dataset(split: Sequence[tuple[tuple[Any, ...], Any]], task: Task) -> Datase
         np.stack([np.asarray(x[place]) for x, _ in split]) for place in range(len(task.inputs))
     )
     alone = task.target.kind is TargetKind.INPUT
-    return Dataset(inputs, None if alone else np.stack([np.asarray(y) for _, y in split])).fit(task)
+    return Dataset(inputs, None if alone else _stacked([y for _, y in split])).fit(task)
+
+
+def _stacked(targets: Sequence[Any]) -> Any:
+    """Return the targets of several examples: an array, or a dict of arrays by name."""
+    if not isinstance(targets[0], Mapping):
+        return np.stack([np.asarray(y) for y in targets])
+    names = targets[0].keys()
+    if any(not isinstance(y, Mapping) or y.keys() != names for y in targets):
+        raise DatasetError("the targets of examples have different names; give each all of them")
+    return {name: np.stack([np.asarray(y[name]) for y in targets]) for name in names}
 
 
 def _split(example: Any, task: Task, number: int) -> tuple[tuple[Any, ...], Any]:

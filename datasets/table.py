@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.datasets.windows import cut, ends_of_series
-from featherfed.tasks.task import TargetKind, Task, Values, Window
+from featherfed.tasks.records import together
+from featherfed.tasks.task import Target, TargetKind, Task, Values, Window
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -88,17 +89,20 @@ def load_table_inputs(path: Path, task: Task) -> list[Values]:
 
 def columns_of(task: Task) -> Columns:
     """Return the columns that a task needs; raise DatasetError if it names none."""
-    given, target = _input_columns(task), task.target
-    if not target.columns and target.kind is not TargetKind.INPUT:
-        raise DatasetError(
-            "the task names no column of the target; give an .npz with x and y, or let the run "
-            "file name it"
-        )
-    if target.kind is TargetKind.INPUT:
-        return given
-    if target.kind is TargetKind.CLASS:
-        return replace(given, texts=_once([*given.texts, *target.columns]))
-    return replace(given, numbers=_once([*given.numbers, *target.columns]))
+    found = _input_columns(task)
+    for target in task.target.each:
+        if target.kind is TargetKind.INPUT:
+            continue
+        if not target.columns:
+            raise DatasetError(
+                f"the task names no column of the target{target.name and f' {target.name!r}'}; "
+                "give an .npz with x and y, or let the run file name it"
+            )
+        if target.kind is TargetKind.CLASS:
+            found = replace(found, texts=_once([*found.texts, *target.columns]))
+        else:
+            found = replace(found, numbers=_once([*found.numbers, *target.columns]))
+    return found
 
 
 def _input_columns(task: Task) -> Columns:
@@ -148,7 +152,12 @@ def _limits(dtype: str, vocabulary: int) -> tuple[float, float]:
 
 
 def _targets(table: Table, task: Task) -> Values:
-    target = task.target
+    """Return the targets, of several ones records by name."""
+    parts = [_target(table, target) for target in task.target.each]
+    return together(parts, task.target.names)
+
+
+def _target(table: Table, target: Target) -> Values:
     if target.kind is TargetKind.CLASS:
         name = target.columns[0]
         return _classes(table.texts[name], name, target.class_names)

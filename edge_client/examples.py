@@ -13,6 +13,7 @@ from featherfed.datasets.order import held_out_by_content, held_out_examples
 from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.arrays import in_parts, read
 from featherfed.tasks.message import statistics_message
+from featherfed.tasks.records import fields
 from featherfed.tasks.scaling import Scaling, Statistics
 from featherfed.tasks.scoring import ROWS, Predict, Scoring, Sums, evaluate
 from featherfed.tasks.task import TargetKind, Task, Values
@@ -57,14 +58,16 @@ class Examples:
     def summary(self) -> pb.DataSummary:
         """Return what a client tells of its data when it joins."""
         task, data = self.task, self.training
+        several = bool(task.target.parts)
         classes = data.targets if task.target.kind is TargetKind.CLASS else None
         return pb.DataSummary(
             num_examples=len(data),
             num_held_out=0 if self.held_out is None else len(self.held_out),
             class_names=data.class_names if data.has_class_names else (),
-            num_classes=0 if classes is None else max(map(np.max, in_parts(classes))) + 1,
+            num_classes=0 if classes is None else _num_classes(classes),
             inputs=[_summary(values) for values in data.inputs],
-            target=None if data.targets is None else _summary(data.targets),
+            target=None if data.targets is None or several else _summary(data.targets),
+            targets=_summaries(task, data.targets) if several and data.targets is not None else (),
             statistics=statistics_message(Statistics.of(task, data.inputs, data.targets))
             if task.standardizes
             else None,
@@ -108,6 +111,21 @@ class Examples:
         data, scaling = self.training, self.scaling
         targets = None if data.targets is None else scaling.prepare_target(data.targets)
         return scaling.prepare(data.inputs), targets
+
+
+def _summaries(task: Task, targets: Values) -> list[pb.TensorSummary]:
+    """Return what is told of each of several targets."""
+    made = []
+    for part, values in zip(task.target.parts, fields(targets, task.target.names), strict=True):
+        summary = _summary(values)
+        if part.kind is TargetKind.CLASS:
+            summary.num_classes = _num_classes(values)
+        made.append(summary)
+    return made
+
+
+def _num_classes(classes: Values) -> int:
+    return int(max(map(np.max, in_parts(classes)))) + 1
 
 
 def _summary(values: Values) -> pb.TensorSummary:

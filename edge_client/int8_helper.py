@@ -91,7 +91,7 @@ class Int8Helper:
         examples = self._trainer.examples
         total = len(examples.training)
         chosen = np.linspace(0, total - 1, min(EXAMPLES, total)).astype(np.int64)
-        process = ModelProcess(content, examples.task, file.inputs, measured=True)
+        process = ModelProcess(content, examples.task, file.inputs, file.outputs, measured=True)
         with closing(process):
             for start in range(0, len(chosen), _ROWS):
                 process.answer(examples.batch(chosen[start : start + _ROWS])[0])
@@ -116,7 +116,7 @@ class Int8Helper:
         self._transport.report_evaluation(report)
 
     def _sums(self, examples: Examples, file: pb.ModelFile, content: bytes) -> pb.Evaluation | None:
-        with closing(ModelProcess(content, examples.task, file.inputs)) as process:
+        with closing(ModelProcess(content, examples.task, file.inputs, file.outputs)) as process:
             sums = examples.held_out_sums(process.answer, _ROWS)
         return None if sums is None else finite_message(sums)
 

@@ -25,8 +25,10 @@ from featherfed.edge_client.step_tensors import StepTensors
 from featherfed.edge_client.trainer import OnStep, TrainingResult
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.plan_terms import Method
+from featherfed.tasks.records import together
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.scoring import Sums
+from featherfed.tasks.task import Values
 
 METHODS = tuple(method.value for method in Method if not method.needs_keras)
 """The optimisation methods this trainer can do."""
@@ -126,7 +128,11 @@ class LitertTrainer:
         if self._examples.held_out is None:
             return None
         self._step.set_answering(weights)
-        return self._examples.held_out_sums(self._step.answer, self._step.batch_size)
+        return self._examples.held_out_sums(self._answers, self._step.batch_size)
+
+    def _answers(self, inputs: Sequence[Values]) -> Values:
+        """Return the model's answers, to several targets as records."""
+        return together(self._step.answer(inputs), self._tensors.names)
 
 
 def _check_plan(step: TrainingStep | StepProcess, plan: pb.Plan, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -29,23 +29,26 @@ class ModelInterpreter:
         self,
         content: bytes,
         tensors: StepTensors,
-        places: Sequence[int],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
         threads: int,
         memory: int | None = None,
         measured: bool = False,
     ) -> None:
         """Load a file; raise ClientError if it is not the model of a task.
 
-        `places`: of the task's inputs among the file's. `memory`: most bytes of one tensor.
+        `inputs`, `outputs`: places of the task's among the file's. `memory`: most bytes of one tensor.
         """
         self._tensors = tensors
         try:
             check_model_graph(content, memory)
             self._measured = float_tensors(content) if measured else []
             self._interpreter = _interpreter(content, threads, measured)
-            self._check(places)
+            self._check(inputs, outputs)
             self._interpreter.allocate_tensors()  # not before its sizes are known to be right
-            self._check(places)  # anew, as operators decide on the shape of what they write
+            self._check(
+                inputs, outputs
+            )  # anew, as operators decide on the shape of what they write
         except (ValueError, RuntimeError, TypeError) as error:
             if isinstance(error, ClientError):
                 raise
@@ -61,33 +64,33 @@ class ModelInterpreter:
         """Number of tensors that are measured."""
         return len(self._measured)
 
-    def _check(self, places: Sequence[int]) -> None:
-        """Raise ClientError unless the file has the task's inputs and one of its outputs."""
-        given, made = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        wanted = self._tensors.inputs
-        if sorted(places) != list(range(len(wanted))) or len(given) != len(wanted):
-            raise _refusal(f"it has {len(given)} inputs, and the task {len(wanted)}")
-        self._inputs = [given[place] for place in places]
-        for detail, tensor in zip(self._inputs, wanted, strict=True):
+    def _check(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Raise ClientError unless the file has the task's inputs and outputs."""
+        tensors, interpreter = self._tensors, self._interpreter
+        self._inputs = _chosen("inputs", interpreter.get_input_details(), inputs, tensors.inputs)
+        for detail, tensor in zip(self._inputs, tensors.inputs, strict=True):
             _check_tensor("input", detail, (tensor.shape,), tensor.dtype)
-        if len(made) != 1:
-            raise _refusal(f"it has {len(made)} outputs")
-        self._output = made[0]
-        _check_tensor("output", self._output, self._tensors.outputs, "float32")
-        self.output_shape = tuple(int(size) for size in self._output["shape"][1:])
-        """Shape of the answer to one example."""
+        self._outputs = _chosen(
+            "outputs", interpreter.get_output_details(), outputs, tensors.outputs
+        )
+        self.output_shapes: dict[str, tuple[int, ...]] = {}
+        """Shapes of the answers to one example, by the names of the tensors."""
+        for detail, (name, shapes) in zip(self._outputs, tensors.outputs.items(), strict=True):
+            _check_tensor("output", detail, shapes, "float32")
+            self.output_shapes[name] = tuple(int(size) for size in detail["shape"][1:])
 
-    def answer(self, inputs: Sequence[Values]) -> Array:
-        """Return the answers to examples, float32 [N, ...]; measure what leads to them if asked."""
-        answers = np.empty((len(inputs[0]), *self.output_shape), np.float32)
-        for number in range(len(answers)):
+    def answer(self, inputs: Sequence[Values]) -> list[Array]:
+        """Return each answer to examples, float32 [N, ...]; measure what leads to it if asked."""
+        count = len(inputs[0])
+        answers = [np.empty((count, *s), np.float32) for s in self.output_shapes.values()]
+        for number in range(count):
             for detail, values in zip(self._inputs, inputs, strict=True):
                 example = _encoded(values[number : number + 1], detail)
                 self._interpreter.set_tensor(detail["index"], example)
             self._interpreter.invoke()
-            answers[number] = _decoded(
-                self._interpreter.get_tensor(self._output["index"]), self._output
-            )[0]
+            for made, detail in zip(answers, self._outputs, strict=True):
+                found = self._interpreter.get_tensor(detail["index"])
+                made[number] = _decoded(found, detail)[0]
             for place, index in enumerate(self._measured):
                 values = self._interpreter.get_tensor(index)
                 if values.size:  # NaN stays NaN
@@ -121,6 +124,14 @@ def _interpreter(content: bytes, threads: int, measured: bool) -> Any:
             experimental_preserve_all_tensors=measured,
             **({"experimental_op_resolver_type": resolver} if measured else {}),
         )
+
+
+def _chosen(
+    what: str, details: Sequence[dict[str, Any]], places: Sequence[int], wanted: Sized
+) -> list[dict[str, Any]]:
+    if sorted(places) != list(range(len(wanted))) or len(details) != len(wanted):
+        raise _refusal(f"it has {len(details)} {what}, and the task {len(wanted)}")
+    return [details[place] for place in places]
 
 
 def _check_tensor(

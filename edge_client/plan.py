@@ -16,9 +16,9 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.proto.peer_text import printable
 from featherfed.proto.plan_terms import Loss
 from featherfed.tasks.errors import TaskError
-from featherfed.tasks.message import MAX_METRICS, read_task
-from featherfed.tasks.metrics import metric
-from featherfed.tasks.task import DTYPES, MAX_INPUTS, TargetKind, Task
+from featherfed.tasks.message import read_task
+from featherfed.tasks.metrics import is_larger_better
+from featherfed.tasks.task import DTYPES, MAX_INPUTS, MAX_METRICS, MAX_TARGETS, TargetKind, Task
 
 MAX_VALUES = 2**26
 """Most parameters of a model, 256 MiB as float32; servers refuse larger ones too."""
@@ -102,17 +102,21 @@ def _problems(plan: pb.Plan) -> Iterator[str]:
 
 def _problems_of_task(task: pb.Task, loss: str) -> Iterator[str]:
     """Yield the words of a task that only a newer version knows."""
+    parts = task.target.parts[: MAX_TARGETS + 1]
+    several = task.target.kind == TargetKind.SEVERAL and not loss
     words: list[tuple[str, str, frozenset[str]]] = [
-        ("loss", loss, frozenset(Loss)),
+        *(() if several else (("loss", loss, frozenset(Loss)),)),
         ("kind of target", task.target.kind, frozenset(TargetKind)),
+        *(("loss", part.loss, frozenset(Loss)) for part in parts),
+        *(("kind of target", part.kind, frozenset(TargetKind)) for part in parts),
         *(("dtype", given.dtype, frozenset(DTYPES)) for given in task.inputs[: MAX_INPUTS + 1]),
     ]
     for what, word, known in words:
         if word not in known:
             yield f"names the {what} {printable(word, MAX_WORD)!r}, {UNKNOWN_HERE}"
-    for name in task.metrics[: MAX_METRICS + 1]:
+    for name in task.metrics[: MAX_METRICS * max(1, len(parts)) + 1]:
         try:
-            metric(name)
+            is_larger_better(name)
         except TaskError:
             yield f"names the metric {printable(name, MAX_WORD)!r}, {UNKNOWN_HERE}"
 

@@ -48,11 +48,14 @@ class TrainingStep:
         self._shapes = shapes
         self._num_inputs = len(tensors.inputs)
         self.batch_size = int(inputs["importance"]["shape"][0])
-        answered = self._answer.outputs["output"]["shape"]
         if int(self._answer.inputs["importance"]["shape"][0]) != self.batch_size:
             raise ClientError("the server's training step answers to batches of another size")
-        self.output_shape = tuple(int(size) for size in answered[1:])
-        """Shape of the answer to one example."""
+        self._tensors = tensors
+        self.output_shapes = {
+            name: tuple(int(size) for size in self._answer.outputs[name]["shape"][1:])
+            for name in tensors.outputs
+        }
+        """Shapes of the answers to one example, by the names of the tensors."""
         self.masked = {k for k in range(len(shapes)) if f"mask_{k}" in inputs}
         """Indices in the manifest of the tensors that the step masks."""
         self._state = [
@@ -87,16 +90,19 @@ class TrainingStep:
             elif kind == "slot":
                 self._train.view(detail)[...] = 0
 
-    def run(self, inputs: Sequence[Values], target: Values | None) -> float:
-        """Run one step on at most `batch_size` examples; return their mean loss."""
+    def run(self, inputs: Sequence[Values], targets: Sequence[Values]) -> float:
+        """Run one step on at most `batch_size` examples; return their mean loss.
+
+        `targets`: see `StepTensors.target_values`.
+        """
         graph, count = self._train, len(inputs[0])
         if self._steps:
             for before, after in self._state:
                 graph.copy(after, before)
         self._steps += 1
         self._set_examples(graph, inputs, count)
-        if target is not None:
-            graph.set("target", self._padded(target, count))
+        for name, values in zip(self._tensors.targets, targets, strict=True):
+            graph.set(name, self._padded(values, count))
         graph.set("learning_rate", self._rate)
         graph.set("step", np.array([self._steps], np.float32))
         for detail in self._noises:
@@ -117,12 +123,12 @@ class TrainingStep:
         for k, tensor in enumerate(weights):
             self._answer.set(f"weight_{k}", tensor)
 
-    def answer(self, inputs: Sequence[Values]) -> Array:
-        """Return the model's answers to at most `batch_size` examples, float32 [N, ...]."""
+    def answer(self, inputs: Sequence[Values]) -> list[Array]:
+        """Return each of the model's answers to at most `batch_size` examples, float32 [N, ...]."""
         graph, count = self._answer, len(inputs[0])
         self._set_examples(graph, inputs, count)
         graph.invoke()
-        return np.array(graph.view(graph.outputs["output"])[:count])
+        return [np.array(graph.view(graph.outputs[name])[:count]) for name in self.output_shapes]
 
     def _set_examples(self, graph: _Graph, inputs: Sequence[Values], count: int) -> None:
         for number, values in enumerate(inputs):
@@ -220,10 +226,10 @@ class _Wanted:
         """Raise ClientError unless these are the tensors of training, and no others."""
         given, made = _kinds(inputs), _kinds(outputs)
         batch = _batch(given)
-        target = self._tensors.target
+        targets = self._tensors.targets
         wanted: dict[str, _Kind] = {
             **self._examples(batch),
-            **({} if target is None else {"target": ((*batch, *target.shape), target.dtype)}),
+            **{name: ((*batch, *tensor.shape), tensor.dtype) for name, tensor in targets.items()},
             "learning_rate": ((1,), "float32"),
             "step": ((1,), "float32"),
             **self._weights,
@@ -244,10 +250,12 @@ class _Wanted:
         given, made = _kinds(inputs), _kinds(outputs)
         batch = _batch(given)
         _compare("input", given, {**self._examples(batch), **self._weights})
-        possible = [(*batch, *shape) for shape in self._tensors.outputs]
-        shape = made.get("output", (possible[0], ""))[0]
-        shape = shape if shape in possible else possible[0]
-        _compare("output", made, {"output": (shape, "float32")})
+        wanted: dict[str, _Kind] = {}
+        for name, shapes in self._tensors.outputs.items():
+            possible = [(*batch, *shape) for shape in shapes]
+            shape = made.get(name, (possible[0], ""))[0]
+            wanted[name] = (shape if shape in possible else possible[0], "float32")
+        _compare("output", made, wanted)
 
     def _examples(self, batch: Shape) -> dict[str, _Kind]:
         inputs: dict[str, _Kind] = {

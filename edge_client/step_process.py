@@ -177,11 +177,16 @@ class FileProcess:
         self._end()
         raise ClientError(_line(str(answer["error"])))
 
-    def _shape(self, value: object) -> tuple[int, ...]:
-        for shape in self._tensors.outputs:
-            if value == list(shape):
-                return shape
-        raise self._refusal("gave answers of another shape than the task's", {"do": "load"})
+    def _output_shapes(self, values: object) -> dict[str, tuple[int, ...]]:
+        found = {
+            name: shape
+            for name, shapes in self._tensors.outputs.items()
+            for shape in shapes
+            if isinstance(values, dict) and values.get(name) == list(shape)
+        }
+        if len(found) < len(self._tensors.outputs):
+            raise self._refusal("gave answers of another shape than the task's", {"do": "load"})
+        return found
 
     def _number(self, value: object, kind: type[Number]) -> Number:
         if not isinstance(value, kind):
@@ -225,8 +230,8 @@ class StepProcess(FileProcess):
             "threads": threads,
         }
         answer, _ = self._call(header, [content])
-        self.output_shape = self._shape(answer.get("output_shape"))
-        """Shape of the answer to one example."""
+        self.output_shapes = self._output_shapes(answer.get("output_shapes"))
+        """Shapes of the answers to one example, by the names of the tensors."""
         masked = answer.get("masked")
         self.batch_size = self._number(answer.get("batch_size"), int)
         self.masked = {self._number(k, int) for k in (masked if isinstance(masked, list) else ())}
@@ -250,9 +255,12 @@ class StepProcess(FileProcess):
         parts = [np.asarray(w, np.float32) for w in weights]
         self._call(header, [array_bytes(part) for part in (*parts, *full)])
 
-    def run(self, inputs: Sequence[Values], target: Values | None) -> float:
-        """Run one step on at most `batch_size` examples; return their mean loss."""
-        parts = [*inputs, *([] if target is None else [target])]
+    def run(self, inputs: Sequence[Values], targets: Sequence[Values]) -> float:
+        """Run one step on at most `batch_size` examples; return their mean loss.
+
+        `targets`: see `StepTensors.target_values`.
+        """
+        parts = [*inputs, *targets]
         answer, _ = self._call({"do": "run", "count": len(inputs[0])}, map(array_bytes, parts))
         return self._number(answer.get("loss"), float)
 
@@ -261,12 +269,12 @@ class StepProcess(FileProcess):
         parts = [np.asarray(w, np.float32) for w in weights]
         self._call({"do": "set_answering"}, map(array_bytes, parts))
 
-    def answer(self, inputs: Sequence[Values]) -> Array:
-        """Return the model's answers to at most `batch_size` examples, float32 [N, ...]."""
+    def answer(self, inputs: Sequence[Values]) -> list[Array]:
+        """Return each of the model's answers to at most `batch_size` examples, float32 [N, ...]."""
         count = len(inputs[0])
-        header, shape = {"do": "answer", "count": count}, (count, *self.output_shape)
-        _, arrays = self._call(header, map(array_bytes, inputs), [shape])
-        return arrays[0]
+        shapes = [(count, *shape) for shape in self.output_shapes.values()]
+        header = {"do": "answer", "count": count}
+        return self._call(header, map(array_bytes, inputs), shapes)[1]
 
     def weights(self) -> list[Array]:
         """Return copies of the weights after the last step."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from featherfed.tasks.records import fields
 from featherfed.tasks.task import Shape, TargetKind, Task, Values
 
 
@@ -17,38 +18,47 @@ class Tensor(NamedTuple):
 
 
 class StepTensors(NamedTuple):
-    """What goes into a step and comes out of it, by example; `target` is None if it is the input.
+    """What goes into a step and comes out of it, by example.
 
-    `outputs`: the shapes that answers may have, float32.
+    `targets`: by the names of their tensors; none if the target is the input. `outputs`: the shapes
+    that each answer may have, float32, by the names of their tensors. `names`: those of
+    several targets in records of them (tasks/records.py), in the same order.
     """
 
     inputs: tuple[Tensor, ...]
-    target: Tensor | None
-    outputs: tuple[Shape, ...]
+    targets: dict[str, Tensor]
+    outputs: dict[str, tuple[Shape, ...]]
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, task: Task) -> StepTensors:
         """Return the tensors of a task's step."""
-        kind = task.target.kind
-        dtype = "int32" if kind is TargetKind.CLASS else "float32"
-        return cls(
-            tuple(Tensor(given.shape, given.dtype) for given in task.inputs),
-            None if kind is TargetKind.INPUT else Tensor(task.target.shape, dtype),
-            task.output_shapes(),
-        )
+        several = bool(task.target.parts)
+        targets, outputs = {}, {}
+        for number, part in enumerate(task.parts):
+            end = f"_{number}" if several else ""
+            kind = part.target.kind
+            dtype = "int32" if kind is TargetKind.CLASS else "float32"
+            if kind is not TargetKind.INPUT:
+                targets[f"target{end}"] = Tensor(part.target.shape, dtype)
+            outputs[f"output{end}"] = part.output_shapes()
+        inputs = tuple(Tensor(given.shape, given.dtype) for given in task.inputs)
+        return cls(inputs, targets, outputs, task.target.names)
 
     @classmethod
     def from_json(cls, values: Any) -> StepTensors:
         """Return what was sent as JSON, by a client to its step's process."""
-        inputs, target, outputs = values
+        inputs, targets, outputs, names = values
         return cls(
             tuple(Tensor(tuple(shape), dtype) for shape, dtype in inputs),
-            None if target is None else Tensor(tuple(target[0]), target[1]),
-            tuple(tuple(shape) for shape in outputs),
+            {name: Tensor(tuple(shape), dtype) for name, (shape, dtype) in targets.items()},
+            {name: tuple(tuple(shape) for shape in shapes) for name, shapes in outputs.items()},
+            tuple(names),
         )
 
-    def target_values(self, targets: Values | None) -> Values | None:
-        """Return targets in the dtype that the step takes."""
-        if self.target is None or targets is None:
-            return None
-        return targets.astype(np.dtype(self.target.dtype), copy=False)
+    def target_values(self, targets: Values | None) -> list[Values]:
+        """Return the array of each target in the dtype that the step takes; none of the input."""
+        if not self.targets or targets is None:
+            return []
+        parts = zip(fields(targets, self.names), self.targets.values(), strict=True)
+        return [values.astype(np.dtype(tensor.dtype), copy=False) for values, tensor in parts]

@@ -91,7 +91,7 @@ class _Worker:
             {
                 "batch_size": step.batch_size,
                 "masked": self._masked,
-                "output_shape": step.output_shape,
+                "output_shapes": step.output_shapes,
             },
         )
 
@@ -104,19 +104,20 @@ class _Worker:
         self._model = ModelInterpreter(
             content,
             self._tensors,
-            header["places"],
+            header["inputs"],
+            header["outputs"],
             header["threads"],
             memory,
             measured=header["measured"],
         )
         _close_doors()
         model = self._model
-        answer = {"output_shape": model.output_shape, "measured": model.num_measured}
+        answer = {"output_shapes": model.output_shapes, "measured": model.num_measured}
         send(self._connection, answer)
 
     def _answer_model(self, header: dict[str, Any]) -> None:
         answers = self._model.answer(self._inputs(header["count"]))
-        send(self._connection, {}, array_bytes(answers))
+        send(self._connection, {}, *map(array_bytes, answers))
 
     def _ranges(self, header: dict[str, Any]) -> None:
         send(self._connection, {}, array_bytes(self._model.ranges()))
@@ -137,8 +138,7 @@ class _Worker:
 
     def _run(self, header: dict[str, Any]) -> None:
         inputs = self._inputs(header["count"])
-        target = self._tensors.target
-        wanted = None if target is None else self._array(header["count"], target)
+        wanted = [self._array(header["count"], t) for t in self._tensors.targets.values()]
         send(self._connection, {"loss": self._step.run(inputs, wanted)})
 
     def _set_answering(self, header: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ class _Worker:
 
     def _answer(self, header: dict[str, Any]) -> None:
         answers = self._step.answer(self._inputs(header["count"]))
-        send(self._connection, {}, array_bytes(answers))
+        send(self._connection, {}, *map(array_bytes, answers))
 
     def _inputs(self, count: int) -> list[Any]:
         return [self._array(count, tensor) for tensor in self._tensors.inputs]

@@ -28,9 +28,9 @@ from featherfed.exporter.optimizers import OPTIMIZERS
 from featherfed.exporter.quantization import is_quantizing, run_quantized
 from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
-from featherfed.proto.plan_terms import Loss, Optimizer
+from featherfed.proto.plan_terms import Optimizer
 from featherfed.proto.step_file import join_step
-from featherfed.tasks.task import TargetKind
+from featherfed.tasks.task import Target, TargetKind
 
 TRAIN, ANSWER = "train", "answer"
 VERSION = 5
@@ -111,12 +111,18 @@ class _TrainingStep:
         return {**self._examples(), "importance": importance}
 
     def _target(self) -> dict[str, tf.TensorSpec]:
-        """Return the input that is the batch's target, none if that is the input itself."""
-        target = self._task.target
-        if target.kind is TargetKind.INPUT:
-            return {}
-        dtype = tf.int32 if target.kind is TargetKind.CLASS else tf.float32
-        return {"target": tf.TensorSpec([self._options.batch_size, *target.shape], dtype)}
+        """Return the inputs that are the batch's targets, none if that is the input itself."""
+        specs = {}
+        for name, target in zip(self._names("target"), self._task.target.each, strict=True):
+            if target.kind is not TargetKind.INPUT:
+                dtype = tf.int32 if target.kind is TargetKind.CLASS else tf.float32
+                specs[name] = tf.TensorSpec([self._options.batch_size, *target.shape], dtype)
+        return specs
+
+    def _names(self, what: str) -> list[str]:
+        """Return the names of a tensor for each target: numbered if there are several."""
+        count = len(self._task.target.parts)
+        return [f"{what}_{n}" for n in range(count)] or [what]
 
     def _weights(self) -> dict[str, tf.TensorSpec]:
         """Return the inputs that are the weights."""
@@ -158,7 +164,8 @@ class _TrainingStep:
             values = {id(v): w for v, w in zip(self._variables, weights, strict=True)}
             importance = given["importance"]
             forward = ForwardPass(values, importance, tf.zeros, training=False)
-            return {"output": self._run(given, forward)}
+            outputs = self._run(given, forward)
+            return dict(zip(self._names("output"), outputs, strict=True))
 
         return _function({**self._batch(), **self._weights()}, answer)
 
@@ -176,11 +183,12 @@ class _TrainingStep:
                 noise=lambda shape: next(noises),
             )
             outputs = self._run(given, forward)
-            targets = self._wanted(given, outputs, forward)
-            logits = forward.logits.get(outputs.ref())
-            losses = example_losses(self._loss, outputs, targets, logits)
             count = tf.reduce_sum(importance, keepdims=True)
-            mean = tf.reduce_sum(losses * importance, keepdims=True) / count
+            means = [
+                tf.reduce_sum(losses * importance, keepdims=True) / count
+                for losses in self._losses(given, outputs, forward)
+            ]
+            mean = self._total(means)
             for penalty in forward.penalties.values():
                 mean = mean + penalty
         gradients = tape.gradient(mean, [weights[k] for k in trainable])
@@ -207,26 +215,53 @@ class _TrainingStep:
         # The very floats that Keras sees: a last bit here is a last bit everywhere.
         return tf.cast(x, tf.float32) / (part.divide_by * forward.one)
 
-    def _run(self, given: dict[str, Tensor], forward: ForwardPass) -> Tensor:
-        """Return the model's outputs for a batch."""
+    def _run(self, given: dict[str, Tensor], forward: ForwardPass) -> list[Tensor]:
+        """Return the model's outputs for a batch, one for each target."""
         seen = [self._seen(n, given, forward) for n in range(len(self._task.inputs))]
         return _run_model(self._model, seen, forward)
 
-    def _wanted(self, given: dict[str, Tensor], outputs: Tensor, forward: ForwardPass) -> Tensor:
-        """Return the batch's targets in the shape of the outputs; classes are one-hot."""
-        target = self._task.target
+    def _losses(
+        self, given: dict[str, Tensor], outputs: list[Tensor], forward: ForwardPass
+    ) -> list[Tensor]:
+        """Return the losses [B] of each target."""
+        made = []
+        for task, name, output in zip(
+            self._task.parts, self._names("target"), outputs, strict=True
+        ):
+            assert task.loss is not None, "a single target always has a loss"
+            wanted = self._wanted(task.target, given.get(name), given, output, forward)
+            logits = forward.logits.get(output.ref())
+            made.append(example_losses(task.loss, output, wanted, logits))
+        return made
+
+    def _total(self, means: list[Tensor]) -> Tensor:
+        """Return the weighted sum of the mean losses, [1], in Keras' order."""
+        targets = self._task.target.each
+        weighted = [
+            mean if target.weight == 1 else mean * target.weight
+            for mean, target in zip(means, targets, strict=True)
+        ]
+        total = weighted[0]
+        for mean in weighted[1:]:
+            total = total + mean
+        return total
+
+    def _wanted(
+        self,
+        target: Target,
+        stored: Tensor | None,
+        given: dict[str, Tensor],
+        output: Tensor,
+        forward: ForwardPass,
+    ) -> Tensor:
+        """Return the batch's targets in the shape of the output; classes are one-hot."""
         if target.kind is TargetKind.INPUT:
             return self._seen(0, given, forward)
         if target.kind is not TargetKind.CLASS:
-            return tf.reshape(given["target"], outputs.shape)
-        if outputs.shape[-1] != len(target.class_names):  # the probability of the second class
-            return tf.reshape(tf.cast(given["target"], tf.float32), outputs.shape)
-        return tf.one_hot(given["target"], outputs.shape[-1])
-
-    @property
-    def _loss(self) -> Loss:
-        assert self._task.loss is not None, "a task always has a loss"
-        return self._task.loss
+            return tf.reshape(stored, output.shape)
+        if output.shape[-1] != len(target.class_names):  # the probability of the second class
+            return tf.reshape(tf.cast(stored, tf.float32), output.shape)
+        return tf.one_hot(stored, output.shape[-1])
 
 
 def _function(
@@ -242,8 +277,8 @@ def _function(
     return run
 
 
-def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> Tensor:
-    """Follow a Keras model's graph, nested models included."""
+def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> list[Tensor]:
+    """Follow a Keras model's graph, nested models included; return its outputs in order."""
     made = {id(keras): tensor for keras, tensor in zip(model.inputs, inputs, strict=True)}
     by_depth = model._nodes_by_depth
     for depth in sorted(by_depth, reverse=True):
@@ -251,20 +286,20 @@ def _run_model(model: Any, inputs: Sequence[Tensor], forward: ForwardPass) -> Te
             if node.is_input:
                 continue
             taken = [made[id(keras)] for keras in tf.nest.flatten(node.keras_inputs)]
-            (output,) = tf.nest.flatten(node.outputs)
-            made[id(output)] = _run_node(node, taken, forward)
-    (output,) = model.outputs
-    return made[id(output)]
+            outputs = tf.nest.flatten(node.outputs)
+            for output, tensor in zip(outputs, _run_node(node, taken, forward), strict=True):
+                made[id(output)] = tensor
+    return [made[id(output)] for output in model.outputs]
 
 
-def _run_node(node: Any, inputs: list[Tensor], forward: ForwardPass) -> Tensor:
+def _run_node(node: Any, inputs: list[Tensor], forward: ForwardPass) -> list[Tensor]:
     layer = node.layer
     with called(node, inputs, forward):
         if is_model(layer):
             return _run_model(layer, inputs, forward)
         if is_quantizing(layer):
-            return run_quantized(layer, inputs, forward)
-        return run_layer(layer, inputs, forward)
+            return [run_quantized(layer, inputs, forward)]
+        return [run_layer(layer, inputs, forward)]
 
 
 def _convert(function: Any, signature: str, what: str) -> bytes:

@@ -19,7 +19,7 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from featherfed.models.errors import ModelError
 from featherfed.models.importing import without_noise
-from featherfed.models.tflite import input_places
+from featherfed.models.tflite import Names, tensor_places
 
 Ranges = npt.NDArray[np.float32]
 """Smallest and largest value of each measured tensor, float32 [tensors, 2]."""
@@ -28,25 +28,23 @@ Ranges = npt.NDArray[np.float32]
 class CalibrationFile(NamedTuple):
     """A .tflite whose float values are to be measured.
 
-    `inputs`: the place of each of the task's inputs among the file's. `tensors`: the names of those
+    `inputs`: the place of each of the task's inputs among the file's; `outputs` likewise. `tensors`: the names of those
     that are measured, by number: every float32 tensor that is an input or what an operator writes.
     """
 
     content: bytes
     inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     tensors: tuple[str, ...]
 
 
-def calibration_file(candidates: Sequence[bytes], names: Sequence[str]) -> CalibrationFile:
-    """Return the first of some files of a model that has all tensors of the last, its float32 file.
-
-    `names`: of the input tensors in the task's order, as in `FileTask`.
-    """
+def calibration_file(candidates: Sequence[bytes], names: Names) -> CalibrationFile:
+    """Return the first of some files of a model that has all tensors of the last, its float32 file."""
     wanted = measured_tensors(candidates[-1])
     for content in candidates:
         tensors = measured_tensors(content)
         if len(set(tensors)) == len(tensors) and set(wanted) <= set(tensors):
-            return CalibrationFile(content, input_places(content, names), tensors)
+            return CalibrationFile(content, *tensor_places(content, names), tensors)
     raise ModelError("two tensors of the model have one name; give its layers names of their own")
 
 

@@ -30,7 +30,7 @@ from featherfed.models.calibration import CalibrationFile, Ranges, calibration_f
 from featherfed.models.errors import ModelError
 from featherfed.models.importing import without_noise
 from featherfed.models.optimized import FederatedModel
-from featherfed.models.tflite import FileTask, noise, with_task
+from featherfed.models.tflite import FileTask, Names, noise, with_task
 from featherfed.models.training import Inputs
 from featherfed.models.unrolling import unrolled
 from featherfed.models.wrapping import quantize_scope
@@ -110,8 +110,8 @@ class ModelFiles:
         examples = noise(self._task, 1) if self._representative is None else self._representative
         return self._described(keras, _convert(keras, kind, self._task, examples))
 
-    def input_names(self, kind: str) -> tuple[str, ...]:
-        """Return the names of a kind's input tensors in the task's order, none if there is one."""
+    def names(self, kind: str) -> Names:
+        """Return the names of a kind's input and output tensors."""
         return self._names(self._finished if kind == "int8" and self._quantizes else self._plain)
 
     def calibration(self) -> CalibrationFile:
@@ -144,11 +144,11 @@ class ModelFiles:
         return self._made[kind]
 
     def _described(self, keras: Any, content: bytes) -> bytes:
-        return with_task(content, FileTask(self._task, self._scaling, self._names(keras)))
+        return with_task(content, FileTask(self._task, self._scaling, *self._names(keras)))
 
-    def _names(self, keras: Any) -> tuple[str, ...]:
-        """Return the names of the input tensors, none where there is but one."""
-        return tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
+    def _names(self, keras: Any) -> Names:
+        inputs = tuple(keras.input_names) if len(self._task.inputs) > 1 else ()
+        return Names(inputs, tuple(keras.output_names) if self._task.target.parts else ())
 
     @cached_property
     def _plain(self) -> Any:

@@ -68,7 +68,8 @@ def _measure_here(path: Path, data: Path | None) -> Measurement:
     # Before the test set is loaded, which a device does not hold.
     peak = process_memory("VmHWM")
     known = what.startswith("ai-edge-litert")
-    examples = None if data is None else Dataset.load(data).fit(model.task)
+    names = model.task.target.names
+    examples = None if data is None else Dataset.load(data, (), names).fit(model.task)
     return Measurement(
         scores=model.evaluate(examples.inputs, examples.targets) if examples else {},
         num_examples=len(examples) if examples else 0,

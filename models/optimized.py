@@ -26,6 +26,7 @@ from featherfed.models.training import (
     Predictor,
     compile_afresh,
     fit_arguments,
+    output_shapes,
 )
 from featherfed.proto.plan_terms import Method, Optimizer
 from featherfed.tasks.errors import TaskError
@@ -161,10 +162,10 @@ class FederatedModel:
     def for_keras(self, inputs: Inputs, targets: Values | None) -> tuple[Any, Any]:
         """Return prepared inputs and targets as x and y of the `trained` model's own fit."""
         self._check(inputs, targets, 0.0)
-        return fit_arguments(self.task, inputs, targets, self._model.output_shape[1:])
+        return fit_arguments(self.task, inputs, targets, output_shapes(self._model))
 
-    def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """Return float32 [N, ...] answers to prepared inputs."""
+    def predict(self, inputs: Inputs) -> npt.NDArray[Any]:
+        """Return float32 [N, ...] answers to prepared inputs, to several targets as records."""
         return self._predictor.predict(inputs)
 
     def evaluate(
@@ -304,6 +305,11 @@ def _image_task(model: Any) -> Task:
 
 def _check(model: Any, task: Task) -> None:
     """Raise ModelError unless a plain model can learn the task."""
+    if isinstance(getattr(model, "_nested_outputs", None), dict):
+        raise ModelError(
+            "the model gives its outputs as a dictionary; give them as a list, in the order of the "
+            "task's targets"
+        )
     shapes = [[tuple(t.shape)[1:] for t in tensors] for tensors in (model.inputs, model.outputs)]
     for shape in (shape for group in shapes for shape in group):
         if None in shape:

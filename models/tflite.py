@@ -14,7 +14,7 @@ import json
 import time
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from featherfed.models.importing import importing_tensorflow
 from featherfed.models.trial import try_model
 from featherfed.proto.peer_text import printable
 from featherfed.tasks.errors import TaskError
+from featherfed.tasks.records import together
 from featherfed.tasks.scaling import FeatureScale, Scaling
 from featherfed.tasks.scoring import Scoring, both_classes, evaluate
 from featherfed.tasks.task import Task, Values, image_task
@@ -44,11 +45,13 @@ _KINDS = {"float32", "int8", "uint8", "int32"}
 
 class FileTask(NamedTuple):
     """What a .tflite file says of itself: its task, how data are standardised, and the names of its
-    input tensors in the task's order (none in files of pictures)."""
+    input tensors in the task's order (none in files of pictures), and of the output tensors in the
+    order of several targets."""
 
     task: Task
     scaling: Scaling
     tensor_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
 
 
 class TfliteModel:
@@ -69,12 +72,9 @@ class TfliteModel:
             self._interpreter: Any = _interpreter_class()(
                 model_content=content, num_threads=num_threads
             )
-            outputs = self._interpreter.get_output_details()
-            if len(outputs) != 1:
-                raise ModelError(f"{self._name} has {len(outputs)} outputs; it needs one")
-            self._output = outputs[0]
             described = read_task(content, self._name)
             self._inputs = self._ordered(described.tensor_names if described else ())
+            self._outputs = self._ordered_outputs(described)
             self._check_tensors()
             self.described = described or self._pictures()
         except (ValueError, RuntimeError) as error:
@@ -89,16 +89,30 @@ class TfliteModel:
     def _ordered(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the input tensors in the task's order."""
         details = self._interpreter.get_input_details()
-        return [details[place] for place in _places(self._interpreter, names, self._name)]
+        runner = self._interpreter.get_signature_runner
+        places = _places(details, names, lambda: runner().get_input_details(), self._name)
+        return [details[place] for place in places]
+
+    def _ordered_outputs(self, described: FileTask | None) -> list[dict[str, Any]]:
+        """Return the output tensors in the order of the task's targets."""
+        details = list(self._interpreter.get_output_details())
+        count = len(described.task.target.each) if described else 1
+        if len(details) != count:
+            needed = "one" if count == 1 else f"{count}, one for each target"
+            raise ModelError(f"{self._name} has {len(details)} outputs; it needs {needed}")
+        names = described.output_names if described else ()
+        runner = self._interpreter.get_signature_runner
+        places = _places(details, names, lambda: runner().get_output_details(), self._name)
+        return [details[place] for place in places]
 
     def _check_tensors(self) -> None:
-        kinds = {np.dtype(d["dtype"]).name for d in (*self._inputs, self._output)}
+        kinds = {np.dtype(d["dtype"]).name for d in (*self._inputs, *self._outputs)}
         if not kinds <= _KINDS:
             raise ModelError(f"{self._name} has tensors of {', '.join(sorted(kinds))}")
 
     def _pictures(self) -> FileTask:
         """Return the task of a file that names none: to tell numbered classes of pictures apart."""
-        shape = self._output["shape"]
+        shape = self._outputs[0]["shape"]
         if len(self._inputs) != 1 or len(self._inputs[0]["shape"]) != 4 or len(shape) != 2:
             raise ModelError(f"{self._name} does not turn images into probabilities")
         if not 2 <= shape[-1] <= _MAX_CLASSES:
@@ -114,9 +128,12 @@ class TfliteModel:
         """Raise ModelError unless the tensors are those of the task."""
         inputs = [tuple(map(int, detail["shape"][1:])) for detail in self._inputs]
         try:
-            self.task.check_model(inputs, [tuple(map(int, self._output["shape"][1:]))])
+            self.task.check_model(inputs, self._output_shapes())
         except TaskError as error:
             raise ModelError(f"{self._name}: {printable(str(error))}") from error
+
+    def _output_shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, detail["shape"][1:])) for detail in self._outputs]
 
     @property
     def task(self) -> Task:
@@ -136,10 +153,11 @@ class TfliteModel:
             for given, detail in zip(self.task.inputs, self._inputs, strict=True)
         ]
 
-    def predict(self, inputs: Sequence[Values]) -> npt.NDArray[np.float32]:
+    def predict(self, inputs: Sequence[Values]) -> npt.NDArray[Any]:
         """Return float32 [N, ...] answers to prepared inputs [N, ...].
 
-        Raises ModelError if they are not the task's.
+        Those to several targets are records by name (tasks/records.py). Raises ModelError if the
+        inputs are not the task's.
         """
         try:
             self.task.check_inputs(inputs)
@@ -149,8 +167,10 @@ class TfliteModel:
             self._invoke([values[start : start + self._batch_size] for values in inputs])
             for start in range(0, len(inputs[0]), self._batch_size)
         ]
-        shape = tuple(map(int, self._output["shape"][1:]))
-        return np.concatenate(parts) if parts else np.empty((0, *shape), np.float32)
+        if parts:
+            return np.concatenate(parts)
+        nothing = [np.empty((0, *shape), np.float32) for shape in self._output_shapes()]
+        return together(nothing, self.task.target.names)
 
     def evaluate(self, inputs: Sequence[Values], targets: Values | None) -> dict[str, float]:
         """Return loss and metrics on examples, given as stored."""
@@ -170,7 +190,7 @@ class TfliteModel:
             seconds[number] = time.perf_counter() - start
         return seconds
 
-    def _invoke(self, inputs: Sequence[Values]) -> npt.NDArray[np.float32]:
+    def _invoke(self, inputs: Sequence[Values]) -> npt.NDArray[Any]:
         count = len(inputs[0])
         try:
             if count != self._allocated:
@@ -181,28 +201,56 @@ class TfliteModel:
             for given, detail, values in zip(self.task.inputs, self._inputs, inputs, strict=True):
                 self._interpreter.set_tensor(detail["index"], _encode(given.seen(values), detail))
             self._interpreter.invoke()
-            found = _decode(self._interpreter.get_tensor(self._output["index"]), self._output)
+            found = [
+                _decode(self._interpreter.get_tensor(detail["index"]), detail)
+                for detail in self._outputs
+            ]
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{self._name} does not run: {printable(str(error))}") from error
-        if found.shape[0] != count or found.shape[1:] not in self.task.output_shapes():
-            raise ModelError(f"{self._name} gives {list(found.shape)} for {count} examples")
-        return found
+        for part, answers in zip(self.task.parts, found, strict=True):
+            if answers.shape[0] != count or answers.shape[1:] not in part.output_shapes():
+                raise ModelError(f"{self._name} gives {list(answers.shape)} for {count} examples")
+        return together(found, self.task.target.names)
 
 
-def input_places(content: bytes, names: Sequence[str]) -> tuple[int, ...]:
-    """Return the place of each input among a .tflite's, by the names that a FileTask has."""
-    return _places(_interpreter_class()(model_content=content, num_threads=1), names, "the model")
+class Names(NamedTuple):
+    """Names of a file's input tensors in the task's order, and of its outputs in the targets'.
+
+    Empty where there is but one.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
-def _places(interpreter: Any, names: Sequence[str], what: str) -> tuple[int, ...]:
-    places = {detail["index"]: n for n, detail in enumerate(interpreter.get_input_details())}
+def tensor_places(content: bytes, names: Names) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the place of each input among a .tflite's inputs, and of each output likewise."""
+    interpreter = _interpreter_class()(model_content=content, num_threads=1)
+    runner, what = interpreter.get_signature_runner, "the model"
+    given, made = interpreter.get_input_details(), interpreter.get_output_details()
+    return (
+        _places(given, names.inputs, lambda: runner().get_input_details(), what),
+        _places(made, names.outputs, lambda: runner().get_output_details(), what),
+    )
+
+
+def _places(
+    details: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    by_name: Callable[[], dict[str, dict[str, Any]]],
+    what: str,
+) -> tuple[int, ...]:
+    """Return the places among `details` of the tensors that a signature names.
+
+    `by_name`: the signature's details, whose runner must be gone before anything is allocated.
+    """
+    places = {detail["index"]: n for n, detail in enumerate(details)}
     if len(places) == 1 or not names:
         return tuple(places.values())
-    # The runner must be gone before anything is allocated.
-    by_name = interpreter.get_signature_runner().get_input_details()
-    if set(names) != by_name.keys():
-        raise ModelError(f"{what} does not have the inputs that its task names")
-    return tuple(places[by_name[name]["index"]] for name in names)
+    found = by_name()
+    if set(names) != found.keys():
+        raise ModelError(f"{what} does not have the tensors that its task names")
+    return tuple(places[found[name]["index"]] for name in names)
 
 
 def noise(task: Task, count: int) -> list[Values]:
@@ -248,10 +296,11 @@ class Predictor:
         """How its data are standardised."""
         return self._model.scaling
 
-    def predict(self, *inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def predict(self, *inputs: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return float32 [N, ...] answers to each input [N, ...], as the data are stored.
 
-        Answers are probabilities of classes or labels, or values in the units of the target.
+        Answers are probabilities of classes or labels, or values in the units of the target; those
+        to several targets are an array of records, where `answers["pulse"]` are those to `pulse`.
         Raises ModelError for arrays that are not the task's.
         """
         if len(inputs) != len(self.task.inputs):
@@ -269,10 +318,8 @@ class Predictor:
             raise ModelError(str(error)) from error
         scaling = self._model.scaling
         answers = self._model.predict(scaling.prepare(arrays))
-        if scaling.target is None:
-            return answers
-        restored: npt.NDArray[np.float32] = scaling.target.invert(answers).astype(np.float32)
-        return restored
+        restored = scaling.restore(answers)
+        return restored.astype(answers.dtype, copy=False)
 
 
 class Classifier:
@@ -365,7 +412,8 @@ def read_task(content: bytes, what: str) -> FileTask | None:
         task = Task.from_dict(values["task"])
         scaling = _scaling_from(values["scaling"])
         scaling.check(task)
-        return FileTask(task, scaling, tuple(map(str, values["tensor_names"])))
+        outputs = tuple(map(str, values.get("output_names", ())))
+        return FileTask(task, scaling, tuple(map(str, values["tensor_names"])), outputs)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{what}: its task is damaged ({printable(str(error))}); export it again"
@@ -399,9 +447,14 @@ def _to_json(described: FileTask) -> dict[str, Any]:
         "task": described.task.as_dict(),
         "scaling": {
             "inputs": [scale(values) for values in scaling.inputs],
-            "target": scale(scaling.target),
+            **(
+                {"targets": [scale(values) for values in scaling.targets]}
+                if scaling.targets
+                else {"target": scale(scaling.target)}
+            ),
         },
         "tensor_names": list(described.tensor_names),
+        **({"output_names": list(described.output_names)} if described.output_names else {}),
     }
 
 
@@ -412,7 +465,10 @@ def _scaling_from(values: Any) -> Scaling:
         mean, deviation = (np.array(given[key], np.float32) for key in ("mean", "deviation"))
         return FeatureScale(mean, deviation)
 
-    return Scaling(tuple(map(scale, values["inputs"])), scale(values["target"]))
+    inputs = tuple(map(scale, values["inputs"]))
+    if "targets" in values:
+        return Scaling(inputs, None, tuple(map(scale, values["targets"])))
+    return Scaling(inputs, scale(values["target"]))
 
 
 def runtime() -> str:

@@ -13,6 +13,7 @@ import tf_keras
 from featherfed.datasets.order import epoch_order
 from featherfed.proto.plan_terms import Loss, Optimizer
 from featherfed.tasks.arrays import is_on_disk, read
+from featherfed.tasks.records import fields, together
 from featherfed.tasks.task import TargetKind, Task, Values
 
 Inputs = Sequence[Values]
@@ -38,10 +39,10 @@ class Fitter:
         self.model = model
         self._task = task
         self._optimizer = _OPTIMIZERS[optimizer]()
-        self._batches = _Batches(task, model.output_shape[1:])
+        self._batches = _Batches(task, output_shapes(model))
         self._optimizer.build(model.trainable_variables)
         # No jit_compile: on a CPU, XLA halves the speed of the cnn and takes 8 s to compile.
-        model.compile(self._optimizer, str(task.loss), steps_per_execution=_STEPS_AT_ONCE)
+        model.compile(self._optimizer, **_losses(task), steps_per_execution=_STEPS_AT_ONCE)
         self._make_metrics()
 
     def fit(
@@ -71,11 +72,14 @@ class Fitter:
 
     def _make_metrics(self) -> None:
         # Metrics make their variables at the first batch: within the step, it is traced twice.
-        shape = self.model.output_shape[1:]
-        outputs = tf.zeros([1, *shape])
-        sparse = self._task.loss is Loss.SPARSE_CATEGORICAL_CROSSENTROPY
-        answers = tf.zeros([1, *shape[:-1]], tf.int64) if sparse else outputs
-        self.model.compute_loss(y=answers, y_pred=outputs)
+        outputs = [tf.zeros([1, *shape]) for shape in output_shapes(self.model)]
+        answers = [
+            tf.zeros([1, *output.shape[1:-1]], tf.int64)
+            if part.loss is Loss.SPARSE_CATEGORICAL_CROSSENTROPY
+            else output
+            for part, output in zip(self._task.parts, outputs, strict=True)
+        ]
+        self.model.compute_loss(y=_alone(answers), y_pred=_alone(outputs))
         self.model.reset_metrics()
 
     def _reset(self, learning_rate: float) -> None:
@@ -89,21 +93,44 @@ def compile_afresh(model: Any, task: Task, optimizer: Optimizer, learning_rate: 
     """Compile a model as a `Fitter` does, with a new optimizer, for another loop than its own."""
     made = _OPTIMIZERS[optimizer]()
     made.learning_rate = learning_rate
-    model.compile(made, str(task.loss))
+    model.compile(made, **_losses(task))
+
+
+def _losses(task: Task) -> dict[str, Any]:
+    """Return the loss of Keras' compile, of several targets a list with weights."""
+    if not task.target.parts:
+        return {"loss": str(task.loss)}
+    targets = task.target.parts
+    return {
+        "loss": [str(target.loss) for target in targets],
+        "loss_weights": [target.weight for target in targets],
+    }
+
+
+def output_shapes(model: Any) -> list[tuple[int, ...]]:
+    """Return the shape of each of a model's answers to one example."""
+    return [tuple(output.shape[1:]) for output in model.outputs]
+
+
+def _alone(parts: Sequence[Any]) -> Any:
+    """Return the only one of some tensors as it is, several as a tuple, as Keras takes them."""
+    return parts[0] if len(parts) == 1 else tuple(parts)
 
 
 def fit_arguments(
-    task: Task, inputs: Inputs, targets: Values | None, output_shape: Sequence[int]
+    task: Task, inputs: Inputs, targets: Values | None, shapes: Sequence[Sequence[int]]
 ) -> tuple[Any, Any]:
     """Return prepared inputs and targets as x and y of Keras' fit, numpy arrays.
 
-    x is a tuple of arrays for several inputs.
+    `shapes`: of the model's answers to one example. x is a tuple of arrays for several inputs, and
+    y for several targets.
     """
     with tf.device("/CPU:0"):
         seen = [values.numpy() for values in see_batch(task, list(map(tf.constant, inputs)))]
-        stored = tf.zeros(len(inputs[0])) if targets is None else tf.constant(targets)
-        answers = np.asarray(_answers(task, seen, stored, output_shape))
-    return (seen[0] if len(seen) == 1 else tuple(seen)), answers
+        known = np.zeros(len(inputs[0]), np.float32) if targets is None else targets
+        stored = list(map(tf.constant, fields(known, task.target.names)))
+        answers = list(map(np.asarray, _answers(task, seen, stored, shapes)))
+    return _alone(seen), _alone(answers)
 
 
 class _Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
@@ -125,19 +152,20 @@ class _Batches:
     by batch.
     """
 
-    def __init__(self, task: Task, output_shape: Sequence[int]) -> None:
-        kind = task.target.kind
-        stored = tf.int64 if kind is TargetKind.CLASS else tf.float32
-        shape = () if kind is TargetKind.INPUT else task.target.shape
+    def __init__(self, task: Task, shapes: Sequence[Sequence[int]]) -> None:
+        """`shapes`: of the model's answers to one example."""
         specs = [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs]
-        specs.append(tf.TensorSpec([None, *shape], stored))
+        count = len(specs)
+        for target in task.target.each:
+            stored = tf.int64 if target.kind is TargetKind.CLASS else tf.float32
+            specs.append(tf.TensorSpec([None, *target.shape], stored))
         orders = [tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([], tf.int64)]
 
         def seen(batch: Sequence[Any]) -> tuple[Any, Any]:
             """Return inputs and answers as the model and the loss take them."""
-            inputs = see_batch(task, batch[:-1])
-            answers = _answers(task, inputs, batch[-1], output_shape)
-            return (inputs[0] if len(inputs) == 1 else tuple(inputs)), answers
+            inputs = see_batch(task, batch[:count])
+            answers = _answers(task, inputs, batch[count:], shapes)
+            return _alone(inputs), _alone(answers)
 
         def gathered(arrays: Sequence[Any], orders: Any, batch_size: Any) -> Any:
             return _pipeline(
@@ -153,7 +181,8 @@ class _Batches:
 
             return _pipeline(orders, batch_size, load)
 
-        self._stored = stored.as_numpy_dtype
+        self._names = task.target.names
+        self._stored = [spec.dtype.as_numpy_dtype for spec in specs[count:]]
         self._gathered = tf.function(gathered, input_signature=[specs, *orders])
         self._loaded = tf.function(loaded, input_signature=orders)
         self._on_disk: list[Values] = []
@@ -164,7 +193,7 @@ class _Batches:
         """Return all epochs as one dataset; bytes become floats batch by batch."""
         count = len(inputs[0])
         orders = np.stack([epoch_order(count, epoch, seed) for epoch in range(epochs)])
-        known = np.zeros(count, self._stored) if targets is None else targets
+        known = np.zeros(count, self._stored[0]) if targets is None else targets
         arrays = [*inputs, known]
         # The CPU's memory, also where there is a GPU: the pipeline runs on the CPU.
         with tf.device("/CPU:0"):
@@ -172,14 +201,18 @@ class _Batches:
             if any(map(is_on_disk, arrays)):
                 self._on_disk = arrays
                 return self._loaded(*order)
-            arrays[-1] = known.astype(self._stored, copy=False)
+            arrays[-1:] = self._split(known)
             return self._gathered([tf.constant(values) for values in arrays], *order)
 
     def _read(self, chosen: Any) -> list[Values]:
         """Return the inputs and targets of a batch of the examples on disk, int64 [n]."""
         batch = [read(values, chosen) for values in self._on_disk]
-        batch[-1] = batch[-1].astype(self._stored, copy=False)
-        return batch
+        return [*batch[:-1], *self._split(batch[-1])]
+
+    def _split(self, targets: Values) -> list[Values]:
+        """Return the array of each target, in the dtype that a batch has."""
+        parts = zip(fields(targets, self._names), self._stored, strict=True)
+        return [values.astype(dtype, copy=False) for values, dtype in parts]
 
 
 def _pipeline(orders: Any, batch_size: Any, load: Callable[[Any], tuple[Any, Any]]) -> Any:
@@ -202,8 +235,17 @@ def see_batch(task: Task, inputs: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _answers(task: Task, seen: Sequence[Any], targets: Any, output_shape: Sequence[int]) -> Any:
-    """Return what the loss compares a batch's outputs with."""
+def _answers(
+    task: Task, seen: Sequence[Any], targets: Sequence[Any], shapes: Sequence[Sequence[int]]
+) -> list[Any]:
+    """Return what the losses compare a batch's outputs with, one for each target."""
+    return [
+        _answer(part, seen, values, shape)
+        for part, values, shape in zip(task.parts, targets, shapes, strict=True)
+    ]
+
+
+def _answer(task: Task, seen: Sequence[Any], targets: Any, output_shape: Sequence[int]) -> Any:
     kind = task.target.kind
     if kind is TargetKind.INPUT:
         return seen[0]
@@ -222,16 +264,18 @@ class Predictor:
     def __init__(self, model: Any, task: Task, batch_size: int = 250) -> None:
         def run(inputs: Any) -> Any:
             seen = see_batch(task, inputs)
-            return model(seen[0] if len(seen) == 1 else seen, training=False)
+            return tf.nest.flatten(model(seen[0] if len(seen) == 1 else seen, training=False))
 
         signature = [tf.TensorSpec([None, *i.shape], tf.as_dtype(i.dtype)) for i in task.inputs]
+        self._names = task.target.names
         self._run = tf.function(run, input_signature=[signature])
         self._batch_size = batch_size
 
-    def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """Return float32 answers [N, ...]; N must not be 0."""
+    def predict(self, inputs: Inputs) -> npt.NDArray[Any]:
+        """Return float32 answers [N, ...], to several targets records of such; N must not be 0."""
         parts = []
         for start in range(0, len(inputs[0]), self._batch_size):
             rows = slice(start, start + self._batch_size)
-            parts.append(self._run([tf.constant(values[rows]) for values in inputs]).numpy())
+            found = self._run([tf.constant(values[rows]) for values in inputs])
+            parts.append(together([answers.numpy() for answers in found], self._names))
         return np.concatenate(parts)

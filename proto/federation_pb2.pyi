@@ -130,26 +130,36 @@ class Input(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., divide_by: _Optional[float] = ..., vocabulary: _Optional[int] = ..., standardize: bool = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("kind", "shape", "class_names", "standardize", "columns")
+    __slots__ = ("kind", "shape", "class_names", "standardize", "columns", "parts", "name", "loss", "weight")
     KIND_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     STANDARDIZE_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     kind: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     class_names: _containers.RepeatedScalarFieldContainer[str]
     standardize: bool
     columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., standardize: bool = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Target]
+    name: str
+    loss: str
+    weight: float
+    def __init__(self, kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., class_names: _Optional[_Iterable[str]] = ..., standardize: bool = ..., columns: _Optional[_Iterable[str]] = ..., parts: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., name: _Optional[str] = ..., loss: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("inputs", "target")
+    __slots__ = ("inputs", "target", "targets")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     inputs: _containers.RepeatedCompositeFieldContainer[FeatureSums]
     target: FeatureSums
-    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureSums, _Mapping]]] = ..., target: _Optional[_Union[FeatureSums, _Mapping]] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[FeatureSums]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureSums, _Mapping]]] = ..., target: _Optional[_Union[FeatureSums, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[FeatureSums, _Mapping]]] = ...) -> None: ...
 
 class FeatureSums(_message.Message):
     __slots__ = ("count", "sums", "squares")
@@ -162,12 +172,14 @@ class FeatureSums(_message.Message):
     def __init__(self, count: _Optional[float] = ..., sums: _Optional[_Iterable[float]] = ..., squares: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Scaling(_message.Message):
-    __slots__ = ("inputs", "target")
+    __slots__ = ("inputs", "target", "targets")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     inputs: _containers.RepeatedCompositeFieldContainer[FeatureScale]
     target: FeatureScale
-    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureScale, _Mapping]]] = ..., target: _Optional[_Union[FeatureScale, _Mapping]] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[FeatureScale]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[FeatureScale, _Mapping]]] = ..., target: _Optional[_Union[FeatureScale, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[FeatureScale, _Mapping]]] = ...) -> None: ...
 
 class FeatureScale(_message.Message):
     __slots__ = ("mean", "deviation")
@@ -194,7 +206,7 @@ class JoinRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
 
 class DataSummary(_message.Message):
-    __slots__ = ("num_examples", "class_names", "num_classes", "inputs", "target", "statistics", "num_held_out")
+    __slots__ = ("num_examples", "class_names", "num_classes", "inputs", "target", "statistics", "num_held_out", "targets")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +214,7 @@ class DataSummary(_message.Message):
     TARGET_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
     num_classes: int
@@ -209,15 +222,18 @@ class DataSummary(_message.Message):
     target: TensorSummary
     statistics: Statistics
     num_held_out: int
-    def __init__(self, num_examples: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSummary, _Mapping]]] = ..., target: _Optional[_Union[TensorSummary, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., num_held_out: _Optional[int] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[TensorSummary]
+    def __init__(self, num_examples: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., num_classes: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSummary, _Mapping]]] = ..., target: _Optional[_Union[TensorSummary, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., num_held_out: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TensorSummary, _Mapping]]] = ...) -> None: ...
 
 class TensorSummary(_message.Message):
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("dtype", "shape", "num_classes")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    num_classes: int
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_classes: _Optional[int] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("stages", "methods", "runtime", "featherfed", "protocol")
@@ -614,18 +630,20 @@ class ModelFileChunk(_message.Message):
     def __init__(self, file: _Optional[_Union[ModelFile, _Mapping]] = ..., data: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ModelFile(_message.Message):
-    __slots__ = ("digest", "size", "compressed", "inputs", "against_measured")
+    __slots__ = ("digest", "size", "compressed", "inputs", "outputs", "against_measured")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     COMPRESSED_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     AGAINST_MEASURED_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     size: int
     compressed: int
     inputs: _containers.RepeatedScalarFieldContainer[int]
+    outputs: _containers.RepeatedScalarFieldContainer[int]
     against_measured: bool
-    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ..., inputs: _Optional[_Iterable[int]] = ..., against_measured: bool = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., compressed: _Optional[int] = ..., inputs: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[int]] = ..., against_measured: bool = ...) -> None: ...
 
 class RangesReport(_message.Message):
     __slots__ = ("session", "version", "digest", "lows", "highs", "num_examples")

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from featherfed.report.summary import NONE, number_text, percent_text
+from featherfed.tasks.metrics import split_name
 
 _SHARES = {"accuracy", "auc", "f1", "precision", "recall"}
 _TITLES = {
@@ -21,16 +22,23 @@ _TITLES = {
 
 def is_share(name: str) -> bool:
     """Return whether a metric goes from 0 to 1 and is written in percent."""
-    return name in _SHARES or re.fullmatch(r"top\d+", name) is not None
+    own = split_name(name)[1]
+    return own in _SHARES or re.fullmatch(r"top\d+", own) is not None
 
 
 def title(name: str) -> str:
-    """Return what a metric, or the loss, is called in a heading: "MAE", "Accuracy"."""
+    """Return what a metric, or the loss, is called in a heading: "MAE", "Accuracy", "pulse MAE"."""
+    target, own = split_name(name)
+    if target:
+        return f"{target} {word(own)}"
     return _TITLES.get(name) or name[:1].upper() + name[1:]
 
 
 def word(name: str) -> str:
     """Return what a metric, or the loss, is called in a sentence: "MAE", "accuracy"."""
+    target, own = split_name(name)
+    if target:
+        return f"{target} {word(own)}"
     return _TITLES.get(name, name)
 
 

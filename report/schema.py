@@ -8,7 +8,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 SCHEMA = 2
 
@@ -78,12 +86,20 @@ class InputReport(_Part):
 
 
 class TargetReport(_Part):
-    """What the model shall answer; `kind` is class, labels, values or input."""
+    """What the model shall answer; `kind` is class, labels, values, input or several.
+
+    `name`, `loss` and `weight` are those of one of several targets; `parts` are the targets of one
+    of kind several.
+    """
 
     kind: Text
     shape: tuple[Count, ...] = ()
     class_names: tuple[Text, ...] = ()
     standardize: bool = False
+    name: Text = ""
+    loss: Text = ""
+    weight: float = 1.0
+    parts: tuple[TargetReport, ...] = ()
 
 
 class TaskReport(_Part):
@@ -91,8 +107,39 @@ class TaskReport(_Part):
 
     inputs: Annotated[tuple[InputReport, ...], Field(min_length=1)]
     target: TargetReport
-    loss: Text
+    loss: Text = ""
     metrics: tuple[Text, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_target(cls, values: Any) -> Any:
+        """Return `targets`, if there are several, as the parts of one target."""
+        if not isinstance(values, dict) or "targets" not in values:
+            return values
+        if not isinstance(values["targets"], list) or not 2 <= len(values["targets"]) <= 16:
+            raise ValueError("targets: 2 to 16 are possible")
+        rest = {key: value for key, value in values.items() if key != "targets"}
+        return {**rest, "target": {"kind": "several", "parts": values["targets"]}}
+
+    @property
+    def parts(self) -> tuple[TaskReport, ...]:
+        """The task of each target alone, in the order of the model's outputs."""
+        if not self.target.parts:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"target": part, "loss": part.loss})
+            for part in self.target.parts
+        )
+
+    @property
+    def loss_text(self) -> str:
+        """The loss by name, of several targets as a sum."""
+        if not self.target.parts:
+            return self.loss
+        return " + ".join(
+            f"{'' if part.weight == 1 else f'{part.weight:g} '}{part.loss} ({part.name})"
+            for part in self.target.parts
+        )
 
     @property
     def is_images(self) -> bool:

@@ -15,6 +15,9 @@ _IN_FILE = (
 
 def purpose(task: TaskReport) -> str:
     """Return what a model answers, as a heading: "what an image shows, of 10 classes"."""
+    if task.target.parts:
+        each = [f"{part.target.name} ({purpose(part)})" for part in task.parts]
+        return f"{', '.join(each[:-1])} and {each[-1]}"
     kind, shape, number = task.target.kind, task.target.shape, len(task.target.class_names)
     if task.is_images:
         return f"what an image shows, of {number} classes"
@@ -47,7 +50,7 @@ def input_text(given: InputReport) -> str:
 
 
 def answer_text(task: TaskReport) -> str:
-    """Return what the numbers of a model's answer mean."""
+    """Return what the numbers of a model's answer to a single target mean."""
     target, shape = task.target, shape_text(task.target.shape)
     if target.kind == "class":
         where = f" for each position ({shape})" if target.shape else ""
@@ -71,6 +74,8 @@ def answer_text(task: TaskReport) -> str:
 
 def reading_code(task: TaskReport) -> str:
     """Return a line of Python that prints what `answers` of a `predictor` say of one example."""
+    if task.target.parts:
+        return "print({name: answers[name][0] for name in predictor.task.target.names})"
     kind = task.target.kind
     if kind == "class" and _may_answer_one(task):
         chosen = "(answers[0, ..., -1] > 0.5).astype(int).ravel()"

@@ -11,9 +11,16 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.scaling import FeatureScale, FeatureSums, Scaling, Statistics
 from featherfed.tasks.scoring import Sums
-from featherfed.tasks.task import MAX_CLASSES, MAX_INPUTS, Input, Target, Task, Window
-
-MAX_METRICS = 16
+from featherfed.tasks.task import (
+    MAX_CLASSES,
+    MAX_INPUTS,
+    MAX_METRICS,
+    MAX_TARGETS,
+    Input,
+    Target,
+    Task,
+    Window,
+)
 
 
 def task_message(task: Task) -> pb.Task:
@@ -32,25 +39,35 @@ def task_message(task: Task) -> pb.Task:
             )
             for given in task.inputs
         ],
-        target=pb.Target(
-            kind=task.target.kind.value,
-            shape=task.target.shape,
-            class_names=task.target.class_names,
-            standardize=task.target.standardize,
-            columns=task.target.columns,
-        ),
+        target=_target_message(task.target),
         metrics=task.metrics,
         window=None if window is None else pb.Window(**asdict(window)),
     )
+
+
+def _target_message(target: Target) -> pb.Target:
+    message = pb.Target(
+        kind=target.kind.value,
+        shape=target.shape,
+        class_names=target.class_names,
+        standardize=target.standardize,
+        columns=target.columns,
+        parts=[_target_message(part) for part in target.parts],
+    )
+    if target.name:
+        message.name, message.loss, message.weight = target.name, str(target.loss), target.weight
+    return message
 
 
 def read_task(message: pb.Task, loss: str) -> Task:
     """Return a peer's task; raise TaskError if it cannot be one."""
     if len(message.inputs) > MAX_INPUTS or len(message.target.class_names) > MAX_CLASSES:
         raise TaskError("a task of too many inputs or classes")
-    if len(message.metrics) > MAX_METRICS:
-        raise TaskError(f"a task of {len(message.metrics)} metrics; at most {MAX_METRICS} are")
-    target = message.target
+    if len(message.target.parts) > MAX_TARGETS:
+        raise TaskError(f"a task of {len(message.target.parts)} targets; at most {MAX_TARGETS} are")
+    most = MAX_METRICS * max(1, len(message.target.parts))
+    if len(message.metrics) > most:
+        raise TaskError(f"a task of {len(message.metrics)} metrics; at most {most} are")
     return Task(
         tuple(
             Input(
@@ -64,16 +81,29 @@ def read_task(message: pb.Task, loss: str) -> Task:
             )
             for given in message.inputs
         ),
-        Target(
-            target.kind,  # type: ignore[arg-type]  # the target makes a kind of it
-            tuple(target.shape),
-            tuple(target.class_names),
-            target.standardize,
-            tuple(target.columns),
-        ),
-        loss,  # type: ignore[arg-type]  # the task makes a Loss of it
+        _read_target(message.target),
+        (loss or None),  # type: ignore[arg-type]  # the task makes a Loss of it
         tuple(message.metrics),
         _read_window(message.window) if message.HasField("window") else None,
+    )
+
+
+def _read_target(message: pb.Target, is_part: bool = False) -> Target:
+    if len(message.class_names) > MAX_CLASSES:
+        raise TaskError("a target of too many classes")
+    if is_part and message.parts:
+        raise TaskError("one of several targets is several itself")
+    parts = tuple(_read_target(part, is_part=True) for part in message.parts)
+    return Target(
+        message.kind,  # type: ignore[arg-type]  # the target makes a kind of it
+        tuple(message.shape),
+        tuple(message.class_names),
+        message.standardize,
+        tuple(message.columns),
+        message.name,
+        (message.loss or None),  # type: ignore[arg-type]  # the target makes a Loss of it
+        message.weight if is_part else 1.0,
+        parts,
     )
 
 
@@ -87,6 +117,7 @@ def statistics_message(statistics: Statistics) -> pb.Statistics:
     return pb.Statistics(
         inputs=[_sums_message(sums) for sums in statistics.inputs],
         target=None if target is None else _sums_message(target),
+        targets=[_sums_message(sums) for sums in statistics.targets],
     )
 
 
@@ -96,6 +127,7 @@ def read_statistics(message: pb.Statistics, task: Task) -> Statistics:
     statistics = Statistics(
         tuple(_read_sums(sums) for sums in message.inputs[: MAX_INPUTS + 1]),
         None if target is None else _read_sums(target),
+        tuple(_read_sums(sums) for sums in message.targets[: MAX_TARGETS + 1]),
     )
     statistics.check(task)
     return statistics
@@ -107,6 +139,7 @@ def scaling_message(scaling: Scaling) -> pb.Scaling:
     return pb.Scaling(
         inputs=[_scale_message(scale) for scale in scaling.inputs],
         target=None if target is None else _scale_message(target),
+        targets=[_scale_message(scale) for scale in scaling.targets],
     )
 
 
@@ -116,6 +149,7 @@ def read_scaling(message: pb.Scaling, task: Task) -> Scaling:
     scaling = Scaling(
         tuple(_read_scale(scale) for scale in message.inputs[: MAX_INPUTS + 1]),
         None if target is None else _read_scale(target),
+        tuple(_read_scale(scale) for scale in message.targets[: MAX_TARGETS + 1]),
     )
     scaling.check(task)
     return scaling

@@ -285,7 +285,24 @@ def metric(name: str, exclusive: bool = True) -> Metric:
     return _METRICS[name](name, exclusive)
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Return the target and the metric that a name says; no target where there is but one.
+
+    No metric's own name has an underscore, so the last one divides: `left_arm_mae` is of the target
+    `left_arm`.
+    """
+    target, _, own = name.rpartition("_")
+    return target, own
+
+
+def is_larger_better(name: str) -> bool:
+    """Return whether a larger value of a metric, or of the loss, is better.
+
+    A metric may be named after one of several targets. Raises TaskError for one that there is not.
+    """
+    return name != "loss" and metric(split_name(name)[1]).larger_is_better
+
+
 def is_better(name: str, new: float, old: float) -> bool:
     """Return whether `new` is a better value of a metric, or of the loss, than `old`."""
-    larger = name != "loss" and metric(name).larger_is_better
-    return new > old if larger else new < old
+    return new > old if is_larger_better(name) else new < old

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from featherfed.tasks.arrays import mapped, read, rows_at_once
 from featherfed.tasks.errors import TaskError
+from featherfed.tasks.records import fields, together
 from featherfed.tasks.task import Input, Target, Task, Values
 
 Floats = npt.NDArray[np.float64]
@@ -107,19 +108,28 @@ class FeatureScale:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The scales of a task's inputs and target; None for what is not standardised."""
+    """The scales of a task's inputs and target; None for what is not standardised.
+
+    `targets`: the scales of several targets, in their order, whose `target` is None.
+    """
 
     inputs: tuple[FeatureScale | None, ...]
     target: FeatureScale | None = None
+    targets: tuple[FeatureScale | None, ...] = ()
 
     @classmethod
     def none(cls, task: Task) -> Scaling:
         """Return the scaling of a task that standardises nothing."""
-        return cls((None,) * len(task.inputs))
+        return cls((None,) * len(task.inputs), None, (None,) * len(task.target.parts))
+
+    @property
+    def of_targets(self) -> tuple[FeatureScale | None, ...]:
+        """The scale of each target that there is, in order."""
+        return self.targets or (self.target,)
 
     def check(self, task: Task) -> None:
         """Raise TaskError unless it has exactly the scales that the task needs."""
-        _check_parts("a scaling", task, self.inputs, self.target)
+        _check_parts("a scaling", task, self.inputs, self.target, self.targets)
 
     def prepare(self, inputs: Sequence[Values]) -> list[Values]:
         """Return inputs as trainers and model files take them: standardised where asked."""
@@ -130,15 +140,36 @@ class Scaling:
 
     def prepare_target(self, targets: Values) -> Values:
         """Return targets as they are learned."""
-        return targets if self.target is None else mapped(targets, self.target.apply)
+        if all(scale is None for scale in self.of_targets):
+            return targets
+        return mapped(targets, lambda part: self._of_each(part, "apply"))
+
+    def restore(self, answers: Values) -> Values:
+        """Return answers in the targets' own units, in their own dtype."""
+        if all(scale is None for scale in self.of_targets):
+            return answers
+        return self._of_each(answers, "invert")
+
+    def _of_each(self, values: Values, method: str) -> Values:
+        """Return targets or answers, each after a method of its scale."""
+        names = (values.dtype.names or ()) if self.targets else ()
+        parts = [
+            part if scale is None else getattr(scale, method)(part)
+            for scale, part in zip(self.of_targets, fields(values, names), strict=True)
+        ]
+        return together(parts, names)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a client tells of its data for standardisation: sums of the tensors that need it."""
+    """What a client tells of its data for standardisation: sums of the tensors that need it.
+
+    `targets`: the sums of several targets, in their order, whose `target` is None.
+    """
 
     inputs: tuple[FeatureSums | None, ...]
     target: FeatureSums | None = None
+    targets: tuple[FeatureSums | None, ...] = ()
 
     @classmethod
     def of(cls, task: Task, inputs: Sequence[Values], targets: Values | None) -> Statistics:
@@ -147,12 +178,18 @@ class Statistics:
             FeatureSums.of(values) if given.standardize else None
             for given, values in zip(task.inputs, inputs, strict=True)
         )
-        wanted = task.target.standardize and targets is not None
-        return cls(found, FeatureSums.of(targets) if wanted and targets is not None else None)
+        if targets is None:
+            return cls(found)
+        names = task.target.names
+        of_targets = tuple(
+            FeatureSums.of(values) if target.standardize else None
+            for target, values in zip(task.target.each, fields(targets, names), strict=True)
+        )
+        return cls(found, None, of_targets) if names else cls(found, of_targets[0])
 
     def check(self, task: Task) -> None:
         """Raise TaskError unless these are sums of exactly what the task standardises."""
-        _check_parts("statistics", task, self.inputs, self.target)
+        _check_parts("statistics", task, self.inputs, self.target, self.targets)
 
 
 def _check_parts(
@@ -160,12 +197,15 @@ def _check_parts(
     task: Task,
     inputs: Sequence[FeatureSums | FeatureScale | None],
     target: FeatureSums | FeatureScale | None,
+    targets: Sequence[FeatureSums | FeatureScale | None],
 ) -> None:
     """Raise TaskError unless there is a part for exactly what the task standardises."""
     if len(inputs) != len(task.inputs):
         raise TaskError(f"{what} of another number of inputs")
-    tensors: list[Input | Target] = [*task.inputs, task.target]
-    for tensor, part in zip(tensors, [*inputs, target], strict=True):
+    if len(targets) != len(task.target.parts):
+        raise TaskError(f"{what} of another number of targets")
+    tensors: list[Input | Target] = [*task.inputs, task.target, *task.target.parts]
+    for tensor, part in zip(tensors, [*inputs, target, *targets], strict=True):
         if tensor.standardize != (part is not None):
             raise TaskError(f"{what} of other tensors than the task standardises")
         if part is not None:
@@ -182,6 +222,7 @@ def merge(statistics: Iterable[Statistics]) -> Scaling:
     return Scaling(
         tuple(None if sums is None else sums.scale() for sums in total.inputs),
         None if total.target is None else total.target.scale(),
+        tuple(None if sums is None else sums.scale() for sums in total.targets),
     )
 
 
@@ -190,4 +231,5 @@ def _add(one: Statistics, other: Statistics) -> Statistics:
         return None if a is None or b is None else a + b
 
     inputs = tuple(add(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
-    return Statistics(inputs, add(one.target, other.target))
+    targets = tuple(add(a, b) for a, b in zip(one.targets, other.targets, strict=True))
+    return Statistics(inputs, add(one.target, other.target), targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,16 @@ import numpy.typing as npt
 from featherfed.tasks.arrays import read
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.losses import losses
-from featherfed.tasks.metrics import metric
-from featherfed.tasks.scaling import Scaling
+from featherfed.tasks.metrics import Metric, metric, split_name
+from featherfed.tasks.records import fields
+from featherfed.tasks.scaling import FeatureScale, Scaling
 from featherfed.tasks.task import TargetKind, Task, Values
 
 Sums = npt.NDArray[np.float64]
 """float64 [size]: number of examples, sum of losses, and the sums of each metric in order."""
-Predict = Callable[[Sequence[Values]], npt.NDArray[np.float32]]
-"""Prepared inputs [N, ...] each -> a model's answers, float32 [N, ...]."""
+Predict = Callable[[Sequence[Values]], npt.NDArray[Any]]
+"""Prepared inputs [N, ...] each -> a model's answers, float32 [N, ...], or records of such by the
+names of several targets (records.py)."""
 ROWS = 2048
 """Examples that are scored at once: bounds the memory that one-hot targets take."""
 
@@ -27,15 +30,21 @@ class Scoring:
     """Scores answers to a task by its loss and metrics."""
 
     def __init__(self, task: Task, scaling: Scaling | None = None) -> None:
-        self._task = task
-        self._scaling = scaling or Scaling.none(task)
-        target = task.target
-        exclusive = target.kind is TargetKind.CLASS
-        self._metrics = [metric(name, exclusive) for name in task.metrics]
-        width = len(target.class_names) or (task.target_shape or (1,))[-1]
-        self._sizes = [item.size(width) for item in self._metrics]
-        self.size = 2 + sum(self._sizes)
+        self._names = task.target.names
+        scales = (scaling or Scaling.none(task)).of_targets
+        weights = [target.weight for target in task.target.each]
+        self._answers = [_Answers(*each) for each in zip(task.parts, scales, weights, strict=True)]
+        self._metrics = [self._measure(name) for name in task.metrics]
+        self.size = 2 + sum(item.size for item in self._metrics)
         """Length of the sums."""
+
+    def _measure(self, name: str) -> _Measure:
+        """Return the metric of this name, which of several targets' metrics says the target."""
+        if not self._names:
+            return self._answers[0].measure(name, 0, name)
+        target, own = split_name(name)
+        place = self._names.index(target)
+        return self._answers[place].measure(own, place, name)
 
     def sums(self, outputs: Values, inputs: Sequence[Values], targets: Values | None) -> Sums:
         """Return the sums of answers [N, ...] to examples: prepared inputs, targets as stored."""
@@ -50,9 +59,9 @@ class Scoring:
         """Return the mean loss and the metrics by name, of at least one example."""
         found = {"loss": float(sums[1] / sums[0])}
         start = 2
-        for item, size in zip(self._metrics, self._sizes, strict=True):
-            found[item.name] = item.value(sums[start : start + size])
-            start += size
+        for item in self._metrics:
+            found[item.name] = item.metric.value(sums[start : start + item.size])
+            start += item.size
         return found
 
     def check(self, sums: Sums) -> None:
@@ -64,27 +73,77 @@ class Scoring:
         if sums[1] < -1e-3 * sums[0]:  # rounding may make a loss of 0 a little less
             raise TaskError("a loss below 0")
         start = 2
-        for item, size in zip(self._metrics, self._sizes, strict=True):
-            if not item.is_possible(sums[start : start + size]):
+        for item in self._metrics:
+            if not item.metric.is_possible(sums[start : start + item.size]):
                 raise TaskError(f"sums of the metric {item.name} that no examples give")
-            start += size
+            start += item.size
 
     def is_usable(self, scores: dict[str, float]) -> bool:
         """Return whether all scores are finite."""
         return all(map(math.isfinite, scores.values()))
 
     def _sums(self, outputs: Values, inputs: Sequence[Values], targets: Values | None) -> Sums:
+        wanted: Sequence[Values | None] = [None] * len(self._answers)
+        if targets is not None:
+            wanted = fields(targets, self._names)
+        found = fields(outputs, self._names)
+        compared = [
+            answers.compared(own, inputs, true)
+            for answers, own, true in zip(self._answers, found, wanted, strict=True)
+        ]
+        loss = sum(item.loss for item in compared)
+        parts = []
+        for item in self._metrics:
+            of = compared[item.place]
+            parts.append(item.metric.sums(of.measured, of.true))
+        return np.concatenate([[float(len(outputs)), loss], *parts])
+
+
+class _Measure(NamedTuple):
+    """A metric by its full name, the place of the target it is of, and how many sums it needs."""
+
+    name: str
+    place: int
+    metric: Metric
+    size: int
+
+
+class _Compared(NamedTuple):
+    """The weighted sum of losses, and answers and targets as they are measured."""
+
+    loss: float
+    measured: Sums
+    true: Sums
+
+
+class _Answers:
+    """Compares answers to one target with what is true."""
+
+    def __init__(self, task: Task, scale: FeatureScale | None, weight: float) -> None:
+        """`task`: of that target alone; `weight`: of its loss."""
+        self._task, self._scale, self._weight = task, scale, weight
+
+    def measure(self, metric_name: str, place: int, name: str) -> _Measure:
+        """Return a metric of this target."""
+        target = self._task.target
+        found = metric(metric_name, target.kind is TargetKind.CLASS)
+        width = len(target.class_names) or (self._task.target_shape or (1,))[-1]
+        return _Measure(name, place, found, found.size(width))
+
+    def compared(
+        self, outputs: Values, inputs: Sequence[Values], targets: Values | None
+    ) -> _Compared:
+        """Return what answers [N, ...] to prepared inputs are worth, targets as stored."""
         answers = outputs.astype(np.float64)
         learned, true = self._targets(inputs, targets)
         answers = answers.reshape(len(answers), *learned.shape[1:-1], -1)
         loss = self._task.loss
-        assert loss is not None, "a task always has a loss"
+        assert loss is not None, "a single target always has a loss"
         if answers.shape != learned.shape:  # the probability of the second of two classes
             answers = both_classes(answers)
         each = losses(loss, answers, learned)
-        measured = answers if self._scaling.target is None else self._scaling.target.invert(answers)
-        parts = [item.sums(measured, true) for item in self._metrics]
-        return np.concatenate([[float(len(outputs)), each.sum()], *parts])
+        measured = answers if self._scale is None else self._scale.invert(answers)
+        return _Compared(self._weight * float(each.sum()), measured, true)
 
     def _targets(self, inputs: Sequence[Values], targets: Values | None) -> tuple[Sums, Sums]:
         """Return targets as they are learned and as they are measured, float64 [N, ..., width]."""
@@ -98,9 +157,7 @@ class Scoring:
             hot = (targets[..., None] == np.arange(len(target.class_names))).astype(np.float64)
             return hot, hot
         values = _with_axis(targets.astype(np.float64))
-        if self._scaling.target is None:
-            return values, values
-        return self._scaling.target.apply(values), values
+        return values if self._scale is None else self._scale.apply(values), values
 
 
 def both_classes(answers: Values) -> Values:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,17 @@ Shape = tuple[int, ...]
 DTYPES = ("uint8", "float32", "int32")
 """What inputs may be: bytes such as pixels, physical quantities, tokens."""
 MAX_INPUTS = 16
+MAX_TARGETS = 16
+MAX_METRICS = 16
+"""Most metrics of a target."""
+MAX_WEIGHT = 1e6
+"""Largest weight of a target's loss, and one by the smallest."""
 MAX_AXES = 6
 MAX_SIZE = 2**26
 """Most values of one example."""
 MAX_CLASSES = 2**16
+MAX_TARGET_NAME = 40
+_TARGET_NAME = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII)
 MAX_NAME = 100
 """Most characters of a name of an input, a class or a metric."""
 
@@ -45,6 +54,8 @@ class TargetKind(enum.StrEnum):
     """Numbers: one, a vector or a sequence; float32."""
     INPUT = "input"
     """The first input itself, as the model sees it: autoencoders."""
+    SEVERAL = "several"
+    """An answer for each of several targets, which have names."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,9 @@ class Target:
     values, none for the input itself. `class_names`: by number, of classes or labels. With
     `standardize`, values are standardised while they are learned, and scores are in their units.
     `columns`: those of a table that hold the targets.
+
+    One of several targets has a `name`, a `loss` (None: its usual one) and a `weight` of it in the
+    total loss. `parts`: the targets that one of kind several consists of; see `Target.several`.
     """
 
     kind: TargetKind
@@ -126,13 +140,54 @@ class Target:
     class_names: tuple[str, ...] = ()
     standardize: bool = False
     columns: tuple[str, ...] = ()
+    name: str = ""
+    loss: Loss | None = None
+    weight: float = 1.0
+    parts: tuple[Target, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "kind", _kind(self.kind))
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if self.loss is not None:
+            object.__setattr__(self, "loss", _loss(self.loss))
+        if self.kind is TargetKind.SEVERAL:
+            self._check_several()
+            return
+        self._check_own_words()
         _check_shape(self.shape, "the target")
+        self._check_class_names()
+        if self.kind is TargetKind.LABELS and self.shape != (len(self.class_names),):
+            raise TaskError(
+                f"labels need the shape [{len(self.class_names)}], one value for each name"
+            )
+        if self.kind is TargetKind.INPUT and self.shape:
+            raise TaskError("a target of kind input has the input's shape; give none")
+        for name in self.columns:
+            _check_name(name, "a column")
+        if self.kind in (TargetKind.CLASS, TargetKind.INPUT) and len(self.columns) > 1:
+            raise TaskError(f"a target of kind {self.kind} is read from one column at most")
+        if self.standardize and self.kind is not TargetKind.VALUES:
+            raise TaskError(f"only values can be standardised, not a target of kind {self.kind}")
+
+    def _check_own_words(self) -> None:
+        """Raise TaskError unless name and weight can be those of one of several targets."""
+        if self.parts:
+            raise TaskError(f"a target of kind {self.kind} has no further targets")
+        if self.name and not _TARGET_NAME.fullmatch(self.name):
+            raise TaskError(
+                f"{self.name!r:.120} cannot be the name of a target; use a letter, and at most "
+                f"{MAX_TARGET_NAME - 1} letters, digits and underscores after it"
+            )
+        if not 1 / MAX_WEIGHT <= self.weight <= MAX_WEIGHT:
+            raise TaskError(
+                f"{self.weight:g} cannot be the weight of a loss; use {1 / MAX_WEIGHT:g} to "
+                f"{MAX_WEIGHT:g}"
+            )
+
+    def _check_class_names(self) -> None:
         names = self.class_names
         if self.kind in (TargetKind.CLASS, TargetKind.LABELS):
             least = 2 if self.kind is TargetKind.CLASS else 1
@@ -145,16 +200,51 @@ class Target:
                 _check_name(name, "a class")
         elif names:
             raise TaskError(f"a target of kind {self.kind} has no class names")
-        if self.kind is TargetKind.LABELS and self.shape != (len(names),):
-            raise TaskError(f"labels need the shape [{len(names)}], one value for each name")
-        if self.kind is TargetKind.INPUT and self.shape:
-            raise TaskError("a target of kind input has the input's shape; give none")
-        for name in self.columns:
-            _check_name(name, "a column")
-        if self.kind in (TargetKind.CLASS, TargetKind.INPUT) and len(self.columns) > 1:
-            raise TaskError(f"a target of kind {self.kind} is read from one column at most")
-        if self.standardize and self.kind is not TargetKind.VALUES:
-            raise TaskError(f"only values can be standardised, not a target of kind {self.kind}")
+
+    @classmethod
+    def several(cls, *targets: Target) -> Target:
+        """Return the target of a model with several outputs: one target for each, in their order.
+
+        Each has a name of its own. Raises TaskError for fewer than two, or too many.
+        """
+        return cls(TargetKind.SEVERAL, parts=targets)
+
+    def _check_several(self) -> None:
+        """Raise TaskError unless this is nothing but several targets with names."""
+        own = (self.shape, self.class_names, self.standardize, self.columns, self.loss)
+        if any(own) or self.name or self.weight != 1:
+            raise TaskError(
+                "several targets have shape, class names, columns, loss and weight each by itself; "
+                "give them there"
+            )
+        if not 2 <= len(self.parts) <= MAX_TARGETS:
+            raise TaskError(
+                f"a task of several targets has 2 to {MAX_TARGETS} of them, not {len(self.parts)}"
+                + ("; give a single one as the target" if len(self.parts) == 1 else "")
+                + ("; a run file lists them, [[task.targets]]" if not self.parts else "")
+            )
+        for part in self.parts:
+            if part.kind in (TargetKind.INPUT, TargetKind.SEVERAL):
+                raise TaskError(
+                    f"a target of kind {part.kind} cannot be one of several; use class, labels or "
+                    "values"
+                )
+            if not part.name:
+                raise TaskError("one of several targets has no name; give each its own")
+        if len({name.lower() for name in self.names}) < len(self.parts):
+            raise TaskError(
+                f"two targets have one name: {', '.join(self.names)}; give each its own"
+            )
+
+    @property
+    def each(self) -> tuple[Target, ...]:
+        """The targets that there are, in the order of the model's outputs: this one if alone."""
+        return self.parts or (self,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of several targets; none if there is but one."""
+        return tuple(part.name for part in self.parts)
 
     @property
     def num_features(self) -> int:
@@ -167,7 +257,13 @@ class Target:
         return _TARGET_DTYPES[self.kind]
 
     def check(self, values: Values | None, count: int) -> None:
-        """Raise TaskError unless `values` are targets of `count` examples."""
+        """Raise TaskError unless `values` are targets of `count` examples.
+
+        Those of several targets are records (see records.py) by their names.
+        """
+        if self.parts:
+            self._check_records(values, count)
+            return
         if values is None or self.kind is TargetKind.INPUT:
             if (values is None) != (self.kind is TargetKind.INPUT):
                 raise TaskError(
@@ -188,6 +284,18 @@ class Target:
             low, high = _range(values)
             if low < 0 or high >= top:
                 raise TaskError(f"targets go from {low} to {high}; the task has 0 to {top - 1}")
+
+    def _check_records(self, values: Values | None, count: int) -> None:
+        if values is None or values.dtype.names != self.names:
+            found = "none" if values is None else ", ".join(values.dtype.names or ()) or "one array"
+            raise TaskError(
+                f"the task has the targets {', '.join(self.names)}, and the data have {found}"
+            )
+        for part in self.parts:
+            try:
+                part.check(values[part.name], count)
+            except TaskError as error:
+                raise TaskError(f"target {part.name!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -222,6 +330,9 @@ class Task:
 
     Without a loss or metrics it gets those that are usual for its target. `window`: for clients
     whose data are a table of one or more series. Raises TaskError for what does not go together.
+
+    Of several targets (`Target.several`) each has its own loss, and `loss` stays None; a metric is
+    named after the target it measures, such as `pulse_mae`.
     """
 
     inputs: tuple[Input, ...]
@@ -236,12 +347,17 @@ class Task:
 
         kind = self.target.kind
         object.__setattr__(self, "inputs", tuple(self.inputs))
+        self._check_inputs()
+        if kind is TargetKind.SEVERAL:
+            self._take_several()
+            return
+        if (self.target.name, self.target.loss, self.target.weight) != ("", None, 1.0):
+            raise TaskError(
+                "a single target has no name, loss or weight of its own; give the task the loss, "
+                "or use Target.several for several targets"
+            )
         object.__setattr__(self, "loss", _loss(self.loss or _LOSSES[kind][0]))
         object.__setattr__(self, "metrics", tuple(self.metrics) or DEFAULT_METRICS[kind])
-        if not 1 <= len(self.inputs) <= MAX_INPUTS:
-            raise TaskError(f"a task has 1 to {MAX_INPUTS} inputs, not {len(self.inputs)}")
-        if len({given.name for given in self.inputs}) < len(self.inputs):
-            raise TaskError("two inputs have one name; give each its own")
         if self.loss not in _LOSSES[kind]:
             raise TaskError(
                 f"the loss {self.loss} does not fit a target of kind {kind}; use one of "
@@ -254,6 +370,69 @@ class Task:
         for name in self.metrics:
             metric(name).check(self)
         self._check_table()
+
+    def _check_inputs(self) -> None:
+        if not 1 <= len(self.inputs) <= MAX_INPUTS:
+            raise TaskError(f"a task has 1 to {MAX_INPUTS} inputs, not {len(self.inputs)}")
+        if len({given.name for given in self.inputs}) < len(self.inputs):
+            raise TaskError("two inputs have one name; give each its own")
+
+    def _take_several(self) -> None:
+        """Take each target's loss and metrics; raise TaskError for what does not go together."""
+        from featherfed.tasks.metrics import DEFAULT_METRICS, split_name
+
+        if self.loss is not None:
+            raise TaskError(
+                f"with several targets each has its own loss; give {self.loss} with the target "
+                "that it is for, not for all"
+            )
+        if self.window and self.window.horizon:
+            raise TaskError(
+                "a horizon is for a single target of kind values; leave it out, or forecast all "
+                "columns as one target"
+            )
+        targets, names = self.target.parts, self.target.names
+        usual = [f"{t.name}_{metric}" for t in targets for metric in DEFAULT_METRICS[t.kind]]
+        object.__setattr__(self, "metrics", tuple(self.metrics) or tuple(usual))
+        if len(set(self.metrics)) < len(self.metrics):
+            raise TaskError(f"a metric is named twice: {', '.join(self.metrics)}")
+        if len(self.metrics) > MAX_METRICS * len(targets):
+            raise TaskError(
+                f"{len(self.metrics)} metrics; at most {MAX_METRICS} for each target are possible"
+            )
+        for name in self.metrics:
+            if split_name(name)[0] not in names:
+                raise TaskError(
+                    f"the metric {name!r:.120} is of no target; with several of them, a metric is "
+                    f"named after its target, such as {usual[0]} (targets: {', '.join(names)})"
+                )
+        with_losses = [
+            replace(target, loss=part.loss)
+            for target, part in zip(targets, self.parts, strict=True)
+        ]
+        object.__setattr__(self, "target", Target.several(*with_losses))
+
+    @cached_property
+    def parts(self) -> tuple[Task, ...]:
+        """The task of each target alone, in the order of the model's outputs."""
+        if self.target.kind is not TargetKind.SEVERAL:
+            return (self,)
+        return tuple(self._part(target) for target in self.target.parts)
+
+    def _part(self, target: Target) -> Task:
+        from featherfed.tasks.metrics import split_name
+
+        own = [split_name(name) for name in self.metrics]
+        try:
+            return Task(
+                self.inputs,
+                replace(target, name="", loss=None, weight=1.0),
+                target.loss,
+                tuple(metric for owner, metric in own if owner == target.name),
+                self.window,
+            )
+        except TaskError as error:
+            raise TaskError(f"target {target.name!r}: {error}") from error
 
     def _check_table(self) -> None:
         """Raise TaskError unless columns and window give the tensors' shapes."""
@@ -282,7 +461,7 @@ class Task:
             if labels != columns:
                 raise TaskError(f"{labels} labels are read from {labels} columns, not {columns}")
         if window and window.horizon and target.kind is not TargetKind.VALUES:
-            raise TaskError("a horizon is for targets of kind values; leave it out")
+            raise TaskError("a horizon is for a target of kind values; leave it out")
 
     @property
     def leading(self) -> str:
@@ -292,7 +471,18 @@ class Task:
     @property
     def standardizes(self) -> bool:
         """Whether means and deviations of the clients' data are needed before the first round."""
-        return self.target.standardize or any(given.standardize for given in self.inputs)
+        parts: tuple[Input | Target, ...] = (*self.inputs, *self.target.each)
+        return any(part.standardize for part in parts)
+
+    @property
+    def loss_text(self) -> str:
+        """The loss by name, of several targets as a sum."""
+        if not self.target.parts:
+            return str(self.loss)
+        return " + ".join(
+            f"{'' if part.weight == 1 else f'{part.weight:g} '}{part.loss} ({part.name})"
+            for part in self.target.parts
+        )
 
     @property
     def is_images(self) -> bool:
@@ -314,7 +504,7 @@ class Task:
         return self.inputs[0].shape if kind is TargetKind.INPUT else self.target.shape
 
     def output_shapes(self) -> tuple[Shape, ...]:
-        """Return the shapes that a model's answer to one example may have."""
+        """Return the shapes that a model's answer to one example may have, for a single target."""
         target = self.target
         if target.kind is not TargetKind.CLASS:
             shape = self.target_shape
@@ -349,12 +539,31 @@ class Task:
                 f"the model takes {_shapes_text(inputs)}, the task gives {_shapes_text(wanted)}; "
                 "change the model's input or the task's"
             )
-        if len(outputs) != 1 or tuple(outputs[0]) not in self.output_shapes():
+        if self.target.parts:
+            self._check_outputs(outputs)
+        elif len(outputs) != 1 or tuple(outputs[0]) not in self.output_shapes():
             possible = " or ".join(_shape_text(shape) for shape in self.output_shapes())
             raise TaskError(
                 f"the model answers with {_shapes_text(outputs)}, the task needs {possible} "
                 f"({self.target.kind}); change the model's last layer" + self._binary_hint(outputs)
             )
+
+    def _check_outputs(self, outputs: Sequence[Shape]) -> None:
+        """Raise TaskError unless a model's outputs are the answers to the targets, in order."""
+        names = self.target.names
+        if len(outputs) != len(names):
+            raise TaskError(
+                f"the model has {len(outputs)} outputs ({_shapes_text(outputs)}), and the task the "
+                f"targets {', '.join(names)}; give the model an output for each, in this order"
+            )
+        for name, part, output in zip(names, self.parts, outputs, strict=True):
+            if tuple(output) not in part.output_shapes():
+                possible = " or ".join(_shape_text(shape) for shape in part.output_shapes())
+                raise TaskError(
+                    f"for the target {name!r} the model answers with {_shape_text(output)}, the "
+                    f"task needs {possible} ({part.target.kind}); change that output's layer, or "
+                    "the order of the targets" + part._binary_hint([output])
+                )
 
     def _binary_hint(self, outputs: Sequence[Shape]) -> str:
         binary = self.target.kind is TargetKind.CLASS and len(self.target.class_names) == 2
@@ -377,18 +586,11 @@ class Task:
                 }
                 for given in self.inputs
             ],
-            "target": {
-                "kind": self.target.kind.value,
-                "shape": list(self.target.shape),
-                **(
-                    {"class_names": list(self.target.class_names)}
-                    if self.target.class_names
-                    else {}
-                ),
-                **({"standardize": True} if self.target.standardize else {}),
-                **({"columns": list(self.target.columns)} if self.target.columns else {}),
-            },
-            "loss": str(self.loss),
+            **(
+                {"targets": [_target_dict(part) for part in self.target.parts]}
+                if self.target.parts
+                else {"target": _target_dict(self.target), "loss": str(self.loss)}
+            ),
             "metrics": list(self.metrics),
             **({"window": asdict(self.window)} if self.window else {}),
         }
@@ -397,10 +599,15 @@ class Task:
     def from_dict(cls, values: Any) -> Task:
         """Return the task that `as_dict` gave; raise TaskError for anything else."""
         try:
+            several = values.get("targets")
+            if several is not None and len(several) > MAX_TARGETS:
+                raise TaskError(f"{len(several)} targets; a task has at most {MAX_TARGETS}")
             return cls(
                 tuple(Input(**given) for given in values["inputs"]),
-                Target(**values["target"]),
-                values["loss"],
+                Target(**values["target"])
+                if several is None
+                else Target.several(*(Target(**given) for given in several)),
+                values["loss"] if several is None else None,
                 tuple(values["metrics"]),
                 Window(**values["window"]) if values.get("window") else None,
             )
@@ -415,6 +622,18 @@ def image_task(shape: Sequence[int], class_names: Sequence[str], loss: Loss | No
         Target(TargetKind.CLASS, (), tuple(class_names)),
         loss,
     )
+
+
+def _target_dict(target: Target) -> dict[str, Any]:
+    return {
+        **({"name": target.name} if target.name else {}),
+        "kind": target.kind.value,
+        "shape": list(target.shape),
+        **({"class_names": list(target.class_names)} if target.class_names else {}),
+        **({"standardize": True} if target.standardize else {}),
+        **({"columns": list(target.columns)} if target.columns else {}),
+        **({"loss": str(target.loss), "weight": target.weight} if target.name else {}),
+    }
 
 
 def table_shape(columns: Sequence[str], window: Window | None) -> Shape:
@@ -433,6 +652,7 @@ _TARGET_DTYPES = {
     TargetKind.LABELS: "uint8",
     TargetKind.VALUES: "float32",
     TargetKind.INPUT: "",
+    TargetKind.SEVERAL: "",
 }
 _OF_VALUES = (Loss.MEAN_SQUARED_ERROR, Loss.MEAN_ABSOLUTE_ERROR, Loss.HUBER)
 _LOSSES: dict[TargetKind, tuple[Loss, ...]] = {

@@ -275,13 +275,14 @@ def graph(signature: str, inputs: Kinds, outputs: Kinds) -> bytes:
 
 def test_a_step_as_it_should_be_is_taken() -> None:
     step = TrainingStep(made(), SMALL, TENSORS, 1)
-    assert (step.batch_size, step.masked, step.output_shape) == (2, {0}, (3,))
+    assert (step.batch_size, step.masked, step.output_shapes) == (2, {0}, {"output": (3,)})
     step.begin([np.zeros(4, np.float32), np.zeros((), np.float32)], [None, None], 0.1, [0])
     images, labels = np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32)
-    assert step.run([images], labels) == 1.0
+    assert step.run([images], [labels]) == 1.0
     assert [w.shape for w in step.weights()] == [(4,), ()]
     step.set_answering(step.weights())
-    assert step.answer([images]).tolist() == [[1.0] * 3]
+    (answers,) = step.answer([images])
+    assert answers.tolist() == [[1.0] * 3]
 
 
 @pytest.mark.parametrize(
@@ -388,7 +389,7 @@ def test_a_step_takes_what_its_task_gives(kind: str) -> None:
         answering(without_target, {"output": (output, F32)}),
     )
     step = TrainingStep(content, SMALL, StepTensors.of(task), 1)
-    assert step.output_shape == tuple(output[1:])
+    assert step.output_shapes == {"output": tuple(output[1:])}
     with pytest.raises(ClientError, match="input 'input_0'"):
         TrainingStep(made(), SMALL, StepTensors.of(task), 1)
 

@@ -60,7 +60,7 @@ def begin(step: StepProcess | TrainingStep, whole: Step) -> None:
 
 def batch() -> tuple[Any, Any]:
     images = np.random.default_rng(1).integers(0, 256, (BATCH, *EXAMPLE), np.uint8)
-    return [images], np.arange(BATCH, dtype=np.int32)
+    return [images], [np.arange(BATCH, dtype=np.int32)]
 
 
 def alive(pid: int) -> bool:
@@ -80,13 +80,13 @@ def test_it_trains_to_the_same_bits_as_in_this_process(name: str) -> None:
     for kind in (TrainingStep, StepProcess):
         step = kind(whole.content, whole.shapes, TENSORS, 2)
         assert (step.batch_size, step.masked) == (BATCH, whole.masked)
-        assert step.output_shape == (10,)
+        assert step.output_shapes == {"output": (10,)}
         begin(step, whole)
-        (images,), labels = batch()
-        losses = [step.run([images], labels), step.run([images[:3]], labels[:3])]
+        (images,), (labels,) = batch()
+        losses = [step.run([images], [labels]), step.run([images[:3]], [labels[:3]])]
         trained = step.weights()
         step.set_answering(trained)
-        answers = [step.answer([images]), step.answer([images[:3]])]
+        answers = [*step.answer([images]), *step.answer([images[:3]])]
         assert [answer.shape for answer in answers] == [(BATCH, 10), (3, 10)]
         results.append((losses, [array.tobytes() for array in (*trained, *answers)]))
     assert results[0] == results[1]

@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_found_on_disk_too() -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("name", ["classes of windows", "labels", "the input", "two inputs"])
+@pytest.mark.parametrize("name", ["classes of windows", "labels", "the input", "several outputs"])
 def test_keras_trains_from_disk_to_the_same_bits(name: str) -> None:
     pytest.importorskip("tensorflow_model_optimization")
     from support.tasks import TASKS, random_data

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from featherfed.server.settings.settings import Settings
-from featherfed.server.settings.task import InputSettings, TargetSettings, WindowSettings
+from featherfed.server.settings.task import (
+    InputSettings,
+    PartSettings,
+    TargetSettings,
+    WindowSettings,
+)
 from featherfed.tasks.metrics import _METRICS, DEFAULT_METRICS, metric
 from featherfed.tasks.task import _LOSSES, TargetKind
 
@@ -32,14 +37,17 @@ def test_each_run_file_can_be_served(number: int) -> None:
     inputs, output = SHAPES[number]
     said = re.findall(r"\[[\d, ]*\]", inputs)
     assert said == [str(list(given.shape)) for given in task.inputs]
-    shapes = {str(list(shape)) for shape in task.output_shapes()}
-    said = output.replace(" probabilities", "")
-    assert (said if said.startswith("[") else f"[{said}]") in shapes
+    parts = output.split(" and ")
+    assert len(parts) == len(task.parts)
+    for part, text in zip(task.parts, parts, strict=True):
+        shapes = {str(list(shape)) for shape in part.output_shapes()}
+        said = text.replace(" probabilities", "")
+        assert (said if said.startswith("[") else f"[{said}]") in shapes
 
 
 def test_there_is_an_example_of_every_kind() -> None:
     tasks = [Settings.model_validate(tomllib.loads(block)).explicit_task for block in BLOCKS]
-    assert len(tasks) == len(SHAPES) == 7
+    assert len(tasks) == len(SHAPES) == 8
     assert {task.target.kind for task in tasks if task} == set(TargetKind)
 
 
@@ -50,6 +58,8 @@ def test_every_key_is_described() -> None:
     section = PAGE.split("\n## Target\n")[1].split("\n## ")[0]
     for key in TargetSettings.model_fields:
         assert f"`{key}" in section, key
+    own = {row[0].strip("`") for row in rows("Several targets")}
+    assert own == PartSettings.model_fields.keys() - TargetSettings.model_fields.keys()
 
 
 def test_losses_are_those_that_fit() -> None:

@@ -16,8 +16,11 @@ MAX_EXAMPLES = 10**8
 def check_data(data: pb.DataSummary, task: Task) -> None:
     """Raise Refused, naming what is wrong and what to do, unless the data fit the task."""
     _check_inputs(data, task)
-    _check_target(data, task)
-    _check_classes(data, task)
+    if task.target.parts:
+        _check_targets(data, task)
+    else:
+        _check_target(data, task)
+        _check_classes(data, task)
     if data.num_examples < 1:
         raise Refused(pb.DATA_MISMATCH, "there is not one example to train on")
     if max(data.num_examples, data.num_held_out) > MAX_EXAMPLES:
@@ -57,6 +60,27 @@ def _check_target(data: pb.DataSummary, task: Task) -> None:
         )
     if wanted:
         _check_tensor("the target", data.target, target.dtype, target.shape)
+
+
+def _check_targets(data: pb.DataSummary, task: Task) -> None:
+    names = ", ".join(task.target.names)
+    if len(data.targets) != len(task.target.parts) or data.HasField("target"):
+        raise Refused(
+            pb.DATA_MISMATCH,
+            f"the data have {len(data.targets)} targets by name, the task has {names}; "
+            "give an array for each by its name, or join another run",
+        )
+    for part, found in zip(task.target.parts, data.targets, strict=True):
+        _check_tensor(f"target {part.name!r}", found, part.dtype, part.shape)
+        if part.kind is TargetKind.CLASS and not 1 <= found.num_classes <= len(part.class_names):
+            raise Refused(
+                pb.DATA_MISMATCH,
+                f"target {part.name!r}: classes up to {int(found.num_classes) - 1} do not fit the "
+                f"task, which has {len(part.class_names)} of them; check the targets or join "
+                "another run",
+            )
+    if data.class_names:
+        raise Refused(pb.DATA_MISMATCH, "class names without a target; several targets name none")
 
 
 def _check_tensor(what: str, found: pb.TensorSummary, dtype: str, shape: Sequence[int]) -> None:

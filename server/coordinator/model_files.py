@@ -40,10 +40,14 @@ _PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A .tflite: `inputs` are the places of the task's inputs, `num_measured` its float tensors."""
+    """A .tflite with its number of float tensors that are measured.
+
+    `inputs` are the places of the task's inputs among the file's, `outputs` those of its targets.
+    """
 
     content: bytes
     inputs: Sequence[int]
+    outputs: Sequence[int] = (0,)
     num_measured: int = 0
 
     @cached_property
@@ -205,7 +209,7 @@ class FinalModelFiles:
             data = Zstd(_LEVEL).compress(file.content, dictionary)
             description = pb.ModelFile(
                 digest=file.digest, size=len(file.content), compressed=len(data),
-                inputs=file.inputs, against_measured=known,
+                inputs=file.inputs, outputs=file.outputs, against_measured=known,
             )  # fmt: skip
             self._offers[key] = OfferedFile(description, data)
         return self._offers[key]

@@ -110,8 +110,10 @@ def check_statistics(data: pb.DataSummary, task: Task) -> Statistics:
         raise Refused(pb.DATA_MISMATCH, f"statistics of the data: {error}") from error
     for given, sums in zip(task.inputs, statistics.inputs, strict=True):
         _check_count(data, given.shape, sums)
-    _check_count(data, task.target.shape, statistics.target)
-    for scale in (*alone.inputs, alone.target):
+    of_targets = statistics.targets or (statistics.target,)
+    for target, sums in zip(task.target.each, of_targets, strict=True):
+        _check_count(data, target.shape, sums)
+    for scale in (*alone.inputs, *alone.of_targets):
         if scale is not None and max(abs(scale.mean).max(), scale.deviation.max()) > MAX_MAGNITUDE:
             raise Refused(
                 pb.DATA_MISMATCH,

@@ -22,7 +22,7 @@ from featherfed.server.storage.records import (
     TransferredBytes,
 )
 from featherfed.server.storage.store import Store
-from featherfed.tasks.metrics import metric
+from featherfed.tasks.metrics import is_larger_better
 from featherfed.tasks.task import Task
 
 SCHEMA = 2
@@ -63,7 +63,7 @@ def head(
         "task": task.as_dict(),
         "metric": {
             "name": task.leading,
-            "larger_is_better": metric(task.leading).larger_is_better,
+            "larger_is_better": is_larger_better(task.leading),
         },
         "evaluated_by": settings.evaluation.evaluated_by,
         "num_parameters": manifest.num_values,
@@ -271,7 +271,7 @@ def _flat(settings: Settings, task: Task) -> dict[str, Any]:
         "rounds": s.rounds,
         "seed": s.seed,
         **s.training.model_dump(),
-        "loss": str(task.loss),
+        "loss": task.loss_text,
         **s.compression.model_dump(),
         "optimize": s.optimization.method,
         **({"final_sparsity": s.optimization.final_sparsity} if s.prunes else {}),

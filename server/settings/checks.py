@@ -108,7 +108,7 @@ def check_task(task: Task, share_held_out: float, target: str | None) -> Iterato
             f"message takes {MAX_SUMS}; use metrics that need fewer, such as accuracy, or give "
             "evaluation.dataset and set evaluation.holdout to 0"
         )
-    parts: tuple[Input | Target, ...] = (*task.inputs, task.target)
+    parts: tuple[Input | Target, ...] = (*task.inputs, *task.target.each)
     features = sum(part.num_features for part in parts if part.standardize)
     if features > MAX_FEATURES:
         yield (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from featherfed.proto.plan_terms import Loss
 from featherfed.server.settings.section import Section
 from featherfed.tasks.errors import TaskError
 from featherfed.tasks.task import (
+    MAX_TARGETS,
     Input,
     Target,
     TargetKind,
@@ -83,6 +84,17 @@ class TargetSettings(Section):
         return Target(**{**self.model_dump(), "shape": shape})
 
 
+class PartSettings(TargetSettings):
+    """One of several targets; docs/tasks.md describes each key."""
+
+    name: str
+    """Of the target, which its metrics and its data are named after."""
+    loss: Loss | None = None
+    """None: the usual one of its kind."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of its loss in the total loss."""
+
+
 class WindowSettings(Section):
     """How examples are cut from long series; docs/tasks.md describes each key."""
 
@@ -100,11 +112,20 @@ class TaskSettings(Section):
     """What is learned, in full."""
 
     inputs: Annotated[tuple[InputSettings, ...], Field(min_length=1)]
-    target: TargetSettings
+    target: TargetSettings | None = None
+    targets: Annotated[tuple[PartSettings, ...], Field(max_length=MAX_TARGETS)] = ()
+    """Instead of `target`, one for each of a model's several outputs, in their order."""
     metrics: tuple[str, ...] = ()
     """By name, the leading one first; by default those that are usual for the target."""
     window: WindowSettings | None = None
     """How clients cut examples from the series in their tables."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the values without `targets` where there is but one, as before they could be."""
+        values: dict[str, Any] = handler(self)
+        del values["target" if self.targets else "targets"]
+        return values
 
     @model_validator(mode="after")
     def _fit_together(self) -> TaskSettings:
@@ -118,4 +139,13 @@ class TaskSettings(Section):
         """
         window = None if self.window is None else self.window.made()
         inputs = tuple(given.made(window) for given in self.inputs)
-        return Task(inputs, self.target.made(window), loss, self.metrics, window)
+        return Task(inputs, self._target(window), loss, self.metrics, window)
+
+    def _target(self, window: Window | None) -> Target:
+        if self.target is not None and self.targets:
+            raise TaskError("give task.target, or task.targets for several outputs, not both")
+        if self.targets:
+            return Target.several(*(part.made(window) for part in self.targets))
+        if self.target is None:
+            raise TaskError("the task needs task.target, or task.targets for several outputs")
+        return self.target.made(window)

@@ -10,6 +10,7 @@ import tf_keras
 
 from featherfed.datasets.dataset import Dataset
 from featherfed.proto.plan_terms import Loss
+from featherfed.tasks.records import records
 from featherfed.tasks.task import Input, Target, TargetKind, Task
 
 layers = tf_keras.layers
@@ -25,14 +26,20 @@ def random_data(task: Task, count: int = 11) -> Dataset:
         "int32": lambda i: rng.integers(0, i.vocabulary, (count, *i.shape)).astype(np.int32),
     }
     inputs = tuple(made[given.dtype](given) for given in task.inputs)
-    kind, shape = task.target.kind, (count, *task.target.shape)
-    targets = {
-        TargetKind.CLASS: lambda: rng.integers(0, len(task.target.class_names), shape),
+    made_targets = [random_targets(target, count, rng) for target in task.target.each]
+    if task.target.parts:
+        return Dataset(inputs, records(dict(zip(task.target.names, made_targets, strict=True))))
+    return Dataset(inputs, made_targets[0])
+
+
+def random_targets(target: Target, count: int, rng: np.random.Generator) -> Any:
+    shape = (count, *target.shape)
+    return {
+        TargetKind.CLASS: lambda: rng.integers(0, len(target.class_names), shape),
         TargetKind.LABELS: lambda: rng.integers(0, 2, shape).astype(np.uint8),
         TargetKind.VALUES: lambda: rng.normal(0, 3, shape).astype(np.float32),
         TargetKind.INPUT: lambda: None,
-    }[kind]()
-    return Dataset(inputs, targets)
+    }[target.kind]()
 
 
 def on_floats(*stack: Any) -> Any:
@@ -62,6 +69,20 @@ def on_both() -> Any:
     return tf_keras.Model([x, tokens], layers.Dense(3, name="out")(both))
 
 
+def on_several() -> Any:
+    """Return a model whose outputs stand in another order than their layers' names sort in."""
+    x = tf_keras.Input(FLOATS.shape, name="x")
+    body = layers.Dense(4, "tanh", name="hidden")(layers.Flatten()(x))
+    state = layers.Dense(3, "softmax", name="c_state")(body)
+    signs = layers.Dense(2, "sigmoid", name="a_signs")(body)
+    return tf_keras.Model(x, [state, signs, layers.Dense(2, name="b_pulse")(body)])
+
+
+SEVERAL = Target.several(
+    Target(TargetKind.CLASS, (), ("a", "b", "c"), name="state"),
+    Target(TargetKind.LABELS, (2,), ("left", "right"), name="signs", weight=2.0),
+    Target(TargetKind.VALUES, (2,), name="pulse", loss=Loss.HUBER, weight=0.3),
+)
 LETTERS = tuple("abcdefghijk")
 TASKS: dict[str, tuple[Callable[[], Any], Task]] = {
     "classes of windows": (
@@ -96,5 +117,6 @@ TASKS: dict[str, tuple[Callable[[], Any], Task]] = {
         on_tokens,
         Task((TOKENS,), Target(TargetKind.CLASS, (6,), LETTERS), metrics=("perplexity", "top2")),
     ),
+    "several outputs": (on_several, Task((FLOATS,), SEVERAL)),
     "two inputs": (on_both, Task((FLOATS, TOKENS), Target(TargetKind.VALUES, (3,)))),
 }
