@@ -28,8 +28,9 @@ Ranges = npt.NDArray[np.float32]
 class CalibrationFile(NamedTuple):
     """A .tflite whose float values are to be measured.
 
-    `inputs`: the place of each of the task's inputs among the file's; `outputs` likewise. `tensors`: the names of those
-    that are measured, by number: every float32 tensor that is an input or what an operator writes.
+    `inputs`: the place of each of the task's inputs among the file's; `outputs` likewise.
+    `tensors`: the names of those that are measured, by number: every float32 tensor that is an
+    input or what an operator writes.
     """
 
     content: bytes
@@ -39,7 +40,7 @@ class CalibrationFile(NamedTuple):
 
 
 def calibration_file(candidates: Sequence[bytes], names: Names) -> CalibrationFile:
-    """Return the first of some files of a model that has all tensors of the last, its float32 file."""
+    """Return the first file of a model that has all tensors of the last one, its float32 file."""
     wanted = measured_tensors(candidates[-1])
     for content in candidates:
         tensors = measured_tensors(content)

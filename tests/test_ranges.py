@@ -46,7 +46,7 @@ def convolutions() -> Any:
 
 def measured(model: FederatedModel, files: ModelFiles, inputs: list[Any]) -> Any:
     file = files.calibration()
-    process = ModelProcess(file.content, model.task, file.inputs, measured=True)
+    process = ModelProcess(file.content, model.task, file.inputs, file.outputs, measured=True)
     process.answer(inputs)
     ranges = process.ranges()
     process.close()
@@ -82,7 +82,7 @@ def test_ranges_take_the_place_of_examples(make: Callable[[], Any], tmp_path: Pa
     assert off <= same + 0.02, (off, same)
 
     # What a client finds the file to answer is what everyone else does.
-    process = ModelProcess(by_ranges, model.task, (0,))
+    process = ModelProcess(by_ranges, model.task, (0,), (0,))
     np.testing.assert_allclose(process.answer([images]), answers, atol=1e-6)
     process.close()
     with pytest.raises(ModelError, match=r"ranges of 1 tensors, and the model has \d+"):
@@ -97,7 +97,9 @@ def test_a_client_with_tensorflow_alone_measures_the_same(
     file = ModelFiles(model, tmp_path, None).calibration()
     tensors, found = seen_tensors(StepTensors.of(model.task)), []
     for _ in range(2):
-        interpreter = ModelInterpreter(file.content, tensors, file.inputs, 1, measured=True)
+        interpreter = ModelInterpreter(
+            file.content, tensors, file.inputs, file.outputs, 1, measured=True
+        )
         seen = [given.seen(images) for given in model.task.inputs]
         np.testing.assert_allclose(interpreter.answer(seen), model.predict([images]), atol=0.05)
         found.append(interpreter.ranges())
