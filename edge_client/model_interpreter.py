@@ -37,7 +37,7 @@ class ModelInterpreter:
     ) -> None:
         """Load a file; raise ClientError if it is not the model of a task.
 
-        `inputs`, `outputs`: places of the task's among the file's. `memory`: most bytes of a tensor.
+        `inputs`, `outputs`: places of the task's in the file. `memory`: most bytes of one tensor.
         """
         self._tensors = tensors
         try:

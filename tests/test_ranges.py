@@ -101,7 +101,7 @@ def test_a_client_with_tensorflow_alone_measures_the_same(
             file.content, tensors, file.inputs, file.outputs, 1, measured=True
         )
         seen = [given.seen(images) for given in model.task.inputs]
-        np.testing.assert_allclose(interpreter.answer(seen), model.predict([images]), atol=0.05)
+        np.testing.assert_allclose(interpreter.answer(seen)[0], model.predict([images]), atol=0.05)
         found.append(interpreter.ranges())
         monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
