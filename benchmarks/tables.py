@@ -16,7 +16,8 @@ from robustness_table import robustness_section
 from rounds_table import rounds_section
 from sweep_table import sweep_section
 
-from featherfed.report.frontier import Scenario, compare, frontier_figure, group
+from featherfed.report.frontier import compare, frontier_figure
+from featherfed.report.scenario import Scenario, group
 from featherfed.report.style import save_png, styled
 from featherfed.report.summary import bytes_text, latency_text, percent_text
 

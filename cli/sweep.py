@@ -30,6 +30,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.report.frontier import render_sweep
 from featherfed.server.coordinator.admission import LITERT
 from featherfed.server.errors import ServerError
+from featherfed.server.rounds.uplink import PROMISES
 from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep, load_sweep
 from featherfed.sweep.simulate import simulate
@@ -63,9 +64,11 @@ def _report(sweep: Sweep, cases: Sequence[Case], output: Path) -> None:
         rows.append(results.case_row(case, metrics))
         rounds.extend(results.round_rows(case, metrics))
     results.write_tables(output, rows, rounds)
-    page, table = render_sweep(output, sweep.name, rows, rounds, sweep.baseline, sweep.target_score)
-    show_sweep(table)
-    click.echo(f"report: {page}")
+    report = render_sweep(
+        output, sweep.name, rows, rounds, sweep.baseline, sweep.target_score, PROMISES
+    )
+    show_sweep(report)
+    click.echo(f"report: {report.page}")
 
 
 def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
@@ -88,7 +91,7 @@ def _run_all(cases: Sequence[Case], output: Path, workers: int) -> None:
                 for future in done:
                     case = open_.pop(future)
                     score = future.result()
-                    progress.console.print(f"{case.name}: {score:.4f}", soft_wrap=True)
+                    progress.console.print(f"{case.title}: {score:.4f}", soft_wrap=True)
         except BrokenProcessPool as error:
             raise ServerError(
                 "a worker was killed, perhaps for lack of memory; finished runs are kept: run the "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featherfed.report.frontier import Comparison
+from featherfed.report.frontier import SweepReport
+from featherfed.report.promises import PromiseTable
 from featherfed.report.table import models_table, round_table
 
 
@@ -24,16 +25,10 @@ def show_tables(directory: Path) -> None:
         console.print(models_table(data))
 
 
-def show_sweep(comparisons: Sequence[Comparison]) -> None:
-    """Print one table per scenario of a sweep: codecs, bytes and the leading metric."""
-    for found in comparisons:
-        table = Table(
-            title=found.title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+def show_sweep(report: SweepReport) -> None:
+    """Print one table per scenario of a sweep (codecs, bytes, leading metric), and the promises."""
+    for found in report.comparisons:
+        table = _sweep_table(found.title)
         table.add_column("codec", overflow="fold", min_width=14)
         columns = {
             "seeds": "n", "up": "bytes\nup", "down": "\ndown", "score": f"\n{found.metric}",
@@ -48,3 +43,33 @@ def show_sweep(comparisons: Sequence[Comparison]) -> None:
         for row in found.rows:
             table.add_row(Text(row["codec"]), *(row[name] for name in columns))
         Console().print(table)
+    if report.promises.rows:
+        _show_promises(report.promises)
+
+
+def _show_promises(promises: PromiseTable) -> None:
+    """Print what each preset lost in each scenario, what it promises, and whether it kept that."""
+    columns = {
+        "seeds": "n", "up": "bytes\nup", "down": "\ndown", "lost": "\nlost",
+        "promise": "\nat most", "verdict": "",
+    }  # fmt: skip
+    console = Console()
+    for where, rows in itertools.groupby(promises.rows, key=lambda row: row["where"]):
+        table = _sweep_table(f"Promises in {where}")
+        table.add_column("preset", overflow="fold", min_width=11)
+        for heading in columns.values():
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(Text(row["codec"]), *(row[name] for name in columns))
+        console.print(table)
+    console.print(Text(promises.summary))
+
+
+def _sweep_table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +19,8 @@ from featherfed.report.metric import (
     value_text,
     word,
 )
+from featherfed.report.promises import PromiseTable, check, promise_table
+from featherfed.report.scenario import CodecRuns, Row, Scenario, group
 from featherfed.report.schema import ReportError
 from featherfed.report.style import (
     CLIENT_COLORS,
@@ -36,63 +37,8 @@ from featherfed.report.style import (
 )
 from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text
 from featherfed.report.template import Plot, fill, write
-from featherfed.tasks.errors import TaskError
-from featherfed.tasks.metrics import is_better
 
-Row = dict[str, Any]
-"""A line of results.csv or rounds.csv (docs/metrics.md)."""
-
-_SCENARIO = ("dataset", "model", "partition", "clients")
 _MARKERS = "osD^vP"
-
-
-@dataclass(frozen=True)
-class CodecRuns:
-    """The runs of one codec in a scenario, one per seed, and their rounds."""
-
-    name: str
-    runs: list[Row]
-    rounds: list[Row]
-
-    def mean(self, column: str) -> float:
-        """Return the mean of a column over the seeds."""
-        return float(statistics.mean(run[column] for run in self.runs))
-
-    @property
-    def scores(self) -> dict[int, float]:
-        """The known values of the leading metric at the end, by seed."""
-        return {run["seed"]: run["score"] for run in self.runs if run["score"] is not None}
-
-    @property
-    def mean_score(self) -> float | None:
-        """The mean over the seeds, None if none is known."""
-        return statistics.mean(self.scores.values()) if self.scores else None
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A data set, model, split and number of clients, and every codec that was tried on it."""
-
-    key: tuple[Any, ...]
-    codecs: list[CodecRuns]
-
-    @property
-    def title(self) -> str:
-        """A headline."""
-        dataset, model, split, clients = self.key
-        return f"{dataset}, {model}, {split}, {clients} client{'s' * (clients != 1)}"
-
-    @property
-    def metric(self) -> str:
-        """The name of the leading metric."""
-        return str(self.codecs[0].runs[0]["metric"])
-
-    def is_better(self, new: float, old: float) -> bool:
-        """Return whether `new` is a better score than `old`; raise ReportError if unknown."""
-        try:
-            return is_better(self.metric, new, old)
-        except TaskError as error:
-            raise ReportError(f"{self.title}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -108,15 +54,13 @@ class Comparison:
     rows: list[dict[str, str]]
 
 
-def group(rows: Iterable[Row], rounds: Iterable[Row]) -> list[Scenario]:
-    """Return rows by scenario and codec, in the order of their first appearance."""
-    scenarios: dict[tuple[Any, ...], dict[str, CodecRuns]] = {}
-    for row in rows:
-        codecs = scenarios.setdefault(tuple(row[c] for c in _SCENARIO), {})
-        codecs.setdefault(row["codec"], CodecRuns(row["codec"], [], [])).runs.append(row)
-    for row in rounds:
-        scenarios[tuple(row[c] for c in _SCENARIO)][row["codec"]].rounds.append(row)
-    return [Scenario(key, list(codecs.values())) for key, codecs in scenarios.items()]
+@dataclass(frozen=True)
+class SweepReport:
+    """The page of a sweep, and the tables in it."""
+
+    page: Path
+    comparisons: list[Comparison]
+    promises: PromiseTable
 
 
 def compare(scenario: Scenario, baseline: str, target: float | None) -> Comparison:
@@ -186,13 +130,16 @@ def render_sweep(
     rounds: Sequence[Row],
     baseline: str,
     target: float | None,
-) -> tuple[Path, list[Comparison]]:
+    promises: Mapping[str, float],
+) -> SweepReport:
     """Write report.html and plots/*.png; return the page and the tables of all scenarios.
 
+    `promises`: preset name -> points, or percent, that it loses at most against `baseline`.
     Raises ReportError if the folder cannot be written.
     """
     scenarios = group(rows, rounds)
     tables = [compare(scenario, baseline, target) for scenario in scenarios]
+    promised = promise_table(check(scenarios, baseline, promises))
     try:
         (directory / "plots").mkdir(parents=True, exist_ok=True)
         with styled():
@@ -203,6 +150,7 @@ def render_sweep(
                 "sweep.html",
                 name=name,
                 baseline=baseline,
+                promises=promised,
                 scenarios=[
                     {"table": table, "heading": title(scenario.metric), "plots": pictures}
                     for scenario, table, pictures in zip(scenarios, tables, plots, strict=True)
@@ -213,7 +161,7 @@ def render_sweep(
         raise ReportError(
             f"{directory}: cannot write the report ({error}); free space or allow writing there"
         ) from error
-    return page, tables
+    return SweepReport(page, tables, promised)
 
 
 def _plots(scenario: Scenario, folder: Path, number: int) -> list[Plot]:

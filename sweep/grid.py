@@ -8,16 +8,26 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from featherfed.proto.plan_terms import Optimizer
 from featherfed.server.rounds.uplink import PRESETS, check_uplink, is_codec
 from featherfed.server.settings.section import Section
-from featherfed.server.settings.settings import Settings, read_toml
+from featherfed.server.settings.settings import (
+    BatchSize,
+    Epochs,
+    LearningRate,
+    Settings,
+    read_toml,
+)
 
 _AXES = ("dataset", "model", "partition", "clients", "runtime")
-Axis = Annotated[tuple[str, ...], Field(min_length=1)]
+TRAINING_AXES = ("learning_rate", "batch_size", "epochs", "optimizer")
+"""The axes that are settings of `[training]`."""
+Value = TypeVar("Value")
+Axis = Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
 class CodecChoice(Section):
@@ -42,15 +52,20 @@ class CodecChoice(Section):
 class Grid(Section):
     """The axes of the grid: every combination of their values is run."""
 
-    codec: Annotated[tuple[CodecChoice, ...], Field(min_length=1)]
+    codec: Axis[CodecChoice]
     """Presets, budgets, codec text (for both directions), or tables with a label."""
-    dataset: Axis = ("digits",)
-    model: Axis = ("cnn",)
-    partition: Axis = ("iid",)
-    clients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5,)
-    seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    runtime: Annotated[tuple[Literal["keras", "litert"], ...], Field(min_length=1)] = ("keras",)
+    dataset: Axis[str] = ("digits",)
+    model: Axis[str] = ("cnn",)
+    partition: Axis[str] = ("iid",)
+    clients: Axis[Annotated[int, Field(ge=1)]] = (5,)
+    seed: Axis[Annotated[int, Field(ge=0)]] = (0,)
+    runtime: Axis[Literal["keras", "litert"]] = ("keras",)
     """What clients train with; "litert" is added to the label of its runs."""
+    learning_rate: Axis[LearningRate] | None = None
+    """This and the axes below are settings of `[run.training]`; None: what stands there."""
+    batch_size: Axis[BatchSize] | None = None
+    epochs: Axis[Epochs] | None = None
+    optimizer: Axis[Optimizer] | None = None
 
     @field_validator("codec")
     @classmethod
@@ -59,6 +74,21 @@ class Grid(Section):
         if len(set(labels)) < len(labels):
             raise ValueError("two codecs have the same label; give one a label of its own")
         return choices
+
+    @field_validator(*TRAINING_AXES)
+    @classmethod
+    def _values_differ(cls, values: tuple[Value, ...] | None) -> tuple[Value, ...] | None:
+        # The same run twice would count as two seeds.
+        twice = [value for value in values or () if values is not None and values.count(value) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} stands there twice; leave one out")
+        return values
+
+    @property
+    def training(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each training axis that the grid has."""
+        axes = {name: getattr(self, name) for name in TRAINING_AXES}
+        return {name: values for name, values in axes.items() if values is not None}
 
 
 @dataclass(frozen=True)
@@ -73,10 +103,20 @@ class Case:
     seed: int
     settings: Settings
     runtime: str = "keras"
+    varied: tuple[str, ...] = ()
+    """The training axes that have several values in the grid."""
+
+    @property
+    def title(self) -> str:
+        """What the run is called while the sweep goes on: its name, and how it trains."""
+        training = self.settings.training
+        words = [f"{axis.replace('_', ' ')} {getattr(training, axis)}" for axis in self.varied]
+        return ", ".join([self.name, *words])
 
     @property
     def name(self) -> str:
         """A file name that people can read and no other case shares."""
+        # How it trains is in the digest alone, so an axis more leaves finished runs their names.
         words = [self.dataset, self.model, self.partition, f"{self.clients}clients", self.label]
         text = "-".join([re.sub(r"[^a-z0-9.]+", "-", w.lower()).strip("-.") for w in words])
         return f"{text[:100]}-seed{self.seed}-{self.digest[:8]}"
@@ -108,19 +148,32 @@ class Sweep(Section):
         clash = {"seed", "model", "clients", "name", "output", "compression"} & set(self.run)
         if clash:
             raise ValueError(f"[run] sets {', '.join(sorted(clash))}, which the grid decides")
+        training = self.run.get("training")
+        twice = self.grid.training.keys() & set(training if isinstance(training, dict) else ())
+        if twice:
+            raise ValueError(
+                f"[run.training] and [grid] both set {', '.join(sorted(twice))}; drop one of them"
+            )
         list(self.cases())
         return self
 
     def cases(self) -> Iterator[Case]:
         """Yield every run of the grid; seeds vary slowest, so that early results span codecs."""
         g = self.grid
+        varied = tuple(name for name, values in g.training.items() if len(values) > 1)
         for seed, *place in itertools.product(g.seed, *(getattr(g, axis) for axis in _AXES)):
-            for choice in g.codec:
-                dataset, model, partition, clients, runtime = place
-                # Keras runs keep the names that they had before there was another runtime.
-                label = choice.label if runtime == "keras" else f"{choice.label} ({runtime})"
-                settings = self._settings(label, choice, dataset, model, partition, clients, seed)
-                yield Case(label, dataset, model, partition, clients, seed, settings, runtime)
+            dataset, model, partition, clients, runtime = place
+            for values in itertools.product(*g.training.values()):
+                training = dict(zip(g.training, values, strict=True))
+                for choice in g.codec:
+                    # Keras runs keep the names that they had before there was another runtime.
+                    label = choice.label if runtime == "keras" else f"{choice.label} ({runtime})"
+                    settings = self._settings(
+                        label, choice, dataset, model, partition, clients, seed, training
+                    )
+                    yield Case(
+                        label, dataset, model, partition, clients, seed, settings, runtime, varied
+                    )
 
     def _settings(
         self,
@@ -131,13 +184,17 @@ class Sweep(Section):
         partition: str,
         clients: int,
         seed: int,
+        training: dict[str, Any],
     ) -> Settings:
+        shared = self.run.get("training", {})
         evaluation = {"clients": 0, **self.run.get("evaluation", {}), "dataset": dataset}
         return Settings.model_validate({
             **self.run,
             "name": self.name,
             "seed": seed,
             "model": {"name": model},
+            # What is no table is left for the settings to refuse.
+            "training": {**shared, **training} if isinstance(shared, dict) else shared,
             "compression": choice.compression,
             "clients": {"minimum": clients, "quorum": 1.0},
             "evaluation": evaluation,

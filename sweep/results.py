@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from featherfed.compression.files import replacing, write_whole
-from featherfed.sweep.grid import Case
+from featherfed.sweep.grid import TRAINING_AXES, Case
 
 Row = dict[str, Any]
 
@@ -99,12 +99,14 @@ def write_tables(output: Path, rows: Sequence[Row], rounds: Sequence[Row]) -> No
 
 def _identity(case: Case) -> Row:
     """Return the columns that identify a run."""
+    training = case.settings.training.model_dump(mode="json", include=set(TRAINING_AXES))
     return {
         "codec": case.label,
         "dataset": case.dataset,
         "model": case.model,
         "partition": case.partition,
         "clients": case.clients,
+        **{axis: training[axis] for axis in TRAINING_AXES},
         "seed": case.seed,
     }
 

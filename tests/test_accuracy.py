@@ -11,7 +11,7 @@ from support.processes import run
 
 from featherfed.datasets.idx import has_idx_files
 from featherfed.datasets.sources import fashion_mnist_folders
-from featherfed.report.frontier import CodecRuns, Scenario, group
+from featherfed.report.scenario import CodecRuns, Scenario, group
 
 ROOT = Path(__file__).parent.parent
 POINTS = {"exact": 0.1, "transparent": 0.4, "balanced": 0.6, "extreme": 1.0}

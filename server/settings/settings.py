@@ -58,6 +58,9 @@ def _check_noise(multiplier: float) -> float:
 
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Epochs = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
 AnySection = TypeVar("AnySection", bound=Section)
 DEFAULT_HOLDOUT = 0.1
 """The share of its examples that a client evaluates on, where the server has no data set."""
@@ -78,10 +81,10 @@ class ModelSettings(Section):
 class TrainingSettings(Section):
     """How a client trains in a round."""
 
-    epochs: Annotated[int, Field(ge=1)] = 5
+    epochs: Epochs = 5
     """Passes over the client's data in one round."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    batch_size: BatchSize = 32
+    learning_rate: LearningRate = 0.01
     optimizer: Optimizer = Optimizer.SGD
     loss: Loss | None = None
     """A Keras loss that fits the task's target; None: the usual one for it."""
