@@ -90,7 +90,8 @@ class TfliteModel:
         """Return the input tensors in the task's order."""
         details = self._interpreter.get_input_details()
         runner = self._interpreter.get_signature_runner
-        places = _places(details, names, lambda: runner().get_input_details(), self._name)
+        what = f"{self._name} does not have the inputs"
+        places = _places(details, names, lambda: runner().get_input_details(), what)
         return [details[place] for place in places]
 
     def _ordered_outputs(self, described: FileTask | None) -> list[dict[str, Any]]:
@@ -101,8 +102,11 @@ class TfliteModel:
             needed = "one" if count == 1 else f"{count}, one for each target"
             raise ModelError(f"{self._name} has {len(details)} outputs; it needs {needed}")
         names = described.output_names if described else ()
+        what = f"{self._name} does not have the outputs"
+        if count > 1 and len(names) != count:
+            raise ModelError(f"{what} that its task names")
         runner = self._interpreter.get_signature_runner
-        places = _places(details, names, lambda: runner().get_output_details(), self._name)
+        places = _places(details, names, lambda: runner().get_output_details(), what)
         return [details[place] for place in places]
 
     def _check_tensors(self) -> None:
@@ -226,7 +230,7 @@ class Names(NamedTuple):
 def tensor_places(content: bytes, names: Names) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the place of each input among a .tflite's inputs, and of each output likewise."""
     interpreter = _interpreter_class()(model_content=content, num_threads=1)
-    runner, what = interpreter.get_signature_runner, "the model"
+    runner, what = interpreter.get_signature_runner, "the model does not have the tensors"
     given, made = interpreter.get_input_details(), interpreter.get_output_details()
     return (
         _places(given, names.inputs, lambda: runner().get_input_details(), what),
@@ -249,7 +253,7 @@ def _places(
         return tuple(places.values())
     found = by_name()
     if set(names) != found.keys():
-        raise ModelError(f"{what} does not have the tensors that its task names")
+        raise ModelError(f"{what} that its task names")
     return tuple(places[found[name]["index"]] for name in names)
 
 

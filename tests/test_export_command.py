@@ -84,7 +84,7 @@ def test_the_command(finished: SmallRun, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(finished.folder)
     for arguments, why in (
         (("--version", "9"), "the run has no version 9; it has 0 to 4"),
-        (("--kind", "int8"), "none of the TFLite files could be made"),
+        (("--version", "1", "--kind", "int8"), "none of the TFLite files could be made"),
         (("--kind", "int4"), "no kind 'int4'; use float32, float16, dynamic, int8"),
         (("--output", "out"), "is the run's own folder"),
         (("--best", "--version", "1"), "drop one"),

@@ -84,6 +84,7 @@ def test_a_model_that_cannot_be_converted_leaves_its_keras_file(
         assert line[:2].isdigit(), line
 
 
+@pytest.mark.slow  # test_table_runs does it with real commands
 def test_without_data_on_the_server_a_client_measures_and_evaluates_int8(
     small_run: Callable[..., SmallRun],
 ) -> None:

@@ -122,6 +122,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_model(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_a_plan_without_a_training_step_is_trained_by_keras_clients(processes: Processes) -> None:
     address = serve(processes, rounds=1, port=0, minimum=1, deadline=60, epochs=3, method="cluster")
     assert "no LiteRT clients in this run: the method cluster" in processes.log("server")

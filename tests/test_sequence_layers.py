@@ -185,6 +185,7 @@ def test_masked_recurrent_layers() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_masked_pools_attention_and_joints() -> None:
     shape = (5, 3, 1)
     image = tf_keras.Input(shape)

@@ -133,6 +133,7 @@ def test_rows_say_how_clients_trained() -> None:
         assert (line["codec"], line["seed"]) == ("balanced", 1)
 
 
+@pytest.mark.slow
 def test_litert_runs_stand_beside_those_of_keras(tmp_path: Path) -> None:
     text = SWEEP.replace('["mlp"]', '["mlp"]\nruntime = ["keras", "litert"]')
     text = text.replace("seed = [0, 1]", "seed = [0]").replace("rounds = 2", "rounds = 4")

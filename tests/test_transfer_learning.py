@@ -101,7 +101,13 @@ def roles_of(manifest: Manifest) -> dict[Role, int]:
 
 @pytest.mark.parametrize(
     "uplink",
-    ["balanced", "float32", pytest.param("quantize(8) | zstd", marks=pytest.mark.slow)],
+    [
+        "balanced",
+        *(
+            pytest.param(codec, marks=pytest.mark.slow)
+            for codec in ("float32", "quantize(8) | zstd")
+        ),
+    ],
 )
 def test_only_the_head_travels(
     uplink: str, own_model: Path, digits: tuple[Dataset, Dataset]
@@ -162,7 +168,13 @@ def some_weights(model: FederatedModel) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize(
+    "method",
+    [
+        method if method in ("none", "prune") else pytest.param(method, marks=pytest.mark.slow)
+        for method in Method
+    ],
+)
 @pytest.mark.parametrize("runtime", ["keras", "litert"])
 def test_training_leaves_frozen_tensors_alone(
     method: Method, runtime: str, digits: tuple[Dataset, Dataset]

@@ -298,6 +298,8 @@ class Attacker:
             return rng.choice((self._session, self._session, self._session, 0, rng.getrandbits(64)))
         if field.name == "wait_seconds":
             return rng.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 2**32 - 1))
+        if field.cpp_type == field.CPPTYPE_ENUM:
+            return rng.choice((0, 1, 2, 2**31 - 1))
         bits = 64 if field.cpp_type in (field.CPPTYPE_UINT64, field.CPPTYPE_INT64) else 32
         value = rng.choice(_INTEGERS) % 2**bits
         return value
