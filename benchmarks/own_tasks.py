@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 RESULT = ROOT / "benchmarks" / "results" / "own_tasks.json"
 SEEDS = (0, 1, 2)
-CODECS = ("float32", "balanced", "extreme")
+CODECS = ("float32", "transparent", "balanced", "extreme")
 ON_LITERT = "balanced"
 """The codec that LiteRT clients are measured with, too."""
 Data = Mapping[str, tuple[Any, Any]]
