@@ -15,12 +15,11 @@ import numpy as np
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import MAX_VARINT_BYTES, Reader, varint
-from featherfed.compression.codec import check_magnitudes
+from featherfed.compression.codec import Decoded, check_magnitudes
 from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError, NonFiniteError, WireError
 from featherfed.compression.importance import Report
 from featherfed.compression.key import Key
-from featherfed.compression.sparse import Tensor
 from featherfed.compression.stage import (
     FLOATS,
     ArrayStage,
@@ -116,9 +115,13 @@ class Chain:
 
     def decode_sparse(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
-    ) -> Sequence[Tensor]:
-        """Return what `decode` does: a chain sends all values."""
-        return self.decode(data, shapes, context)
+    ) -> Decoded:
+        """Return what `decode` does, as a chain sends all values; noise if there is next to none.
+
+        How much others lose depends on values that the receiver does not know.
+        """
+        noise = 0.0 if self.traits.near_lossless else None
+        return Decoded(self.decode(data, shapes, context), noise)
 
     def _read_sides(self, reader: Reader, shape: Shape) -> list[bytes]:
         sides = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,19 @@ from featherfed.compression.traits import Traits
 
 MAX_MAGNITUDE = 1e18
 """Largest magnitude that can be encoded: sums, squares and scaled values stay finite in float32."""
+
+
+class Decoded(NamedTuple):
+    """What a codec finds in a payload: the tensors, and how much noise is in them.
+
+    `tensors`: float32, without the zeros where only few values were sent. `noise`: about how much
+    larger their energy (sum of squares) is than that of the tensors before encoding, since noise
+    that is zero in the mean adds its own energy; 0 if next to nothing is lost, None if it cannot be
+    told.
+    """
+
+    tensors: Sequence[Tensor]
+    noise: float | None
 
 
 class Codec(Protocol):
@@ -43,8 +56,8 @@ class Codec(Protocol):
 
     def decode_sparse(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
-    ) -> Sequence[Tensor]:
-        """Return what `decode` does, without the zeros where only few values were sent."""
+    ) -> Decoded:
+        """Return what `decode` does, without the zeros, and the noise in it."""
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return the report of importance in encoded `data`, None if it holds none."""

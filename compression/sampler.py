@@ -102,6 +102,10 @@ class Sampler:
         widths[: max(0, rest - values.start)] += 1
         return widths
 
+    def mean_width(self, count: int) -> float:
+        """Return the mean width of `count` strata; none differs from it by 1 or more."""
+        return self._total / count
+
     def _points(self, words: Words, begin: int, count: int, context: Context) -> Integers:
         """Return a point of the line in each stratum from `begin` on; overwrites `words`."""
         assert count <= self._total, "every coordinate weighs more than one"

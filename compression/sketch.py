@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.buffer import Reader
-from featherfed.compression.codec import check_magnitudes
+from featherfed.compression.codec import Decoded, check_magnitudes
 from featherfed.compression.context import NO_CONTEXT, Context
 from featherfed.compression.errors import CodecError, NonFiniteError
 from featherfed.compression.hadamard import MAX_BLOCK, MIN_BLOCK, block_scales, rotate, rotate_back
@@ -45,8 +45,8 @@ from featherfed.compression.importance import (
     report_size,
 )
 from featherfed.compression.quantizers import QUANTIZERS, Quantizer
-from featherfed.compression.sampler import Sample, sampler_of
-from featherfed.compression.sparse import SparseTensor, sparse_sum
+from featherfed.compression.sampler import Sample, Sampler, sampler_of
+from featherfed.compression.sparse import SparseTensor, dense, energy, sparse_sum
 from featherfed.compression.stage import Shape, stage_text
 from featherfed.compression.traits import Traits
 
@@ -136,30 +136,33 @@ class Sketch:
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
     ) -> list[Array]:
         """Return float32 tensors of `shapes`, zero where nothing was sent."""
-        return [tensor.dense() for tensor in self.decode_sparse(data, shapes, context)]
+        return [dense(tensor) for tensor in self.decode_sparse(data, shapes, context).tensors]
 
     def decode_sparse(
         self, data: bytes, shapes: Sequence[Shape], context: Context = NO_CONTEXT
-    ) -> list[SparseTensor]:
-        """Return the values that were sent of tensors of `shapes`."""
+    ) -> Decoded:
+        """Return the values that were sent of tensors of `shapes`, and the noise in them."""
         reader = Reader(data)
         allocation = self._read_allocation(reader, shapes, context)
         count = self._count(shapes)
         num_scales = -(-count // self._span)
-        scales = np.frombuffer(reader.take(2 * num_scales), "<u2").astype(np.uint32) << 16
+        words = np.frombuffer(reader.take(2 * num_scales), "<u2").astype(np.uint32) << 16
+        scales = words.view(np.float32)
         levels = self._quantizer.unpack(reader.take(self._quantizer.size(count)), count)
         reader.finish()
         sampler = sampler_of(allocation, tuple(shapes))
         with np.errstate(over="ignore", invalid="ignore"):
             values = rotate_back(levels, context.update_key)
             values *= block_scales(count)
-            values *= np.repeat(scales.view(np.float32), self._span)[:count]
+            values *= np.repeat(scales, self._span)[:count]
             spread = self._spread(count)
             if spread is not None:
                 values[spread] = values.copy()
             if not np.isfinite(values).all():
                 raise NonFiniteError("a sketch holds NaN or infinity")
-            return _placed(values, sampler.draw(count, context), shapes)
+            tensors = _placed(values, sampler.draw(count, context), shapes)
+        before = self._energy_before(levels, scales, sampler)
+        return Decoded(tensors, sum(map(energy, tensors)) - before)
 
     def read_report(self, data: bytes, shapes: Sequence[Shape], context: Context) -> Report | None:
         """Return the report of importance in encoded `data`, None if it holds none."""
@@ -172,6 +175,19 @@ class Sketch:
         count = self._count(shapes)
         report = report_size(shapes, 0, 1) if self._reports else 0
         return report + 2 * -(-count // self._span) + self._quantizer.size(count)
+
+    def _energy_before(self, levels: Array, scales: Array, sampler: Sampler) -> float:
+        """Return about the energy (sum of squares) of the tensors that were encoded.
+
+        A value that is sent is value * width / root, and one in width / root**2 is: their energy
+        is in the mean the tensors' times the width. Rotation keeps it, quantizing expands it.
+        """
+        if not levels.size:
+            return 0.0
+        begins = np.arange(0, levels.size, self._span)
+        squares = np.add.reduceat(np.square(levels), begins, dtype=np.float64)
+        received = float(np.vdot(np.square(scales, dtype=np.float64), squares))
+        return received / self._quantizer.expansion / sampler.mean_width(levels.size)
 
     @property
     def _reports(self) -> bool:

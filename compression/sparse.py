@@ -60,6 +60,12 @@ def values_of(tensor: Tensor) -> Array:
     return tensor.values if isinstance(tensor, SparseTensor) else tensor
 
 
+def energy(tensor: Tensor) -> float:
+    """Return the sum of the squares of a tensor's values, added up in float64."""
+    flat = values_of(tensor).reshape(-1)
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))  # without a copy in float64
+
+
 def add_scaled(total: Array, factor: np.float32, tensor: Tensor) -> None:
     """Add `factor` times a tensor to `total`, in place; `total` holds no -0.0."""
     if isinstance(tensor, SparseTensor):

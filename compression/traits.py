@@ -17,6 +17,8 @@ class Traits:
 
     lossless: bool = False
     """Decoding gives back every bit."""
+    near_lossless: bool = False
+    """What is lost has less than a thousandth of the energy (sum of squares) of what is sent."""
     error_feedback: bool = False
     """The sender must keep what encoding lost and add it to its next update."""
     dense: bool = False
@@ -45,6 +47,7 @@ def chain_traits(stages: Sequence[Traits]) -> Traits:
     """Return the traits of stages in a row; of none, those of a lossless stage."""
     return Traits(
         lossless=all(stage.lossless for stage in stages),
+        near_lossless=all(stage.near_lossless for stage in stages),
         error_feedback=any(stage.error_feedback for stage in stages),
         dense=all(stage.dense for stage in stages),
         keyed=any(stage.keyed for stage in stages),

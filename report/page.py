@@ -24,6 +24,7 @@ from featherfed.report.summary import (
     round_flows,
     run_flows,
     seconds_text,
+    times_text,
 )
 
 _NAMES_IN_A_CELL = 3
@@ -114,6 +115,8 @@ def _round_row(run: RunReport, entry: RoundReport) -> dict[str, object]:
         "refused": refusals_text([entry]) or NONE,
         "wasted": count_text(entry.wasted),
         "up": _flow_cells(up),
+        "noise": times_text(entry.noise),
+        "bytes_for_noise_1": count_text(entry.bytes_for_noise_1),
         "down": _flow_cells(down),
         "version": entry.version,
         "digest": entry.digest,
@@ -131,6 +134,26 @@ def privacy_note(run: RunReport) -> str:
         "often. It holds for what the model and the downloads tell, against anyone but the server, "
         "and counts a name as a client. Who took part and how many bytes each sent is not hidden. "
         f"In the newest round updates were clipped to a norm of {number_text(last)}."
+    )
+
+
+def noise_note(run: RunReport) -> str:
+    """Return how noisy the newest round's mean was, and the bytes for less; empty if unknown."""
+    known = [entry for entry in run.rounds if entry.noise is not None]
+    if not known:
+        return ""
+    last = known[-1]
+    text = (
+        "Noise is what the clients' codec left in the mean of their updates, compared with an "
+        "update by energy (sum of squares); it averages out further over the rounds. In round "
+        f"{last.number}, noise: {times_text(last.noise)} times the update"
+    )
+    if last.bytes_for_noise_1 is None:
+        return f"{text}."
+    sent = round_flows([last])[0].payload
+    return (
+        f"{text}, with {bytes_text(sent)} of payload up from a client. As much noise as update "
+        f"would have taken about {bytes_text(last.bytes_for_noise_1)}: noise falls as bytes grow."
     )
 
 

@@ -127,4 +127,5 @@ def _fill(run: RunReport, plots: list[Plot]) -> str:
         refusals=page.refusal_rows(run),
         privacy=page.privacy_note(run),
         discarded=discarded_text(run.rounds),
+        noise=page.noise_note(run),
     )

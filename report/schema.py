@@ -196,7 +196,9 @@ class RefusalReport(_Part):
 class RoundReport(_Part):
     """One closed round; `updates` holds only those that were aggregated.
 
-    `spread` holds the lowest and the highest leading metric of single clients.
+    `spread` holds the lowest and the highest leading metric of single clients. `noise` is what
+    codecs left in the mean, as a multiple of the updates' energy, and `bytes_for_noise_1` about
+    what an update would take for as much noise as update; None where that cannot be told.
     """
 
     number: Count = Field(alias="round")
@@ -214,6 +216,8 @@ class RoundReport(_Part):
     clipped: Count | None = None
     epsilon: float | None = None
     discarded: Text = ""
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    bytes_for_noise_1: Count | None = None
 
     @property
     def away(self) -> int:

@@ -157,6 +157,13 @@ def ratio_text(value: float | None) -> str:
     return f"{value:,.{0 if value >= 100 else 1}f}\N{MULTIPLICATION SIGN}"
 
 
+def times_text(value: float | None) -> str:
+    """4.2 -> "4.2", 1038.2 -> "1,038", 0.0123 -> "0.012", 0 -> "0": how many times something."""
+    if not value:
+        return NONE if value is None else "0"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 1 else 3}f}"
+
+
 def seconds_text(value: float | None) -> str:
     """93.14 -> "93.1 s", 700 -> "11 min 40 s"."""
     if text := _if_not_finite(value):

@@ -64,6 +64,8 @@ def metrics(
             "clients": [{"client": name, **update} for name in names],
             "missing": ["away"],
             "refused": [{"client": "bad", "reason": "NON_FINITE", "detail": "tensor 2"}],
+            "noise": 4.2,
+            "bytes_for_noise_1": 3646,
         }
         for number in range(1, rounds + 1)
     ]
@@ -287,6 +289,22 @@ def test_a_page_of_a_run_that_told_no_runtimes(tmp_path: Path) -> None:
     assert "Runtime" not in rendered(write(tmp_path, data)).text
 
 
+def test_the_page_tells_the_noise_that_the_bytes_meant(tmp_path: Path) -> None:
+    data = metrics()
+    text = rendered(write(tmp_path, data)).text
+    assert "In round 2, noise: 4.2 times the update, with 868 B of payload up from a client" in text
+    assert "would have taken about 3,646 B" in text
+    assert "For noise 1" in text
+    del data["rounds"][1]["bytes_for_noise_1"]
+    data["rounds"][1]["noise"] = 0.0
+    text = rendered(write(tmp_path, data)).text
+    assert "In round 2, noise: 0 times the update." in text
+    for entry in data["rounds"]:
+        for key in ("noise", "bytes_for_noise_1"):
+            entry.pop(key, None)
+    assert "oise" not in rendered(write(tmp_path, data)).text, "older runs, and those without any"
+
+
 @pytest.mark.parametrize(
     ("data", "arrays", "images"),
     [
@@ -364,6 +382,7 @@ def edited(*path: Any, value: Any) -> dict[str, Any]:
         ),
         (edited("rounds", 1, "scores", value=None), r"rounds\.1\.scores is None"),
         (edited("rounds", 1, "spread", value=[0, {}]), r"rounds\.1\.spread\.1 is \{\}"),
+        (edited("rounds", 1, "noise", value=-0.1), r"rounds\.1\.noise is -0\.1"),
         (edited("task", value=None), "task is None"),
         (edited("task", "inputs", value=[]), r"task\.inputs is \[\]"),
         (edited("task", "inputs", 0, "shape", value=[8, -1]), r"task\.inputs\.0\.shape\.1 is -1"),
@@ -576,6 +595,14 @@ def test_latency_text(value: float | None, text: str) -> None:
 )
 def test_seconds_text(value: float | None, text: str) -> None:
     assert summary.seconds_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, summary.NONE), (0, "0"), (0.0123, "0.012"), (4.2, "4.2"), (1038.2, "1,038")],
+)
+def test_times_text(value: float | None, text: str) -> None:
+    assert summary.times_text(value) == text
 
 
 def test_the_plot_of_clients_says_whether_it_shows_all() -> None:

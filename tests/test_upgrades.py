@@ -26,6 +26,7 @@ from support.models import TASK
 from featherfed.api.backup import back_up
 from featherfed.cli.check import check_directory
 from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec, Uniform
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.edge_client import session, statefile
 from featherfed.edge_client.errors import ClientError, Rejected
 from featherfed.edge_client.partial_download import FILE_NAME, PartialDownload
@@ -121,6 +122,18 @@ def test_scores_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
             found = {u.client: u.scores for u in store.journal.updates(1)}
             assert found == {client: {"accuracy": value} for client, value in own.items()}
             assert store.clients.all()["c0"].num_held_out == 0
+
+
+@pytest.mark.parametrize("name", TAKEN_OVER)
+def test_the_noise_of_an_earlier_versions_rounds_is_unknown(tmp_path: Path, name: str) -> None:
+    path = sample(name, tmp_path / "run")
+    with closing(Store(path)) as store:
+        assert store.journal.noise(1) is None
+        with store.transaction():
+            store.journal.add_noise(2, MeanNoise(4.2, 1.0))
+    with closing(Store(path)) as store:  # its rows are checked
+        assert store.journal.noise(1) is None
+        assert store.journal.noise(2) == MeanNoise(4.2, 1.0)
 
 
 @pytest.mark.parametrize("name", TAKEN_OVER)

@@ -17,6 +17,7 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.exchange.masks import Mask
+from featherfed.compression.exchange.noise import MeanNoise, NoiseSum
 from featherfed.compression.exchange.round import FULL_RATE, RoundContext
 from featherfed.compression.exchange.update import (
     ReceivedUpdate,
@@ -71,6 +72,7 @@ class Average:
         self._sent: list[Array | None] = [None] * len(manifest)
         self._weight = np.float32(0)
         self._reports: list[Report] = []
+        self._noise = NoiseSum(manifest)
 
     def add(self, part: WeightedUpdate) -> Sequence[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
@@ -78,6 +80,8 @@ class Average:
         if update.report is not None:
             self._reports.append(update.report)
         weight = np.float32(part.num_examples / self._num_examples)
+        share = part.clip / FULL_SHARE if part.clip else 1.0
+        self._noise.add(update.tensors, update.noise, part.num_examples / self._num_examples, share)
         clipped = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
         for i, (total, tensor) in enumerate(zip(self._totals, update.tensors, strict=True)):
             add_scaled(total, clipped, tensor)
@@ -116,6 +120,10 @@ class Average:
             rate * tensor if spec.role == "trainable" else tensor
             for spec, tensor in zip(self._manifest, mean, strict=True)
         ]
+
+    def noise(self) -> MeanNoise | None:
+        """Return the noise that codecs left in the mean, None if it cannot be told."""
+        return self._noise.result()
 
     def allocation(self) -> Allocation | None:
         """Return the importance for the next round, merged from the reports in the updates."""

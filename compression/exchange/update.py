@@ -121,12 +121,15 @@ class ReceivedUpdate(NamedTuple):
     `tensors`: the update in manifest shapes. `report`: the report of importance, None if there is
     none; none is read under a mask: the values that it keeps of a tensor have no rows and columns.
     `covered`: by tensor where the update holds a value, None if it does everywhere. A tensor in the
-    codec counts as sent everywhere, even in a sketch, which is unbiased.
+    codec counts as sent everywhere, even in a sketch, which is unbiased. `noise`: how much energy
+    (sum of squares) the codec added to the trainable tensors, as in `Decoded`; the others travel
+    without any.
     """
 
     tensors: Sequence[Tensor]
     report: Report | None
     covered: list[Mask | None]
+    noise: float | None
 
 
 def receive_update(
@@ -144,7 +147,7 @@ def receive_update(
     masks = no_masks(manifest) if masks is None else masks
     layout = whole = Layout(codec, manifest, masks, context)
     codec_data, other_data = layout.unseal(payload)
-    in_codec = codec.decode_sparse(codec_data, layout.codec_shapes, layout.codec_context)
+    decoded = codec.decode_sparse(codec_data, layout.codec_shapes, layout.codec_context)
     others = layout.others.decode(other_data)
     report = None
     if kept_shapes(manifest, masks) == [spec.shape for spec in manifest]:
@@ -152,7 +155,8 @@ def receive_update(
     if any(mask is not None for mask in masks):
         whole = Layout(codec, manifest, no_masks(manifest), context)
     covered = whole.join([None] * len(whole.codec_shapes), whole.others.coverage())
-    return ReceivedUpdate(expand_kept(layout.join(in_codec, others), masks), report, covered)
+    tensors = expand_kept(layout.join(decoded.tensors, others), masks)
+    return ReceivedUpdate(tensors, report, covered, decoded.noise)
 
 
 def sketched_shapes(manifest: Manifest) -> list[Shape]:

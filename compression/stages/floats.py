@@ -25,7 +25,7 @@ class Float32:
     """Send every value as it is, 4 bytes."""
 
     name: ClassVar[str] = "float32"
-    traits: ClassVar[Traits] = Traits(lossless=True, dense=True)
+    traits: ClassVar[Traits] = Traits(lossless=True, near_lossless=True, dense=True)
 
     @property
     def output(self) -> Form:
@@ -60,7 +60,7 @@ class Float16:
     """
 
     name: ClassVar[str] = "float16"
-    traits: ClassVar[Traits] = Traits(dense=True)
+    traits: ClassVar[Traits] = Traits(near_lossless=True, dense=True)
 
     @property
     def output(self) -> Form:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.average import WeightedUpdate
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.compression.importance import Allocation
 
 
@@ -21,6 +22,9 @@ class Aggregate(Protocol):
 
     def mean(self) -> list[Array]:
         """Return the aggregate of all updates added, float32 in manifest shapes."""
+
+    def noise(self) -> MeanNoise | None:
+        """Return the noise that codecs left in a weighted mean, None if it cannot be told."""
 
     def allocation(self) -> Allocation | None:
         """Return the importance of coordinates after this round, None if it is not known."""

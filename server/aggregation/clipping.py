@@ -19,7 +19,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.exchange.average import FULL_SHARE
 from featherfed.compression.exchange.manifest import Manifest, Role
-from featherfed.compression.sparse import Tensor, values_of
+from featherfed.compression.sparse import Tensor, energy
 from featherfed.server.aggregation.weighting import Weighting
 from featherfed.server.storage.records import AggregationRecord, UpdateNorms
 
@@ -40,10 +40,10 @@ def update_norms(
     its new values, since how far those move differs from client to client.
     """
     trained = [spec.role is Role.TRAINABLE for spec in manifest]
-    squares = [_square(values_of(tensor)) for tensor in update]
+    squares = [energy(tensor) for tensor in update]
     trainable = math.sqrt(sum(s for s, t in zip(squares, trained, strict=True) if t))
     trainable *= math.sqrt(codec.traits.sampling_rate)
-    state = sum(_square(w) for w, t in zip(weights, trained, strict=True) if not t)
+    state = sum(energy(w) for w, t in zip(weights, trained, strict=True) if not t)
     return UpdateNorms(math.sqrt(sum(squares)), trainable, math.sqrt(state))
 
 
@@ -58,14 +58,9 @@ def norms_of_start(manifest: Manifest, weights: Sequence[Array]) -> UpdateNorms:
         for side in (True, False)
     ]
     trainable, state = (
-        sum(map(_square, part)) or float(sum(weight.size for weight in part)) for part in parts
+        sum(map(energy, part)) or float(sum(weight.size for weight in part)) for part in parts
     )
     return UpdateNorms(math.sqrt(trainable + state), math.sqrt(trainable), math.sqrt(state))
-
-
-def _square(tensor: Array) -> float:
-    flat = tensor.reshape(-1)
-    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))  # without a copy in float64
 
 
 def clip_share(norm: float, limit: float) -> int:

@@ -11,6 +11,7 @@ from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.exchange.average import average
 from featherfed.compression.exchange.manifest import weights_digest
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update, encode_update
 from featherfed.compression.importance import Allocation
@@ -24,12 +25,14 @@ class RoundAggregate(NamedTuple):
 
     `mean`: float32, of the tensors that rounds change. `allocation`: the importance of coordinates
     that is known now. `bundle`: the updates as they were sent, None if they are not to be
-    forwarded; its mean, of coarse weights, may be another one.
+    forwarded; its mean, of coarse weights, may be another one. `noise`: what codecs left in `mean`,
+    None if that cannot be told.
     """
 
     mean: Sequence[Array]
     allocation: Allocation | None
     bundle: RoundBundle | None
+    noise: MeanNoise | None = None
 
 
 class NextVersion(NamedTuple):

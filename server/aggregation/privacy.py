@@ -22,6 +22,7 @@ import numpy as np
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import decode_update
 from featherfed.compression.importance import Allocation
@@ -141,6 +142,10 @@ class PrivateMean:
             values = (worth * both).astype(np.float32)
             noisy.append(values if mask is None else np.where(mask, values, np.float32(0)))
         return noisy
+
+    def noise(self) -> MeanNoise | None:
+        """Return None: it would be a figure without the noise that privacy takes."""
+        return None
 
     def allocation(self) -> Allocation | None:
         """Return the importance known before: dense codecs report none."""

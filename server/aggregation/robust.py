@@ -18,6 +18,7 @@ import numpy.typing as npt
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.average import WeightedUpdate
 from featherfed.compression.exchange.manifest import Manifest
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.compression.exchange.round import RoundContext
 from featherfed.compression.exchange.update import decode_update
 from featherfed.compression.importance import Allocation
@@ -128,6 +129,10 @@ class RobustMean:
     def mean(self) -> list[Array]:
         """Return the aggregate, float32 in manifest shapes."""
         return self._manifest.split(combine(self._rule, self._rows))
+
+    def noise(self) -> MeanNoise | None:
+        """Return None: a robust rule weighs values, not updates."""
+        return None
 
     def allocation(self) -> Allocation | None:
         """Return the importance known before: dense codecs report none."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError, WireError
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update
 from featherfed.compression.registry import parse_codec
@@ -95,12 +96,12 @@ class RoundClosing:
             start, context = self._open_round.shared()
         weighting = self._strategy.weigh(round_, start)
         aggregate, models = self._fold(round_, start, context, weighting)
-        discarded = None
+        discarded, noise = None, aggregate.noise
         try:
             made = self._adopt(round_, start, context, weighting, aggregate)
         except _NotAdopted as error:
-            made, discarded = self._keep(round_, start), str(error)
-        self._commit(made, models, weighting, discarded)
+            made, discarded, noise = self._keep(round_, start), str(error), None
+        self._commit(made, models, weighting, noise, discarded)
         self._decoded.forget()
 
     def _adopt(
@@ -172,7 +173,8 @@ class RoundClosing:
                     else _ClientModel(update.client)
                 )
             mean = aggregate.mean()
-        return RoundAggregate(mean, aggregate.allocation(), bundle.result()), models
+        result = RoundAggregate(mean, aggregate.allocation(), bundle.result(), aggregate.noise())
+        return result, models
 
     def _evaluated_clients(self, round_: int, weighting: Weighting) -> frozenset[str]:
         """Return the clients, of those whose updates count, whose own models are evaluated."""
@@ -193,6 +195,7 @@ class RoundClosing:
         made: NextVersion,
         models: list[_ClientModel],
         weighting: Weighting,
+        noise: MeanNoise | None,
         discarded: str | None,
     ) -> None:
         run, store, version = self._run, self._run.store, made.version
@@ -201,7 +204,7 @@ class RoundClosing:
         def log() -> None:
             if discarded is not None:
                 events.round_discarded(run.plan.run, round_, discarded)
-            events.version_made(run.plan.run, version)
+            events.version_made(run.plan.run, version, noise)
             for client, detail in weighting.outliers:
                 events.refused(run.plan.run, round_, client, Refused(pb.OUTLIER, detail), True)
 
@@ -211,6 +214,8 @@ class RoundClosing:
             for model in models:
                 store.journal.finish_update(round_, *model)
             store.journal.add_aggregation(round_, weighting.record)
+            if noise is not None:
+                store.journal.add_noise(round_, noise)
             if discarded is not None:
                 store.journal.add_discarded(round_, discarded)
             for client, detail in weighting.outliers:

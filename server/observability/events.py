@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Refused
 from featherfed.server.rounds.transitions import Phase, RunState
@@ -152,14 +153,16 @@ def round_discarded(run: str, round_: int, reason: str) -> None:
     )  # fmt: skip
 
 
-def version_made(run: str, version: ModelVersion) -> None:
-    """Log that a round was aggregated into a model version."""
+def version_made(run: str, version: ModelVersion, noise: MeanNoise | None) -> None:
+    """Log that a round was aggregated into a model version; `noise`: what is in it, if known."""
     digest, size = version.digest.hex(), len(version.payload)
+    ratio = None if noise is None else noise.ratio
     _log(
-        logging.INFO, "version_made", "version %d (%s): %d bytes as a %s",
+        logging.INFO, "version_made", "version %d (%s): %d bytes as a %s%s",
         version.version, digest[:16], size, version.kind,
+        f"; noise: {ratio:.{3 if ratio < 1 else 1}f} times the update" if ratio else "",
         run=run, version=version.version, digest=digest, scores=version.scores,
-        payload_bytes=size, kind=version.kind,
+        payload_bytes=size, kind=version.kind, noise=ratio,
     )  # fmt: skip
 
 

@@ -115,6 +115,7 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         **spent,
         **why,
         **kind,
+        **_noise(store, number, [ledger[update.client]["uplink"] for update in counted]),
         "clients": [
             _client(_public(update, settings), task, runtimes[update.client], ledger)
             for update in counted
@@ -131,6 +132,20 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         ],
         "wasted_bytes": sum(e.message_bytes for e in entries if e.kind.endswith("retry")),
     }
+
+
+def _noise(store: Store, number: int, uplinks: list[Bytes]) -> dict[str, float]:
+    """Return the noise in a round's mean and the bytes for a noise of 1, nothing if unknown.
+
+    `uplinks`: of the clients whose updates counted. Noise falls as bytes grow, in proportion.
+    """
+    noise = store.journal.noise(number)
+    if noise is None:
+        return {}
+    if not noise.noise:
+        return {"noise": 0.0}
+    mean = sum(uplink["payload_bytes"] for uplink in uplinks) / len(uplinks)
+    return {"noise": noise.ratio, "bytes_for_noise_1": round(mean * noise.ratio)}
 
 
 def final(

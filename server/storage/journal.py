@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple
 
+from featherfed.compression.exchange.noise import MeanNoise
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.records import (
     AggregationRecord,
@@ -126,6 +127,17 @@ class Journal:
         for clip, clipped, left_out, next_clip, epsilon in self._database.run(sql, round_):
             return AggregationRecord(clip, clipped, tuple(json.loads(left_out)), next_clip, epsilon)
         return AggregationRecord()
+
+    def add_noise(self, round_: int, noise: MeanNoise) -> None:
+        """Record the noise that codecs left in a round's mean."""
+        self._database.run("INSERT INTO noise VALUES (?, ?, ?)", round_, *noise)
+
+    def noise(self, round_: int) -> MeanNoise | None:
+        """Return the noise in a round's mean, None where it is not known."""
+        sql = "SELECT noise_energy, update_energy FROM noise WHERE round = ?"
+        for energies in self._database.run(sql, round_):
+            return MeanNoise(*energies)
+        return None
 
     def add_discarded(self, round_: int, reason: str) -> None:
         """Record that a round's model was not adopted, and why."""

@@ -107,6 +107,11 @@ CREATE TABLE IF NOT EXISTS discarded (  -- rounds whose model was not adopted
     round  INTEGER PRIMARY KEY,
     reason TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS noise (      -- that codecs left in a round's mean, where it can be told
+    round         INTEGER PRIMARY KEY,
+    noise_energy  REAL NOT NULL,        -- sums of squares of trainable tensors
+    update_energy REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown
