@@ -40,7 +40,7 @@ CODECS = [
     "sketch(0.0276, 1, profile)",
     "sketch(0.0276, 2)",
     "sketch(0.0276, 4)",
-    "sketch(0.0276, 0.0625)",
+    "sketch(0.0276, 0.1875)",
     "deadzone(0.15) | zstd(1)",
     "quantize(8) | zstd",
     "topk(0.01) | sign | zstd",

@@ -1,7 +1,8 @@
 """What a round costs besides training, in seconds and processor time: part of `make bench`.
 
 A server and five client processes exchange a model of 225,034 parameters over gRPC and train
-nothing: a bare gRPC server, which is the floor; Flower, in an environment of its own; and
+nothing: a bare gRPC server, which is the floor; the same with each model and update on disk before
+it is acknowledged or used, as featherfed promises; Flower, in an environment of its own; and
 featherfed with two codecs. All systems run several times, in turns. 20 rounds are measured, from
 the close of the first round to the close of the last but one; processor time is the difference of
 what all processes have used at these two moments. So starts and imports are in neither.
@@ -52,19 +53,37 @@ FLOWER_VENV = ROOT / "runs" / "flower"
 FLOWER = "flwr==1.42.0"
 MODEL = MODELS["cnn"]
 CLIENTS, ROUNDS, REPEATS = 5, 20, 3
+FLOORS = ("floor", "durable")
 TIMEOUT = 600.0
 """Seconds that a run may take."""
 Commands = dict[str, list[str]]
 
 
-class FloorServer:
-    """Averages the clients' models in memory, and does nothing else."""
+def keep(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and return once it is on disk."""
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
-    def __init__(self, directory: Path) -> None:
+
+class FloorServer:
+    """Averages the clients' models in memory, and does nothing else.
+
+    `durable`: every update, and every new model, is on disk first.
+    """
+
+    def __init__(self, directory: Path, durable: bool) -> None:
         self._directory = directory
+        self._durable = durable
         self._model = np.concatenate([tensor.ravel() for tensor in load_model(directory)])
         self._sum = np.zeros_like(self._model)
-        self._received = 0
+        self._received = self._stored = 0
         self._round = 1
         self._closed = asyncio.Event()
 
@@ -80,10 +99,16 @@ class FloorServer:
 
     async def upload(self, request: bytes, context: Any) -> bytes:
         """Add a client's model; the last one closes the round."""
+        if self._durable:
+            self._stored += 1
+            path = self._directory / f"update-{self._stored % CLIENTS}"
+            await asyncio.to_thread(keep, path, request)
         self._sum += np.frombuffer(request, np.float32)
         self._received += 1
         if self._received == CLIENTS:
             self._model = self._sum / np.float32(CLIENTS)
+            if self._durable:
+                await asyncio.to_thread(keep, self._directory / "model", self._model.tobytes())
             self._sum, self._received = np.zeros_like(self._sum), 0
             self._round += 1
             note_close(self._directory)
@@ -92,13 +117,13 @@ class FloorServer:
         return b""
 
 
-def serve_floor(address: str, directory: Path) -> None:
+def serve_floor(address: str, directory: Path, durable: int) -> None:
     """Run the floor's server until it is killed."""
-    asyncio.run(_serve_floor(address, directory))
+    asyncio.run(_serve_floor(address, directory, bool(durable)))
 
 
-async def _serve_floor(address: str, directory: Path) -> None:
-    floor = FloorServer(directory)
+async def _serve_floor(address: str, directory: Path, durable: bool) -> None:
+    floor = FloorServer(directory, durable)
     calls = {
         call.__name__: grpc.unary_unary_rpc_method_handler(call)
         for call in (floor.poll, floor.download, floor.upload)
@@ -110,7 +135,7 @@ async def _serve_floor(address: str, directory: Path) -> None:
     await server.wait_for_termination()
 
 
-def join_floor(address: str, directory: Path, number: int) -> None:
+def join_floor(address: str, directory: Path, number: int, durable: int) -> None:
     """Run a client of the floor until it is killed."""
     training, done = NullTraining(load_model(directory), number), bytes(4)
     with grpc.insecure_channel(address) as channel:
@@ -120,8 +145,13 @@ def join_floor(address: str, directory: Path, number: int) -> None:
         )
         while True:
             done = poll(done, wait_for_ready=True)
-            moved = training.moved(_tensors(download(b"")))
-            upload(b"".join(tensor.tobytes() for tensor in moved))
+            model = download(b"")
+            if durable:
+                keep(directory / f"held-{number}", model)
+            update = b"".join(tensor.tobytes() for tensor in training.moved(_tensors(model)))
+            if durable:
+                keep(directory / f"pending-{number}", update)
+            upload(update)
 
 
 def _tensors(data: bytes) -> list[Array]:
@@ -187,18 +217,21 @@ def commands(system: str, python: Path, directory: Path, rounds: int) -> Command
     """Prepare `directory` for a run of a system; return the commands of its processes."""
     np.savez(directory / "model.npz", *initial_weights(MODEL, 0))
     port, here = free_port(), Path(__file__).resolve()
-    where = [f"127.0.0.1:{port}", str(directory)]
+    where, last = [f"127.0.0.1:{port}", str(directory)], list[str]()
     if system == "flower":
         program, kind = [str(python), str(here.with_name("flower_worker.py"))], ""
         where_server = [*where, str(rounds), str(CLIENTS)]
+    elif system in FLOORS:
+        program, kind = [str(python), str(here)], "floor-"
+        durable = str(int(system == "durable"))
+        where_server = [*where, durable]
+        last = [durable]
     else:
-        kind = "floor-" if system == "floor" else "featherfed-"
-        program, where_server = [str(python), str(here)], where
-        if system != "floor":
-            spec = numpy_spec(system, rounds, CLIENTS, model="cnn")
-            spec.settings["server"]["port"] = port
-            spec.write(directory)
-    clients = {f"c{n}": [*program, f"{kind}client", *where, str(n)] for n in range(CLIENTS)}
+        program, kind, where_server = [str(python), str(here)], "featherfed-", where
+        spec = numpy_spec(system, rounds, CLIENTS, model="cnn")
+        spec.settings["server"]["port"] = port
+        spec.write(directory)
+    clients = {f"c{n}": [*program, f"{kind}client", *where, str(n), *last] for n in range(CLIENTS)}
     return {"server": [*program, f"{kind}server", *where_server], **clients}
 
 
@@ -242,7 +275,7 @@ def _cpu_seconds(run: KillableProcesses) -> dict[str, float]:
 def main() -> None:
     """Measure all systems in turns, and write the result."""
     here, flower = Path(sys.executable), flower_python()
-    pythons = {"floor": here, "flower": flower, "balanced": here, "float32": here}
+    pythons = {"floor": here, "durable": here, "flower": flower, "balanced": here, "float32": here}
     load = round(os.getloadavg()[0], 1)
     rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(REPEATS):

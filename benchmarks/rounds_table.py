@@ -15,6 +15,7 @@ def rounds_section() -> Iterator[str]:
     measured = json.loads(RESULT.read_text("utf-8"))
     names = {
         "floor": "floor: a bare `grpc.aio` server, float32 both ways, nothing stored",
+        "durable": "the floor, with each model and update on disk before it goes on",
         "flower": f"Flower (`{measured['flower']}`, `start_server`), float32",
         "balanced": "featherfed, `balanced`",
         "float32": "featherfed, `float32`",

@@ -11,7 +11,7 @@ each client sends far less than one bit per parameter:
    probability p proportional to its length, and its value divided by p: unbiased (Horvitz and
    Thompson 1952).
 3. The values, scaled to be about equally large, are rotated (hadamard.py) and quantized to one bit
-   each, or to the peak of every 128 (quantizers.py), with the scale that makes the result unbiased
+   each, or to the peak of every 32 (quantizers.py), with the scale that makes the result unbiased
    (DRIVE, Vargaftik et al. 2021).
 
 No error feedback: the noise is many times the signal, and feeding it back diverges.
@@ -54,7 +54,7 @@ BOUNDED = "bounded"
 """A report of importance whose influence is bounded; peers must know how it is merged."""
 PROFILE = "profile"
 """The report of older versions, of which one lie could decide what all clients send."""
-_BLOCKS_A_SCALE = 16  # of peaks: they take a sixteenth of the bits of signs
+_BLOCKS_A_SCALE = 4  # of peaks: they take fewer bits than signs
 
 _NOWHERE = np.zeros(0, np.int64)
 
@@ -63,7 +63,7 @@ _NOWHERE = np.zeros(0, np.int64)
 class Sketch:
     """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
-    `bits`: 1, 2 or 4, or 0.0625: the peak of every 128 values, 8 bits.
+    `bits`: 1, 2 or 4, or 0.1875: the peak of every 32 values, 6 bits.
     `side`: "bounded" if the payload also reports importance (a byte per tensor, and this client's
     part of the codes of rows and columns), "bare" if not; "profile" is the report of older
     versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
@@ -208,9 +208,8 @@ class Sketch:
     def _count(self, shapes: Sequence[Shape]) -> int:
         """Return how many values are sent: whole blocks, at least one if there is anything."""
         total = sum(math.prod(shape) for shape in shapes)
-        block = max(MIN_BLOCK, self._quantizer.group)
-        blocks = round(total * self.density / self.bits / block)
-        return block * max(1, blocks) if total else 0
+        blocks = round(total * self.density / self.bits / MIN_BLOCK)
+        return MIN_BLOCK * max(1, blocks) if total else 0
 
     @property
     def _span(self) -> int:

@@ -30,7 +30,7 @@ SKETCHES = [
     "sketch(0.3, 4, profile)",
     "sketch(0.1, 2, bare, held)",
     "sketch(0.3, 4, bounded)",
-    "sketch(0.06, 0.0625, bounded, whole)",
+    "sketch(0.06, 0.1875, bounded, whole)",
 ]
 EVERY = [*CODECS, *SKETCHES]
 

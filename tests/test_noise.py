@@ -32,7 +32,7 @@ MODEL = Manifest(
 TRAINABLE = [i for i, spec in enumerate(MODEL) if spec.role is Role.TRAINABLE]
 WEIGHTS = (100, 300, 50, 800, 250)
 DRAWS = 48
-CODECS = ["sketch(0.06, 0.0625)", "sketch(0.1)", "sketch(0.2, 2)", "sketch(0.4, 4)"]
+CODECS = ["sketch(0.06, 0.1875)", "sketch(0.1)", "sketch(0.2, 2)", "sketch(0.4, 4)"]
 """One of each quantizer."""
 
 
@@ -87,7 +87,7 @@ def test_expansions_are_those_of_the_books() -> None:
         assert QUANTIZERS[bits].expansion == pytest.approx(1 / (1 - distortion), rel=2e-4)
     assert QUANTIZERS[1].expansion == pytest.approx(math.pi / 2)
     peaks = np.abs(np.random.default_rng(4).standard_normal((20_000, GROUP))).max(axis=1)
-    assert QUANTIZERS[0.0625].expansion == pytest.approx(GROUP / peaks.mean() ** 2, rel=0.005)
+    assert QUANTIZERS[0.1875].expansion == pytest.approx(GROUP / peaks.mean() ** 2, rel=0.005)
 
 
 @pytest.mark.parametrize("importance", [False, True])

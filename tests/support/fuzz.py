@@ -109,7 +109,7 @@ CODECS = [
     "sketch(0.1)",
     "sketch(0.3, 4, profile)",
     "sketch(0.1, 1, bounded)",
-    "sketch(0.06, 0.0625, bounded, whole)",
+    "sketch(0.06, 0.1875, bounded, whole)",
     *(["deadzone(1.0) | range"] if "range" in STAGES else []),
 ]
 
