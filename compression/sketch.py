@@ -276,7 +276,8 @@ def _scales(rotated: Array, levels: Array, span: int) -> npt.NDArray[np.uint16]:
     scales = []
     for at in range(0, len(rotated), span):
         z = rotated[at : at + span].astype(np.float64)
-        overlap = float(np.vdot(z, levels[at : at + span]))
-        scales.append(float(np.vdot(z, z)) / overlap if overlap > 0 else 0.0)
+        # Not np.vdot, whose threads would spin at these lengths.
+        overlap = float((z * levels[at : at + span]).sum())
+        scales.append(float(np.square(z).sum()) / overlap if overlap > 0 else 0.0)
     exact = np.array(scales, "<f4").view("<u4").astype(np.uint32)
     return ((exact + 0x8000) >> 16).astype("<u2")
