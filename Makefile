@@ -57,6 +57,7 @@ bench: $(VENV)/.dev ## measure everything in docs/results.md (some hours; goes o
 	$(BIN)/python benchmarks/delivery.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/own_tasks.py
+	$(BIN)/python benchmarks/promise.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/sweep_overhead.py

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.csv
 from attack_table import attacks_section
 from own_tasks_table import own_tasks_section
+from promise_table import promise_section
 from robustness_table import robustness_section
 from rounds_table import rounds_section
 from sweep_table import sweep_section
@@ -433,6 +434,8 @@ def results_section() -> Iterator[str]:
             yield from (f"![Accuracy against bytes]({PICTURE.name})", "")
         if name in {"presets", "rounds"}:
             yield from (*curves(scenarios[0]), "")
+    yield from ("## The presets' promises", "")
+    yield from (*promise_section(), "")
     yield from ("## Training with TFMOT", "", "The example, over gRPC, one process a client.", "")
     yield from methods_table()
     yield from ("", "## Clients without TensorFlow", "")

@@ -152,7 +152,8 @@ class AggregationSettings(Section):
     """Which quantile of the round's norms; 0.5 is the median."""
     steps: Literal["scheduled", "whole"] = "scheduled"
     """How far the server follows a round's mean: "whole", as plain FedAvg does, or "scheduled",
-    farther in the middle of a run and less far at its end (rounds/steps.py)."""
+    farther in the middle of a run and less far at its end (rounds/steps.py). Only of the rule mean,
+    without privacy, and in cohorts of three or more."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Cap on the number of examples that an update is weighted by; None: no cap."""
 
