@@ -151,9 +151,15 @@ def noise_note(run: RunReport) -> str:
     if last.bytes_for_noise_1 is None:
         return f"{text}."
     sent = round_flows([last])[0].payload
-    return (
+    text = (
         f"{text}, with {bytes_text(sent)} of payload up from a client. As much noise as update "
         f"would have taken about {bytes_text(last.bytes_for_noise_1)}: noise falls as bytes grow."
+    )
+    if (last.byte_factor or 1) == 1:
+        return text
+    return (
+        f"{text} Clients sent {times_text(last.byte_factor)} times the preset's usual bytes, since "
+        "the noise was large beside the weights, and would have broken what the preset promises."
     )
 
 

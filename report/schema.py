@@ -218,6 +218,8 @@ class RoundReport(_Part):
     discarded: Text = ""
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     bytes_for_noise_1: Count | None = None
+    weight_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    byte_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
 
     @property
     def away(self) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from featherfed.compression.arrays import Array
 from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError, WireError
-from featherfed.compression.exchange.noise import MeanNoise
+from featherfed.compression.exchange.noise import MeanNoise, weight_noise
 from featherfed.compression.exchange.round import RoundContext, RoundStart
 from featherfed.compression.exchange.update import apply_update
 from featherfed.compression.registry import parse_codec
@@ -39,9 +39,12 @@ from featherfed.server.coordinator.evaluation import (
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.standardization import Standardization
 from featherfed.server.coordinator.state import LiveRun
+from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.errors import Refused
 from featherfed.server.observability import events
+from featherfed.server.rounds.budget import SMALL_COHORT
 from featherfed.server.rounds.held_out import HeldOutScores
+from featherfed.server.rounds.promise import limit, next_factor
 from featherfed.server.rounds.transitions import Aggregated
 from featherfed.server.storage.records import Scores
 from featherfed.tasks.scaling import Scaling
@@ -66,6 +69,7 @@ class RoundClosing:
         self,
         run: LiveRun,
         open_round: OpenRound,
+        codecs: UpdateCodecs,
         strategy: AggregationStrategy,
         evaluator: Evaluator | None,
         held_out: HeldOutScores,
@@ -75,6 +79,7 @@ class RoundClosing:
         """`evaluator`: None if clients evaluate, or nobody does."""
         self._run = run
         self._open_round = open_round
+        self._codecs = codecs
         self._strategy = strategy
         self._evaluator = evaluator
         self._held_out = held_out
@@ -101,8 +106,18 @@ class RoundClosing:
             made = self._adopt(round_, start, context, weighting, aggregate)
         except _NotAdopted as error:
             made, discarded, noise = self._keep(round_, start), str(error), None
-        self._commit(made, models, weighting, noise, discarded)
+        found = self._weight_noise(start, context, made, noise)
+        self._commit(made, models, weighting, noise, found, discarded)
         self._decoded.forget()
+
+    def _weight_noise(
+        self, start: RoundStart, context: RoundContext, made: NextVersion, noise: MeanNoise | None
+    ) -> float | None:
+        """Return the round's noise relative to the weights; None if it is unknown, or no matter."""
+        if noise is None or self._codecs.preset is None or context.slots <= SMALL_COHORT:
+            return None
+        weights = start.changed_of(made.weights)
+        return weight_noise(start.manifest, weights, noise, context.server_rate)
 
     def _adopt(
         self,
@@ -196,6 +211,7 @@ class RoundClosing:
         models: list[_ClientModel],
         weighting: Weighting,
         noise: MeanNoise | None,
+        found: float | None,
         discarded: str | None,
     ) -> None:
         run, store, version = self._run, self._run.store, made.version
@@ -216,6 +232,8 @@ class RoundClosing:
             store.journal.add_aggregation(round_, weighting.record)
             if noise is not None:
                 store.journal.add_noise(round_, noise)
+            if found is not None:
+                self._keep_promise(round_, found)
             if discarded is not None:
                 store.journal.add_discarded(round_, discarded)
             for client, detail in weighting.outliers:
@@ -224,6 +242,22 @@ class RoundClosing:
             store.after_commit(log)
             enough = run.is_enough(round_, scores) or run.settings.is_reached(scores, round_)
             run.apply(Aggregated(run.clock(), enough), version)
+
+    def _keep_promise(self, round_: int, found: float) -> None:
+        """Store the round's noise relative to the weights, and what follows for later rounds."""
+        run, codecs = self._run, self._codecs
+        assert codecs.preset is not None, "else no noise is found"
+        trained = run.rounds.trained(round_)
+        factor = next_factor(codecs.preset, codecs.factor, found, trained)
+        run.store.journal.add_byte_factor(round_, found, factor)
+
+        def take_effect() -> None:
+            if factor > codecs.factor:
+                most = limit(codecs.preset or "", trained)
+                events.bytes_raised(run.plan.run, round_, codecs.preset or "", factor, found, most)
+            codecs.factor = factor
+
+        run.store.after_commit(take_effect)
 
     def _score_before(self, round_: int) -> Scores:
         """Store what the round's clients found of the version before; return it if they evaluate.

@@ -89,6 +89,7 @@ class Coordinator:
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
         codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, rounds)
+        codecs.factor = store.journal.byte_factor(self.run.state.round)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(
@@ -110,8 +111,9 @@ class Coordinator:
         )  # fmt: skip
         self.refusals = RefusalLog(self.run, self.members)
         self.closing = RoundClosing(
-            self.run, open_round, strategy, evaluator, held_out, self.standardization, decoded
-        )
+            self.run, open_round, codecs, strategy, evaluator, held_out, self.standardization,
+            decoded,
+        )  # fmt: skip
         version = self.newest_version
         again = bool(self.members or version)
         events.run_opened(plan.run, self.run.state, version, again=again)

@@ -37,6 +37,10 @@ class UpdateCodecs:
         self._uplinks = {n: Uplink(text, manifest, n, report) for n in totals}
         self._fallback = parse_codec(settings.compression.fallback)
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
+        self.factor = 1.0
+        """How many times a preset's usual bytes the round that is open sends."""
+        self.preset = self._uplinks[self._rounds.first].preset
+        """The preset whose promise is to be kept, if it is one."""
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
         """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
@@ -61,7 +65,8 @@ class UpdateCodecs:
         if self._rounds.is_calibration(round_):
             return _AVERAGES
         sparsity = self._settings.sparsity.at(round_)
-        return self._uplink(round_).codec(slots, self._rounds.trained(round_), sparsity)
+        trained = self._rounds.trained(round_)
+        return self._uplink(round_).codec(slots, trained, sparsity, self.factor)
 
     def fallback(self) -> str:
         """Return the codec text that every client knows."""

@@ -166,6 +166,19 @@ def version_made(run: str, version: ModelVersion, noise: MeanNoise | None) -> No
     )  # fmt: skip
 
 
+def bytes_raised(
+    run: str, round_: int, preset: str, factor: float, noise: float, most: float
+) -> None:
+    """Log that clients will send more than a preset's usual bytes, to keep its promise."""
+    _log(
+        logging.INFO, "bytes_raised",
+        "after round %d clients send %.2f times the usual bytes of %r: the noise was %.3g of the "
+        "weights, and %.3g keeps what it promises",
+        round_, factor, preset, noise, most,
+        run=run, round=round_, preset=preset, factor=factor, weight_noise=noise, limit=most,
+    )  # fmt: skip
+
+
 def version_evaluated(run: str, version: int, scores: Mapping[str, float], clients: int) -> None:
     """Log how good a version is on the held-out examples of clients."""
     text = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "no finite figure"

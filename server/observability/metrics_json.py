@@ -139,13 +139,16 @@ def _noise(store: Store, number: int, uplinks: list[Bytes]) -> dict[str, float]:
 
     `uplinks`: of the clients whose updates counted. Noise falls as bytes grow, in proportion.
     """
-    noise = store.journal.noise(number)
+    noise, found = store.journal.noise(number), store.journal.weight_noise(number)
     if noise is None:
         return {}
     if not noise.noise:
         return {"noise": 0.0}
     mean = sum(uplink["payload_bytes"] for uplink in uplinks) / len(uplinks)
-    return {"noise": noise.ratio, "bytes_for_noise_1": round(mean * noise.ratio)}
+    told = {"noise": noise.ratio, "bytes_for_noise_1": round(mean * noise.ratio)}
+    if found is None:
+        return told
+    return {**told, "weight_noise": found, "byte_factor": store.journal.byte_factor(number)}
 
 
 def final(

@@ -90,6 +90,8 @@ class Uplink:
         self._codec: str | None = None
         self._cohort_bytes = 0.0
         preset = PRESETS.get(text)
+        self.preset = text if isinstance(preset, Preset) else None
+        """The preset whose promise is to be kept, if it is one."""
         if isinstance(preset, Preset):
             each = max(4 * manifest.num_values / preset.ratio, preset.floor)
             each += statistics_bytes(manifest, each, _PRESET_CLIENTS, rounds)
@@ -107,15 +109,19 @@ class Uplink:
         sketch = Sketch(0.01, PEAK_BITS, self._report)
         return sketch.needs | parse_codec("topk(0.1) | quantize(1) | zstd").needs
 
-    def codec(self, cohort: int, round_: int, sparsity: float = 0.0) -> str:
+    def codec(self, cohort: int, round_: int, sparsity: float = 0.0, factor: float = 1.0) -> str:
         """Return the codec text for each of `cohort` clients in a round, counted from 1.
+
+        `factor`: how many times a preset's usual bytes they send (promise.py).
 
         The bytes are the same at any `sparsity` of the round's masks: more of the weights that
         remain is sent.
         """
         if self._codec is not None:
             return self._codec
-        client_bytes = self._cohort_bytes / cohort
+        if self.preset is None:
+            factor = 1.0
+        client_bytes = factor * self._cohort_bytes / cohort
         texts = plan_codecs(
             self._manifest, client_bytes, cohort, self._rounds, sparsity, self._report
         )

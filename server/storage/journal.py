@@ -130,13 +130,31 @@ class Journal:
 
     def add_noise(self, round_: int, noise: MeanNoise) -> None:
         """Record the noise that codecs left in a round's mean."""
-        self._database.run("INSERT INTO noise VALUES (?, ?, ?)", round_, *noise)
+        energies = noise.noise, noise.update
+        self._database.run("INSERT INTO noise VALUES (?, ?, ?)", round_, *energies)
 
     def noise(self, round_: int) -> MeanNoise | None:
         """Return the noise in a round's mean, None where it is not known."""
         sql = "SELECT noise_energy, update_energy FROM noise WHERE round = ?"
         for energies in self._database.run(sql, round_):
             return MeanNoise(*energies)
+        return None
+
+    def add_byte_factor(self, round_: int, weight_noise: float, factor: float) -> None:
+        """Record a round's noise relative to the weights, and the factor of the rounds after it."""
+        sql = "INSERT INTO byte_factors VALUES (?, ?, ?)"
+        self._database.run(sql, round_, weight_noise, factor)
+
+    def byte_factor(self, round_: int) -> float:
+        """Return how many times a preset's usual bytes a round sends."""
+        sql = "SELECT factor FROM byte_factors WHERE round < ? ORDER BY round DESC LIMIT 1"
+        return float(next(iter(self._database.run(sql, round_)), (1.0,))[0])
+
+    def weight_noise(self, round_: int) -> float | None:
+        """Return a round's noise relative to the weights, None where it is not known."""
+        sql = "SELECT weight_noise FROM byte_factors WHERE round = ?"
+        for (noise,) in self._database.run(sql, round_):
+            return float(noise)
         return None
 
     def add_discarded(self, round_: int, reason: str) -> None:

@@ -112,6 +112,11 @@ CREATE TABLE IF NOT EXISTS noise (      -- that codecs left in a round's mean, w
     noise_energy  REAL NOT NULL,        -- sums of squares of trainable tensors
     update_energy REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS byte_factors (  -- of runs by a preset, where the noise can be told
+    round        INTEGER PRIMARY KEY,
+    weight_noise REAL NOT NULL,         -- of the round, relative to the weights
+    factor       REAL NOT NULL          -- times the preset's bytes, in the rounds after it
+);
 CREATE TABLE IF NOT EXISTS refused (
     round  INTEGER NOT NULL,
     client TEXT NOT NULL,               -- "(stranger)": a caller whose name is unknown
