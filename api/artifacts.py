@@ -87,7 +87,7 @@ class Artifacts:
             score = f"{task.leading}{of} {value:.4f}, "
         log.info(
             "round %d of %d: %s%d clients in %.1f s",
-            newest, self._settings.rounds, score, len(last["clients"]), last["seconds"],
+            newest, self._coordinator.run.rounds.last, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
         if self._metrics.num_rounds == newest - 1 > 0:
             before = None

@@ -83,7 +83,7 @@ class Run:
                 self._address = address
 
             def on_round(round_: int, scores: Mapping[str, float]) -> None:
-                bar.update(round_ - bar.n)
+                bar.update(min(round_, self.settings.rounds) - bar.n)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in scores.items()})
 
             observer = Observer(on_listening, on_round, self._switch)

@@ -253,8 +253,9 @@ def _watch(processes: _Processes, address: str, progress: Progress, bar: TaskID)
                 note = _note(reply)
                 doing = escape(processes.server_says()) if reply.phase == "finished" else note
                 progress.update(
-                    bar, completed=reply.version, description=_describe(reply), note=doing
-                )
+                    bar, total=reply.rounds, completed=reply.version, description=_describe(reply),
+                    note=doing,
+                )  # fmt: skip
     progress.update(bar, description="finished", note=note)
     processes.check()
 

@@ -143,7 +143,8 @@ def run_case(case: Case, output: Path) -> float:
         return KerasTrainer(plan, manifest, examples[name], client=name, model=model)
 
     def on_round(round_: int, scores: object) -> None:
-        sweep_worker.report_round(round_)
+        if round_ <= settings.rounds:  # one that calibrates comes after them
+            sweep_worker.report_round(round_)
 
     metrics = simulate(
         settings,
