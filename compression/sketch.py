@@ -67,7 +67,8 @@ class Sketch:
     `side`: "bounded" if the payload also reports importance (a byte per tensor, and this client's
     part of the codes of rows and columns), "bare" if not; "profile" is the report of older
     versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
-    a part if all of them would cost much, "whole" by every client, or "held" at their old values.
+    a part if all of them would cost much, "whole" by every client as 16-bit floats, or "held" at
+    their old values.
     Raises CodecError for arguments out of range.
     """
 

@@ -62,9 +62,9 @@ def test_the_last_round_measures_and_does_not_train(federation: Start, uplink: s
     versions = server.store.versions
     assert versions.newest().version == 3
     (kernel, mean, variance), _ = versions.model(NORMALIZED)
-    # Of 8-bit floats.
-    np.testing.assert_allclose(mean, kernel.mean() / 1000, rtol=0.07)
-    np.testing.assert_allclose(variance, np.square(kernel.mean() / 1000), rtol=0.07)
+    # 16-bit floats: 8 bits would be off by 3 %, in the same direction for all clients.
+    np.testing.assert_allclose(mean, kernel.mean() / 1000, rtol=1e-3)
+    np.testing.assert_allclose(variance, np.square(kernel.mean() / 1000), rtol=1e-3)
     sent = {u.codec for u in server.store.journal.updates(3)}
     assert sent == {"sketch(1e-09, 1, bare, whole)"}
     assert max(len(u.payload or b"") for u in server.store.journal.updates(3)) < 100

@@ -53,7 +53,7 @@ MODEL = Manifest(
 )
 SHAPES = sketched_shapes(MODEL)
 TEXTS = ["sketch(0.05)", "sketch(0.05, 1, profile)", "sketch(0.2, 2)", "sketch(0.4, 4, profile)",
-         "sketch(0.1, 1, bounded)", "sketch(0.06, 0.1875, bounded, whole)"]  # fmt: skip
+         "sketch(0.1, 1, bounded)", "sketch(0.06, 0.1875, bounded)"]  # fmt: skip
 KEY = round_key(3, 1)
 
 

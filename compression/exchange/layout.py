@@ -82,6 +82,7 @@ class Layout:
             sent=codec.traits.sends_statistics,
             slot=context.slot % context.slots,
             parts=context.slots if codec.traits.shares_statistics and size > cheap else 1,
+            whole=not codec.traits.shares_statistics,
         )
 
     def split(self, tensors: Sequence[T]) -> tuple[list[T], list[T]]:

@@ -42,19 +42,30 @@ class NearLossless:
 
 
 class StatisticValues:
-    """Encodes the new values of statistics in `float8`; a client sends all of them or a share.
+    """Encodes the new values of statistics; a client sends all of them or a share.
+
+    In `float8`, or if they are `whole` in `float16`: where a mean is many deviations from zero, and
+    all clients round it alike, 8 bits are too coarse for a network's final statistics.
 
     Values, as changes would be too coarse: if a variance falls from 1 to 0.01, the rounding error
     of the change -0.99 may exceed 0.01.
     """
 
     def __init__(
-        self, shapes: Sequence[Shape], base: Array | None, *, sent: bool, slot: int, parts: int
+        self,
+        shapes: Sequence[Shape],
+        base: Array | None,
+        *,
+        sent: bool,
+        slot: int,
+        parts: int,
+        whole: bool,
     ) -> None:
         """`base`: the values before the update, float32 [n], zeros if None.
 
         If `sent`, this client sends the values number slot, slot + parts, ...
         """
+        self._codec = _FLOAT16 if whole else _FLOAT8
         self._shapes = shapes
         self._size = sum(math.prod(shape) for shape in shapes)
         self._base = np.zeros(self._size, np.float32) if base is None else base
@@ -67,13 +78,13 @@ class StatisticValues:
         if not self._is_sent:
             return b""
         values = self._base + np.concatenate([tensor.ravel() for tensor in tensors])
-        return _FLOAT8.encode([values[self._own]])
+        return self._codec.encode([values[self._own]])
 
     def decode(self, data: bytes) -> list[Array]:
         """Return the changes, zero where nothing was sent; raise WireError otherwise."""
         update = np.zeros(self._size, np.float32)
         shapes = [update[self._own].shape] if self._is_sent else []
-        for values in _FLOAT8.decode(data, shapes):
+        for values in self._codec.decode(data, shapes):
             update[self._own] = values - self._base[self._own]
         return self._split(update)
 
