@@ -46,7 +46,8 @@ def promise_section() -> Iterator[str]:
     yield "| model and data | metric | `float32` | " + " | ".join(f"`{p}`" for p in PROMISES) + " |"
     yield "|---|---|---" + "|---" * len(PROMISES) + "|"
     counts = Counter[str]()
-    for name in (name for name in TITLES if name in pairs):
+    whole = [n for n, pair in pairs.items() if set(pair["runs"]) >= {"float32", *PROMISES}]
+    for name in (name for name in TITLES if name in whole):
         leading, runs = pairs[name]["metric"], pairs[name]["runs"]
         base = _scores(runs["float32"], leading)
         cells = [_cell(runs[preset], base, leading, preset, counts) for preset in PROMISES]

@@ -86,6 +86,7 @@ CHANGES = {
     "updates, round 2": "UPDATE updates SET num_examples = 99 WHERE round = 2 AND client = 'c0'",
     "norms, round 2": "UPDATE norms SET whole = 2 * whole WHERE round = 2 AND client = 'c0'",
     "aggregations, round 1": "UPDATE aggregations SET clip = 1",
+    "noise, round 1": "UPDATE noise SET noise_energy = 7 WHERE round = 1",
     "refused, round 1": "UPDATE refused SET count = 2",
     "counts": "UPDATE counts SET value = value + 1",
     "publications": "UPDATE publications SET repeated = repeated + 1",

@@ -31,11 +31,12 @@ def test_every_preset_by_bytes_has_a_limit() -> None:
     assert LIMITS["transparent"] < LIMITS["balanced"] < LIMITS["extreme"]
 
 
-def test_bytes_rise_with_the_noise_and_never_fall() -> None:
+def test_bytes_go_with_the_noise() -> None:
     most = LIMITS["balanced"]
     assert next_factor("balanced", 1.0, 0.9 * most, 5) == 1.0
     assert next_factor("balanced", 1.0, 2.5 * most, 5) == 2.5
-    assert next_factor("balanced", 2.5, 0.1 * most, 6) == 2.5
+    assert next_factor("balanced", 2.5, 0.8 * most, 6) == 2.0
+    assert next_factor("balanced", 2.5, 0.1 * most, 6) == 1.0
     assert next_factor("balanced", 2.0, 2.0 * most, 6) == 4.0
     assert next_factor("balanced", 1.0, 2.5 * most, 1) == 1.0
     assert next_factor("balanced", 2.0, 1e9, 5) == MAX_FACTOR
@@ -98,7 +99,6 @@ def test_a_run_with_large_steps_sends_more(
     large = run(federation, 0.5, "balanced", "large")
     factors = [entry["byte_factor"] for entry in entries(large)]
     assert factors[0] == 1
-    assert factors == sorted(factors)
     assert 1 < factors[-1] <= MAX_FACTOR
     assert "times the usual bytes of 'balanced': the noise was" in caplog.text
     assert sizes(large)[0] == sizes(calm)[0]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.layout import SMALL
@@ -48,7 +49,7 @@ class NoiseSum:
         self._is_known = True
         self._noise = self._update = 0.0
         self._squared_weights = 0.0
-        self._by_client: list[Array] = []
+        self._by_client: list[npt.NDArray[np.float64]] = []
 
     def add(
         self, tensors: Sequence[Tensor], noise: float | None, weight: float, share: float
@@ -68,7 +69,7 @@ class NoiseSum:
         # Where most of what came is noise, the update hardly shifts what is in each tensor.
         part = share**2 * max(0.0, noise) / came if came > 0 else 0.0
         self._squared_weights += weight**2
-        self._by_client.append(np.array(energies, np.float32) * np.float32(part))
+        self._by_client.append(np.array(energies) * part)
         self._update += weight * share**2 * (came - noise)
 
     def result(self) -> MeanNoise | None:

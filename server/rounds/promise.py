@@ -9,7 +9,7 @@ residual network) lost about what the preset promises; docs/results.md has other
 
 from __future__ import annotations
 
-LIMITS = {"transparent": 0.018, "balanced": 0.055, "extreme": 0.1}
+LIMITS = {"transparent": 0.03, "balanced": 0.08, "extreme": 0.15}
 """Preset -> most noise, relative to the weights, that keeps its promise from round 3 on."""
 _EARLY = {1: 6.0, 2: 2.0}
 """How many times more the first rounds may have: weights are small yet, and what is lost is learned
@@ -24,10 +24,10 @@ def limit(preset: str, round_: int) -> float:
 
 
 def next_factor(preset: str, factor: float, weight_noise: float, round_: int) -> float:
-    """Return how many times a preset's usual bytes the rounds after `round_` send.
+    """Return how many times a preset's usual bytes the round after `round_` sends, at least 1.
 
     `factor`: of that round, whose noise relative to the weights was `weight_noise`. Noise falls in
-    proportion to bytes. The factor never falls, so that a run's bytes do not swing.
+    proportion to bytes.
     """
     needed = factor * weight_noise / limit(preset, round_)
-    return max(factor, min(MAX_FACTOR, round(needed, 2)))
+    return max(1.0, min(MAX_FACTOR, round(needed, 2)))
