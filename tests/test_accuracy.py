@@ -71,7 +71,9 @@ def test_presets_on_digits_cost_few_bytes_and_little_accuracy(tmp_path: Path) ->
         assert lost(schemes, codec) <= limit, codec
     ups = [schemes[codec].mean("up_payload_bytes") for codec in PRESETS]
     assert ups == sorted(ups, reverse=True)
-    assert ups[1:] == [pytest.approx(size, rel=0.1) for size in (900, 400, 250)]
+    # Usual bytes, but for rounds in which the noise is large beside the weights.
+    for up, usual in zip(ups[1:], (900, 400, 250), strict=True):
+        assert 0.9 * usual < up < 1.6 * usual
     assert schemes["balanced"].mean("down_payload_bytes") < 5.5 * ups[2]
     aggregate = schemes["balanced, not forwarded"]
     assert aggregate.mean("down_payload_bytes") > 5 * schemes["balanced"].mean("down_payload_bytes")

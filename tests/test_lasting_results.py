@@ -120,6 +120,7 @@ def test_without_data_on_the_server_a_client_measures_and_evaluates_int8(
     assert told["num_calibration_examples"] == 54
 
 
+@pytest.mark.slow
 def test_without_clients_that_hold_out_int8_is_missing(
     small_run: Callable[..., SmallRun],
 ) -> None:

@@ -131,7 +131,7 @@ def distance(one: TrainingResult, other: TrainingResult) -> float:
         ("mlp", "none", "nesterov", 0.0),
         ("mlp", "none", "adam", 0.0),
         ("cnn", "prune", "sgd", 0.6),
-        ("mlp", "qat", "sgd", 0.0),
+        pytest.param("mlp", "qat", "sgd", 0.0, marks=pytest.mark.slow),  # as in test_exporter.py
     ],
 )
 def test_it_trains_as_keras_does(model: str, method: str, optimizer: str, sparsity: float) -> None:
