@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import own_tasks_table
+
 from featherfed.report.metric import is_share, value_text
 from featherfed.report.promises import judge
 from featherfed.server.rounds.uplink import PROMISES
@@ -22,24 +24,22 @@ TITLES = {
     "residual": "residual network with batch normalisation, Fashion-MNIST, 2,000 images each, SGD "
     "0.05, 6 rounds of 2 epochs",
     "transformer": "transformer of two blocks, Fashion-MNIST, 1,000 images each",
-    "watch": "activity from a watch",
-    "forecast": "temperature, 6 hours ahead",
-    "text": "next character",
     "cnn, Dirichlet 0.1": "CNN, Fashion-MNIST, 2,000 images each on average, Dirichlet(0.1)",
     "cnn, Dirichlet 0.3": "the same, Dirichlet(0.3)",
+    **own_tasks_table.TITLES,
 }
 
 
 def promise_section() -> Iterator[str]:
     """Yield a table of what each preset lost on each pair of model and data."""
-    pairs = json.loads(RESULT.read_text("utf-8"))
+    pairs = {**json.loads(RESULT.read_text("utf-8")), **_examples()}
     promises = ", ".join(f"`{preset}` {points:g}" for preset, points in PROMISES.items())
     yield (
-        "Five clients (watch, forecast and text: their own). Lost against `float32` with the same "
+        "Five clients, or the examples' own. Lost against `float32` with the same "
         "seeds and the same server steps, in points of a share such as accuracy and in percent of "
         f"other metrics, mean ± standard deviation over seeds; promised are at most: {promises}. "
-        "Bytes are payload up per client and round, with the round that calibrates. None of these "
-        "was looked at while the presets were chosen (`benchmarks/promise.py`; the verdicts are "
+        "Bytes are payload up per client and round, with the round that calibrates "
+        "(`benchmarks/promise.py`, which says what was chosen by looking at them; the verdicts are "
         "those of sweeps, see [metrics.md](metrics.md))."
     )
     yield ""
@@ -56,6 +56,21 @@ def promise_section() -> Iterator[str]:
     yield ""
     total = sum(counts.values())
     yield f"Of {total} promises: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + "."
+
+
+def _examples() -> dict[str, Any]:
+    """Return the examples that own_tasks.py has measured, in the same form."""
+    examples = json.loads(own_tasks_table.RESULT.read_text("utf-8"))["examples"]
+    return {
+        name: {
+            "metric": found["task"]["metrics"][0],
+            "runs": {
+                codec: dict(enumerate(found["federated"][f"{codec} keras"]))
+                for codec in ("float32", *PROMISES)
+            },
+        }
+        for name, found in examples.items()
+    }
 
 
 def _scores(runs: dict[str, Any], leading: str) -> dict[str, float]:

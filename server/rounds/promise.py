@@ -9,7 +9,7 @@ residual network) lost about what the preset promises; docs/results.md has other
 
 from __future__ import annotations
 
-LIMITS = {"transparent": 0.03, "balanced": 0.08, "extreme": 0.15}
+LIMITS = {"transparent": 0.018, "balanced": 0.055, "extreme": 0.1}
 """Preset -> most noise, relative to the weights, that keeps its promise from round 3 on."""
 _EARLY = {1: 6.0, 2: 2.0}
 """How many times more the first rounds may have: weights are small yet, and what is lost is learned
