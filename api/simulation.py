@@ -124,7 +124,8 @@ def simulate(
     with progress_bar("rounds", " rounds", rounds, progress) as bar:
 
         def on_round(round_: int, scores: Mapping[str, float]) -> bool:
-            bar.update(round_ <= rounds)  # one that calibrates comes after them
+            if round_ <= rounds:  # one that calibrates comes after them
+                bar.update(1)
             if task.leading in scores:
                 bar.set_postfix({task.leading: f"{scores[task.leading]:.4f}"})
             return _asked_to_stop(callbacks, round_, scores)

@@ -58,10 +58,13 @@ class Average:
         round_: RoundContext,
         num_examples: int,
         receive: Callable[[WeightedUpdate], ReceivedUpdate] | None = None,
+        *,
+        measures_noise: bool = True,
     ) -> None:
         """Start empty; `num_examples` is the sum over all updates that will be added.
 
-        `receive`: what decodes them in place of `receive_update`, to the same.
+        `receive`: what decodes them in place of `receive_update`, to the same. `measures_noise`:
+        False for those who need the mean alone.
         """
         self._manifest = manifest
         self._round = round_
@@ -72,7 +75,7 @@ class Average:
         self._sent: list[Array | None] = [None] * len(manifest)
         self._weight = np.float32(0)
         self._reports: list[Report] = []
-        self._noise = NoiseSum(manifest)
+        self._noise = NoiseSum(manifest) if measures_noise else None
 
     def add(self, part: WeightedUpdate) -> Sequence[Array]:
         """Add an update and return it decoded; raise WireError or CodecError if it is invalid."""
@@ -80,8 +83,10 @@ class Average:
         if update.report is not None:
             self._reports.append(update.report)
         weight = np.float32(part.num_examples / self._num_examples)
-        share = part.clip / FULL_SHARE if part.clip else 1.0
-        self._noise.add(update.tensors, update.noise, part.num_examples / self._num_examples, share)
+        if self._noise is not None:
+            share = part.clip / FULL_SHARE if part.clip else 1.0
+            exact = part.num_examples / self._num_examples
+            self._noise.add(update.tensors, update.noise, exact, share)
         clipped = weight * np.float32(part.clip / FULL_SHARE) if part.clip else weight
         for i, (total, tensor) in enumerate(zip(self._totals, update.tensors, strict=True)):
             add_scaled(total, clipped, tensor)
@@ -123,7 +128,7 @@ class Average:
 
     def noise(self) -> MeanNoise | None:
         """Return the noise that codecs left in the mean, None if it cannot be told."""
-        return self._noise.result()
+        return None if self._noise is None else self._noise.result()
 
     def allocation(self) -> Allocation | None:
         """Return the importance for the next round, merged from the reports in the updates."""
@@ -140,7 +145,8 @@ def average(
 
     `on_part` is called before each; what it raises ends the work.
     """
-    result = Average(manifest, round_, sum(part.num_examples for part in parts))
+    total = sum(part.num_examples for part in parts)
+    result = Average(manifest, round_, total, measures_noise=False)  # clients need no more
     for part in parts:
         on_part()
         result.add(part)

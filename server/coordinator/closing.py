@@ -245,16 +245,16 @@ class RoundClosing:
 
     def _keep_promise(self, round_: int, found: float) -> None:
         """Store the round's noise relative to the weights, and what follows for later rounds."""
-        run, codecs = self._run, self._codecs
-        assert codecs.preset is not None, "else no noise is found"
+        run, codecs, preset = self._run, self._codecs, self._codecs.preset
+        assert preset is not None, "else no noise is found"
         trained = run.rounds.trained(round_)
-        factor = next_factor(codecs.preset, codecs.factor, found, trained)
+        factor = next_factor(preset, codecs.factor, found, trained)
         run.store.journal.add_byte_factor(round_, found, factor)
 
         def take_effect() -> None:
             if factor > codecs.factor:
-                most = limit(codecs.preset or "", trained)
-                events.bytes_raised(run.plan.run, round_, codecs.preset or "", factor, found, most)
+                most = limit(preset, trained)
+                events.bytes_raised(run.plan.run, round_, preset, factor, found, most)
             codecs.factor = factor
 
         run.store.after_commit(take_effect)
