@@ -73,7 +73,7 @@ def test_presets_on_digits_cost_few_bytes_and_little_accuracy(tmp_path: Path) ->
     assert ups == sorted(ups, reverse=True)
     # Usual bytes, but for rounds in which the noise is large beside the weights.
     for up, usual in zip(ups[1:], (900, 400, 250), strict=True):
-        assert 0.9 * usual < up < 1.6 * usual
+        assert 0.9 * usual < up < 2.5 * usual
     assert schemes["balanced"].mean("down_payload_bytes") < 5.5 * ups[2]
     aggregate = schemes["balanced, not forwarded"]
     assert aggregate.mean("down_payload_bytes") > 5 * schemes["balanced"].mean("down_payload_bytes")

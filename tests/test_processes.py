@@ -61,6 +61,7 @@ def client(processes: Processes, number: int, address: str, runtime: str = "kera
     processes.join(f"c{number}", address, f"data-{number}.npz", "--runtime", runtime)
 
 
+@pytest.mark.slow  # waits out a deadline; tests/test_kills.py kills light processes
 def test_a_run_survives_a_late_client_and_one_that_is_killed_for_good(
     processes: Processes,
 ) -> None:

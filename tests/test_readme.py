@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import Processes, run, wait_until
+from support.processes import Processes, run, status, wait_until
 
 from featherfed.compression.registry import STAGES
 
@@ -70,13 +70,17 @@ def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) 
     shutil.copytree(ROOT / "examples", folder / "examples")
     serve, kitchen, garden, follow, *rest = [line.split()[1:] for line in REAL_DEVICES]
     processes.start("server", *serve)
-    processes.start("camera", *follow, "--name", "camera")  # first: the run takes few seconds
+    # The run takes few seconds: whoever tries again in 15 may miss it.
+    wait_until(lambda: status("127.0.0.1:8765").run, 120)
+    processes.start("camera", *follow, "--name", "camera")
     processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
     processes.start("garden", *garden, "--state-dir", "garden")
     assert processes.wait("server", 240) == 0, processes.log("server")
     processes.running["camera"].terminate()
     assert processes.wait("camera") == 0, processes.log("camera")
-    (released,) = (folder / "models").glob("*.tflite")
+    logs = processes.log("camera") + processes.log("server")
+    released = folder / "models" / "model_int8.tflite"
+    assert released.exists(), logs
     assert released.read_bytes() == (folder / "runs/digits/model_int8.tflite").read_bytes()
     wait_until(lambda: all(p.poll() is not None for p in processes.running.values()))
     assert processes.wait("kitchen") == processes.wait("garden") == 0

@@ -125,6 +125,7 @@ def data():
 """
 
 
+@pytest.mark.slow  # servers and clients, two runs in a row
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tf_keras = pytest.importorskip("tf_keras")
     keras = tf_keras.Sequential(
