@@ -25,6 +25,7 @@ EXTRAS = {
     "dp_accounting": "privacy",
     "constriction": "range",
     "greenlet": "simulator",
+    "ray": "cluster",
     "sklearn": "demo",
     "tomli_w": "demo",
 }

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from nncodec_worker import receive, send
 
-from featherfed.cli.sweep import run_case
+from featherfed.cli.sweep_case import run_case
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.key import NO_KEY, Key
@@ -100,7 +100,8 @@ def main(python: str) -> None:
         rows, rounds = [], []
         for case in sweep.cases():
             if not results.is_done(RESULTS, case):
-                print(f"{case.name}: {run_case(case, RESULTS):.4f}", flush=True)
+                results.save(RESULTS, case, run_case(case))
+                print(f"{case.name} is done", flush=True)
             metrics = results.load(RESULTS, case)
             rows.append(results.case_row(case, metrics))
             rounds.extend(results.round_rows(case, metrics))

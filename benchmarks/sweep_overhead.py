@@ -24,9 +24,10 @@ import numpy as np
 
 from featherfed.api.machine import machine
 from featherfed.cli import sweep_worker
-from featherfed.cli.sweep import run_case
+from featherfed.cli.sweep_case import run_case
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
+from featherfed.sweep import results
 from featherfed.sweep.grid import Case, Sweep
 
 RESULT = Path(__file__).parent / "results" / "sweep_overhead.json"
@@ -84,13 +85,13 @@ def measure(system: str, case: Case) -> dict[str, float]:
     import tf_keras  # noqa: F401 - its import is not measured
 
     with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch)
-        (output / "cases").mkdir()
         seconds, used = time.perf_counter(), time.process_time()
         if system in STEPS_AT_ONCE:
             accuracy = train_plainly(case, STEPS_AT_ONCE[system])
         else:
-            accuracy = run_case(case, output)
+            metrics = run_case(case)
+            results.save(Path(scratch), case, metrics)
+            accuracy = metrics["final"]["scores"]["accuracy"]
         seconds, used = time.perf_counter() - seconds, time.process_time() - used
     return {
         "seconds": round(seconds, 2),

@@ -311,16 +311,27 @@ def certs_list(folder: Path) -> None:
 @click.argument("sweep_file", type=PATH, metavar="SWEEP.toml")
 @click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
 @click.option("--output", type=PATH, help="Instead of the sweep file's.")
+@click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="auto",
+    help="Run on a Ray cluster; without an address on the one that this machine is part of.",
+)
 @logging_options
 @print_errors
-def sweep(sweep_file: Path, workers: int, output: Path | None) -> None:
-    """Run a grid of federations without gRPC: quality against bytes; started again, it goes on."""
+def sweep(sweep_file: Path, workers: int, output: Path | None, ray: str | None) -> None:
+    """Run a grid of federations without gRPC: quality against bytes; started again, it goes on.
+
+    Exit status: 0 if all runs have a result, 1 if some failed; the others go on then, and the same
+    command tries those that failed again.
+    """
     for module in ("tensorflow", "tf_keras"):  # the workers import them
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(name=module)
     from featherfed.cli.sweep import run_sweep
 
-    run_sweep(sweep_file, workers, output)
+    run_sweep(sweep_file, workers, output, ray)
 
 
 @app.command()

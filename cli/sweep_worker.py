@@ -6,31 +6,38 @@ import multiprocessing
 import os
 import threading
 from multiprocessing.queues import Queue
+from typing import Any
 
+from featherfed.cli.sweep_case import run_case
 from featherfed.models.importing import importing_tensorflow
+from featherfed.sweep.grid import Case
 
 _rounds: Queue[int] | None = None  # set in a worker
 
 
 def start(rounds: Queue[int]) -> None:
-    """Limit a worker to one thread: parallel runs use the cores better then, and repeat exactly.
-
-    `rounds` gets the number of each round that it finishes.
-    """
+    """Prepare a worker; `rounds` gets a 1 for each round that it finishes."""
     global _rounds
     _rounds = rounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    use_one_thread()
+
+
+def use_one_thread() -> None:
+    """Limit TensorFlow to one thread: parallel runs use the cores better, and repeat exactly."""
     with importing_tensorflow():
         import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    if tf.config.threading.get_intra_op_parallelism_threads() != 1:  # a process is used again
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def report_round(round_: int) -> None:
-    """Tell the sweep's process that a round is finished; does nothing outside of a worker."""
-    if _rounds is not None:
-        _rounds.put(round_)
+def run(case: Case) -> dict[str, Any]:
+    """Run a case in a worker that has started; return its metrics."""
+    rounds = _rounds
+    assert rounds is not None, "a worker starts first"
+    return run_case(case, lambda: rounds.put(1))
 
 
 def _end_with_parent() -> None:

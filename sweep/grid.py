@@ -139,6 +139,8 @@ class Sweep(Section):
     target_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Leading metric for "bytes to target", shares such as accuracy from 0 to 1. By default a
     little worse than the baseline's mean: one point of a share, one percent of other metrics."""
+    memory_mb: Annotated[int, Field(ge=1)] = 2048
+    """Memory that a run may need; a Ray cluster starts no more runs on a node than fit."""
     grid: Grid
     run: dict[str, Any] = Field(default_factory=dict)
     """Settings of all runs, as in a run file."""

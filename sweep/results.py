@@ -23,6 +23,11 @@ def result_path(output: Path, case: Case) -> Path:
     return output / "cases" / f"{case.name}.json"
 
 
+def error_path(output: Path, case: Case) -> Path:
+    """Return where it is kept why a case failed."""
+    return output / "errors" / f"{case.name}.txt"
+
+
 def is_done(output: Path, case: Case) -> bool:
     """Return whether there is a result for this case with exactly these settings."""
     return result_path(output, case).is_file()
@@ -39,6 +44,12 @@ def load(output: Path, case: Case) -> dict[str, Any]:
     """Return the metrics of a finished case."""
     metrics: dict[str, Any] = json.loads(result_path(output, case).read_text("utf-8"))
     return metrics
+
+
+def final_score(metrics: dict[str, Any]) -> float | None:
+    """Return the leading metric of a run's final model, None if it was not measured."""
+    score: float | None = metrics["final"]["scores"][metrics["metric"]["name"]]
+    return score
 
 
 def case_row(case: Case, metrics: dict[str, Any]) -> Row:

@@ -1,0 +1,72 @@
+"""Runs the cases of a sweep on a Ray cluster: a task each, with its own cores and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+
+from featherfed.cli.sweep_outcome import Outcome
+from featherfed.server.errors import ServerError
+from featherfed.sweep.grid import Case
+
+RETRIES = 3
+"""How often a case is run again when its node or worker died."""
+
+
+class RayRunner:
+    """Runs cases as tasks; those of a node that dies run again on another.
+
+    Every node needs featherfed with its extra `sweep`, and the data set at the same path.
+    """
+
+    def __init__(self, address: str, memory: int, on_rounds: Callable[[int], None]) -> None:
+        """`address`: of a cluster, "local" for one of this machine, "auto" for what is there.
+
+        `memory`: bytes that a case may need; Ray starts no more of them on a node than fit. Raises
+        ServerError if there is no such cluster.
+        """
+        self._memory = memory
+        self._on_rounds = on_rounds
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError) as error:
+            raise ServerError(
+                f"no Ray cluster at {address}: {error}; start one by `ray start --head`, or leave "
+                "the address out"
+            ) from error
+
+    def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
+        """Yield how each case went, as they end."""
+        task = ray.remote(num_cpus=1, memory=self._memory, max_retries=RETRIES)(_run)
+        running = {task.remote(case): case for case in cases}
+        try:
+            while running:
+                (ended,), _ = ray.wait(list(running), num_returns=1)
+                case = running.pop(ended)
+                outcome = _outcome(case, ended)
+                self._on_rounds(case.settings.rounds)
+                yield outcome
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+            ray.shutdown()
+
+
+def _run(case: Case) -> dict[str, Any]:
+    from featherfed.cli.sweep_case import run_case
+    from featherfed.cli.sweep_worker import use_one_thread
+
+    use_one_thread()
+    return run_case(case)
+
+
+def _outcome(case: Case, ended: ray.ObjectRef[dict[str, Any]]) -> Outcome:
+    try:
+        return Outcome(case, ray.get(ended))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        return Outcome.of_error(case, cause if isinstance(cause, Exception) else error)
+    except ray.exceptions.RayError as error:
+        return Outcome.of_error(case, error)
