@@ -107,7 +107,8 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {}
     for _ in range(REPEATS):
         for system, case in cases(DATASET, ROUNDS, EPOCHS).items():
-            with ProcessPoolExecutor(1, context, sweep_worker.start, (context.Queue(),)) as pool:
+            _, sent = context.Pipe(duplex=False)
+            with ProcessPoolExecutor(1, context, sweep_worker.start, (sent,)) as pool:
                 found = pool.submit(measure, system, case).result()
             runs.setdefault(system, []).append(found)
             print(system, found, file=sys.stderr, flush=True)

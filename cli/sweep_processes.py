@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection
 from typing import Any
 
 from featherfed.cli import sweep_worker
@@ -16,6 +16,7 @@ from featherfed.cli.sweep_outcome import Outcome
 from featherfed.sweep.grid import Case
 
 KILLED = "its worker was killed, perhaps for lack of memory: try fewer --workers"
+_END = b"e"  # no sweep_worker.ROUND
 
 
 class ProcessRunner:
@@ -25,7 +26,7 @@ class ProcessRunner:
         self,
         workers: int,
         on_rounds: Callable[[int], None],
-        start: Callable[[Queue[int]], None] = sweep_worker.start,
+        start: Callable[[Connection], None] = sweep_worker.start,
         run: Callable[[Case], dict[str, Any]] = sweep_worker.run,
     ) -> None:
         """`on_rounds` is called, in a thread, with the number of rounds that were finished.
@@ -53,10 +54,10 @@ class ProcessRunner:
 
     def _run(self, waiting: deque[Case], workers: int) -> Generator[Outcome, None, list[Case]]:
         """Take cases from `waiting` until all have ended; return those in a worker that died."""
-        rounds: Queue[int] = self._context.Queue()
-        counter = threading.Thread(target=self._count, args=(rounds,))
+        received, sent = self._context.Pipe(duplex=False)
+        counter = threading.Thread(target=self._count, args=(received,))
         counter.start()
-        pool = ProcessPoolExecutor(workers, self._context, self._start, (rounds,))
+        pool = ProcessPoolExecutor(workers, self._context, self._start, (sent,))
         running: dict[Future[dict[str, Any]], Case] = {}
         try:
             while waiting or running:
@@ -72,13 +73,15 @@ class ProcessRunner:
             return list(running.values())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            rounds.put(0)
+            sent.send_bytes(_END)
             counter.join()
+            sent.close()
+            received.close()
         return []
 
-    def _count(self, rounds: Queue[int]) -> None:
-        """Tell of every finished round, until a 0 ends it."""
-        while rounds.get():
+    def _count(self, rounds: Connection) -> None:
+        """Tell of every finished round, until _END."""
+        while rounds.recv_bytes() != _END:
             self._on_rounds(1)
 
 

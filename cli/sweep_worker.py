@@ -5,18 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection
 from typing import Any
 
 from featherfed.cli.sweep_case import run_case
 from featherfed.models.importing import importing_tensorflow
 from featherfed.sweep.grid import Case
 
-_rounds: Queue[int] | None = None  # set in a worker
+_rounds: Connection | None = None  # set in a worker
+
+ROUND = b"r"
+"""What a worker sends for each round that it finishes."""
 
 
-def start(rounds: Queue[int]) -> None:
-    """Prepare a worker; `rounds` gets a 1 for each round that it finishes."""
+def start(rounds: Connection) -> None:
+    """Prepare a worker; `rounds` gets ROUND for each round that it finishes.
+
+    A pipe that all workers write to takes messages of a few bytes whole, and has no lock that a
+    killed worker could keep.
+    """
     global _rounds
     _rounds = rounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -37,7 +44,7 @@ def run(case: Case) -> dict[str, Any]:
     """Run a case in a worker that has started; return its metrics."""
     rounds = _rounds
     assert rounds is not None, "a worker starts first"
-    return run_case(case, lambda: rounds.put(1))
+    return run_case(case, lambda: rounds.send_bytes(ROUND))
 
 
 def _end_with_parent() -> None:

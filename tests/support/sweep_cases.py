@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection
 from typing import Any
 
 from featherfed.sweep.grid import Case
 
 FAILS, KILLS = 1, 2
 """The seeds of the case that raises an error, and of the one whose process dies."""
-_rounds: Queue[int] | None = None
+_rounds: Connection | None = None
 
 
-def start(rounds: Queue[int]) -> None:
+def start(rounds: Connection) -> None:
     global _rounds
     _rounds = rounds
 
@@ -26,7 +26,7 @@ def run(case: Case) -> dict[str, Any]:
     if case.seed == KILLS:
         os.kill(os.getpid(), signal.SIGKILL)
     for _ in range(case.settings.rounds):
-        _rounds.put(1)
+        _rounds.send_bytes(b"r")
     return metrics(case)
 
 
