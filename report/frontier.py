@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from featherfed.report.metric import (
-    is_share,
     lost_text,
     lost_title,
     range_text,
@@ -37,6 +36,7 @@ from featherfed.report.style import (
 )
 from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text
 from featherfed.report.template import Plot, fill, write
+from featherfed.tasks.metrics import is_share
 
 _MARKERS = "osD^vP"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 
 from featherfed.report.summary import NONE, number_text, percent_text
-from featherfed.tasks.metrics import split_name
+from featherfed.tasks.metrics import is_share, split_name
 
-_SHARES = {"accuracy", "auc", "f1", "precision", "recall"}
 _TITLES = {
     "auc": "AUC",
     "f1": "F1",
@@ -18,12 +16,6 @@ _TITLES = {
     "r2": "R\N{SUPERSCRIPT TWO}",
     "rmse": "RMSE",
 }
-
-
-def is_share(name: str) -> bool:
-    """Return whether a metric goes from 0 to 1 and is written in percent."""
-    own = split_name(name)[1]
-    return own in _SHARES or re.fullmatch(r"top\d+", own) is not None
 
 
 def title(name: str) -> str:

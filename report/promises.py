@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from featherfed.report.metric import is_share
 from featherfed.report.scenario import CodecRuns, Scenario
 from featherfed.report.summary import NONE, count_text
+from featherfed.tasks.metrics import is_share
 
 _ROUNDING = 1e-9
 """Losses are differences of floats: by so much, of the promise, they may be over it."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, PercentFormatter
 
 from featherfed.compression.files import write_whole
-from featherfed.report.metric import is_share
+from featherfed.tasks.metrics import is_share
 
 # Okabe and Ito's palette: distinct also for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

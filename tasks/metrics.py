@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Each = npt.NDArray[Any]
 """The figure of each position: float64 or bool."""
 _EPSILON = 1e-7
+_SHARES = {"accuracy", "auc", "f1", "precision", "recall"}
 _THRESHOLDS = 200
 """Keras' number of thresholds of an AUC."""
 
@@ -293,6 +294,12 @@ def split_name(name: str) -> tuple[str, str]:
     """
     target, _, own = name.rpartition("_")
     return target, own
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric counts right answers in some way, as a share from 0 to 1."""
+    own = split_name(name)[1]
+    return own in _SHARES or re.fullmatch(r"top\d+", own) is not None
 
 
 def is_larger_better(name: str) -> bool:

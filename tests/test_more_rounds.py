@@ -136,8 +136,8 @@ def test_schedules_go_by_the_rounds_that_hold_when_a_round_opens() -> None:
     ]
     assert raised.sparsity.at(9) == run_.sparsity.at(6) == 0.8
     dense = Settings.model_validate({"rounds": 6, "compression": {"uplink": "balanced"}})
-    old = UpdateCodecs(dense, MANIFEST, "bounded")
-    new = UpdateCodecs(dense.with_rounds(total), MANIFEST, "bounded", total)
+    old = UpdateCodecs(dense, MANIFEST, "bounded", "accuracy")
+    new = UpdateCodecs(dense.with_rounds(total), MANIFEST, "bounded", "accuracy", total)
     known = frozenset({"sketch", "topk", "quantize", "zstd"})
     for round_ in range(1, 7):
         assert new.choose(round_, 5, known) == old.choose(round_, 5, known)

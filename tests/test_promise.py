@@ -17,29 +17,43 @@ from featherfed.compression.exchange.manifest import Manifest, Role, TensorSpec,
 from featherfed.compression.exchange.noise import MeanNoise, NoiseSum, weight_noise
 from featherfed.edge_client.trainer import TrainingResult
 from featherfed.proto import federation_pb2 as pb
+from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.observability.metrics_json import collect
-from featherfed.server.rounds.promise import LIMITS, MAX_FACTOR, limit, next_factor
+from featherfed.server.rounds.promise import LIMITS, MAX_FACTOR, Promise
 from featherfed.server.rounds.uplink import PRESETS, Preset, Uplink
+from featherfed.server.settings.settings import Settings
 
 Start = Callable[..., Federation]
 MODEL = Manifest((TensorSpec("kernel", (200, 100), initial=Uniform(0.1)), TensorSpec("bias", (9,))))
 
 
+BALANCED = Promise("balanced", "accuracy")
+
+
 def test_every_preset_by_bytes_has_a_limit() -> None:
     assert {name for name, preset in PRESETS.items() if isinstance(preset, Preset)} == set(LIMITS)
-    assert limit("balanced", 1) > limit("balanced", 2) > limit("balanced", 3) == LIMITS["balanced"]
+    assert BALANCED.limit(1) > BALANCED.limit(2) > BALANCED.limit(3) == LIMITS["balanced"]
     assert LIMITS["transparent"] < LIMITS["balanced"] < LIMITS["extreme"]
 
 
 def test_bytes_go_with_the_noise() -> None:
     most = LIMITS["balanced"]
-    assert next_factor("balanced", 1.0, 0.9 * most, 5) == 1.0
-    assert next_factor("balanced", 1.0, 2.5 * most, 5) == 2.5
-    assert next_factor("balanced", 2.5, 0.8 * most, 6) == 2.0
-    assert next_factor("balanced", 2.5, 0.1 * most, 6) == 1.0
-    assert next_factor("balanced", 2.0, 2.0 * most, 6) == 4.0
-    assert next_factor("balanced", 1.0, 2.5 * most, 1) == 1.0
-    assert next_factor("balanced", 2.0, 1e9, 5) == MAX_FACTOR
+    assert BALANCED.next_factor(1.0, 0.9 * most, 5) == 1.0
+    assert BALANCED.next_factor(1.0, 2.5 * most, 5) == 2.5
+    assert BALANCED.next_factor(2.5, 0.8 * most, 6) == 2.0
+    assert BALANCED.next_factor(2.5, 0.1 * most, 6) == 1.0
+    assert BALANCED.next_factor(2.0, 2.0 * most, 6) == 4.0
+    assert BALANCED.next_factor(1.0, 2.5 * most, 1) == 1.0
+    assert BALANCED.next_factor(2.0, 1e9, 5) == MAX_FACTOR
+
+
+def test_errors_have_tighter_limits_than_shares_and_a_safe_first_round() -> None:
+    assert BALANCED.first_factor == Promise("balanced", "pulse_top5").first_factor == 1
+    for metric in ("mse", "pulse_mae", "loss", "perplexity"):
+        other = Promise("balanced", metric)
+        assert other.first_factor == MAX_FACTOR
+        assert other.limit(3) == pytest.approx(BALANCED.limit(3) / 10)
+        assert other.next_factor(16.0, other.limit(1) / 20, 1) == 1
 
 
 def test_noise_is_weighed_against_the_tensor_that_it_is_in() -> None:
@@ -130,3 +144,13 @@ def test_only_a_preset_is_multiplied() -> None:
     for text, grows in (("balanced", True), ("1200B/round", False), ("sketch(0.1)", False)):
         uplink = Uplink(text, MODEL, 7)
         assert (uplink.codec(5, 3, factor=4) != uplink.codec(5, 3)) is grows
+
+
+def test_the_first_round_is_dense_where_the_metric_is_an_error() -> None:
+    settings = Settings.model_validate({"rounds": 7, "compression": {"uplink": "balanced"}})
+    known = frozenset({"sketch", "bounded", "topk", "quantize", "zstd"})
+    share, error = (UpdateCodecs(settings, MODEL, "bounded", m) for m in ("accuracy", "mae"))
+    assert [error.factor(round_) for round_ in (1, 2)] == [MAX_FACTOR, 1]
+    assert error.choose(1, 5, known) != share.choose(1, 5, known)
+    assert error.choose(2, 5, known) == share.choose(2, 5, known)
+    assert error.choose(1, 2, known) == share.choose(1, 2, known), "of a small cohort all is known"

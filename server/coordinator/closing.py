@@ -44,7 +44,6 @@ from featherfed.server.errors import Refused
 from featherfed.server.observability import events
 from featherfed.server.rounds.budget import SMALL_COHORT
 from featherfed.server.rounds.held_out import HeldOutScores
-from featherfed.server.rounds.promise import limit, next_factor
 from featherfed.server.rounds.transitions import Aggregated
 from featherfed.server.storage.records import Scores
 from featherfed.tasks.scaling import Scaling
@@ -114,7 +113,7 @@ class RoundClosing:
         self, start: RoundStart, context: RoundContext, made: NextVersion, noise: MeanNoise | None
     ) -> float | None:
         """Return the round's noise relative to the weights; None if it is unknown, or no matter."""
-        if noise is None or self._codecs.preset is None or context.slots <= SMALL_COHORT:
+        if noise is None or self._codecs.promise is None or context.slots <= SMALL_COHORT:
             return None
         weights = start.changed_of(made.weights)
         return weight_noise(start.manifest, weights, noise, context.server_rate)
@@ -245,17 +244,17 @@ class RoundClosing:
 
     def _keep_promise(self, round_: int, found: float) -> None:
         """Store the round's noise relative to the weights, and what follows for later rounds."""
-        run, codecs, preset = self._run, self._codecs, self._codecs.preset
-        assert preset is not None, "else no noise is found"
+        run, codecs, promise = self._run, self._codecs, self._codecs.promise
+        assert promise is not None, "else no noise is found"
         trained = run.rounds.trained(round_)
-        factor = next_factor(preset, codecs.factor, found, trained)
+        factor = promise.next_factor(codecs.factor(round_), found, trained)
         run.store.journal.add_byte_factor(round_, found, factor)
 
         def take_effect() -> None:
-            if factor > codecs.factor:
-                most = limit(preset, trained)
-                events.bytes_raised(run.plan.run, round_, preset, factor, found, most)
-            codecs.factor = factor
+            if factor > codecs.factor(round_):
+                most = promise.limit(trained)
+                events.bytes_raised(run.plan.run, round_, promise.preset, factor, found, most)
+            codecs.later_factor = factor
 
         run.store.after_commit(take_effect)
 

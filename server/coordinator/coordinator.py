@@ -88,8 +88,8 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
-        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, rounds)
-        codecs.factor = store.journal.byte_factor(self.run.state.round)
+        codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, task.leading, rounds)
+        codecs.later_factor = store.journal.byte_factor(self.run.state.round)
         open_round = OpenRound(self.run, codecs)
         open_round.check_journal()
         self.admission = Admission(

@@ -7,6 +7,7 @@ from featherfed.compression.exchange.round import FULL_RATE
 from featherfed.compression.registry import parse_codec
 from featherfed.compression.sketch import Sketch
 from featherfed.server.rounds.budget import SMALL_COHORT
+from featherfed.server.rounds.promise import Promise
 from featherfed.server.rounds.steps import scheduled_rate
 from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.uplink import Uplink
@@ -24,11 +25,13 @@ class UpdateCodecs:
         settings: Settings,
         manifest: Manifest,
         report: str,
+        metric: str,
         rounds: TotalRounds | None = None,
     ) -> None:
         """`report`: how clients report importance where the codec is chosen by a budget.
 
-        `rounds`: how many the run has, those of `settings` by default.
+        `metric`: the task's leading metric. `rounds`: how many the run has, those of `settings` by
+        default.
         """
         self._settings = settings
         self._rounds = rounds or TotalRounds(settings.rounds)
@@ -37,10 +40,11 @@ class UpdateCodecs:
         self._uplinks = {n: Uplink(text, manifest, n, report) for n in totals}
         self._fallback = parse_codec(settings.compression.fallback)
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
-        self.factor = 1.0
-        """How many times a preset's usual bytes the round that is open sends."""
-        self.preset = self._uplinks[self._rounds.first].preset
-        """The preset whose promise is to be kept, if it is one."""
+        self.later_factor = 1.0
+        """How many times a preset's usual bytes the round that is open sends, after the first."""
+        preset = self._uplinks[self._rounds.first].preset
+        self.promise = None if preset is None else Promise(preset, metric)
+        """What is to be kept, if the uplink is a preset of which more may be sent."""
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
         """Return the stages that a client must know: the fallback's, unless it knows the uplink's.
@@ -66,7 +70,15 @@ class UpdateCodecs:
             return _AVERAGES
         sparsity = self._settings.sparsity.at(round_)
         trained = self._rounds.trained(round_)
-        return self._uplink(round_).codec(slots, trained, sparsity, self.factor)
+        # A small cohort's codec is of another kind, whose noise is none of the promise's.
+        factor = 1.0 if slots <= SMALL_COHORT else self.factor(round_)
+        return self._uplink(round_).codec(slots, trained, sparsity, factor)
+
+    def factor(self, round_: int) -> float:
+        """Return how many times a preset's usual bytes the open round sends, or round 1."""
+        if self.promise is not None and self._rounds.trained(round_) == 1:
+            return self.promise.first_factor
+        return self.later_factor
 
     def fallback(self) -> str:
         """Return the codec text that every client knows."""

@@ -12,6 +12,7 @@ from featherfed.compression.exchange.manifest import Manifest
 from featherfed.proto.peer_text import printable
 from featherfed.server.errors import MAX_DETAIL
 from featherfed.server.rounds.held_out import HeldOutScores
+from featherfed.server.rounds.promise import Promise
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.ledger_totals import Totals
 from featherfed.server.storage.records import (
@@ -115,7 +116,9 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         **spent,
         **why,
         **kind,
-        **_noise(store, number, [ledger[update.client]["uplink"] for update in counted]),
+        **_noise(
+            store, settings, task, number, [ledger[update.client]["uplink"] for update in counted]
+        ),
         "clients": [
             _client(_public(update, settings), task, runtimes[update.client], ledger)
             for update in counted
@@ -134,7 +137,9 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
     }
 
 
-def _noise(store: Store, number: int, uplinks: list[Bytes]) -> dict[str, float]:
+def _noise(
+    store: Store, settings: Settings, task: Task, number: int, uplinks: list[Bytes]
+) -> dict[str, float]:
     """Return the noise in a round's mean and the bytes for a noise of 1, nothing if unknown.
 
     `uplinks`: of the clients whose updates counted. Noise falls as bytes grow, in proportion.
@@ -148,7 +153,10 @@ def _noise(store: Store, number: int, uplinks: list[Bytes]) -> dict[str, float]:
     told = {"noise": noise.ratio, "bytes_for_noise_1": round(mean * noise.ratio)}
     if found is None:
         return told
-    return {**told, "weight_noise": found, "byte_factor": store.journal.byte_factor(number)}
+    factor = store.journal.byte_factor(number)
+    if store.runs.total_rounds(settings.rounds).trained(number) == 1:
+        factor = Promise(settings.compression.uplink, task.leading).first_factor
+    return {**told, "weight_noise": found, "byte_factor": factor}
 
 
 def final(
