@@ -9,9 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
+
+from featherfed.report.template import fill
 
 Point = tuple[float, float]
 Span = tuple[float, float, float]
@@ -21,6 +24,7 @@ COLORS = 6
 """How many colours a page has; `color` of a mark counts from 0 and begins again after them."""
 _UNIT = 1000
 """Width and height of the stretched drawing."""
+_FILE_WIDTH = 740
 _LARGEST = 1e300
 """Axes end before it, or their ends would not be finite."""
 
@@ -120,10 +124,8 @@ class Chart:
     y: Axis
     marks: Sequence[Mark]
     height: int = 230
-    legend: bool = True
     down: bool = False
     """Whether y grows downwards, as rows of a list do."""
-    names: Sequence[str] = field(default=())
 
     def html(self) -> Markup:
         """Return the chart as a figure of a page, with a legend if it has more than one mark."""
@@ -143,17 +145,42 @@ class Chart:
             "</figure>"
         ).format(self.title, self._legend(), svg, label)
 
-    def _named(self) -> list[Mark]:
-        return [mark for mark in self.marks if mark.name]
+    def file(self) -> str:
+        """Return the chart as an SVG file of its own."""
+        legend, bottom = self._placed_legend()
+        top = bottom + 26
+        return fill(
+            "chart.svg",
+            chart=self,
+            legend=legend,
+            body=self._body(),
+            top=top,
+            height=top + self.height + 54,
+        )
+
+    def _keys(self) -> list[dict[str, str]]:
+        """Return name, colour and shape of each mark that the legend names, if it is of use."""
+        named = [mark for mark in self.marks if mark.name]
+        if len(named) < 2:
+            return []
+        return [{"name": m.name, "color": _color(m), "shape": _shape(m)} for m in named]
 
     def _legend(self) -> Markup:
-        named = self._named()
-        if not self.legend or len(named) < 2:
-            return Markup("")
-        item = Markup('<li><span class="key {} {}"></span>{}</li>')
-        return Markup('<ul class="legend">{}</ul>').format(
-            Markup("").join(item.format(_color(mark), _shape(mark), mark.name) for mark in named)
-        )
+        item = Markup('<li><span class="key {color} {shape}"></span>{name}</li>')
+        items = Markup("").join(item.format(**key) for key in self._keys())
+        return Markup('<ul class="legend">{}</ul>').format(items) if items else Markup("")
+
+    def _placed_legend(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the legend's keys with their places in a file, and where its last line is."""
+        placed: list[dict[str, Any]] = []
+        x, y = 20, 50
+        for key in self._keys():
+            width = 50 + 7 * len(key["name"])
+            if x > 20 and x + width > _FILE_WIDTH:
+                x, y = 20, y + 20
+            placed.append({**key, "x": x, "y": y})
+            x += width
+        return placed, y if placed else 30
 
     def _body(self) -> Markup:
         """Return axes and marks, to be drawn in an `svg` that shows what lies outside of it."""

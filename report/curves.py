@@ -123,23 +123,23 @@ def _line(name: str, points: Sequence[tuple[float, float]], color: int) -> Line:
     return Line(title(name), points, color, end=text(points[-1][1]), value=text)
 
 
-def clients_chart(run: RunReport) -> Chart | None:
+def clients_charts(run: RunReport) -> list[Chart]:
     """Return each round's clients, measured by the server, as dots against the global line.
 
-    ``None`` if no client's own model was measured there.
+    Nothing if no client's own model was measured there.
     """
     measured = _client_scores(run, lambda update: update.scores)
     names = _measured_names(run, measured.values())
     if not names:
-        return None
+        return []
     line = _by_round(run, run.metric.name)
     marks = _client_marks(measured, names)
     if line:
         marks.append(Line("global model after the round", line, COLORS - 1, value=_text_of(run)))
     everyone = sum(map(len, measured.values())) == sum(len(r.updates) for r in run.rounds)
     who = "Every client after its" if everyone else "Some clients after their"
-    return Chart(
-        "clients-chart",
+    chart = Chart(
+        "clients",
         f"{who} local training, and the global model after averaging",
         f"{title(run.metric.name)} {_WHERE['server']} of {len(names)} clients in "
         f"{len(run.rounds)} rounds.",
@@ -151,6 +151,7 @@ def clients_chart(run: RunReport) -> Chart | None:
         marks,
         height=280,
     )
+    return [chart]
 
 
 def own_charts(run: RunReport) -> list[Chart]:

@@ -40,16 +40,15 @@ class Tile:
     note: str
 
 
-def tiles(run: RunReport, all_bytes: tuple[int, int] | None = None) -> list[Tile]:
-    """Return the headline numbers in rows of four.
-
-    `all_bytes`: what all messages of a run that goes on took so far, and what they would have
-    taken as float32.
-    """
+def tiles(run: RunReport) -> list[Tile]:
+    """Return the headline numbers in rows of four."""
     up, down = run_flows(run)
+    sent = up.total.sent + down.total.sent
+    if run.final:
+        sent = run.final.totals.uplink.sent + run.final.totals.downlink.sent
     return [
         _score_tile(run),
-        _total_tile(run, up, down, all_bytes),
+        total_tile(sent, (up.count + down.count) * run.float32_bytes),
         _ratio_tile("up", up, run),
         _ratio_tile("down", down, run),
         Tile("Rounds", str(len(run.rounds)), _rounds_note(run)),
@@ -59,14 +58,8 @@ def tiles(run: RunReport, all_bytes: tuple[int, int] | None = None) -> list[Tile
     ]
 
 
-def _total_tile(run: RunReport, up: Flow, down: Flow, all_bytes: tuple[int, int] | None) -> Tile:
-    """Return all bytes of the run against the same exchanges as float32."""
-    plain = (up.count + down.count) * run.float32_bytes
-    sent = up.total.sent + down.total.sent
-    if all_bytes is not None:
-        sent, plain = all_bytes
-    elif run.final:
-        sent = run.final.totals.uplink.sent + run.final.totals.downlink.sent
+def total_tile(sent: int, plain: int) -> Tile:
+    """Return all bytes of the run, and how many times fewer they are than `plain`, as float32."""
     ratio = ratio_text(plain / sent if sent else None)
     return Tile("All bytes", bytes_text(sent), f"{ratio} less than {bytes_text(plain)} as float32")
 

@@ -12,7 +12,7 @@ from featherfed.report.template import write
 
 
 def render(directory: Path) -> Path:
-    """Write report.html into ``directory`` and return the page's path.
+    """Write report.html and plots/*.svg into ``directory`` and return the page's path.
 
     Once the run has left models, model_card.md as well.
 
@@ -22,8 +22,13 @@ def render(directory: Path) -> Path:
     run = read_metrics(directory / "metrics.json")
     source = directory / "pictures.npz"
     pictures = read_pictures(source) if run.task.is_images and source.is_file() else None
-    text = shell(run.name, RunPage(run, pictures).sections())
+    page = RunPage(run, pictures)
+    text = shell(run.name, page.sections())
     try:
+        plots = directory / "plots"
+        plots.mkdir(parents=True, exist_ok=True)
+        for chart in page.charts:
+            write(plots / f"{chart.key}.svg", chart.file())
         if run.final and run.final.models:
             write(directory / card.NAME, card.model_card(run))
         return write(directory / "report.html", text)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from featherfed.report import live as snapshot
 from featherfed.report import page, prediction, timeline
 from featherfed.report.chart import Chart
-from featherfed.report.curves import clients_chart, learning_charts, own_charts
+from featherfed.report.curves import clients_charts, learning_charts, own_charts
 from featherfed.report.live import Snapshot
 from featherfed.report.metric import title, word
 from featherfed.report.pictures import Pictures, png_uri, sample_columns
@@ -82,8 +82,10 @@ class RunPage:
 
     def _now(self, live: Snapshot) -> dict[str, Any]:
         """Return the values of `_values` that a snapshot changes."""
-        rows = {row["client"]: row for row in page.client_rows(self._run)}
-        rows = {**snapshot.client_rows(live), **rows}
+        rows = {**snapshot.client_rows(live), **self._client_rows}
+        tiles, told = list(self._values["tiles"]), snapshot.all_bytes(live)
+        if told is not None:
+            tiles[1] = page.total_tile(*told)
         return {
             "live": {
                 **snapshot.header(live),
@@ -93,9 +95,29 @@ class RunPage:
             },
             "clients": list(rows.values()),
             "runtimes": any(row["runtime"] != "\N{EN DASH}" for row in rows.values()),
-            "tiles": page.tiles(self._run, snapshot.all_bytes(live)),
+            "tiles": tiles,
             "versions": page.version_rows(self._run, snapshot.sizes(live)),
         }
+
+    @property
+    def charts(self) -> list[Chart]:
+        """All charts of the page."""
+        return [chart for found in self._charts.values() for chart in found]
+
+    @cached_property
+    def _charts(self) -> dict[str, list[Chart]]:
+        run = self._run
+        return {
+            "learning": learning_charts(run),
+            "tested": clients_charts(run),
+            "own_charts": own_charts(run),
+            "traffic": bytes_charts(run),
+            "timeline": timeline.timeline_charts(run),
+        }
+
+    @cached_property
+    def _client_rows(self) -> dict[str, dict[str, str]]:
+        return {row["client"]: row for row in page.client_rows(self._run)}
 
     @cached_property
     def _values(self) -> dict[str, Any]:
@@ -112,11 +134,13 @@ class RunPage:
             "failed": run.final.failed if run.final else (),
             "tiles": page.tiles(run),
             "inputs": [(i, shape_text(i.shape), input_text(i)) for i in run.task.inputs],
+            **{part: [chart.html() for chart in found] for part, found in self._charts.items()},
             **self._quality(),
-            **self._clients(),
+            "clients": list(self._client_rows.values()),
+            "runtimes": bool(run.runtimes),
+            "own": page.own_rows(run),
             **self._bytes(),
             "rounds": timeline.round_rows(run),
-            "timeline": _html(timeline.timeline_chart(run)),
             "arrivals": any(u.arrived is not None for r in run.rounds for u in r.updates),
             "models": page.model_rows(run),
             "refusals": page.refusal_rows(run),
@@ -133,7 +157,6 @@ class RunPage:
     def _quality(self) -> dict[str, Any]:
         run = self._run
         return {
-            "learning": [chart.html() for chart in learning_charts(run)],
             "scores": page.score_rows(run),
             "spread": any(entry.spread for entry in run.rounds),
             "discarded": discarded_text(run.rounds),
@@ -142,29 +165,14 @@ class RunPage:
             "confusion": page.confusion_table(run),
         }
 
-    def _clients(self) -> dict[str, Any]:
-        run = self._run
-        return {
-            "clients": page.client_rows(run),
-            "runtimes": bool(run.runtimes),
-            "tested": _html(clients_chart(run)),
-            "own": page.own_rows(run),
-            "own_charts": [chart.html() for chart in own_charts(run)],
-        }
-
     def _bytes(self) -> dict[str, Any]:
         run = self._run
         return {
-            "traffic": [chart.html() for chart in bytes_charts(run)],
             "noise": page.noise_note(run),
             "round_bytes": page.byte_rows(run),
             "client_bytes": page.byte_totals(run),
             "totals": page.totals_text(run),
         }
-
-
-def _html(chart: Chart | None) -> str:
-    return "" if chart is None else chart.html()
 
 
 def _shown(pictures: Pictures) -> dict[str, Any]:

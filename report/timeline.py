@@ -15,15 +15,15 @@ _MOST_DOTS = 1500
 _NAMES_IN_A_CELL = 3
 
 
-def timeline_chart(run: RunReport) -> Chart | None:
+def timeline_charts(run: RunReport) -> list[Chart]:
     """Return a lane per round from its opening to its close, with a dot for each update.
 
-    ``None`` if no round's time is known.
+    Nothing if no round's time is known.
     """
     known = [r for r in run.rounds if r.seconds is not None and math.isfinite(r.seconds)]
     known = known[-_MOST_ROUNDS:]
     if not known:
-        return None
+        return []
     rows = {entry.number: float(row) for row, entry in enumerate(known)}
     adopted = [r for r in known if not r.discarded]
     arrived = [(u.arrived, rows[r.number]) for r in known for u in r.updates if u.arrived]
@@ -36,7 +36,7 @@ def timeline_chart(run: RunReport) -> Chart | None:
         marks.append(Dots("an update came in", some, 5))
     longest = max(known, key=lambda r: r.seconds or 0.0)
     ends = [r.seconds or 0.0 for r in known]
-    return Chart(
+    chart = Chart(
         "timeline",
         f"The newest {len(known)} rounds" if len(known) < len(run.rounds) else "Every round",
         f"Seconds from opening to close of {len(known)} rounds; the longest, round "
@@ -47,6 +47,7 @@ def timeline_chart(run: RunReport) -> Chart | None:
         height=26 * len(known) + 10,
         down=True,
     )
+    return [chart]
 
 
 def _lanes(name: str, entries: list[RoundReport], rows: dict[int, float], color: int) -> Lanes:

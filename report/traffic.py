@@ -63,7 +63,7 @@ def _against_float32(run: RunReport, up: Series, down: Series, final: bool) -> C
     weights = Level(f"float32 weights, {bytes_text(run.float32_bytes)}", run.float32_bytes)
     values = [y for line in lines for _, y in line.points]
     return Chart(
-        "bytes-chart",
+        "bytes",
         "Bytes per client and round, mean over the clients (logarithmic)",
         f"In the last round {bytes_text(up[-1][1].payload)} of payload up and "
         f"{bytes_text(down[-1][1].payload)} down, where the weights as float32 are "
