@@ -94,7 +94,8 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
     ledger = _by_client(entries)
     runtimes = store.clients.runtimes(number)
     updates = sorted(store.journal.updates(number), key=lambda update: update.client)
-    arrivals = store.journal.arrivals(number)
+    # In a private run they would tell how long a client trained, and so on how much.
+    arrivals = {} if settings.private else store.journal.arrivals(number)
     aggregation = store.journal.aggregation(number)
     counted = [u for u in updates if u.client not in aggregation.left_out]
     discarded = store.journal.discarded()
