@@ -20,13 +20,13 @@ Direct = Callable[..., DirectRun]
 
 def test_a_round_tells_when_it_opened_and_updates_came(direct_run: Direct) -> None:
     run = direct_run()
-    run.step(honest(3))
+    run.step(honest(5))
     (entry,) = metrics.rounds(run.store, run.settings, TASK)
     stored = run.store.journal.round(1)
     assert datetime.fromisoformat(entry["opened"]).timestamp() == pytest.approx(
         stored.opened, abs=0.001
     )
-    assert entry["asked"] == len(stored.cohort) == 3
+    assert entry["asked"] == len(stored.cohort) == 5
     arrivals = run.store.journal.arrivals(1)
     assert set(arrivals) == {client["client"] for client in entry["clients"]}
     for client in entry["clients"]:
@@ -37,7 +37,7 @@ def test_a_round_tells_when_it_opened_and_updates_came(direct_run: Direct) -> No
 
 def test_a_database_of_an_older_version_has_no_arrivals(direct_run: Direct) -> None:
     run = direct_run()
-    run.step(honest(3))
+    run.step(honest(5))
     run.store.journal._database.run("DELETE FROM arrivals")
     (entry,) = metrics.rounds(run.store, run.settings, TASK)
     assert all("arrived" not in client for client in entry["clients"])
