@@ -188,6 +188,7 @@ class Updates:
             self.check(client, header)
             update = decoded.update
             store.journal.add_update(update, decoded.norms)
+            store.journal.add_arrival(header.round, client, run.clock())
             self._count(client, header, len(update.payload or b""), message_bytes)
             store.after_commit(lambda: events.update_accepted(run.plan.run, update, message_bytes))
             run.apply(Reported(run.clock(), client))
