@@ -36,6 +36,7 @@ WHOLE = {
     "Run": ("server", "tensorflow"),
     "sweep": ("sweep",),
     "demo": ("demo",),
+    "watch": ("report",),
 }
 """Command or function -> the extras that it needs in any case; others need what they import."""
 
