@@ -74,9 +74,10 @@ class PageSource:
             yield from map(parse, run_events(answer.readline))
 
     def _connection(self) -> http.client.HTTPConnection:
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         host, port = self._url.hostname or "", self._url.port
-        return kinds[self._url.scheme](host, port, timeout=SILENCE_SECONDS)
+        if self._url.scheme == "https":  # behind a proxy that encrypts
+            return http.client.HTTPSConnection(host, port, timeout=SILENCE_SECONDS)
+        return http.client.HTTPConnection(host, port, timeout=SILENCE_SECONDS)
 
     def _ask(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         """Return the answer whose body is the events, if the page gives any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import sys
 import threading
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import click
+from rich.console import Console
 
 from featherfed.cli.page_source import Away, PageSource
 from featherfed.cli.snapshot import Line, Snapshot
@@ -44,7 +46,7 @@ def watch_run(address: str, token: str | None, give_up_after: float | None) -> N
     source = PageSource(address, token, sleep=ended.wait)
     try:
         with _view(address) as view:
-            _show_until_finished(source, view, give_up_after, ended)
+            _show_until_finished(_Reader(source, ended), view, give_up_after)
     finally:
         ended.set()
 
@@ -52,47 +54,53 @@ def watch_run(address: str, token: str | None, give_up_after: float | None) -> N
 def _view(address: str) -> AbstractContextManager[View]:
     if _can_draw():
         return TerminalView(address)
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may have any letters
     return nullcontext(PlainView())
 
 
 def _can_draw() -> bool:
     """Whether the output is a terminal that can be drawn on, with the letters of bars."""
-    from rich.console import Console
-
     console = Console()
     return console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
 
 
-def _show_until_finished(
-    source: PageSource, view: View, give_up_after: float | None, ended: threading.Event
-) -> None:
-    messages: queue.Queue[Snapshot | Away | Exception] = queue.Queue(WAITING_MESSAGES)
+class _Reader:
+    """Reads a page in a thread of its own, so that Ctrl-C and the screen wait for nothing."""
 
-    def read() -> None:
-        try:
-            for message in source.messages():
-                if ended.is_set():
-                    return
-                messages.put(message)
-                if isinstance(message, Snapshot) and message.finished:
-                    return
-        except Exception as error:  # raised where it can be seen
-            messages.put(error)
+    def __init__(self, source: PageSource, ended: threading.Event) -> None:
+        self._source = source
+        self._ended = ended
+        self._messages: queue.Queue[Snapshot | Away | Exception] = queue.Queue(WAITING_MESSAGES)
+        threading.Thread(target=self._read, name="page", daemon=True).start()
 
-    threading.Thread(target=read, name="page", daemon=True).start()
-    newest: Snapshot | None = None
-    heard = time.monotonic()
-    while True:
-        message = messages.get()  # a page that is away says so again and again
+    def next(self) -> Snapshot | Away:
+        """Return the next message, once there is one; raise what reading the page raised."""
+        message = self._messages.get()
         if isinstance(message, Exception):
             raise message
+        return message
+
+    def _read(self) -> None:
+        try:
+            for message in self._source.messages():
+                if self._ended.is_set():
+                    return
+                self._messages.put(message)
+                if isinstance(message, Snapshot) and message.finished:
+                    return
+        except Exception as error:  # raised where somebody sees it
+            self._messages.put(error)
+
+
+def _show_until_finished(reader: _Reader, view: View, give_up_after: float | None) -> None:
+    newest: Snapshot | None = None
+    heard = time.monotonic()
+    while newest is None or not newest.finished:
+        message = reader.next()  # a page that is away says so again and again
         view.show(message)
         if isinstance(message, Snapshot):
             newest, heard = message, time.monotonic()
-            if message.finished:
-                return
         elif newest is not None and newest.version >= newest.rounds > 0:
             return  # the server ended between two snapshots
         elif give_up_after is not None and time.monotonic() - heard >= give_up_after:

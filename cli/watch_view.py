@@ -110,7 +110,7 @@ def _rooms(snapshot: Snapshot, height: int) -> tuple[int, int, int, int]:
     """Return how many rounds, clients, refusals and log lines fit into so many rows."""
     refusals = min(len(snapshot.refusals), _MOST_REFUSALS)
     left = height - (refusals + 2 if refusals else 0)
-    log = 1 + _LEAST_LOG if snapshot.log else 0
+    log = min(len(snapshot.log), _LEAST_LOG) + 1 if snapshot.log else 0
     rounds = min(len(snapshot.points), _MOST_ROUNDS, max(0, (left - log) // 2 - _FRAME_ROWS))
     left -= rounds + _FRAME_ROWS if rounds else 0
     clients = min(len(snapshot.clients), max(0, left - log - _FRAME_ROWS - 1))
