@@ -142,6 +142,7 @@ class _Client:
                 self._directory / FILE_NAME,
             )
             try:
+                log.info("asking %s for its task", address)
                 reply = transport.get_task(name)
                 data = ClientData(options, reply, name)
                 session = Session(

@@ -24,6 +24,7 @@ from featherfed.api.control import Observer, Outcome
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
+from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
@@ -58,6 +59,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     try:
         lock = TENSORFLOW_LOCK
         with lock:
+            log.info("making the model, and checking whether it can be used")
             served = _load(settings)
             if store.runs.record() is None:
                 check_first_version(served, settings.seed)
@@ -116,7 +118,7 @@ async def _until_signal(
 
     stop = asyncio.Event()
     stop_on_signal(stop)
-    with contextlib.ExitStack() as announced, observer.switch.connected(stop):
+    with contextlib.ExitStack() as until_the_end, observer.switch.connected(stop):
 
         def on_round() -> None:
             artifacts.write_metrics()
@@ -128,12 +130,14 @@ async def _until_signal(
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
             observer.on_listening(address)
+            status = ServerStatus(coordinator, join_line(coordinator.settings, address))
+            until_the_end.callback(asyncio.create_task(status.tell()).cancel)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
                 announcement = Announcement(coordinator.plan.run, settings.host, port)
                 announcement.start()
-                announced.callback(announcement.close)
+                until_the_end.callback(announcement.close)
 
         return await serve(
             coordinator,

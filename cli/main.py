@@ -127,6 +127,7 @@ def serve(
     loaded = load_settings(run_file)
     loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
     settings = serve_settings(loaded, host, port, credentials, insecure)
+    log.say("loading TensorFlow")
     with importing_tensorflow():
         from featherfed.api.serve import serve_run
 
