@@ -25,6 +25,10 @@ EXTRAS = {
     "dp_accounting": "privacy",
     "constriction": "range",
     "greenlet": "simulator",
+    "tensorboardX": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "opentelemetry": "otel",
     "sklearn": "demo",
     "tomli_w": "demo",
 }

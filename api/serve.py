@@ -26,6 +26,7 @@ from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
 from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
+from featherfed.api.trackers import Trackers, collector_tracker, make_trackers
 from featherfed.api.training_step import offered_step
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
@@ -49,6 +50,9 @@ MAX_FILES = 65_536
 def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     """Serve the run that `settings` describe until its end, or until it is told to stop."""
     observer = observer or Observer()
+    chosen = [*settings.server.trackers, *observer.trackers]
+    texts = [one for one in chosen if isinstance(one, str)]
+    tracked = make_trackers([*chosen, *collector_tracker(texts)])
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -67,10 +71,18 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
             coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
+        trackers = Trackers(
+            tracked, store, coordinator.settings, coordinator.task, coordinator.manifest
+        )
+        finished = False
         try:
-            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))
+            finished = uvloop.run(
+                _until_signal(coordinator, artifacts, releases, lock, observer, trackers)
+            )
+            trackers.update()
             return _exit_status(finished, coordinator.status())
         finally:
+            trackers.close(finished)
             releases.close()
     finally:
         store.close()
@@ -111,6 +123,7 @@ async def _until_signal(
     releases: Releases,
     lock: threading.Lock,
     observer: Observer,
+    trackers: Trackers,
 ) -> bool:
     def finish() -> None:
         with lock:
@@ -126,6 +139,7 @@ async def _until_signal(
             evaluated = versions.newest_evaluated()
             scores = None if evaluated is None else evaluated.scores
             observer.on_round(versions.newest_scores().version, scores or {})
+            trackers.update()
 
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
