@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import importlib.util
 import logging
@@ -10,12 +11,15 @@ import threading
 import time
 import types
 from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.federation import Federation
 from support.models import MANIFEST, TASK
+from support.small_runs import SHAPE, SmallRun, windows
 
 import featherfed
 from featherfed.api import trackers as trackers_module
@@ -157,8 +161,6 @@ def test_a_tracker_that_hangs_delays_nothing(
 
 def test_a_simulation_tells_its_trackers(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_model_optimization")
-    import numpy as np
-
     kept = Recording()
     rng = np.random.default_rng(0)
     data = [(rng.integers(0, 256, (12, 8, 8, 1), np.uint8), np.arange(12) % 2) for _ in range(3)]
@@ -365,3 +367,65 @@ def test_a_collector_that_is_away_is_warned_of_once(caplog: pytest.LogCaptureFix
     assert [exporter.export([]) for _ in range(3)] == [SpanExportResult.FAILURE] * 3
     exporter.shutdown()
     assert caplog.text.count("cannot be sent") == 1
+
+
+def test_traces_arrive_at_a_collector() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    bodies: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Content-Encoding"] == "gzip":
+                body = gzip.decompress(body)
+            bodies.append((self.path, body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        (tracker,) = make_trackers([f"otel:http://127.0.0.1:{server.server_port}"])
+        follow(tracker)
+        server.shutdown()
+        thread.join()
+    assert {path for path, _ in bodies} == {"/v1/traces"}
+    names = [
+        span.name
+        for _, body in bodies
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert names == ["open", "train", "aggregate", "round"] * 2
+
+
+@pytest.mark.slow  # starts TensorFlow
+def test_a_served_run_writes_for_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorflow_model_optimization")
+    from featherfed.models.importing import importing_tensorflow
+
+    with importing_tensorflow():
+        import tf_keras
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [layers.InputLayer(SHAPE), layers.Flatten(), layers.Dense(2, activation="softmax")]
+    )
+    run = SmallRun(tmp_path, model, server={"trackers": [f"tensorboard:{tmp_path / 'tb'}"]})
+    try:
+        run.serve()
+        run.join("one", windows(40, 0), "--runtime", "litert")
+        run.finish("one")
+    finally:
+        run.processes.end()
+    (file,) = tmp_path.glob("tb/small-*/events*")
+    content = file.read_bytes()
+    for tag in (b"bytes/up", b"score/accuracy", b"seconds"):
+        assert content.count(tag) >= 2, tag
+    assert "fails" not in run.processes.log("server")
