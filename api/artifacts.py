@@ -161,7 +161,7 @@ class Artifacts:
             files = ModelFiles(self._model, self._directory, examples, scaling, told.ranges)
             log.info("the model: %s", files.write_keras())
             made = tflite_files(files, self._directory, KINDS, failures)
-            rows = measure_models(made, self._served.test, failures)
+            rows = measure_models(made, self._served.test, failures, len(KINDS))
         if examples is not None:
             return rows, len(examples[0])
         add_clients_scores(rows, self._directory, self._coordinator.model_files.scores)
@@ -230,8 +230,9 @@ def tflite_files(
 
     `folder`: that of the files.
     """
-    for kind in kinds:
+    for number, kind in enumerate(kinds, 1):
         name, path = tflite_name(kind), None
+        log.info("making %s, %d of %d", name, number, len(kinds))
         with failures.noted(name):
             path = files.write_tflite(kind)
         if path is not None:
@@ -241,12 +242,16 @@ def tflite_files(
 
 
 def measure_models(
-    paths: Iterable[Path], test: Dataset | None, failures: Failures | None = None
+    paths: Iterable[Path],
+    test: Dataset | None,
+    failures: Failures | None = None,
+    most: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return `final.models` of metrics.json: each .tflite file measured on the whole test set.
 
     One at a time, while `paths` makes the next one: another core than this process's measures. A
     file that cannot be measured has its size alone. Without `failures`, its ModelError is raised.
+    `most`: how many there are if all can be made, for the log.
     """
     if os.cpu_count() == 1:
         paths = list(paths)  # making files would slow the one down that is measured
@@ -257,7 +262,10 @@ def measure_models(
         data = None if test is None else Path(scratch) / "test.npz"
         if test is not None and data is not None:
             test.save(data)
-        rows = [pool.submit(_measured, path, data, failures) for path in paths]
+        rows = [
+            pool.submit(_measured, path, data, failures, f"{number} of {most}" if most else "")
+            for number, path in enumerate(paths, 1)
+        ]
     return [row.result() for row in rows]
 
 
@@ -275,8 +283,11 @@ def add_clients_scores(
                 row.update(scores=scores, num_examples=count, evaluated_by="clients")
 
 
-def _measured(path: Path, data: Path | None, failures: Failures | None) -> dict[str, Any]:
-    log.info("measuring %s", path.name)
+def _measured(
+    path: Path, data: Path | None, failures: Failures | None, place: str
+) -> dict[str, Any]:
+    """Return a file's row; `place`: which of the files it is, for the log."""
+    log.info("measuring %s%s", path.name, f", {place}" if place else "")
     content = path.read_bytes()
     row = {
         "file": path.name,

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from featherfed.api.tracker import Tracker
 
 
 class Outcome(enum.IntEnum):
@@ -59,3 +61,5 @@ class Observer:
     on_round: Callable[[int, Mapping[str, float]], None] = lambda round_, scores: None
     """Gets the newest version's number, and the newest scores by name."""
     switch: StopSwitch = field(default_factory=StopSwitch)
+    trackers: Sequence[str | Tracker] = ()
+    """Besides those of the run file."""

@@ -83,7 +83,9 @@ def _write(
     told = merged(run.store.model_files.ranges(version.version))
     files = ModelFiles(model, target, examples, scaling, told.ranges)
     log.info("the model: %s", files.write_keras())
-    rows = measure_models(tflite_files(files, target, kinds, failures), served.test, failures)
+    rows = measure_models(
+        tflite_files(files, target, kinds, failures), served.test, failures, len(kinds)
+    )
     if examples is None:
         held_out = HeldOutScores(model.task)
         add_clients_scores(

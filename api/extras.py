@@ -26,6 +26,10 @@ EXTRAS = {
     "constriction": "range",
     "greenlet": "simulator",
     "ray": "cluster",
+    "tensorboardX": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "opentelemetry": "otel",
     "sklearn": "demo",
     "tomli_w": "demo",
 }
@@ -37,6 +41,7 @@ WHOLE = {
     "Run": ("server", "tensorflow"),
     "sweep": ("sweep",),
     "demo": ("demo",),
+    "watch": ("report",),
 }
 """Command or function -> the extras that it needs in any case; others need what they import."""
 

@@ -24,6 +24,7 @@ from featherfed.edge_client.discovery import find_server
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.edge_client.grpc_transport import GrpcTransport
+from featherfed.edge_client.health import device_health
 from featherfed.edge_client.partial_download import FILE_NAME
 from featherfed.edge_client.pause import PauseControl, device_sensors
 from featherfed.edge_client.plan import task_of
@@ -123,6 +124,7 @@ class _Client:
         self._name = name
         self._directory = directory
         self._pause = _pause_control(options)
+        self._health = device_health()
         if isinstance(options.data, str):
             check_client_data(options.data)  # a wrong name is told before a server is waited for
         self._runtime = choose_runtime(options.runtime, options.threads, options.trainer)
@@ -140,8 +142,10 @@ class _Client:
                 options.give_up_after,
                 _credentials(options, address),
                 self._directory / FILE_NAME,
+                self._health,
             )
             try:
+                log.info("asking %s for its task", address)
                 reply = transport.get_task(name)
                 data = ClientData(options, reply, name)
                 session = Session(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featherfed.api.control import Observer, Outcome, StopSwitch
@@ -11,6 +11,7 @@ from featherfed.api.event_loop import outside_of_loop
 from featherfed.api.extras import explained
 from featherfed.api.progress import progress_bar
 from featherfed.api.serve_settings import serve_settings
+from featherfed.api.tracker import Tracker
 from featherfed.models.importing import importing_tensorflow
 from featherfed.server.settings.settings import Settings, load_settings
 
@@ -58,7 +59,9 @@ class Run:
         """Where the server listens, for clients: host:port; None while it does not."""
         return self._address
 
-    def serve(self, *, progress: bool | None = None) -> Outcome:
+    def serve(
+        self, *, progress: bool | None = None, trackers: Sequence[str | Tracker] = ()
+    ) -> Outcome:
         """Serve until the run's end, or until `stop`; return which it was.
 
         In the main thread, Ctrl-C and SIGTERM stop it, too. Where an event loop runs, as in a
@@ -68,6 +71,8 @@ class Run:
 
         Args:
             progress: Whether to show a bar; None: in a terminal or a notebook.
+            trackers: What else is told of each round, besides those of the run file: texts as
+                there, or objects of yours; see `Tracker` in docs/observability.md.
 
         Raises ServerError, or ModelError or DatasetError of what the run file names.
         """
@@ -86,7 +91,7 @@ class Run:
                 bar.update(min(round_, self.settings.rounds) - bar.n)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in scores.items()})
 
-            observer = Observer(on_listening, on_round, self._switch)
+            observer = Observer(on_listening, on_round, self._switch, trackers)
             try:
                 return outside_of_loop(lambda: serve_run(self.settings, observer), self.stop)
             finally:

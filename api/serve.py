@@ -24,7 +24,9 @@ from featherfed.api.control import Observer, Outcome
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
+from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
+from featherfed.api.trackers import Trackers, collector_tracker, make_trackers
 from featherfed.api.training_step import offered_step
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
@@ -48,6 +50,9 @@ MAX_FILES = 65_536
 def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     """Serve the run that `settings` describe until its end, or until it is told to stop."""
     observer = observer or Observer()
+    chosen = [*settings.server.trackers, *observer.trackers]
+    texts = [one for one in chosen if isinstance(one, str)]
+    tracked = make_trackers([*chosen, *collector_tracker(texts)])
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -58,6 +63,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     try:
         lock = TENSORFLOW_LOCK
         with lock:
+            log.info("making the model, and checking whether it can be used")
             served = _load(settings)
             if store.runs.record() is None:
                 check_first_version(served, settings.seed)
@@ -65,10 +71,18 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
             coordinator = _coordinator(settings, store, served, lock)
         artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
+        trackers = Trackers(
+            tracked, store, coordinator.settings, coordinator.task, coordinator.manifest
+        )
+        finished = False
         try:
-            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))
+            finished = uvloop.run(
+                _until_signal(coordinator, artifacts, releases, lock, observer, trackers)
+            )
+            trackers.update()
             return _exit_status(finished, coordinator.status())
         finally:
+            trackers.close(finished)
             releases.close()
     finally:
         store.close()
@@ -109,6 +123,7 @@ async def _until_signal(
     releases: Releases,
     lock: threading.Lock,
     observer: Observer,
+    trackers: Trackers,
 ) -> bool:
     def finish() -> None:
         with lock:
@@ -116,7 +131,7 @@ async def _until_signal(
 
     stop = asyncio.Event()
     stop_on_signal(stop)
-    with contextlib.ExitStack() as announced, observer.switch.connected(stop):
+    with contextlib.ExitStack() as until_the_end, observer.switch.connected(stop):
 
         def on_round() -> None:
             artifacts.write_metrics()
@@ -124,16 +139,19 @@ async def _until_signal(
             evaluated = versions.newest_evaluated()
             scores = None if evaluated is None else evaluated.scores
             observer.on_round(versions.newest_scores().version, scores or {})
+            trackers.update()
 
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
             observer.on_listening(address)
+            status = ServerStatus(coordinator, join_line(coordinator.settings, address))
+            until_the_end.callback(asyncio.create_task(status.tell()).cancel)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
                 announcement = Announcement(coordinator.plan.run, settings.host, port)
                 announcement.start()
-                announced.callback(announcement.close)
+                until_the_end.callback(announcement.close)
 
         return await serve(
             coordinator,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featherfed.api.announce import is_local_only
+from featherfed.api.trackers import check_trackers
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings
@@ -37,6 +38,7 @@ def serve_settings(
             'and use them with --credentials certs, or [security] credentials = "certs"; or, if '
             "everybody in the network may read and send everything, --insecure"
         )
+    check_trackers(server.trackers)
     if security.credentials is not None:
         load(Path(security.credentials))  # checked before the rest of the start, which takes long
     return settings.model_copy(update={"server": server, "security": security})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from featherfed.api.data import Data, as_dataset
 from featherfed.api.extras import explained
 from featherfed.api.progress import progress_bar
+from featherfed.api.tracker import Tracker
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.trainer import KerasLoop, Trainer
@@ -48,6 +49,7 @@ def simulate(
     test: Data | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
+    trackers: Sequence[str | Tracker] = (),
     trainer: KerasLoop | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
@@ -72,6 +74,8 @@ def simulate(
         test: The server's data to evaluate each version on; None: clients hold some back for that.
         seed: Of all that is drawn.
         callbacks: Called after each round; any of them can make it the last one.
+        trackers: What else is told of each round: tensorboard:FOLDER, mlflow:URI, wandb:PROJECT, or
+            objects of yours; see `Tracker` in docs/observability.md.
         trainer: Your own training loop, instead of Keras' fit; see `KerasLoop`.
         settings: Further sections of a run file, such as {"optimization": {"method": "prune"}}.
         progress: Whether to show a bar; None: in a terminal or a notebook.
@@ -87,9 +91,11 @@ def simulate(
         raise explained(error, "simulate") from error
     from featherfed.api.build import KerasEvaluator, build_model
     from featherfed.api.history import History
+    from featherfed.api.trackers import make_trackers
     from featherfed.edge_client.keras_trainer import KerasTrainer, LoopTrainer
     from featherfed.sweep.simulate import simulate as run
 
+    chosen_trackers = make_trackers(trackers, without=("otel",))
     data = _named(clients)
     held = None if test is None else as_dataset(test, "test")
     loaded = _loaded(model)
@@ -121,7 +127,10 @@ def simulate(
     def keep(coordinator: Coordinator) -> None:
         ended.update(weights=coordinator.newest_weights(), scaling=coordinator.scaling())
 
-    with progress_bar("rounds", " rounds", rounds, progress) as bar:
+    with (
+        _tracked(chosen_trackers, chosen, task) as track,
+        progress_bar("rounds", " rounds", rounds, progress) as bar,
+    ):
 
         def on_round(round_: int, scores: Mapping[str, float]) -> bool:
             if round_ <= rounds:  # one that calibrates comes after them
@@ -140,6 +149,7 @@ def simulate(
             evaluator=None if held is None else KerasEvaluator(federated, held),
             first_weights=federated.first_weights(),
             on_round=on_round,
+            on_begun=track,
             on_finished=keep,
             extra={
                 "featherfed": importlib.metadata.version("featherfed"),
@@ -147,6 +157,29 @@ def simulate(
             },
         )
     return History(metrics, federated, **ended)
+
+
+@contextmanager
+def _tracked(
+    trackers: Sequence[Tracker], settings: Settings, task: Task
+) -> Iterator[Callable[[Coordinator], None]]:
+    """Yield what a run is given to before its first round, for trackers to follow it."""
+    from featherfed.api.trackers import Trackers
+
+    following: list[Trackers] = []
+
+    def begin(coordinator: Coordinator) -> None:
+        store, manifest = coordinator.store, coordinator.manifest
+        following.append(Trackers(trackers, store, settings, task, manifest))
+        coordinator.run.on_phase = following[0].update
+
+    finished = False
+    try:
+        yield begin
+        finished = True
+    finally:
+        for one in following:
+            one.close(finished)
 
 
 def _asked_to_stop(callbacks: Sequence[Callback], round_: int, scores: Mapping[str, float]) -> bool:

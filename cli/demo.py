@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from typing import Any
 
 import click
 import tomli_w
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
@@ -83,10 +84,12 @@ def run_demo(options: DemoOptions) -> None:
         path.parent.mkdir(parents=True)
         train.take(indices).save(path)
         data.append(path)
-    with _Processes(options.output) as processes, _progress() as progress:
-        bar = progress.add_task("starting the server", total=options.rounds, note="")
+    with _Processes(options.output) as processes, DemoProgress(options.rounds) as progress:
         processes.start("server", "serve", str(run_file))
-        address = processes.wait_for_address()
+        address = processes.wait_for_address(
+            lambda says: progress.show("starting the server", says)
+        )
+        progress.show(f"starting {options.clients} clients")
         threads = max(1, (os.cpu_count() or 1) // options.clients)
         for number, path in enumerate(data):
             name = path.parent.name
@@ -95,7 +98,8 @@ def run_demo(options: DemoOptions) -> None:
                 "--state-dir", str(path.parent / "state"), "--threads", str(threads),
                 "--runtime", runtimes[number],
             )  # fmt: skip
-        _watch(processes, address, progress, bar)
+        _watch(processes, address, progress)
+        progress.show("waiting for the processes to end")
         processes.wait_for_end()
     show_tables(options.output)
     click.echo(f"report: {options.output / 'report.html'}")
@@ -212,12 +216,16 @@ class _Processes:
         lines = self.log("server").read_text("utf-8", "replace").split("\n")
         return _message(lines[-2]) if len(lines) > 1 else ""
 
-    def wait_for_address(self) -> str:
-        """Return the address that the server writes to a file once it listens."""
+    def wait_for_address(self, show: Callable[[str], None]) -> str:
+        """Return the address that the server writes to a file once it listens.
+
+        `show` gets the newest message of its log meanwhile.
+        """
         path = self._output / "server.address"
         until = time.monotonic() + START_SECONDS
         while not path.is_file():
             self.check()
+            show(self.server_says())
             if time.monotonic() > until:
                 raise ClientError(f"the server does not start; see {self.log('server')}")
             time.sleep(0.1)
@@ -242,32 +250,55 @@ def _message(line: str) -> str:
     return _TIME_AND_LEVEL.sub("", line)
 
 
-def _watch(processes: _Processes, address: str, progress: Progress, bar: TaskID) -> None:
+def _watch(processes: _Processes, address: str, progress: DemoProgress) -> None:
     """Show the progress until the server has ended; raise ClientError if a process fails."""
-    note = ""
     with _status(address) as status:
         while not processes.server_ends_within(LOOK_SECONDS):
             processes.check()
             reply = status()
             if reply is not None:
-                note = _note(reply)
-                doing = escape(processes.server_says()) if reply.phase == "finished" else note
-                progress.update(
-                    bar, total=reply.rounds, completed=reply.version, description=_describe(reply),
-                    note=doing,
-                )  # fmt: skip
-    progress.update(bar, description="finished", note=note)
+                says = processes.server_says() if reply.phase == "finished" else ""
+                progress.show(describe(reply), says, figures(reply), reply.version)
     processes.check()
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} rounds"),
-        TextColumn("{task.elapsed:.0f} s"),  # TimeElapsedColumn would stop with the last round
-        TextColumn("{task.fields[note]}"),
-    )
+class DemoProgress:
+    """Shows what the demo does: a bar in a terminal, elsewhere a line for each thing."""
+
+    def __init__(self, rounds: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.completed}/{task.total} rounds"),
+            TextColumn("{task.elapsed:.0f} s"),  # TimeElapsedColumn would stop with the last round
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=rounds, note="")
+        self._told = ("", "")
+
+    def __enter__(self) -> DemoProgress:
+        """Begin to show."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Erase the bar."""
+        self._bar.stop()
+
+    def show(
+        self, what: str, says: str = "", numbers: str = "", completed: int | None = None
+    ) -> None:
+        """Show what is done, what the server says of it, how good it is and how many rounds are."""
+        self._bar.update(
+            self._task, description=escape(what), note=escape(says or numbers), completed=completed
+        )
+        if not self._console.is_terminal and (what, says) != self._told:
+            click.echo(": ".join(filter(None, (what, says or numbers))))
+        self._told = what, says
 
 
 @contextmanager
@@ -286,13 +317,19 @@ def _status(address: str) -> Iterator[Any]:
         connection.close()
 
 
-def _describe(reply: pb.StatusReply) -> str:
+def describe(reply: pb.StatusReply) -> str:
+    """Return what the run is doing."""
+    present, wanted = reply.client_counts.present, reply.wanted_clients
     if reply.phase == "gathering" and reply.round == 1:
-        return f"{reply.client_counts.present} of {reply.wanted_clients} clients"
-    return "finishing" if reply.phase == "finished" else str(reply.phase)
+        more = f", {present} have joined" if present else ""
+        return f"starting {wanted} clients{more}"
+    if reply.phase == "finished":
+        return "finishing"
+    return f"round {reply.round}: {reply.phase}"
 
 
-def _note(reply: pb.StatusReply) -> str:
+def figures(reply: pb.StatusReply) -> str:
+    """Return how good the newest model is, and the bytes so far."""
     score = f"{reply.metric} {reply.score:.3f}, " if reply.HasField("score") else ""
     up, down = reply.uplink_bytes / 1000, reply.downlink_bytes / 1000
     return f"{score}{up:,.0f} kB up, {down:,.0f} kB down"

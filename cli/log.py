@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from typing import TextIO
 
 from featherfed.proto.peer_text import cut, escape
 
@@ -17,12 +18,17 @@ def set_up(verbose: bool, format_: str = "text") -> None:
     """Log to standard error, one line an event, as `format_`: text or json."""
     # Before TensorFlow is imported: silences its start-up messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AroundBars(sys.stderr)
     handler.setFormatter(_json() if format_ == "json" else TextFormatter())
     handler.addFilter(cut_texts)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for noisy in ("absl", "tensorflow", "h5py", "matplotlib", "asyncio", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def say(text: str) -> None:
+    """Log what a command does before any other part of it runs."""
+    logging.getLogger("featherfed").info(text)
 
 
 def cut_texts(record: logging.LogRecord) -> bool:
@@ -35,6 +41,16 @@ def cut_texts(record: logging.LogRecord) -> bool:
         if isinstance(value, str) and name != "msg":
             setattr(record, name, cut(value, MAX_CHARACTERS))
     return True
+
+
+class _AroundBars(logging.StreamHandler[TextIO]):
+    """Writes lines above tqdm's progress bars, if any are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        tqdm = sys.modules.get("tqdm")  # without it there is no bar
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class TextFormatter(logging.Formatter):

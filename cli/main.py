@@ -1,4 +1,4 @@
-"""The command line: `featherfed demo | serve | join | follow | certs | sweep | report | ...`."""
+"""The command line: `featherfed demo | serve | join | follow | watch | certs | sweep | ...`."""
 
 from __future__ import annotations
 
@@ -127,6 +127,7 @@ def serve(
     loaded = load_settings(run_file)
     loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
     settings = serve_settings(loaded, host, port, credentials, insecure)
+    log.say("loading TensorFlow")
     with importing_tensorflow():
         from featherfed.api.serve import serve_run
 
@@ -221,6 +222,29 @@ def follow(
     address = address or find_server()
     chosen = choose_credentials(address, credentials, insecure)
     follow_run(address, model_dir, kind, name, once, give_up_after, chosen)
+
+
+@app.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.option(
+    "--token",
+    envvar="FEATHERFED_PAGE_TOKEN",
+    show_default=False,
+    help="For a page that asks for one; it is in page.token of the run's output folder.",
+)
+@click.option("--give-up-after", type=float, help="Seconds without the page; default: never.")
+@print_errors
+def watch(address: str, token: str | None, give_up_after: float | None) -> None:
+    """Show what the run is doing whose live page is at HOST:PORT, until it has finished.
+
+    In a terminal it is a screen that goes on by itself, elsewhere a line for each change. It looks
+    for the page again when the server is away.
+
+    Exit status: 0 after the run's end, 1 after an error, 130 after Ctrl-C.
+    """
+    from featherfed.cli.watch import watch_run
+
+    watch_run(address, token, give_up_after)
 
 
 @app.group(cls=Group, no_args_is_help=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featherfed.edge_client.answers import check_file
@@ -33,13 +33,16 @@ class GrpcTransport(GrpcConnection):
         give_up_after: float,
         credentials: Credentials | None = None,
         partial: Path | None = None,
+        health: Callable[[], pb.DeviceHealth | None] = lambda: None,
     ) -> None:
         """Connect to `address` (host:port); give up when it is silent for `give_up_after` seconds.
 
         `credentials`: None for plaintext. `partial`: the file that keeps an unfinished model
-        download, for this process or the next one to resume; None for memory only.
+        download, for this process or the next one to resume; None for memory only. `health`: goes
+        with heartbeats and with the question for the next task.
         """
         super().__init__(address, give_up_after, credentials)
+        self._health = health
         self._partial = partial
 
     def get_task(self, client: str) -> pb.GetTaskReply:  # noqa: D102
@@ -53,7 +56,10 @@ class GrpcTransport(GrpcConnection):
         self, session: int, has_scaling: bool = False
     ) -> pb.NextTaskReply:
         request = pb.NextTaskRequest(
-            session=session, wait_seconds=POLL_SECONDS, has_scaling=has_scaling
+            session=session,
+            wait_seconds=POLL_SECONDS,
+            has_scaling=has_scaling,
+            health=self._health(),
         )
         return self._call(lambda: self._stub.NextTask(request, timeout=CALL_TIMEOUT))
 
@@ -171,7 +177,7 @@ class GrpcTransport(GrpcConnection):
         Retry(REPORT_SECONDS).run(lambda: self._translate(call), lambda: 0)
 
     def heartbeat(self, session: int, timeout: float) -> None:  # noqa: D102
-        request = pb.HeartbeatRequest(session=session)
+        request = pb.HeartbeatRequest(session=session, health=self._health())
         try:
             self._translate(lambda: self._stub.Heartbeat(request, timeout=timeout))
         except ValueError as error:  # raised by gRPC for a channel that is closed

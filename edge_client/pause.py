@@ -26,6 +26,8 @@ class Sensors:
     """Degrees Celsius of the hottest part, None if there is no sensor."""
     on_battery: Callable[[], bool | None]
     """Whether there is no mains power; None if the device has no battery."""
+    battery: Callable[[], float | None] = lambda: None
+    """Percent that the battery is charged, None if the device has none."""
 
 
 def device_sensors() -> Sensors:
@@ -42,7 +44,11 @@ def device_sensors() -> Sensors:
         battery = getattr(psutil, "sensors_battery", lambda: None)()
         return None if battery is None else not battery.power_plugged
 
-    return Sensors(temperature, on_battery)
+    def battery() -> float | None:
+        found = getattr(psutil, "sensors_battery", lambda: None)()
+        return None if found is None else found.percent
+
+    return Sensors(temperature, on_battery, battery)
 
 
 class PauseControl:

@@ -80,6 +80,8 @@ class Session:
         self._make_trainer = make_trainer
         self._make_state = make_state
         self._renew = renew
+        self._waits = False
+        """Whether it was said that the client waits, since its last round."""
 
     def run(self) -> HeldModel:
         """Take part until the run is finished; return the final model.
@@ -125,6 +127,7 @@ class Session:
             self._num_examples(trainer),
         )
         beat = partial(transport.heartbeat, session)
+        self._waits = False
         while True:
             began = time.monotonic()
             task = transport.next_task(session, scaling.is_known)
@@ -146,13 +149,20 @@ class Session:
                     check_task(task.train, plan)
                     with Heartbeat(beat, plan.heartbeat_seconds):
                         handler.handle(task.train)
+                    self._waits = False
                     continue
                 if not task.HasField("wait"):
                     raise ClientError(f"the server gives a kind of task that is {UNKNOWN_HERE}")
+                self._tell_waiting()
             except StaleTask as error:
                 log.warning("the task is out of date, asking for the next one: %s", error)
             if time.monotonic() - began < _SHORT_POLL:
                 time.sleep(random.uniform(1, 2) * _SHORT_POLL)
+
+    def _tell_waiting(self) -> None:
+        if not self._waits:
+            log.info("waiting until the server opens a round for this client")
+        self._waits = True
 
     def _num_examples(self, trainer: Trainer) -> Callable[[], int]:
         """Return what gives the number of examples that the next round is trained on."""

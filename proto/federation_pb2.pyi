@@ -354,14 +354,16 @@ class Optimization(_message.Message):
     def __init__(self, method: _Optional[str] = ..., num_clusters: _Optional[int] = ...) -> None: ...
 
 class NextTaskRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds", "has_scaling")
+    __slots__ = ("session", "wait_seconds", "has_scaling", "health")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     HAS_SCALING_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     session: int
     wait_seconds: int
     has_scaling: bool
-    def __init__(self, session: _Optional[int] = ..., wait_seconds: _Optional[int] = ..., has_scaling: bool = ...) -> None: ...
+    health: DeviceHealth
+    def __init__(self, session: _Optional[int] = ..., wait_seconds: _Optional[int] = ..., has_scaling: bool = ..., health: _Optional[_Union[DeviceHealth, _Mapping]] = ...) -> None: ...
 
 class NextTaskReply(_message.Message):
     __slots__ = ("train", "wait", "finished")
@@ -666,10 +668,20 @@ class RangesReceipt(_message.Message):
     def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "health")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     session: int
-    def __init__(self, session: _Optional[int] = ...) -> None: ...
+    health: DeviceHealth
+    def __init__(self, session: _Optional[int] = ..., health: _Optional[_Union[DeviceHealth, _Mapping]] = ...) -> None: ...
+
+class DeviceHealth(_message.Message):
+    __slots__ = ("temperature", "battery")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_FIELD_NUMBER: _ClassVar[int]
+    temperature: int
+    battery: int
+    def __init__(self, temperature: _Optional[int] = ..., battery: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ()

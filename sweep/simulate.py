@@ -42,6 +42,7 @@ def simulate(
     evaluator: Evaluator | None = None,
     first_weights: list[Array] | None = None,
     on_round: Callable[[int, Mapping[str, float]], bool | None] = lambda round_, scores: None,
+    on_begun: Callable[[Coordinator], None] = lambda coordinator: None,
     on_finished: Callable[[Coordinator], None] = lambda coordinator: None,
     extra: dict[str, Any] | None = None,
     runtime: str = "keras",
@@ -53,11 +54,11 @@ def simulate(
     `clients`: what each says of its data, statistics included if the task standardises.
     `evaluator`: None if clients evaluate. `on_round` gets a new version's number and the newest
     scores, loss and metrics by name, none before clients have evaluated a version; if it returns
-    True, that round is the last. `on_finished` gets the run as it has ended, with the final model.
-    `runtime`: what clients say they train with; those with LiteRT get `step`. `extra`: more
-    top-level entries of the result. Clients run one at a time and the clock stands still, so no
-    client is ever late; what clients keep stays in memory. Raises the first error that a client
-    raises.
+    True, that round is the last. `on_begun` gets the run before its first round, `on_finished` as
+    it has ended, with the final model. `runtime`: what clients say they train with; those with
+    LiteRT get `step`. `extra`: more top-level entries of the result. Clients run one at a time and
+    the clock stands still, so no client is ever late; what clients keep stays in memory. Raises the
+    first error that a client raises.
     """
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         store = Store(Path(scratch) / "run.db")
@@ -79,6 +80,7 @@ def simulate(
                 return bool(on_round(round_, scores))
 
             coordinator.run.is_enough = is_enough
+            on_begun(coordinator)
             server = LocalServer(coordinator)
             versions: HeldModels = WeakValueDictionary()
             methods = (settings.optimization.method,)
@@ -93,6 +95,7 @@ def simulate(
             ]
             held = _run_all(server, sessions)
             coordinator.final_evaluation.settle()
+            coordinator.run.on_phase()  # scores of the last version are known now
             newest = store.versions.newest()
             assert all(h.digest == newest.digest for h in held), "a client holds another model"
             metrics: dict[str, Any] = collect(store, settings, task, manifest, extra or {})

@@ -100,6 +100,10 @@ TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},
     "dp_accounting": {"server/aggregation/accountant.py"},
+    "tensorboardX": {"api/tensorboard_tracker.py"},
+    "mlflow": {"api/mlflow_tracker.py"},
+    "wandb": {"api/wandb_tracker.py"},
+    "opentelemetry": {"api/otel_tracker.py"},
     "pydantic": {
         "server/settings/section.py",
         "server/settings/settings.py",
@@ -218,6 +222,8 @@ PARTS = {
     "featherfed.api.client": EDGE - {"click"},
     "featherfed.api.extras": set[str](),
     "featherfed.api.join": EDGE - {"click"},
+    "featherfed.cli.watch": {"numpy", "pydantic", "rich", "click"},
+    "featherfed.api.trackers": SERVER,
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},
@@ -231,6 +237,7 @@ HEAVY = [
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
     "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography", "uvloop",
+    "tensorboardX", "mlflow", "wandb", "opentelemetry",
 ]  # fmt: skip
 
 

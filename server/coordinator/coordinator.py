@@ -14,6 +14,7 @@ from featherfed.proto import federation_pb2 as pb
 from featherfed.server.aggregation.decoded_updates import DecodedUpdates
 from featherfed.server.aggregation.strategy import AggregationStrategy
 from featherfed.server.coordinator.admission import Admission
+from featherfed.server.coordinator.client_health import ClientHealth
 from featherfed.server.coordinator.closing import RoundClosing
 from featherfed.server.coordinator.evaluation import Evaluator
 from featherfed.server.coordinator.exported_step import ExportedStep
@@ -88,6 +89,7 @@ class Coordinator:
         self.members = Members(self.run)
         self.presence = Presence(self.run, self.members.names())
         self.devices = Devices(self.run)
+        self.health = ClientHealth()
         codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, task.leading, rounds)
         codecs.later_factor = store.journal.byte_factor(self.run.state.round)
         open_round = OpenRound(self.run, codecs)

@@ -115,6 +115,27 @@ def update_duplicate(run: str, round_: int, client: str) -> None:
     )  # fmt: skip
 
 
+def waiting_for_clients(run: str, missing: int, minimum: int, join: str) -> None:
+    """Log how many clients a round still needs to open; `join`: the command that joins one."""
+    _log(
+        logging.INFO, "waiting_for_clients",
+        "waiting for %d more clients, %d of %d are here; join one: %s",
+        missing, minimum - missing, minimum, join,
+        run=run, missing=missing, minimum=minimum, join=join,
+    )  # fmt: skip
+
+
+def round_goes_on(
+    run: str, round_: int, reported: int, wanted: int, deadline: float | None
+) -> None:
+    """Log how far a round is that takes long; `deadline`: seconds until a quorum closes it."""
+    left = f"; it closes in {deadline:.0f} s at the latest" if deadline else ""
+    _log(
+        logging.INFO, "round_goes_on", "round %d: %d of %d clients have reported%s",
+        round_, reported, wanted, left, run=run, round=round_, reported=reported, wanted=wanted,
+    )  # fmt: skip
+
+
 def state_changed(run: str, before: RunState, after: RunState) -> None:
     """Log a change of phase, or that more clients were asked into the round."""
     number, fields = after.round, {"run": run, "round": after.round}

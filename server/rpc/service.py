@@ -86,6 +86,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self, request: pb.NextTaskRequest, client: str, context: Context
     ) -> pb.NextTaskReply:
         tasks = self._coordinator.tasks
+        self._coordinator.health.hear(client, request)
 
         async def ask() -> pb.NextTaskReply:
             if tasks.was_away(client):
@@ -196,6 +197,7 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
     async def Heartbeat(  # noqa: D102
         self, request: pb.HeartbeatRequest, client: str, context: Context
     ) -> pb.HeartbeatReply:
+        self._coordinator.health.hear(client, request)
         return pb.HeartbeatReply()
 
     @stranger_call

@@ -56,12 +56,21 @@ def _check_noise(multiplier: float) -> float:
     raise ValueError("must be 0, for no noise, or from 1e-6, which protects nobody, to 1e6")
 
 
+def _check_tracker(text: str) -> str:
+    kind, colon, target = text.partition(":")
+    if kind not in TRACKERS or (colon and not target):
+        raise ValueError(f"must be {', '.join(TRACKERS)}, alone or as {TRACKERS[0]}:runs/tb")
+    return text
+
+
 CodecText = Annotated[str, AfterValidator(_codec_text)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
 AnySection = TypeVar("AnySection", bound=Section)
+TRACKERS = ("tensorboard", "mlflow", "wandb", "otel")
+"""The kinds of trackers."""
 DEFAULT_HOLDOUT = 0.1
 """The share of its examples that a client evaluates on, where the server has no data set."""
 
@@ -276,6 +285,9 @@ class ServerSettings(Section):
     """Serve the run's releases after its end, until a signal stops the server."""
     metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
     """HOST:PORT where Prometheus finds /metrics."""
+    trackers: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default_factory=list)
+    """What else is told of each round: tensorboard:FOLDER, mlflow:URI, wandb:PROJECT or
+    otel:http://HOST:PORT; each also alone."""
 
 
 class Settings(Section):
