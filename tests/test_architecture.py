@@ -224,6 +224,7 @@ PARTS = {
     "featherfed.tasks.message": {"numpy", "google"},
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
+    "featherfed.report.comparison": {"numpy", "pydantic"},
     "featherfed.report.render": {"numpy", "jinja2", "matplotlib", "pydantic", "PIL"},
 }
 HEAVY = [
