@@ -454,7 +454,7 @@ def _notes(comparison: RunComparison) -> Iterator[str]:
         yield f"Measured on different test data, by name or number: {'; '.join(told)}."
     for line in comparison.lines:
         if alone := _unpaired_text(line, comparison.baseline):
-            yield f"Lost seed by seed, on shared seeds only: {alone}."
+            yield f"What is lost counts on shared seeds only: {alone}."
     if all(run.round_seconds is None for run in runs):
         yield "No run says how long its rounds took: simulations have no clock."
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from featherfed.report.comparison import (
     Line,
@@ -25,7 +26,16 @@ from featherfed.report.comparison import (
 )
 from featherfed.report.metric import title
 from featherfed.report.schema import ReportError
-from featherfed.report.style import BLUE, CLIENT_COLORS, GRID, INK, MUTED, score_axis, styled
+from featherfed.report.style import (
+    BLUE,
+    CLIENT_COLORS,
+    GRID,
+    INK,
+    MUTED,
+    bytes_axis,
+    score_axis,
+    styled,
+)
 from featherfed.report.template import fill, write
 
 _COLORS = (*CLIENT_COLORS, INK, MUTED)
@@ -159,15 +169,9 @@ def _round_ticks(axes: Axes) -> None:
 
 
 def _byte_ticks(axes: Axes) -> None:
-    """Count bytes in powers of ten: codecs differ by these."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter("B"))
-    low, high = axes.get_xlim()
-    if high / low < 30:  # too few powers of ten for a scale
-        axes.xaxis.set_minor_formatter(EngFormatter("B"))
-        axes.tick_params(axis="x", which="minor", labelrotation=45)
-    else:
-        axes.xaxis.set_minor_formatter("")
+    """Count bytes, in powers of ten if the lines differ by some of these."""
+    places = [float(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())]
+    bytes_axis(axes, logarithmic=max(places) > 30 * min(places))
 
 
 def _time_ticks(axes: Axes) -> None:
