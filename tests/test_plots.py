@@ -158,7 +158,7 @@ def test_classes_have_confusion_and_calibration() -> None:
     matrix = figure.axes[0]
     assert [text.get_text() for text in matrix.texts] == ["1", "", "1", "1"]
     assert [label.get_text() for label in matrix.get_yticklabels()] == ["cold", "warm"]
-    assert matrix.images[0].get_array() == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
+    np.testing.assert_array_equal(matrix.images[0].get_array(), [[1, 0], [0.5, 0.5]])
 
 
 def test_the_probability_of_the_second_class_is_enough() -> None:
