@@ -308,8 +308,8 @@ def _matrix_panel(
         axes.grid(False)
         if len(names) <= _MOST_NAMES:
             size = 8 if len(names) <= _MOST_NUMBERS else 6
-            axes.set_yticks(range(len(names)), [short(n, 14) for n in names], fontsize=size)
-            texts = [short(name, 14) for name in columns] if of_columns else list(columns)
+            axes.set_yticks(range(len(names)), [short(n, 18) for n in names], fontsize=size)
+            texts = [short(name, 18) for name in columns] if of_columns else list(columns)
             upright = of_columns and sum(map(len, texts)) * size > 400
             axes.set_xticks(range(len(texts)), texts, fontsize=size, rotation=90 if upright else 0)
         axes.set_ylabel(of_rows)
