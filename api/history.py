@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
+from featherfed.api import plots
 from featherfed.api.data import Data, as_dataset
 from featherfed.api.extras import explained
+from featherfed.api.plots import PlotKind
 from featherfed.compression.arrays import Array
 from featherfed.compression.files import write_whole
 from featherfed.models.optimized import FederatedModel
@@ -130,7 +131,8 @@ class History:
         Those to several targets are an array of records: `answers["pulse"]` are those to `pulse`.
         Values are in the targets' own units, also where they were standardised.
         """
-        data = as_dataset(tuple(inputs) if isinstance(inputs, list) else inputs, "inputs")
+        # A list is of several inputs; the two of a tuple would be inputs and targets.
+        data = as_dataset((inputs, None) if isinstance(inputs, list) else inputs, "inputs")
         prepared = self._scaling.prepare(data.fit_inputs(self.task))
         self._model.set_weights(self.weights)
         return self._scaling.restore(self._model.predict(prepared))
@@ -161,28 +163,40 @@ class History:
         index = pandas.Index([round_.number for round_ in self.rounds], name="round")
         return pandas.DataFrame(rows, index=index)
 
-    def plot(self) -> Figure:
-        """Return a figure of the leading metric and the bytes over the rounds.
+    def plot(
+        self, kind: PlotKind | None = None, data: Data | None = None, *, target: str | None = None
+    ) -> Figure:
+        """Return a figure of the run, or of how the final model answers to data.
 
-        Needs matplotlib: pip install 'featherfed[report]'. A notebook shows it; elsewhere it has
-        `savefig`.
+        Needs matplotlib: pip install 'featherfed[report]'. A notebook shows the figure; elsewhere
+        it has `savefig`.
+
+        Args:
+            kind: Of the run, without data: "curves" (leading metric and bytes over the rounds) or
+                "clients" (how the clients' scores and losses are distributed in each round). Of
+                answers to data: "confusion" or "calibration" for classes and labels, "residuals"
+                for values, "errors" where the input itself is the target. None: the curves, or
+                with data all that fit the task.
+            data: Inputs and targets as the clients have them, (x, y) or a `Dataset`.
+            target: The name of one of several targets; None: all that the plot fits.
+
+        Raises PlotError, a ValueError, for what does not fit the task, with what does; and
+        DatasetError for data that do not.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise explained(error, "plot") from error
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        quality, traffic = figure.subplots(1, 2)
-        numbers = [round_.number for round_ in self.rounds]
-        leading = [np.nan if s is None else s for s in self.scores[self.task.leading]]
-        quality.plot(numbers, leading, marker="o")
-        quality.set(xlabel="round", ylabel=self.task.leading)
-        for side in ("uplink", "downlink"):
-            sent = [getattr(round_, f"{side}_bytes") / 1000 for round_ in self.rounds]
-            traffic.plot(numbers, np.cumsum(sent), marker="o", label=side)
-        traffic.set(xlabel="round", ylabel="kB sent so far")
-        traffic.legend()
-        return figure
+        chosen = plots.check_kind(kind, data is not None)
+        if target is not None and data is None:
+            raise plots.PlotError("a target is of answers to data; give data=, or no target")
+        if data is None and chosen == "clients":
+            return plots.draw(plots.client_panels(self.metrics["rounds"], self.task.leading))
+        if data is None:
+            sent = {
+                side: [getattr(round_, f"{side}_bytes") for round_ in self.rounds]
+                for side in ("uplink", "downlink")
+            }
+            return plots.curves(self.task.leading, self.scores[self.task.leading], sent)
+        fitted = as_dataset(data, "data").fit(self.task)
+        answers = plots.answers_to(self.task, fitted, self.predict(fitted), self._scaling)
+        return plots.draw(plots.answer_panels(chosen, answers, target))
 
     def __repr__(self) -> str:
         name, final = self.task.leading, self.final[self.task.leading]

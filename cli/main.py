@@ -376,6 +376,23 @@ def report(directory: Path) -> None:
 
 
 @app.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--baseline", metavar="NAME", help="The line to compare with; default: the first.")
+@click.option("--output", type=PATH, default="compare.html", help="Where the page is written.")
+@print_errors
+def compare(runs: tuple[str, ...], baseline: str | None, output: Path) -> None:
+    """Compare runs of one task: quality, bytes and time, as a table and a page.
+
+    RUN is a run's output directory or a file such as metrics.json, or NAME=RUN. Runs that differ
+    only by their seed, and runs of one NAME, are one line, with mean and spread.
+    """
+    log.set_up(False)
+    from featherfed.cli.compare import run_compare
+
+    run_compare(runs, baseline, output)
+
+
+@app.command()
 @click.argument("directory", type=PATH, metavar="DIR")
 @click.option("--version", metavar="N", help="Number or digest; default: the newest.")
 @click.option("--best", is_flag=True, help="The version with the best leading metric.")

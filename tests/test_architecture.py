@@ -231,6 +231,7 @@ PARTS = {
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
     "featherfed.report.render": {"numpy", "jinja2", "pydantic", "PIL"},
+    "featherfed.report.comparison": {"numpy", "pydantic"},
 }
 HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",

@@ -31,7 +31,14 @@ def test_the_examples_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "<History: 3 rounds, accuracy 0." in done.stdout
-    for made in ("history.png", "digits.keras", "metrics.json", "out/report.html"):
+    for made in (
+        "history.png",
+        "answers.png",
+        "clients.png",
+        "digits.keras",
+        "metrics.json",
+        "out/report.html",
+    ):
         assert (tmp_path / made).exists(), made
 
 

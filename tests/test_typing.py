@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 TYPED = {
     "history": ("featherfed.simulate('mlp', task, clients=[], callbacks=[enough])", "History"),
     "scores": ("history.scores", "dict[str, list[float | None]]"),
+    "panels": ("len(history.plot('confusion', (0, 0), target='a').axes)", "int"),
     "sent": ("history.rounds[0].uplink_bytes", "int"),
     "outcome": ("featherfed.Run.from_toml('run.toml', port=0).serve()", "Outcome"),
     "version": ("featherfed.Client('host:1', data='photos/').run().version", "int"),
