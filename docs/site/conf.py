@@ -18,7 +18,7 @@ project = PROJECT["name"]
 version = release = PROJECT["version"]
 author = "featherfed's authors"
 language = "en"
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "site"]
 html_theme = "furo"
 html_title = f"{project} {version}"
