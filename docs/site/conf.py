@@ -73,9 +73,8 @@ def _target(file: Path, link: str, anchor: str) -> str:
     inside = path.relative_to(ROOT).as_posix()
     if inside in PAGES:
         return PAGES[inside] + anchor
-    if inside.startswith("examples/") and inside.split("/")[1] in EXAMPLES:
-        if path.is_dir() or path.name == "README.md":
-            return f"#example-{inside.split('/')[1]}"
+    if inside.startswith("examples/") and (path.is_dir() or path.name == "README.md"):
+        return f"#example-{inside.split('/')[1]}"
     if path.is_dir():  # a room of the code
         return PAGES["examples/README.md"] if inside == "examples" else "design.md"
     inside += anchor
@@ -85,9 +84,12 @@ def _target(file: Path, link: str, anchor: str) -> str:
 def plain_names(
     _app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]
 ) -> None:
-    """Let `name` in a docstring be code, as in Markdown."""
+    """Let `name` in a docstring be code, as in Markdown, and a star be a star."""
     text = inspect.cleandoc("\n".join(lines))
-    lines[:] = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", text).splitlines()
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", text)
+    parts = re.split(r"(``.*?``)", text, flags=re.DOTALL)  # every other one is code
+    parts[::2] = [part.replace("*", "\\*") for part in parts[::2]]
+    lines[:] = "".join(parts).splitlines()
 
 
 def setup(app: Any) -> None:

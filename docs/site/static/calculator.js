@@ -6,9 +6,11 @@ function bytesUp(codec, parameters, clients, budget) {
   const model = 4 * parameters;
   if (codec === "float32") return model + FEATHERFED.envelope;
   if (codec === "exact") return model * FEATHERFED.exactShare;
-  if (codec === "budget") return budget / clients;
+  const most = parameters / 8 + FEATHERFED.envelope; // a sketch has a bit a parameter at most
+  if (codec === "budget") return Math.min(most, budget / clients);
   const preset = FEATHERFED.presets[codec];
-  return (Math.max(model / preset.ratio, preset.floor) * FEATHERFED.presetClients) / clients;
+  const ofFive = Math.max(model / preset.ratio, preset.floor);
+  return Math.min(most, (ofFive * FEATHERFED.presetClients) / clients);
 }
 
 // Payload bytes down of one client in one round: the updates of all, or their mean if that is less.

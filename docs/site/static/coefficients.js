@@ -1,4 +1,4 @@
-// Made by docs/site/reference.py (`make reference`): do not edit.
+// Made by `make reference`: do not edit.
 const FEATHERFED = {
   "presets": {
     "transparent": {
@@ -22,7 +22,7 @@ const FEATHERFED = {
   "exactShare": 0.1431,
   "envelope": 21,
   "bundle": 29,
-  "part": 10,
+  "part": 10.0,
   "around": {
     "up": 252,
     "down": 308,
