@@ -84,7 +84,9 @@ class Reader:
 def page_blocks() -> Iterator[tuple[bool, list[str]]]:
     """Yield the blocks of commands of the page, and whether each is run side by side."""
     text = PAGE.read_text("utf-8")
-    for attributes, body in re.findall(r"^```sh([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for attributes, body in re.findall(
+        r"^```sh([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ):
         yield ".terminals" in attributes, body.splitlines()
 
 

@@ -191,6 +191,8 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
 
 def test_the_package_is_a_link_to_each_folder() -> None:
     package = ROOT / "src" / "featherfed"
+    if (ROOT / "PKG-INFO").exists():
+        pytest.skip("a source archive holds files in place of links")
     links = {path.name: path.readlink() for path in package.iterdir() if path.is_symlink()}
     assert links == {folder: Path("../..") / folder for folder in FOLDERS}
     files = {path.name for path in package.iterdir() if path.is_file()}

@@ -7,6 +7,7 @@ your-own-task.md are run by tests of those names.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -169,3 +170,11 @@ def test_the_first_ten_minutes_and_operating_run(processes: Processes) -> None:
     assert (folder / "runs/demo/report.html").exists()
     assert (folder / "runs/digits/model_int8.tflite").exists()
     assert (folder / "backups/digits/run.db").exists()
+
+
+def test_ten_minutes_were_enough_when_they_were_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "first_ten_minutes.json"
+    measured = json.loads(path.read_text("utf-8"))
+    assert 0 < measured["to_joined_clients"] < measured["to_the_end_of_the_page"] < 600
+    commands = {block.text.partition("\n")[0] for block in blocks("first-ten-minutes")}
+    assert set(measured["seconds_until"]) == commands, "measured of another page"
