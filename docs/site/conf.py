@@ -24,6 +24,7 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["static"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of other packages have no page here

@@ -69,6 +69,7 @@ function showCalculator(place) {
       `<td data-cost="${i}"></td><td data-days="${i}"></td></tr>`).join("") +
     '</tbody></table><p data-result></p></form>';
   const form = place.querySelector("form");
+  form.elements.codec.value = "balanced";
   const value = (name) => Number(form.elements[name].value);
   const update = () => {
     const codec = form.elements.codec.value;
