@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-proto
 
-.PHONY: help demo test test-all dev proto check fuzz bench robustness attacks arm64 readme clean
+.PHONY: help demo test test-all dev proto check docs reference lock sbom fuzz bench robustness attacks arm64 readme clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,23 @@ check: dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/featherfed
+
+docs: $(VENV)/.dev ## build the documentation's site in docs/_build/html
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -b html -W --keep-going -q -c docs/site docs docs/_build/html
+
+reference: $(VENV)/.dev ## write the reference pages of docs/ from the code
+	$(BIN)/python docs/site/reference.py
+
+lock: $(VENV)/.dev ## write deploy/constraints.txt: what the installer installs, with hashes
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --extra edge --extra images --no-annotate \
+	  --custom-compile-command 'make lock' --output-file deploy/constraints.txt \
+	  pyproject.toml deploy/constraints.in
+
+sbom: $(VENV)/.dev ## write build/sbom.json: all packages of deploy/constraints.txt, as CycloneDX
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-format JSON --output-file build/sbom.json deploy/constraints.txt
 
 fuzz: dev ## search for bytes that break a decoder, for ten minutes; grows tests/corpus
 	$(BIN)/python tests/support/fuzz.py --seconds 600

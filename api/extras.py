@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 EXTRAS = {
     "tensorflow": "tensorflow",
     "tf_keras": "tensorflow",
@@ -51,6 +53,9 @@ _INCLUDED = {
 }
 """Extra -> the other extras that it brings."""
 
+_WITHOUT_TENSORFLOW = (3, 14)
+"""The first Python for which pyproject.toml leaves TensorFlow out."""
+
 
 def how_to_install(module: str, use: str = "") -> str:
     """Return the pip command that installs a missing module, and all else that `use` needs.
@@ -62,7 +67,10 @@ def how_to_install(module: str, use: str = "") -> str:
     brought = set(names).union(*(_INCLUDED.get(name, set()) for name in names))
     if extra is not None and extra not in brought:
         names.append(extra)
-    return f"pip install 'featherfed[{','.join(names)}]'" if names else f"pip install {module}"
+    command = f"pip install 'featherfed[{','.join(names)}]'" if names else f"pip install {module}"
+    if sys.version_info >= _WITHOUT_TENSORFLOW and "tensorflow" in {*names, *brought}:
+        return f"{command}, with Python 3.13 or older: TensorFlow has no build for a newer one"
+    return command
 
 
 def explained(error: ModuleNotFoundError, use: str) -> ModuleNotFoundError:

@@ -26,6 +26,7 @@ PATH = click.Path(path_type=Path)
     no_args_is_help=True,
     context_settings={"show_default": True, "max_content_width": 100},
 )
+@click.version_option(package_name="featherfed", message="%(version)s")
 def app() -> None:
     """Federated learning for small devices on thin links."""
 

@@ -85,6 +85,7 @@ if [ -n "$credentials" ]; then
     done
 fi
 here=$(cd "$(dirname "$0")" && pwd)
+lock=$here/constraints.txt # what a client needs, in exact versions with hashes: `make lock`
 stage=${DESTDIR:-} # for packagers and tests: installs settings and services under it, starts nothing
 etc=$stage/etc/featherfed
 units=$stage/etc/systemd/system
@@ -153,10 +154,16 @@ install_program() {
     say "installing featherfed[$extras] with $($python --version) into $prefix (some minutes)"
     "$python" -m venv "$prefix"
     # Forced: the wheel of a changed checkout may have the version that is installed already.
-    if [ -n "$from" ]; then
-        "$prefix/bin/pip" install --quiet --no-deps --force-reinstall "$from"
+    if [ "$role" != server ] && [ -f "$lock" ]; then
+        "$prefix/bin/pip" install --quiet --require-hashes --requirement "$lock"
+        "$prefix/bin/pip" install --quiet --no-deps --no-build-isolation --force-reinstall "${from:-featherfed}"
+    else
+        if [ "$role" != server ]; then say "no constraints.txt beside this script: packages are not checked by hashes"; fi
+        if [ -n "$from" ]; then
+            "$prefix/bin/pip" install --quiet --no-deps --force-reinstall "$from"
+        fi
+        "$prefix/bin/pip" install --quiet --upgrade "${from:-featherfed}[$extras]"
     fi
-    "$prefix/bin/pip" install --quiet --upgrade "${from:-featherfed}[$extras]"
     "$prefix/bin/featherfed" version
 }
 

@@ -176,6 +176,8 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
                 ours = {"numpy", "backports", "featherfed"}
                 if where == "compression/stages/range.py":
                     ours.add("constriction")
+                if where == "compression/stages/zstd.py":
+                    ours.add("compression")  # Python's own, from 3.14 on
                 assert firsts <= ours | set(sys.stdlib_module_names), f"{where}: {firsts}"
 
 
@@ -193,6 +195,8 @@ def test_the_folders_hold_no_init_and_the_list_of_packages_is_complete() -> None
 
 def test_the_package_is_a_link_to_each_folder() -> None:
     package = ROOT / "src" / "featherfed"
+    if (ROOT / "PKG-INFO").exists():
+        pytest.skip("a source archive holds files in place of links")
     links = {path.name: path.readlink() for path in package.iterdir() if path.is_symlink()}
     assert links == {folder: Path("../..") / folder for folder in FOLDERS}
     files = {path.name for path in package.iterdir() if path.is_file()}

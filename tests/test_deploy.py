@@ -45,7 +45,7 @@ esac""",
         path.write_text(f"#!/bin/sh\n{body}\n", "utf-8")
         path.chmod(0o755)
 
-    def install(self, *options: str) -> subprocess.CompletedProcess[str]:
+    def install(self, *options: str, script: Path = INSTALL) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": f"{self.commands}:{os.environ['PATH']}",
             "HOME": str(self.folder),
@@ -53,7 +53,7 @@ esac""",
             "DESTDIR": str(self.stage),
         }
         return subprocess.run(
-            ["sh", str(INSTALL), *options],
+            ["sh", str(script), *options],
             env=environment,
             capture_output=True,
             text=True,
@@ -110,8 +110,9 @@ def test_a_python_that_does_not_fit_is_refused(machine: Machine) -> None:
 def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> None:
     done = machine.install()
     assert done.returncode == 0, done.stderr
-    assert machine.asked[-2].startswith("pip install --quiet --upgrade")
-    assert machine.asked[-2].endswith("[edge,images]")
+    lock = ROOT / "deploy" / "constraints.txt"
+    assert machine.asked[-3] == f"pip install --quiet --require-hashes --requirement {lock}"
+    assert machine.asked[-2].startswith("pip install --quiet --no-deps --no-build-isolation")
     assert machine.asked[-1] == "featherfed version"
     settings = machine.stage / "etc" / "featherfed" / "client.env"
     values = dict(
@@ -132,6 +133,20 @@ def test_a_client_is_installed_kept_up_to_date_and_removed(machine: Machine) -> 
     assert settings.exists()
     assert not service.exists()
     assert not machine.prefix.exists()
+
+
+def test_a_server_or_a_script_alone_installs_without_the_lock(machine: Machine) -> None:
+    assert machine.install("--role", "server").returncode == 0
+    assert machine.asked[-2].startswith("pip install --quiet --upgrade")
+    assert machine.asked[-2].endswith("[demo]")
+    alone = machine.folder / "alone"
+    alone.mkdir()
+    for name in ("install.sh", "featherfed-client.service"):
+        shutil.copy(INSTALL.parent / name, alone)
+    done = machine.install(script=alone / "install.sh")
+    assert done.returncode == 0, done.stderr
+    assert "not checked by hashes" in done.stdout
+    assert machine.asked[-2] == "pip install --quiet --upgrade featherfed[edge,images]"
 
 
 def environment_of(settings: Path) -> dict[str, str]:

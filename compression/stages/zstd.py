@@ -1,13 +1,17 @@
-"""Byte stage `zstd`, `zstd(level)` (RFC 8878), by the package `backports.zstd`."""
+"""Byte stage `zstd`, `zstd(level)` (RFC 8878), by Python's own module or its backport."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backports import zstd
-
 from featherfed.compression.errors import CodecError, WireError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _MIN_WINDOW = 2**10

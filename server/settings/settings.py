@@ -93,8 +93,11 @@ class TrainingSettings(Section):
     epochs: Epochs = 5
     """Passes over the client's data in one round."""
     batch_size: BatchSize = 32
+    """Examples of one step of training."""
     learning_rate: LearningRate = 0.01
+    """Of the clients' optimizer."""
     optimizer: Optimizer = Optimizer.SGD
+    """With Keras' own settings; momentum is 0.9."""
     loss: Loss | None = None
     """A Keras loss that fits the task's target; None: the usual one for it."""
 
@@ -103,6 +106,7 @@ class OptimizationSettings(Section):
     """How TFMOT optimises the model while it is trained."""
 
     method: Method = Method.NONE
+    """Pruning, clustering, quantization-aware training, or pruning and that; none by default."""
     final_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the prunable weights that are zero at the end."""
     begin_round: Annotated[int, Field(ge=1)] = 2
@@ -226,6 +230,7 @@ class TargetScore(Section):
     metric: str
     """One of the task's metrics, or loss."""
     value: Annotated[float, Field(allow_inf_nan=False)]
+    """The score that suffices; whether more or less is better follows from the metric."""
 
 
 class EvaluationSettings(Section):
@@ -275,6 +280,7 @@ class ServerSettings(Section):
     """Where the server listens."""
 
     host: str = "127.0.0.1"
+    """The address that it listens on; 0.0.0.0: all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     """0 takes a free port; the address is written to DIR/server.address."""
     linger: Annotated[float, Field(ge=0)] = 60.0
@@ -294,9 +300,11 @@ class Settings(Section):
     """A whole run file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    """Of the run, in logs, metrics and reports."""
     output: str = "runs/run"
     """Directory of the run's database, metrics, models and report."""
     rounds: Annotated[int, Field(ge=1)] = 7
+    """How many rounds there are, unless the target is reached before."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of all that server and clients draw alike: version 0, the order of examples, sketches."""
     notes: dict[str, str | int | float] = Field(default_factory=dict)

@@ -27,6 +27,7 @@ class InputSettings(Section):
     """One input tensor of the model; docs/tasks.md describes each key."""
 
     name: str
+    """As it is shown, and as an `.npz` may name it."""
     dtype: str
     """uint8, float32 or int32."""
     shape: tuple[Axis, ...] | None = None
@@ -99,9 +100,13 @@ class WindowSettings(Section):
     """How examples are cut from long series; docs/tasks.md describes each key."""
 
     length: Axis
+    """Rows of an example."""
     stride: Axis = 1
+    """Rows from the start of one example to that of the next."""
     horizon: Annotated[int, Field(ge=0)] = 0
+    """How many rows after the example are its target; 0: the target of its last row."""
     group: str = ""
+    """A column; where its value changes, another series begins."""
 
     def made(self) -> Window:
         """Return it as the task's; raise TaskError if it cannot be."""
