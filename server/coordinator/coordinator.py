@@ -22,6 +22,7 @@ from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.model_files import FinalModelFiles, Quantizer
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
+from featherfed.server.coordinator.operator import Operator
 from featherfed.server.coordinator.presence import Devices, Presence
 from featherfed.server.coordinator.refusal_log import RefusalLog
 from featherfed.server.coordinator.standardization import Standardization
@@ -59,8 +60,6 @@ class Coordinator:
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
-        The attribute `settings` has the number of rounds that the run has now.
-
         `task`: what is learned, as in `plan`. `evaluator`: None if the server has no data; then
         clients evaluate, if the plan lets them hold examples out.
 
@@ -76,7 +75,6 @@ class Coordinator:
         strategy = AggregationStrategy(settings, manifest.sent, store, decoded)
         rounds = open_run(settings, store, plan, manifest, first_weights, secret, clock())
         settings = settings.with_rounds(rounds)
-        self.settings = settings
         self.store = store
         self.plan = plan
         self.manifest = manifest
@@ -110,6 +108,7 @@ class Coordinator:
             self.model_files,
         )  # fmt: skip
         self.refusals = RefusalLog(self.run, self.members)
+        self.operator = Operator(self.run, self.members, codecs)
         self.closing = RoundClosing(
             self.run, open_round, codecs, strategy, evaluator, held_out, self.standardization,
             decoded,
@@ -117,6 +116,11 @@ class Coordinator:
         version = self.newest_version
         again = bool(self.members or version)
         events.run_opened(plan.run, self.run.state, version, again=again)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, with the number of rounds that the run has now."""
+        return self.run.settings
 
     @property
     def phase(self) -> Phase:
@@ -128,12 +132,17 @@ class Coordinator:
         run = self.run
         with run.lock:
             now, state = run.clock(), run.state
-            present = self.presence.present()
-            if state.lost or state.late:
-                present -= state.lost | state.late
-            silent, _ = self.presence.silent(now)
-            run.apply(Tick(now, present, self.members.names(), silent))
+            run.apply(self._look(now, state))
             return run.state
+
+    def _look(self, now: float, state: RunState) -> Tick:
+        """Return who is there; the caller holds the run's lock."""
+        present = self.presence.present()
+        excluded = self.members.excluded
+        if state.lost or state.late or excluded:
+            present -= state.lost | state.late | excluded
+        silent, _ = self.presence.silent(now)
+        return Tick(now, present, self.members.names(), silent | excluded)
 
     def due_in(self) -> float:
         """Return in how many seconds time alone may make a round due; infinity if it cannot."""
@@ -178,7 +187,7 @@ class Coordinator:
             if self.run.phase is not Phase.FINISHED:
                 return False
             have = self.store.ledger.clients_with_model(self.run.ledger_round)
-            present = self.presence.present()
+            present = self.presence.present() - self.members.excluded
             return present <= have and not (
                 self.final_evaluation.missing(present) | self.model_files.missing(present)
             )

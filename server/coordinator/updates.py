@@ -185,6 +185,7 @@ class Updates:
                 store.runs.increment(DUPLICATE_UPDATES)
                 events.update_duplicate(run.plan.run, header.round, client)
                 return pb.DUPLICATE
+            self._members.check_included(client)
             self.check(client, header)
             update = decoded.update
             store.journal.add_update(update, decoded.norms)

@@ -424,13 +424,14 @@ class Settings(Section):
     def with_rounds(self, total: TotalRounds) -> Settings:
         """Return the settings of a run whose number of rounds is, or was raised to, `total`.
 
-        The sparsity schedule stays the one that the run began with.
+        The sparsity schedule stays the one that the run began with, and a run that is ended early
+        the one that it was planned as.
         """
         begun = self.model_copy(update={"rounds": total.first})
         optimization = self.optimization
         if self.prunes and total.raised:
             optimization = optimization.model_copy(update={"end_round": begun._end_round})
-        return self.model_copy(update={"rounds": total.now, "optimization": optimization})
+        return self.model_copy(update={"rounds": total.planned, "optimization": optimization})
 
     def as_text(self) -> str:
         """Return the settings as JSON, without where the server listens and what it limits."""
