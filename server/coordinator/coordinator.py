@@ -31,9 +31,10 @@ from featherfed.server.coordinator.tasks import Tasks
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.coordinator.updates import Updates
 from featherfed.server.observability import events
+from featherfed.server.observability.snapshot import Moment
 from featherfed.server.observability.status import describe
 from featherfed.server.rounds.held_out import HeldOutScores
-from featherfed.server.rounds.transitions import Phase, RunState, Tick, due
+from featherfed.server.rounds.transitions import Phase, RunState, Tick, clients_missing, due
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
@@ -204,6 +205,23 @@ class Coordinator:
         if report.goes_on:
             self.model_files.take_part(client)
         return self.final_evaluation.report(client, report)
+
+    def moment(self) -> Moment:
+        """Return where the run is now, for a snapshot; holds the run's lock for a copy alone."""
+        run = self.run
+        with run.lock:
+            now, state, policy = run.clock(), run.state, run.policy
+            gathers = state.phase is Phase.GATHERING
+            return Moment(
+                now,
+                state,
+                policy,
+                clients_missing(state, self._look(now, state), policy) if gathers else 0,
+                dict(self.members.records()),
+                self.members.excluded,
+                self.presence.last_calls(),
+                dict(self.updates.seconds),
+            )
 
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""

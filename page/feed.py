@@ -1,0 +1,220 @@
+"""What all watchers are sent: made once for each change, at most twice a second.
+
+A watcher that reads slowly gets the newest state when it has read the one before; nothing waits
+for it, and nothing is kept for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from featherfed.page.source import Snapshot, Source
+
+log = logging.getLogger(__name__)
+
+SHORTEST_SECONDS = 0.5
+"""Between two changes that are sent."""
+_REST = 4.0
+"""After a snapshot is made, none is made for so many times what that took."""
+REFRESH_SECONDS = 5.0
+"""When a snapshot is sent though only time has passed: ages and deadlines in it have changed."""
+COMMENT_SECONDS = 15.0
+"""When a comment is sent to a watcher that gets nothing else, so that both notice a broken link."""
+MOST_WATCHERS = 100
+RETRY_MILLISECONDS = 2000
+"""When a browser looks for the page again that is away."""
+
+_COMMENT = b": here\n\n"
+_BEGIN = f"retry: {RETRY_MILLISECONDS}\n\n".encode()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The state of the page after one change."""
+
+    number: int = 0
+    """Changes so far; 0 before the first."""
+    snapshot: Snapshot = field(default_factory=dict)
+    steady: Any = None
+    event: bytes = b""
+    """The snapshot as an event."""
+    sections: dict[str, str] = field(default_factory=dict)
+    """Parts of the page; those of an older snapshot while nobody watches them."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """The number of the frame in which each part changed last."""
+    encoded: dict[int, bytes] = field(default_factory=dict)
+    """Events with the parts that changed after a frame, by its number."""
+
+    def changes_since(self, number: int) -> bytes:
+        """Return the event with the parts that changed after frame `number`; empty for none."""
+        if number not in self.encoded:
+            found = {
+                name: html for name, html in self.sections.items() if self.changed[name] > number
+            }
+            self.encoded[number] = _event("sections", found) if found else b""
+        return self.encoded[number]
+
+
+class Feed:
+    """Makes frames while anybody watches; all methods belong to one event loop."""
+
+    def __init__(
+        self, source: Source, steady: Callable[[Snapshot], Any], clock: Callable[[], float]
+    ) -> None:
+        """`steady`: what of a snapshot does not change by time alone; `clock`: seconds."""
+        self._source = source
+        self._steady = steady
+        self._clock = clock
+        self._frame = Frame()
+        self._new = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._making = asyncio.Lock()
+        self._next_at = 0.0
+        self._sent_at = 0.0
+        self._watchers = 0
+        self._page_watchers = 0
+        self._closed = False
+        self._failed = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many watchers as are served."""
+        return self._watchers >= MOST_WATCHERS
+
+    @property
+    def watchers(self) -> int:
+        """How many there are."""
+        return self._watchers
+
+    async def run(self) -> None:
+        """Make a frame whenever somebody watches and it is time, until `close`."""
+        while not self._closed:
+            await self._wanted.wait()
+            await asyncio.sleep(max(0.0, self._next_at - self._clock()))
+            if self._watchers:
+                await self._make(with_sections=self._page_watchers > 0)
+            else:
+                self._wanted.clear()
+
+    def close(self) -> None:
+        """End all streams."""
+        self._closed = True
+        self._wanted.set()
+        self._notify()
+
+    async def current(self, with_sections: bool) -> Frame:
+        """Return the state of now, or of less than `SHORTEST_SECONDS` ago."""
+        frame = self._frame
+        if self._clock() >= self._next_at or not frame.number or (
+            with_sections and not frame.sections
+        ):
+            await self._make(with_sections)
+        return self._frame
+
+    async def snapshots(self) -> AsyncIterator[bytes]:
+        """Yield the events of GET /api/events."""
+        with self._watching():
+            async for _, frame in self._frames(False):
+                yield frame.event if frame is not None else _COMMENT
+
+    async def changes(self) -> AsyncIterator[bytes]:
+        """Yield the events of GET /api/page: first all parts, then those that change."""
+        self._page_watchers += 1
+        try:
+            with self._watching():
+                async for before, frame in self._frames(True):
+                    text = _COMMENT if frame is None else frame.changes_since(before)
+                    if text:
+                        yield text
+        finally:
+            self._page_watchers -= 1
+
+    async def _frames(self, with_sections: bool) -> AsyncIterator[tuple[int, Frame | None]]:
+        """Yield (number of the frame before, frame) for each new one; None when none comes."""
+        frame, before = await self.current(with_sections), 0
+        yield 0, frame
+        while not self._closed:
+            before = frame.number
+            if self._frame.number == before:
+                new = self._new
+                try:
+                    async with asyncio.timeout(COMMENT_SECONDS):
+                        await new.wait()
+                except TimeoutError:
+                    yield before, None
+                    continue
+            frame = self._frame
+            if not self._closed and frame.number != before:
+                yield before, frame
+
+    @contextmanager
+    def _watching(self) -> Any:
+        self._watchers += 1
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    async def _make(self, with_sections: bool) -> None:
+        async with self._making:
+            frame = self._frame
+            stale = self._clock() >= self._next_at or not frame.number
+            if not stale and not (with_sections and not frame.sections):
+                return
+            begin = self._clock()
+            try:
+                found = await asyncio.to_thread(self._next, frame, with_sections)
+            except Exception as error:  # what it shows must not end the page, nor fill the log
+                if repr(error) != self._failed:
+                    log.exception("the live page shows what was before")
+                self._failed = repr(error)
+                found = None
+            else:
+                self._failed = ""
+            took = self._clock() - begin
+            self._next_at = begin + max(SHORTEST_SECONDS, _REST * took)
+            if found is not None:
+                self._frame, self._sent_at = found, begin
+                self._notify()
+
+    def _next(self, frame: Frame, with_sections: bool) -> Frame | None:
+        """Return the frame after `frame`, None if nothing is new; runs in a thread."""
+        snapshot = self._source.snapshot()
+        steady = self._steady(snapshot)
+        known = frame.number and (frame.sections or not with_sections)
+        if known and steady == frame.steady and self._clock() - self._sent_at < REFRESH_SECONDS:
+            return None
+        number, sections = frame.number + 1, frame.sections
+        if with_sections:
+            sections = self._source.sections(snapshot)
+        changed = {
+            name: frame.changed[name] if frame.sections.get(name) == html else number
+            for name, html in sections.items()
+        }
+        return Frame(number, snapshot, steady, _event("run", snapshot), sections, changed)
+
+    def _notify(self) -> None:
+        self._new.set()
+        self._new = asyncio.Event()
+
+
+def begin() -> bytes:
+    """Return what every stream begins with."""
+    return _BEGIN
+
+
+def monotonic() -> float:
+    """Return the clock of a feed."""
+    return time.monotonic()
+
+
+def _event(name: str, value: object) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(value, allow_nan=False)}\n\n".encode()
