@@ -32,10 +32,9 @@ from featherfed.report.style import (
     round_axis,
     save_png,
     score_axis,
-    short,
     styled,
 )
-from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text
+from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text, short
 from featherfed.report.template import Plot, fill, write
 
 _MARKERS = "osD^vP"

@@ -1,7 +1,10 @@
-"""The report page's headline tiles and table rows, as finished texts."""
+"""The run page's headline tiles and table rows, as finished texts."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from featherfed.report.metric import range_text, title, value_text, word
@@ -11,6 +14,7 @@ from featherfed.report.summary import (
     Flow,
     all_clients,
     bytes_text,
+    client_flows,
     count_text,
     flow,
     latency_text,
@@ -20,14 +24,11 @@ from featherfed.report.summary import (
     percent_text,
     privacy_text,
     ratio_text,
-    refusals_text,
     round_flows,
     run_flows,
     seconds_text,
     times_text,
 )
-
-_NAMES_IN_A_CELL = 3
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,27 @@ class Tile:
 
 
 def tiles(run: RunReport) -> list[Tile]:
-    """Return the headline numbers in rows of four, ratio above bytes."""
+    """Return the headline numbers in rows of four."""
     up, down = run_flows(run)
+    sent = up.total.sent + down.total.sent
+    if run.final:
+        sent = run.final.totals.uplink.sent + run.final.totals.downlink.sent
     return [
         _score_tile(run),
+        total_tile(sent, (up.count + down.count) * run.float32_bytes),
         _ratio_tile("up", up, run),
         _ratio_tile("down", down, run),
-        Tile("Clients", str(len(all_clients(run))), _clients_note(run)),
         Tile("Rounds", str(len(run.rounds)), _rounds_note(run)),
+        Tile("Clients", str(len(all_clients(run))), _clients_note(run)),
         _bytes_tile("Up", up),
         _bytes_tile("Down", down),
-        Tile(
-            "Model",
-            count_text(run.num_parameters),
-            f"parameters, {bytes_text(run.float32_bytes)} as float32",
-        ),
     ]
+
+
+def total_tile(sent: int, plain: int) -> Tile:
+    """Return all bytes of the run, and how many times fewer they are than `plain`, as float32."""
+    ratio = ratio_text(plain / sent if sent else None)
+    return Tile("All bytes", bytes_text(sent), f"{ratio} less than {bytes_text(plain)} as float32")
 
 
 def _score_tile(run: RunReport) -> Tile:
@@ -96,31 +102,59 @@ def _clients_note(run: RunReport) -> str:
     return f"{mean:.1f} updates a round on average"
 
 
-def round_rows(run: RunReport) -> list[dict[str, object]]:
-    """Return a row per round, bytes as means per client."""
-    return [_round_row(run, entry) for entry in run.rounds]
+def score_rows(run: RunReport) -> list[dict[str, object]]:
+    """Return how good the model was after each round, and at the end."""
+    rows = [
+        {
+            "number": entry.number,
+            **_scores(run, entry.scores),
+            "spread": range_text(run.metric.name, entry.spread),
+            "sparsity": percent_text(entry.sparsity) if entry.sparsity else NONE,
+            "clients": len(entry.updates),
+            "sum": False,
+        }
+        for entry in run.rounds
+    ]
+    if run.final is None:
+        return rows
+    final = {
+        "number": "final",
+        **_scores(run, run.final.scores),
+        "spread": range_text(run.metric.name, _own_scores(run)),
+        "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
+        "clients": len(run.final.deliveries),
+        "sum": True,
+    }
+    return [*rows, final]
 
 
-def _round_row(run: RunReport, entry: RoundReport) -> dict[str, object]:
+def byte_rows(run: RunReport) -> list[dict[str, object]]:
+    """Return the bytes of each round, means per client, and of the final delivery."""
+    rows = [_byte_row(entry) for entry in run.rounds]
+    if run.final is None:
+        return rows
+    down = flow(d.downlink for d in run.final.deliveries)
+    nothing = {"payload": "", "sent": ""}
+    final = {"number": "final", "up": nothing, "down": _flow_cells(down), "sum": True}
+    return [*rows, {**final, "noise": "", "bytes_for_noise_1": "", "wasted": ""}]
+
+
+def _byte_row(entry: RoundReport) -> dict[str, object]:
     up, down = round_flows([entry])
     return {
         "number": entry.number,
-        **_scores(run, entry.scores),
-        "spread": range_text(run.metric.name, entry.spread),
-        "sparsity": percent_text(entry.sparsity) if entry.sparsity else NONE,
-        "seconds": seconds_text(entry.seconds),
-        "clients": len(entry.updates),
-        "epsilon": None if entry.epsilon is None else f"{entry.epsilon:.3g}",
-        "missing": _names(entry.missing),
-        "refused": refusals_text([entry]) or NONE,
-        "wasted": count_text(entry.wasted),
         "up": _flow_cells(up),
         "noise": times_text(entry.noise),
         "bytes_for_noise_1": count_text(entry.bytes_for_noise_1),
         "down": _flow_cells(down),
-        "version": entry.version,
-        "digest": entry.digest,
+        "wasted": count_text(entry.wasted),
+        "sum": False,
     }
+
+
+def epsilon_rows(run: RunReport) -> list[tuple[int, str]]:
+    """Return the differential privacy that was spent up to each round, where it is known."""
+    return [(r.number, f"{r.epsilon:.3g}") for r in run.rounds if r.epsilon is not None]
 
 
 def privacy_note(run: RunReport) -> str:
@@ -161,22 +195,6 @@ def noise_note(run: RunReport) -> str:
         f"{text} Clients sent {times_text(last.byte_factor)} times the preset's usual bytes, since "
         "the noise was large beside the weights, and would have broken what the preset promises."
     )
-
-
-def final_row(run: RunReport) -> dict[str, object] | None:
-    """Return the row of the final delivery, or ``None`` while there is none."""
-    if run.final is None:
-        return None
-    return {
-        **_scores(run, run.final.scores),
-        "spread": range_text(run.metric.name, _own_scores(run)),
-        "sparsity": percent_text(run.final.sparsity) if run.final.sparsity else NONE,
-        "seconds": seconds_text(run.final.seconds),
-        "clients": len(run.final.deliveries),
-        "down": _flow_cells(flow(d.downlink for d in run.final.deliveries)),
-        "version": run.final.version,
-        "digest": run.final.digest,
-    }
 
 
 def _scores(run: RunReport, scores: Scores) -> dict[str, str]:
@@ -246,25 +264,21 @@ def _flow_cells(part: Flow) -> dict[str, str]:
     return {"payload": count_text(part.payload), "sent": count_text(part.sent)}
 
 
-def _names(names: tuple[str, ...]) -> str:
-    if len(names) <= _NAMES_IN_A_CELL:
-        return ", ".join(names) or NONE
-    return f"{', '.join(names[:_NAMES_IN_A_CELL])} and {len(names) - _NAMES_IN_A_CELL} more"
-
-
-def client_rows(run: RunReport) -> list[dict[str, object]]:
+def byte_totals(run: RunReport) -> list[dict[str, object]]:
     """Return a row per client with the totals of both directions, and one for all clients."""
-    runtimes = run.runtimes
-    rows = [_client_row(run, n, n, runtimes.get(n, NONE)) for n in all_clients(run)]
-    return [*rows, _client_row(run, "all clients", None)]
+    flows, nothing = client_flows(run), (flow(()), flow(()))
+    rows = [_total_row(run, n, flows.get(n, nothing)) for n in all_clients(run)]
+    return [*rows, {**_total_row(run, "all clients", run_flows(run)), "sum": True}]
 
 
-def _client_row(
-    run: RunReport, label: str, client: str | None, runtime: str = ""
-) -> dict[str, object]:
-    up, down = run_flows(run, client)
-    cells = {"up": _total_cells(up, run), "down": _total_cells(down, run)}
-    return {"client": label, "runtime": runtime, "sum": client is None, **cells}
+def _total_row(run: RunReport, label: str, flows: tuple[Flow, Flow]) -> dict[str, object]:
+    up, down = flows
+    return {
+        "client": label,
+        "sum": False,
+        "up": _total_cells(up, run),
+        "down": _total_cells(down, run),
+    }
 
 
 def _total_cells(part: Flow, run: RunReport) -> dict[str, str]:
@@ -276,6 +290,28 @@ def _total_cells(part: Flow, run: RunReport) -> dict[str, str]:
         "ratio": ratio_text(part.ratio(run.float32_bytes)),
         "sent_ratio": ratio_text(part.sent_ratio(run.float32_bytes)),
     }
+
+
+def client_rows(run: RunReport) -> list[dict[str, str]]:
+    """Return a row per client: what it trains with and on, and in how many rounds it counted."""
+    newest = {u.client: u for r in run.rounds for u in r.updates}
+    counted = Counter(u.client for r in run.rounds for u in r.updates)
+    missed = Counter(name for r in run.rounds for name in r.missing)
+    refused: Counter[str] = Counter()
+    for entry in run.rounds:
+        for item in entry.refused:
+            refused[item.client] += item.count
+    return [
+        {
+            "client": name,
+            "runtime": newest[name].runtime or NONE if name in newest else NONE,
+            "examples": count_text(newest[name].num_examples) if name in newest else NONE,
+            "counted": str(counted[name]),
+            "missed": str(missed[name]),
+            "refused": count_text(refused[name]),
+        }
+        for name in all_clients(run)
+    ]
 
 
 def totals_text(run: RunReport) -> str:
@@ -335,4 +371,73 @@ def refusal_rows(run: RunReport) -> list[dict[str, object]]:
         }
         for r in run.rounds
         for item in r.refused
+    ]
+
+
+def best_version(run: RunReport) -> dict[str, object] | None:
+    """Return the best version by the leading metric beside the last; None if no score is known."""
+    scored = [
+        (score, r)
+        for r in run.rounds
+        if (score := run.metric.of(r.scores)) is not None and math.isfinite(score)
+    ]
+    if not scored:
+        return None
+    sign = 1 if run.metric.larger_is_better else -1
+    score, best = max(scored, key=lambda pair: (sign * pair[0], pair[1].version))
+    last = run.rounds[-1]
+    scores = run.final.scores if run.final and run.final.version == last.version else last.scores
+    name, value = word(run.metric.name), value_text(run.metric.name, score)
+    note = f"Version {best.version} has the best {name}, {value}."
+    if best.version == last.version:
+        note = f"The last version, {last.version}, is the best: {name} {value}."
+    return {
+        "note": note,
+        "rows": [
+            {"name": "best", **_version(best), **_scores(run, best.scores)},
+            {"name": "last", **_version(last), **_scores(run, scores)},
+        ],
+    }
+
+
+def _version(entry: RoundReport) -> dict[str, object]:
+    return {"version": entry.version, "digest": entry.digest}
+
+
+def confusion_table(run: RunReport) -> dict[str, object] | None:
+    """Return the confusion matrix of the final model with shares of each row; None without one."""
+    counts = run.final.confusion if run.final else None
+    names = run.task.target.class_names
+    if not counts or len(counts) != len(names) or any(len(row) != len(names) for row in counts):
+        return None
+    return {
+        "names": names,
+        "rows": [
+            {
+                "name": name,
+                "cells": [
+                    {
+                        "text": count_text(count) if count else "\N{MIDDLE DOT}",
+                        "share": f"{count / (sum(row) or 1):.2f}",
+                        "miss": column != index,
+                    }
+                    for column, count in enumerate(row)
+                ],
+                "right": percent_text(row[index] / sum(row)) if sum(row) else NONE,
+            }
+            for index, (name, row) in enumerate(zip(names, counts, strict=True))
+        ],
+    }
+
+
+def version_rows(run: RunReport, sizes: Mapping[int, int]) -> list[dict[str, object]]:
+    """Return a row per version that a round made, newest first; `sizes` of those that are known."""
+    return [
+        {
+            **_version(entry),
+            **_scores(run, entry.scores),
+            "size": bytes_text(sizes.get(entry.version)),
+            "broadcast": entry.broadcast or NONE,
+        }
+        for entry in reversed(run.rounds)
     ]

@@ -1,7 +1,9 @@
-"""Reads pictures.npz and draws the sample images."""
+"""Reads pictures.npz, and makes its images into pictures of a page."""
 
 from __future__ import annotations
 
+import base64
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -9,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from featherfed.report.schema import ReportError, printable
-from featherfed.report.style import WIDTH, short
 
 _SAMPLES_PER_CLASS = 5
-_CLASSES_PER_ROW = 10
 _MAX_SAMPLE_CLASSES = 40
 
 
@@ -89,31 +88,19 @@ def _check_shapes(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
             raise _broken(path, f"{key} is {array.dtype} {array.shape}; uint8 with 1 or 3 channels")
 
 
-def samples_figure(pictures: Pictures) -> Figure:
-    """A few images of every class, one column per class (the first 40 classes)."""
-    classes = min(len(pictures.class_names), _MAX_SAMPLE_CLASSES)
-    shown = min(pictures.samples.shape[1], _SAMPLES_PER_CLASS)
-    columns = min(classes, _CLASSES_PER_ROW)
-    blocks = -(-classes // columns)
-    side = WIDTH / _CLASSES_PER_ROW
-    figure = Figure(figsize=(WIDTH, blocks * (shown * side + 0.45)))
-    figure.set_layout_engine("none")
-    height = 1 / blocks
-    for index in range(classes):
-        block, column = divmod(index, columns)
-        label_share = 0.45 / (shown * side + 0.45)
-        box = (
-            column * side / WIDTH,
-            1 - (block + 1) * height,
-            side / WIDTH,
-            height * (1 - label_share),
-        )
-        axes = figure.add_axes(box)
-        show_image(axes, _column(pictures.samples[index, :shown]))
-        axes.set_title(
-            short(pictures.class_names[index], 13), fontsize=9, loc="center", pad=5, weight="normal"
-        )
-    return figure
+def sample_columns(pictures: Pictures) -> list[tuple[str, str]]:
+    """Return the first 40 classes: the name, and a data URI of a few images, one below another."""
+    shown = pictures.samples[:_MAX_SAMPLE_CLASSES, :_SAMPLES_PER_CLASS]
+    names = pictures.class_names[:_MAX_SAMPLE_CLASSES]
+    return [(name, png_uri(_column(images))) for name, images in zip(names, shown, strict=True)]
+
+
+def png_uri(image: NDArray[np.uint8]) -> str:
+    """Return an image [H, W, C] with 1 or 3 channels as a data URI."""
+    buffer = io.BytesIO()
+    grey = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if grey else image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _column(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -128,12 +115,3 @@ def _column(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         row = index * tile + top
         canvas[row : row + height, left : left + width] = image
     return canvas
-
-
-def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
-    """Draw an image [H, W, C] with 1 or 3 channels, pixels kept sharp."""
-    grey = image.shape[-1] == 1
-    axes.imshow(
-        image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-    )
-    axes.set_axis_off()

@@ -170,7 +170,8 @@ class UpdateReport(_Part):
     """What one client did in one round; None where it was not measured.
 
     `scores` are of its trained model on the server's test examples, `before` and `after` of the
-    round's first model and of its own trained one on examples that the client held out.
+    round's first model and of its own trained one on examples that the client held out. `arrived`:
+    when its update was accepted, in seconds after the round opened.
     """
 
     client: Text
@@ -180,6 +181,7 @@ class UpdateReport(_Part):
     before: Scores | None = None
     after: Scores | None = None
     train_loss: float | None
+    arrived: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     uplink: Traffic
     downlink: Traffic
 
@@ -198,15 +200,19 @@ class RoundReport(_Part):
 
     `spread` holds the lowest and the highest leading metric of single clients. `noise` is what
     codecs left in the mean, as a multiple of the updates' energy, and `bytes_for_noise_1` about
-    what an update would take for as much noise as update; None where that cannot be told.
+    what an update would take for as much noise as update; None where that cannot be told. `asked`:
+    how many clients were told to train, None in files of older versions.
     """
 
     number: Count = Field(alias="round")
     scores: Scores
     spread: tuple[float, ...] | None = None
+    opened: Text = ""
+    asked: Count | None = None
     seconds: float | None
     version: Count
     digest: Text
+    broadcast: Text = ""
     sparsity: float | None
     updates: tuple[UpdateReport, ...] = Field(alias="clients")
     missing: tuple[Text, ...]
@@ -298,7 +304,11 @@ class PrivacyReport(_Part):
 
 
 class FinalReport(_Part):
-    """How a finished run ended."""
+    """How a finished run ended.
+
+    `confusion`: how many test examples of each true class (a row) the final model took for each
+    class (a column).
+    """
 
     scores: Scores
     digest: Text
@@ -311,6 +321,7 @@ class FinalReport(_Part):
     failed: tuple[FailedFile, ...] = ()
     num_calibration_examples: Count | None = None
     privacy: PrivacyReport | None = None
+    confusion: tuple[tuple[Count, ...], ...] | None = None
 
 
 class RunReport(_Part):

@@ -72,11 +72,6 @@ def save_png(figure: Figure, path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def short(text: str, limit: int = 18) -> str:
-    """Cut a name to ``limit`` characters so that it fits beside a plot."""
-    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def score_axis(axes: Axes, metric: str) -> None:
     """Label the y axis in a metric's unit: percent for shares, plain numbers for others."""
     if is_share(metric):

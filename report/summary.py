@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +46,16 @@ class Flow:
 def flow(transfers: Iterable[Traffic]) -> Flow:
     """Add up transfers."""
     items = list(transfers)
-    return Flow(len(items), sum(items, NOTHING_SENT))
+    if not items:
+        return Flow(0, NOTHING_SENT)
+    # One object for all: a run of hundreds of clients has tens of thousands of transfers.
+    total = Traffic(
+        payload_bytes=sum(item.payload for item in items),
+        message_bytes=sum(item.message for item in items),
+        control_bytes=sum(item.control for item in items),
+        retry_bytes=sum(item.retry for item in items),
+    )
+    return Flow(len(items), total)
 
 
 def round_flows(rounds: Sequence[RoundReport]) -> tuple[Flow, Flow]:
@@ -57,10 +66,24 @@ def round_flows(rounds: Sequence[RoundReport]) -> tuple[Flow, Flow]:
 
 def run_flows(run: RunReport, client: str | None = None) -> tuple[Flow, Flow]:
     """Return uplink and downlink of the run or of one client, the final delivery included."""
-    updates = [u for r in run.rounds for u in r.updates if client in (None, u.client)]
-    deliveries = run.final.deliveries if run.final else ()
-    last = [d.downlink for d in deliveries if client in (None, d.client)]
+    if client is not None:
+        return client_flows(run).get(client, (flow(()), flow(())))
+    updates = [u for r in run.rounds for u in r.updates]
+    last = [d.downlink for d in run.final.deliveries] if run.final else []
     return flow(u.uplink for u in updates), flow([*(u.downlink for u in updates), *last])
+
+
+def client_flows(run: RunReport) -> dict[str, tuple[Flow, Flow]]:
+    """Return uplink and downlink of every client that sent or got anything, as `run_flows`."""
+    up: dict[str, list[Traffic]] = defaultdict(list)
+    down: dict[str, list[Traffic]] = defaultdict(list)
+    for entry in run.rounds:
+        for update in entry.updates:
+            up[update.client].append(update.uplink)
+            down[update.client].append(update.downlink)
+    for delivery in run.final.deliveries if run.final else ():
+        down[delivery.client].append(delivery.downlink)
+    return {client: (flow(up[client]), flow(found)) for client, found in down.items()}
 
 
 def spent(run: RunReport) -> list[tuple[int, float]]:
@@ -113,6 +136,11 @@ def refusals_text(rounds: Iterable[RoundReport]) -> str:
 def discarded_text(rounds: Iterable[RoundReport]) -> str:
     """List rounds whose model was not adopted, and why: "3 (none of its updates counts)"."""
     return ", ".join(f"{entry.number} ({entry.discarded})" for entry in rounds if entry.discarded)
+
+
+def short(text: str, limit: int = 18) -> str:
+    """Cut a name to ``limit`` characters so that it fits beside a plot."""
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def bytes_text(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,15 @@ class Plot:
 
 def fill(template: str, **values: object) -> str:
     """Return an HTML template of this folder filled in, every value escaped."""
-    return _environment(autoescape=True).get_template(template).render(values)
+    return _html().get_template(template).render(values)
+
+
+def fill_block(template: str, block: str, **values: object) -> str:
+    """Return one block of an HTML template filled in, every value escaped, without outer space."""
+    found = _html().get_template(template)
+    table = _html().get_template("parts.html").make_module().table  # type: ignore[attr-defined]
+    context = found.new_context({"table": table, **values})
+    return "".join(found.blocks[block](context)).strip()
 
 
 def fill_markdown(
@@ -39,6 +48,11 @@ def fill_markdown(
     environment = _environment(autoescape=False, finalize=_escape_markdown)
     environment.filters.update({**filters, "code": _code, "name": _name})
     return environment.get_template(template).render(values)
+
+
+@functools.cache
+def _html() -> Environment:
+    return _environment(autoescape=True)
 
 
 def _environment(

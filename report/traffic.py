@@ -1,53 +1,40 @@
-"""The plot of bytes per round and direction."""
+"""Charts of the bytes per round and direction."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-
-from featherfed.report.schema import RunReport
-from featherfed.report.style import (
-    BLUE,
-    GREEN,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
-    WIDTH,
-    round_axis,
+from featherfed.report.chart import (
+    Bars,
+    Chart,
+    Level,
+    Line,
+    decades_axis,
+    linear_axis,
+    rounds_axis,
 )
+from featherfed.report.schema import RunReport
 from featherfed.report.summary import Flow, bytes_text, flow, round_flows
 
 Series = list[tuple[int, Flow]]
 
 
-def bytes_figure(run: RunReport) -> Figure | None:
-    """Mean bytes per client over the rounds; ``None`` when no update was aggregated.
+def bytes_charts(run: RunReport) -> list[Chart]:
+    """Return mean bytes per client over the rounds; nothing when no update was aggregated.
 
-    Above: payload and everything sent against the float32 weights, logarithmic. Below: what came
-    on top of the payload, by kind.
+    First payload and everything sent against the float32 weights, logarithmic; then what came on
+    top of the payload, by kind, up and down.
     """
     up, down = _series(run)
     if not up:
-        return None
-    figure = Figure(figsize=(WIDTH, 7.2))
-    parts = figure.subplot_mosaic([["all", "all"], ["up", "down"]], height_ratios=[1.35, 1])
+        return []
     final = len(down) > len(up) and bool(run.final)
-    _against_float32(parts["all"], run, up, down)
-    _overhead(parts["up"], up, "On top of the payload, up")
-    _overhead(parts["down"], down, "On top of the payload, down")
-    top = 1.3 * max((_extra(f) for _, f in (*up, *down)), default=0.0)
-    rounds = [r.number for r in run.rounds]
-    for name, axes in parts.items():
-        round_axis(axes, rounds, final=final and name != "up")
-        if name != "all":
-            axes.set_ylim(0, top or 1)
-    parts["down"].legend(loc="upper right", ncols=3, borderaxespad=0.2)
-    return figure
+    top = max((_extra(f) for _, f in (*up, *down)), default=0.0)
+    return [
+        _against_float32(run, up, down, final),
+        _overhead(run, up, "up", top, final=False),
+        _overhead(run, down, "down", top, final),
+    ]
 
 
 def _series(run: RunReport) -> tuple[Series, Series]:
@@ -64,42 +51,31 @@ def _series(run: RunReport) -> tuple[Series, Series]:
     return up, down
 
 
-def _against_float32(axes: Axes, run: RunReport, up: Series, down: Series) -> None:
-    axes.set_yscale("log")
-    axes.axhline(run.float32_bytes, color=MUTED, linestyle=(0, (6, 3)), linewidth=1.4)
-    axes.annotate(
-        f"float32 weights, {bytes_text(run.float32_bytes)}",
-        (1, run.float32_bytes), xycoords=("axes fraction", "data"),
-        xytext=(-2, 5), textcoords="offset points", ha="right", color=MUTED,
-    )  # fmt: skip
-    for series, color, name, marker in ((down, VERMILLION, "down", "s"), (up, BLUE, "up", "o")):
-        x = [number for number, _ in series]
-        style: dict[str, Any] = {
-            "color": color,
-            "marker": marker,
-            "markersize": 5 if len(x) < 20 else 3.5,
-        }
-        sent = [_positive(f.sent) for _, f in series]
-        payload = [_positive(f.payload) for _, f in series]
-        axes.plot(
-            x, sent, linestyle=":", markerfacecolor="white", label=f"{name}, as sent", **style
-        )
-        axes.plot(x, payload, linewidth=2, label=f"{name}, payload", **style)
-    _byte_decades(axes)
-    axes.set_title("Bytes per client and round, mean over the clients (logarithmic)", pad=28)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, borderaxespad=0.3)
+def _against_float32(run: RunReport, up: Series, down: Series, final: bool) -> Chart:
+    lines = []
+    for series, name, color in ((down, "down", 1), (up, "up", 0)):
+        sent = [(number, _positive(part.sent)) for number, part in series]
+        payload = [(number, _positive(part.payload)) for number, part in series]
+        lines += [
+            Line(f"{name}, as sent", sent, color, dashed=True, dots=False, value=bytes_text),
+            Line(f"{name}, payload", payload, color, value=bytes_text),
+        ]
+    weights = Level(f"float32 weights, {bytes_text(run.float32_bytes)}", run.float32_bytes)
+    values = [y for line in lines for _, y in line.points]
+    return Chart(
+        "bytes",
+        "Bytes per client and round, mean over the clients (logarithmic)",
+        f"In the last round {bytes_text(up[-1][1].payload)} of payload up and "
+        f"{bytes_text(down[-1][1].payload)} down, where the weights as float32 are "
+        f"{bytes_text(run.float32_bytes)}.",
+        rounds_axis([r.number for r in run.rounds], final),
+        decades_axis([*values, run.float32_bytes], _tick),
+        [weights, *lines],
+        height=280,
+    )
 
 
-def _byte_decades(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    # Whole decades: a logarithmic axis with no label on it cannot be read.
-    axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 0.15))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _tick(value: float, _: object) -> str:
+def _tick(value: float) -> str:
     return bytes_text(value).replace(".0 ", " ")
 
 
@@ -111,17 +87,27 @@ def _extra(part: Flow) -> float:
     return (part.total.sent - part.total.payload) / max(1, part.count)
 
 
-def _overhead(axes: Axes, series: Series, title: str) -> None:
-    x = [number for number, _ in series]
-    floor = [0.0] * len(x)
+def _overhead(run: RunReport, series: Series, direction: str, top: float, final: bool) -> Chart:
     kinds = {
-        "framing": (GREEN, [f.total.message - f.total.payload for _, f in series]),
-        "control": (PURPLE, [f.total.control for _, f in series]),
-        "retries": (ORANGE, [f.total.retry for _, f in series]),
+        "framing": (2, [f.total.message - f.total.payload for _, f in series]),
+        "control": (3, [f.total.control for _, f in series]),
+        "retries": (4, [f.total.retry for _, f in series]),
     }
+    marks = []
+    floor = [0.0] * len(series)
     for label, (color, totals) in kinds.items():
         means = [max(0, total) / f.count for total, (_, f) in zip(totals, series, strict=True)]
-        axes.bar(x, means, 0.7, bottom=floor, color=color, label=label)
-        floor = [low + mean for low, mean in zip(floor, means, strict=True)]
-    axes.set_title(title)
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+        ends = [low + mean for low, mean in zip(floor, means, strict=True)]
+        numbers = [number for number, _ in series]
+        marks.append(Bars(label, list(zip(numbers, floor, ends, strict=True)), color))
+        floor = ends
+    return Chart(
+        f"overhead-{direction}",
+        f"On top of the payload, {direction}",
+        f"Mean bytes of framing, control messages and retries per client and round, {direction}; "
+        f"{bytes_text(floor[-1])} in the last.",
+        rounds_axis([r.number for r in run.rounds], final),
+        linear_axis([0.0, top or 1.0], _tick, from_zero=True, most=5),
+        marks,
+        height=190,
+    )

@@ -224,7 +224,7 @@ PARTS = {
     "featherfed.tasks.message": {"numpy", "google"},
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
-    "featherfed.report.render": {"numpy", "jinja2", "matplotlib", "pydantic", "PIL"},
+    "featherfed.report.render": {"numpy", "jinja2", "pydantic", "PIL"},
 }
 HEAVY = [
     "tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib",

@@ -5,11 +5,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("PIL")
 pytest.importorskip("jinja2")
 
 from rich.console import Console
@@ -19,7 +20,8 @@ from featherfed.proto.plan_terms import Loss
 from featherfed.report import metric as metric_texts
 from featherfed.report import summary
 from featherfed.report.card import model_card
-from featherfed.report.curves import clients_figure, learning_figure, own_figure
+from featherfed.report.chart import Dots
+from featherfed.report.curves import clients_charts, learning_charts, own_charts
 from featherfed.report.render import render
 from featherfed.report.schema import ReportError, parse_metrics
 from featherfed.report.table import models_table, round_table
@@ -224,18 +226,28 @@ def write(folder: Path, data: object, arrays: dict[str, Any] | None = None) -> P
 
 
 class Page(HTMLParser):
-    """Collects what a browser would load, the tags and the visible text."""
+    """Collects what a browser would load, the tags, ids, charts and the visible text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.links: list[str] = []
         self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.charts: list[str] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [value or "" for key, value in attrs if key in ("src", "href", "srcset")]
+        named = {key: value or "" for key, value in attrs}
+        self.loads += [value for key, value in named.items() if key in ("src", "srcset")]
+        if tag == "svg" and named.get("class") == "chart":
+            self.charts.append(named["aria-labelledby"].split("-t ")[0])
+        if "href" in named:
+            self.links.append(named["href"])
+        if "id" in named:
+            self.ids.append(named["id"])
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -248,6 +260,13 @@ def rendered(folder: Path) -> Page:
     page = Page(text)
     assert "script" not in page.tags
     assert not re.search(r"url\(|@import|https?://", text)
+    assert len(page.ids) == len(set(page.ids)), "ids are unique"
+    assert {link[:1] for link in page.links} <= {"#"}
+    assert {link[1:] for link in page.links} <= set(page.ids), "no link leads nowhere"
+    plots = sorted(path.stem for path in (folder / "plots").glob("*.svg"))
+    assert set(page.charts) <= set(plots)
+    for name in plots:
+        ElementTree.parse(folder / "plots" / f"{name}.svg")
     for uri in page.loads:
         kind, _, data = uri.partition(",")
         assert kind == "data:image/png;base64"
@@ -257,14 +276,21 @@ def rendered(folder: Path) -> Page:
 
 def test_whole_page(tmp_path: Path) -> None:
     page = rendered(write(tmp_path, metrics(), pictures()))
-    assert len(page.loads) == 5
-    assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
-        "bytes",
+    assert len(page.loads) == 11, "the test image, and samples of ten classes"
+    assert page.charts == [
+        "score-rounds",
+        "score-bytes",
+        "loss-rounds",
+        "loss-bytes",
         "clients",
-        "learning",
-        "prediction",
-        "samples",
+        "bytes",
+        "overhead-up",
+        "overhead-down",
+        "timeline",
     ]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == sorted(
+        f"{name}.svg" for name in page.charts
+    )
     for text in (
         "70.00 %",
         "868 B",
@@ -306,21 +332,22 @@ def test_the_page_tells_the_noise_that_the_bytes_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "arrays", "images"),
+    ("data", "arrays", "images", "charts"),
     [
-        (metrics(1, 1), pictures(1, 3), 5),
-        (metrics(50, 30), pictures(50), 5),
-        (metrics(3, 2, accuracy=None), None, 2),
-        (metrics(2, 13), pictures(2, 3, classes=60), 5),
-        (metrics(0, 2), None, 1),
-        (metrics(0, 0, final=False), None, 0),
+        (metrics(1, 1), pictures(1, 3), 11, 9),
+        (metrics(50, 30), pictures(50), 11, 9),
+        (metrics(3, 2, accuracy=None), None, 0, 6),
+        (metrics(2, 13), pictures(2, 3, classes=60), 41, 9),
+        (metrics(0, 2), None, 0, 3),
+        (metrics(0, 0, final=False), None, 0, 0),
     ],
     ids=["one", "many", "no accuracy", "many classes", "nobody", "nothing yet"],
 )
 def test_odd_runs(
-    tmp_path: Path, data: dict[str, Any], arrays: dict[str, Any] | None, images: int
+    tmp_path: Path, data: dict[str, Any], arrays: dict[str, Any] | None, images: int, charts: int
 ) -> None:
-    assert len(rendered(write(tmp_path, data, arrays)).loads) == images
+    page = rendered(write(tmp_path, data, arrays))
+    assert (len(page.loads), len(page.charts)) == (images, charts)
 
 
 def test_unfinished(tmp_path: Path) -> None:
@@ -607,18 +634,17 @@ def test_times_text(value: float | None, text: str) -> None:
 
 def test_the_plot_of_clients_says_whether_it_shows_all() -> None:
     data = metrics(clients=20)
-    every = clients_figure(parse_metrics(data))
+    (every,) = clients_charts(parse_metrics(data))
     for round_ in data["rounds"]:
         for client in round_["clients"][3:]:
             client["scores"] = None
-    some = clients_figure(parse_metrics(data))
-    assert every is not None
-    assert some is not None
-    assert every.axes[0].get_title().startswith("Every client after its")
-    assert some.axes[0].get_title().startswith("Some clients after their")
-    assert len(every.axes[0].collections) == 20
-    assert len(some.axes[0].collections) == 3, "and each in a colour of its own"
-    assert clients_figure(parse_metrics(metrics(accuracy=None))) is None
+    (some,) = clients_charts(parse_metrics(data))
+    assert every.title.startswith("Every client after its")
+    assert some.title.startswith("Some clients after their")
+    assert len([mark for mark in every.marks if isinstance(mark, Dots)]) == 20
+    few = [mark for mark in some.marks if isinstance(mark, Dots)]
+    assert len({mark.color for mark in few}) == 3, "and each in a colour of its own"
+    assert clients_charts(parse_metrics(metrics(accuracy=None))) == []
 
 
 # --- tasks other than pictures
@@ -630,8 +656,8 @@ def test_a_forecast_that_clients_evaluate(tmp_path: Path) -> None:
         if update["client"] == "client-2":
             update.update(before={"mae": 0.987654, "loss": 1.5}, after={"mae": 12345.678})
     page = rendered(write(tmp_path, data, pictures()))
-    plots = sorted(path.stem for path in (tmp_path / "plots").iterdir())
-    assert plots == ["bytes", "learning", "own"], "none of pictures, whatever lies there"
+    assert page.loads == [], "no pictures, whatever lies there"
+    assert {"score-rounds", "own-before", "own-after", "bytes", "timeline"} <= set(page.charts)
     for text in ("Final MAE", "on examples that clients held out", "R²", "0.9877", "12,345.68"):
         assert text in page.text
     assert "accuracy" not in page.text.lower()
@@ -721,7 +747,7 @@ def test_nobody_evaluates(tmp_path: Path, task: Task) -> None:
     assert "nobody has measured it" in page.text
     assert "- Measured: not at all" in (tmp_path / "model_card.md").read_text("utf-8")
     run = parse_metrics(of_task(task, None))
-    assert learning_figure(run) is clients_figure(run) is own_figure(run) is None
+    assert learning_charts(run) == clients_charts(run) == own_charts(run) == []
 
 
 def test_a_missing_file_is_a_warning_everywhere(tmp_path: Path) -> None:
