@@ -55,23 +55,36 @@ class Artifacts:
     def __init__(
         self,
         directory: Path,
-        settings: Settings,
         store: Store,
         coordinator: Coordinator,
         served: Served,
     ) -> None:
         self._directory = directory
         self._metrics = MetricsFile(directory / "metrics.json")
-        self._settings = settings
         self._store = store
         self._coordinator = coordinator
+        self._planned = 0
+        """The number of rounds that metrics.json names."""
         self._served = served
         self._model = served.model
+
+    @property
+    def _settings(self) -> Settings:
+        """The run's, whose number of rounds may change."""
+        return self._coordinator.settings
 
     def write_address(self, address: str) -> None:
         """Write and log the address that the server listens on."""
         write_whole(self._directory / "server.address", address)
         log.info("run %s: listening on %s", self._coordinator.plan.run, address)
+
+    def write_page(self, url: str) -> None:
+        """Write and log where the live page is."""
+        write_whole(self._directory / "page.address", url)
+        log.info(
+            "live page: %s (its actions need the token in %s)", url,
+            self._directory / "page.token", extra={"event": "page", "url": url},
+        )  # fmt: skip
 
     def write_metrics(self) -> None:
         """Write metrics.json with the newest round, and log that round."""
@@ -89,7 +102,7 @@ class Artifacts:
             "round %d of %d: %s%d clients in %.1f s",
             newest, self._coordinator.run.rounds.last, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
-        if self._metrics.num_rounds == newest - 1 > 0:
+        if self._metrics.num_rounds == newest - 1 > 0 and self._planned == self._settings.rounds:
             before = None
             if self._settings.evaluation.evaluated_by == "clients":  # they do it a round later
                 before = metrics.round_entry(store, self._settings, task, newest - 1)
@@ -97,17 +110,21 @@ class Artifacts:
         else:
             self._write_all_metrics({})
 
-    def _write_all_metrics(self, results: dict[str, Any]) -> None:
-        """Write metrics.json anew, with `results` at its end."""
+    def facts(self) -> dict[str, Any]:
+        """Return the entries of metrics.json that the store does not know."""
         test = self._served.test
-        fields = {
+        return {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": 0 if test is None else len(test),
             "machine": machine(),
         }
+
+    def _write_all_metrics(self, results: dict[str, Any]) -> None:
+        """Write metrics.json anew, with `results` at its end."""
         task, model = self._model.task, self._model
+        self._planned = self._settings.rounds
         self._metrics.replace(
-            metrics.head(self._store, self._settings, task, model.manifest, fields),
+            metrics.head(self._store, self._settings, task, model.manifest, self.facts()),
             metrics.rounds(self._store, self._settings, task),
             {**metrics.tail(self._store), **results},
         )

@@ -16,6 +16,8 @@ EXTRAS = {
     "cryptography": "server",
     "grpc_reflection": "server",
     "uvloop": "server",
+    "starlette": "page",
+    "uvicorn": "page",
     "matplotlib": "report",
     "jinja2": "report",
     "rich": "report",

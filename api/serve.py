@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import uvloop
@@ -21,11 +22,14 @@ from featherfed.api.build import (
     run_task,
 )
 from featherfed.api.control import Observer, Outcome
+from featherfed.api.export import export_version
+from featherfed.api.live_page import LivePage
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.training_step import offered_step
+from featherfed.models.export import KINDS
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -54,8 +58,8 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    store = Store(output / "run.db")  # first: fails early if the directory cannot be used
-    try:
+    page = LivePage(settings)  # fails early if its address is taken
+    with page.prepared(), closing(Store(output / "run.db")) as store:  # or the directory unusable
         lock = TENSORFLOW_LOCK
         with lock:
             served = _load(settings)
@@ -63,15 +67,13 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
                 check_first_version(served, settings.seed)
             warn_of_missing_files(served, settings.evaluation.by_clients_int8)
             coordinator = _coordinator(settings, store, served, lock)
-        artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
+        artifacts = Artifacts(output, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         try:
-            finished = uvloop.run(_until_signal(coordinator, artifacts, releases, lock, observer))
-            return _exit_status(finished, coordinator.status())
+            running = _until_signal(coordinator, artifacts, releases, lock, observer, page)
+            return _exit_status(uvloop.run(running), coordinator.status())
         finally:
             releases.close()
-    finally:
-        store.close()
 
 
 def _load(settings: Settings) -> Served:
@@ -109,14 +111,21 @@ async def _until_signal(
     releases: Releases,
     lock: threading.Lock,
     observer: Observer,
+    page: LivePage,
 ) -> bool:
+    output = Path(coordinator.settings.output)
+
+    def export() -> Path:
+        with lock:
+            return export_version(output, None, False, None, KINDS)
+
     def finish() -> None:
         with lock:
             artifacts.finish()
 
     stop = asyncio.Event()
     stop_on_signal(stop)
-    with contextlib.ExitStack() as announced, observer.switch.connected(stop):
+    with contextlib.ExitStack() as listening, observer.switch.connected(stop):
 
         def on_round() -> None:
             artifacts.write_metrics()
@@ -127,13 +136,16 @@ async def _until_signal(
 
         def on_listening(address: str) -> None:
             artifacts.write_address(address)
+            served = page.served(coordinator, address, artifacts.facts(), export)
+            if (url := listening.enter_context(served)) is not None:
+                artifacts.write_page(url)
             observer.on_listening(address)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:
                 port = int(address.rpartition(":")[2])
                 announcement = Announcement(coordinator.plan.run, settings.host, port)
                 announcement.start()
-                announced.callback(announcement.close)
+                listening.callback(announcement.close)
 
         return await serve(
             coordinator,

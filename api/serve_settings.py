@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from featherfed.api.announce import is_local_only
+from featherfed.api.live_page import check_page
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
-from featherfed.server.settings.settings import SecuritySettings, Settings
+from featherfed.server.settings.settings import SecuritySettings, ServerSettings, Settings
 
 
 def serve_settings(
@@ -16,14 +19,20 @@ def serve_settings(
     port: int | None,
     credentials: Path | None,
     insecure: bool,
+    page: str | None = None,
 ) -> Settings:
     """Return the settings with those options that are given; they replace the run file's.
 
-    Raises ServerError if credentials cannot be loaded, and for a server that other machines can
-    reach without TLS unless `insecure` is set.
+    `page`: HOST:PORT of the live page. Raises ServerError if credentials cannot be loaded, and for
+    a server or a page that other machines can reach without TLS unless `insecure` is set;
+    ModuleNotFoundError if the page needs packages that are not installed.
     """
-    address = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-    server = settings.server.model_copy(update=address)
+    given = (("host", host), ("port", port), ("page", page))
+    address = {k: v for k, v in given if v is not None}
+    try:
+        server = ServerSettings.model_validate({**settings.server.model_dump(), **address})
+    except ValidationError as error:
+        raise ServerError(f"--page {page}: {error.errors()[0]['msg']}; use HOST:PORT") from None
     security = settings.security
     if credentials is not None or insecure:
         folder = None if credentials is None else str(credentials)
@@ -39,7 +48,9 @@ def serve_settings(
         )
     if security.credentials is not None:
         load(Path(security.credentials))  # checked before the rest of the start, which takes long
-    return settings.model_copy(update={"server": server, "security": security})
+    settings = settings.model_copy(update={"server": server, "security": security})
+    check_page(settings)
+    return settings
 
 
 def _security(values: dict[str, object]) -> SecuritySettings:

@@ -26,6 +26,7 @@ import tomli_w
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from featherfed.api.live_page import check_page
 from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
@@ -61,6 +62,7 @@ class DemoOptions:
     model: str
     runtime: str
     seed: int
+    page: str
     output: Path
 
     @property
@@ -87,6 +89,12 @@ def run_demo(options: DemoOptions) -> None:
         bar = progress.add_task("starting the server", total=options.rounds, note="")
         processes.start("server", "serve", str(run_file))
         address = processes.wait_for_address()
+        if (page := options.output / "page.address").is_file():
+            token = options.output / "page.token"
+            progress.console.print(
+                f"live page: {page.read_text('utf-8')} (its actions need the token in {token})",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
         threads = max(1, (os.cpu_count() or 1) // options.clients)
         for number, path in enumerate(data):
             name = path.parent.name
@@ -137,7 +145,7 @@ def _prepare(options: DemoOptions) -> Path:
         "rounds": options.rounds,
         "seed": options.seed,
         "notes": {"clients": options.clients, "partition": options.partition},
-        "server": {"port": 0},
+        "server": {"port": 0} | ({} if options.page == "off" else {"page": options.page}),
         "model": {"name": options.model},
         "training": {
             "epochs": options.epochs,
@@ -153,7 +161,7 @@ def _prepare(options: DemoOptions) -> Path:
     (output / MARK).touch()
     run_file = output / "run.toml"
     run_file.write_text(tomli_w.dumps(settings), "utf-8")
-    load_settings(run_file)
+    check_page(load_settings(run_file))
     return run_file
 
 

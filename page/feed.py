@@ -112,8 +112,10 @@ class Feed:
     async def current(self, with_sections: bool) -> Frame:
         """Return the state of now, or of less than `SHORTEST_SECONDS` ago."""
         frame = self._frame
-        if self._clock() >= self._next_at or not frame.number or (
-            with_sections and not frame.sections
+        if (
+            self._clock() >= self._next_at
+            or not frame.number
+            or (with_sections and not frame.sections)
         ):
             await self._make(with_sections)
         return self._frame

@@ -66,9 +66,9 @@ class Guard:
                 403,
             )
         origin = header(headers, b"origin")
-        if (scope["method"] not in _SAFE) and origin:
-            if not is_own_origin(origin, scope["scheme"], host):
-                raise BadRequest("actions come from the page itself, not from another one", 403)
+        foreign = origin and not is_own_origin(origin, scope["scheme"], host)
+        if scope["method"] not in _SAFE and foreign:
+            raise BadRequest("actions come from the page itself, not from another one", 403)
 
 
 async def _say(send: Send, status: int, text: str) -> None:

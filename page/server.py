@@ -31,7 +31,7 @@ class Keys(NamedTuple):
 
 
 class PageSocket:
-    """The address of a page: taken before the page is there, and refusing connections until then."""
+    """The address of a page: taken early, and refusing connections until the page is there."""
 
     def __init__(self, address: str) -> None:
         """Take HOST:PORT (0: any port); raise ServerError if that cannot be."""
@@ -125,7 +125,7 @@ class PageServer:
         config = uvicorn.Config(
             self._app(self._feed),
             log_config=None,
-            log_level="critical",  # the guard logs failures; what peers do wrong is not worth a line
+            log_level="critical",  # the guard logs failures; nobody needs those of peers
             access_log=False,
             lifespan="off",
             server_header=False,

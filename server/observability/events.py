@@ -55,7 +55,8 @@ def still_ended(run: str, rounds: int, planned: int) -> None:
     """Log that a run stays as short as it was made."""
     _log(
         logging.WARNING, "still_ended",
-        "run %s was ended early: it has %d rounds of %d; serve it with --rounds %d or more to go on",
+        "run %s was ended early: it has %d rounds of %d; serve it with --rounds %d or more to go "
+        "on",
         run, rounds, planned, planned + 1, run=run, rounds=rounds, planned=planned,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a run is doing at one moment, as the JSON of its live page; docs/live-page.md has the schema.
+"""What a run is doing at a moment, as the JSON of its live page; docs/live-page.md has the schema.
 
 What costs the store something is read once: a round that is done, and its versions and scores, stay
 in memory, all but those of the newest rounds, whose figures may still change.
@@ -243,9 +243,7 @@ def steady(snapshot: Mapping[str, Any]) -> Any:
     ]
 
 
-def _state_of(
-    name: str, state: RunState, cohort: frozenset[str], excluded: frozenset[str]
-) -> str:
+def _state_of(name: str, state: RunState, cohort: frozenset[str], excluded: frozenset[str]) -> str:
     if name in excluded:
         return "excluded"
     if name in state.lost:

@@ -61,6 +61,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
+Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
+"""HOST:PORT."""
 AnySection = TypeVar("AnySection", bound=Section)
 DEFAULT_HOLDOUT = 0.1
 """The share of its examples that a client evaluates on, where the server has no data set."""
@@ -274,8 +276,12 @@ class ServerSettings(Section):
     """Announce the server on the local network; by default if other machines can reach it."""
     stay: bool = False
     """Serve the run's releases after its end, until a signal stops the server."""
-    metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
+    metrics: Address | None = None
     """HOST:PORT where Prometheus finds /metrics."""
+    page: Address | None = None
+    """HOST:PORT of the live page for browsers."""
+    page_hosts: tuple[str, ...] = ()
+    """Further names under which the live page answers, such as that of a proxy before it."""
 
 
 class Settings(Section):

@@ -118,9 +118,7 @@ class Journal:
 
     def num_updates_of(self, round_: int) -> int:
         """Return how many updates of a round were accepted."""
-        return int(
-            self._database.run("SELECT COUNT(*) FROM updates WHERE round = ?", round_)[0][0]
-        )
+        return int(self._database.run("SELECT COUNT(*) FROM updates WHERE round = ?", round_)[0][0])
 
     def clients_scores(self, round_: int) -> Iterator[tuple[str, Scores | None, bytes]]:
         """Yield each client's own model's scores on the server's data, and sums on its own."""
