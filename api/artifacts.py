@@ -78,14 +78,6 @@ class Artifacts:
         write_whole(self._directory / "server.address", address)
         log.info("run %s: listening on %s", self._coordinator.plan.run, address)
 
-    def write_page(self, url: str) -> None:
-        """Write and log where the live page is."""
-        write_whole(self._directory / "page.address", url)
-        log.info(
-            "live page: %s (its actions need the token in %s)", url,
-            self._directory / "page.token", extra={"event": "page", "url": url},
-        )  # fmt: skip
-
     def write_metrics(self) -> None:
         """Write metrics.json with the newest round, and log that round."""
         store, task = self._store, self._model.task

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherfed.api.announce import is_local_only
+from featherfed.compression.files import write_whole
 from featherfed.server.coordinator.coordinator import Coordinator
 from featherfed.server.errors import NotNow, ServerError
 from featherfed.server.observability.log_lines import LogLines
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 TOKEN_FILE = "page.token"
 """In a run's output folder: what a request shows to act, and to read from another machine."""
+ADDRESS_FILE = "page.address"
+"""Beside it: the URL of the page while it is served."""
 _PACKAGES = ("starlette", "uvicorn", "jinja2")
 
 
@@ -85,15 +88,15 @@ class LivePage:
         address: str,
         facts: dict[str, Any],
         export: Callable[[], Path],
-    ) -> Iterator[str | None]:
-        """Serve the page inside of this block; yield its URL, None if there is to be none.
+    ) -> Iterator[None]:
+        """Serve the page inside of this block, if there is to be one.
 
         `address`: where clients find the server. `facts`: entries of metrics.json that the store
         does not know. `export` makes the files of the newest version.
         """
         where = self._settings.server.page
         if self._socket is None or where is None:
-            yield None
+            yield
             return
         from featherfed.page.access import Access, write_token
         from featherfed.page.live_sections import LiveSections
@@ -120,13 +123,20 @@ class LivePage:
             _actions(coordinator, exports), shell, steady, keys,
         )  # fmt: skip
         token = Path(settings.output) / TOKEN_FILE
+        address_file = Path(settings.output) / ADDRESS_FILE
         write_token(token, access.token)
         server.start()
+        write_whole(address_file, server.url)
+        log.info(
+            "live page: %s (its actions need the token in %s)", server.url, token,
+            extra={"event": "page", "url": server.url},
+        )  # fmt: skip
         try:
-            yield server.url
+            yield
         finally:
             server.close()
             token.unlink(missing_ok=True)
+            address_file.unlink(missing_ok=True)
             exports.close()
 
 

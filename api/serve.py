@@ -135,10 +135,10 @@ async def _until_signal(
             observer.on_round(versions.newest_scores().version, scores or {})
 
         def on_listening(address: str) -> None:
-            artifacts.write_address(address)
+            # The page first: whoever waits for the server's address finds the page's as well.
             served = page.served(coordinator, address, artifacts.facts(), export)
-            if (url := listening.enter_context(served)) is not None:
-                artifacts.write_page(url)
+            listening.enter_context(served)
+            artifacts.write_address(address)
             observer.on_listening(address)
             settings = coordinator.settings.server
             if not is_local_only(settings.host) if settings.announce is None else settings.announce:

@@ -137,6 +137,9 @@
     }
   }
 
+  for (const form of document.forms) {
+    form.addEventListener("submit", (event) => event.preventDefault());
+  }
   for (const button of document.querySelectorAll("[data-action]")) {
     button.addEventListener("click", () => act(button.dataset.action));
   }
