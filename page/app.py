@@ -115,12 +115,12 @@ class PageApp:
         return JSONResponse(frame.snapshot)
 
     async def _events(self, request: Request) -> ASGIApp:
-        self._check_watcher(request)
-        return EventStream(self._feed.snapshots(), begin())
+        self._check_reader(request)
+        return EventStream(self._feed.snapshots(), begin(), self._feed.watching(False))
 
     async def _changes(self, request: Request) -> ASGIApp:
-        self._check_watcher(request)
-        return EventStream(self._feed.changes(), begin())
+        self._check_reader(request)
+        return EventStream(self._feed.changes(), begin(), self._feed.watching(True))
 
     def _check_reader(self, request: Request) -> None:
         cookie = request.cookies.get(self._cookie, "")
@@ -128,11 +128,6 @@ class PageApp:
             given = request.query_params.get("token")
             if given is None or not self._access.is_token(given):
                 raise _unknown()
-
-    def _check_watcher(self, request: Request) -> None:
-        self._check_reader(request)
-        if self._feed.is_full:
-            raise BadRequest("as many watch this page as it serves; try again later", 503)
 
     async def _act(self, request: Request) -> Response:
         if not self._access.may_act(request.headers.get("authorization", "")):

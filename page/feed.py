@@ -10,11 +10,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from featherfed.page.errors import BadRequest
 from featherfed.page.source import Snapshot, Source
 
 log = logging.getLogger(__name__)
@@ -83,16 +84,6 @@ class Feed:
         self._closed = False
         self._failed = ""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there are as many watchers as are served."""
-        return self._watchers >= MOST_WATCHERS
-
-    @property
-    def watchers(self) -> int:
-        """How many there are."""
-        return self._watchers
-
     async def run(self) -> None:
         """Make a frame whenever somebody watches and it is time, until `close`."""
         while not self._closed:
@@ -121,22 +112,19 @@ class Feed:
         return self._frame
 
     async def snapshots(self) -> AsyncIterator[bytes]:
-        """Yield the events of GET /api/events."""
-        with self._watching():
-            async for _, frame in self._frames(False):
-                yield frame.event if frame is not None else _COMMENT
+        """Yield the events of GET /api/events, inside of `watching`."""
+        async for _, frame in self._frames(False):
+            yield frame.event if frame is not None else _COMMENT
 
     async def changes(self) -> AsyncIterator[bytes]:
-        """Yield the events of GET /api/page: first all parts, then those that change."""
-        self._page_watchers += 1
-        try:
-            with self._watching():
-                async for before, frame in self._frames(True):
-                    text = _COMMENT if frame is None else frame.changes_since(before)
-                    if text:
-                        yield text
-        finally:
-            self._page_watchers -= 1
+        """Yield the events of GET /api/page: first all parts, then those that change.
+
+        Inside of `watching`.
+        """
+        async for before, frame in self._frames(True):
+            text = _COMMENT if frame is None else frame.changes_since(before)
+            if text:
+                yield text
 
     async def _frames(self, with_sections: bool) -> AsyncIterator[tuple[int, Frame | None]]:
         """Yield (number of the frame before, frame) for each new one; None when none comes."""
@@ -157,13 +145,18 @@ class Feed:
                 yield before, frame
 
     @contextmanager
-    def _watching(self) -> Any:
+    def watching(self, with_sections: bool) -> Iterator[None]:
+        """Count a watcher inside of this block; raise BadRequest if there are too many."""
+        if self._watchers >= MOST_WATCHERS:
+            raise BadRequest("as many watch this page as it serves; try again later", 503)
         self._watchers += 1
+        self._page_watchers += with_sections
         self._wanted.set()
         try:
             yield
         finally:
             self._watchers -= 1
+            self._page_watchers -= with_sections
 
     async def _make(self, with_sections: bool) -> None:
         async with self._making:

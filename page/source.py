@@ -10,6 +10,8 @@ from featherfed.page.errors import BadRequest
 
 Snapshot = dict[str, Any]
 """What GET /api/run answers; docs/live-page.md has the schema."""
+MOST = 10**9
+"""The largest number that an action takes."""
 MAX_TEXT = 100
 """Characters of a text that an action takes."""
 
@@ -44,6 +46,8 @@ class Action:
             if type(values[name]) is not kind:
                 what = "a whole number" if kind is int else "a text"
                 raise BadRequest(f'"{name}" is {what}')
+            if isinstance(values[name], int) and abs(values[name]) > MOST:
+                raise BadRequest(f'"{name}" is at most {MOST}')
             if isinstance(values[name], str) and len(values[name]) > MAX_TEXT:
                 raise BadRequest(f'"{name}" has at most {MAX_TEXT} characters')
         return values

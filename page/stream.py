@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 
 from starlette.types import Receive, Scope, Send
 
@@ -14,12 +15,23 @@ STALL_SECONDS = 20.0
 class EventStream:
     """Sends events, each only when the one before is on its way."""
 
-    def __init__(self, events: AsyncIterator[bytes], begin: bytes) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        begin: bytes,
+        watching: AbstractContextManager[None],
+    ) -> None:
+        """`watching`: a block around the whole answer; it may raise before that has begun."""
         self._events = events
         self._begin = begin
+        self._watching = watching
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        with self._watching:
+            await self._answer(receive, send)
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
         await send(_start({"content-type": "text/event-stream", "x-accel-buffering": "no"}))
         sending = asyncio.create_task(self._send(send))
         hearing = asyncio.create_task(_until_gone(receive))
