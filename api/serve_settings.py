@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from featherfed.api.announce import is_local_only
 from featherfed.api.live_page import check_page
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
-from featherfed.server.settings.settings import SecuritySettings, ServerSettings, Settings
+from featherfed.server.settings.settings import SecuritySettings, Settings, is_address
 
 
 def serve_settings(
@@ -29,10 +27,9 @@ def serve_settings(
     """
     given = (("host", host), ("port", port), ("page", page))
     address = {k: v for k, v in given if v is not None}
-    try:
-        server = ServerSettings.model_validate({**settings.server.model_dump(), **address})
-    except ValidationError as error:
-        raise ServerError(f"--page {page}: {error.errors()[0]['msg']}; use HOST:PORT") from None
+    if page is not None and not is_address(page):
+        raise ServerError(f"--page {page!r}: use HOST:PORT")
+    server = settings.server.model_copy(update=address)
     security = settings.security
     if credentials is not None or insecure:
         folder = None if credentials is None else str(credentials)

@@ -19,12 +19,14 @@ FOLDERS = {
     "models": {"compression", "datasets", "proto", "tasks"},
     "exporter": {"models", "proto", "tasks"},
     "server": {"compression", "proto", "tasks"},
+    "page": {"report", "server"},
     "edge_client": {"compression", "proto", "datasets", "models", "tasks"},
     "sweep": {"compression", "proto", "server", "edge_client", "tasks"},
     "api": {
         "compression",
         "proto",
         "datasets",
+        "page",
         "report",
         "models",
         "server",
@@ -100,6 +102,8 @@ TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},
     "dp_accounting": {"server/aggregation/accountant.py"},
+    "starlette": {"page/app.py", "page/stream.py", "page/guard.py"},
+    "uvicorn": {"page/server.py"},
     "pydantic": {
         "server/settings/section.py",
         "server/settings/settings.py",
@@ -224,6 +228,9 @@ PARTS = {
     "featherfed.tasks.message": {"numpy", "google"},
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
+    "featherfed.server.observability.snapshot": SERVER,
+    "featherfed.page.server": SERVER | {"starlette", "uvicorn"},
+    "featherfed.page.live_sections": {"numpy", "jinja2", "pydantic", "PIL"},
     "featherfed.report.render": {"numpy", "jinja2", "pydantic", "PIL"},
 }
 HEAVY = [
@@ -231,6 +238,7 @@ HEAVY = [
     "jinja2", "pydantic", "grpc_health", "grpc_reflection", "PIL", "rich", "click", "tqdm",
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
     "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography", "uvloop",
+    "starlette", "uvicorn",
 ]  # fmt: skip
 
 
@@ -252,5 +260,5 @@ import {module}
 
 def transitive(names: set[str]) -> set[str]:
     """What those packages themselves import if it is there."""
-    needs = {"matplotlib": {"PIL"}}
+    needs = {"matplotlib": {"PIL"}, "uvicorn": {"click"}}
     return set().union(*(needs.get(name, set()) for name in names))

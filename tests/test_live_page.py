@@ -501,7 +501,7 @@ def test_settings_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     local = serve_settings(plain, None, None, None, False, "127.0.0.1:8780")
     assert local.server.page == "127.0.0.1:8780"
     assert local.fingerprint == plain.fingerprint
-    with pytest.raises(ServerError, match="--page 8780: .*use HOST:PORT"):
+    with pytest.raises(ServerError, match="--page '8780': use HOST:PORT"):
         serve_settings(plain, None, None, None, False, "8780")
     with pytest.raises(ServerError, match="others can reach a live page at 0.0.0.0:1"):
         serve_settings(plain, None, None, None, False, "0.0.0.0:1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
-Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
+_ADDRESS = r"^.+:\d{1,5}$"
+Address = Annotated[str, Field(pattern=_ADDRESS)]
 """HOST:PORT."""
 AnySection = TypeVar("AnySection", bound=Section)
 DEFAULT_HOLDOUT = 0.1
@@ -469,6 +471,11 @@ class Settings(Section):
             free["privacy"] = True
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT."""
+    return re.match(_ADDRESS, text) is not None
 
 
 def load_settings(path: Path) -> Settings:
