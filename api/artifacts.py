@@ -34,6 +34,7 @@ from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.records import Scores
 from featherfed.server.storage.store import Store
+from featherfed.tasks.confusion import confusion
 from featherfed.tasks.scaling import Scaling
 from featherfed.tasks.scoring import both_classes
 from featherfed.tasks.task import Values
@@ -136,6 +137,8 @@ class Artifacts:
         sparsity = sparsity_of(self._model.manifest, weights)
         final = metrics.final(self._store, self._settings, self._model.task, sparsity, models)
         final["num_calibration_examples"] = calibrated
+        with failures.noted("the confusion matrix"):
+            final |= self._confusion()
         final["failed"] = list(failures.rows)
         self._write_all_metrics({"final": final})
         self._make_report(failures)
@@ -177,6 +180,15 @@ class Artifacts:
                     with failures.noted(f"an evaluation of {row['file']}"):
                         raise ModelError(NO_SCORES)
         return rows, told.num_examples
+
+    def _confusion(self) -> dict[str, Any]:
+        """Return the final model's confusion matrix on the server's data, nothing without one."""
+        test, task = self._served.test, self._model.task
+        if test is None:
+            return {}
+        scaling = self._coordinator.scaling() or Scaling.none(task)
+        found = confusion(task, scaling, self._model.predict, test.inputs, test.targets)
+        return {} if found is None else {"confusion": found}
 
     def _write_pictures_if_any(self, failures: Failures) -> None:
         test = self._served.test

@@ -330,12 +330,12 @@ def linear_axis(
     from_zero: bool = False,
     most: int = 7,
 ) -> Axis:
-    """Return an axis over all finite values, with some air and at most `most` round ticks."""
+    """Return an axis over all finite values, with some air and `most` round steps at most."""
     finite = [value for value in values if abs(value) < _LARGEST]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     air = 0.12 * (high - low) or 0.05 * abs(high) or 0.5
     low, high = (0.0 if from_zero else low - air), high + air
-    step = _round_step((high - low) / (most - 1))
+    step = _round_step((high - low) / most)
     first = math.ceil(low / step - 1e-9)
     count = math.floor((high - first * step) / step + 1e-9) + 1
     ticks = [(first + i) * step for i in range(count)]
@@ -364,7 +364,7 @@ def rounds_axis(rounds: Sequence[int], final: bool = False) -> Axis:
     ticks = list(rounds[::step])
     if final:
         # The word needs the room of its neighbours.
-        while len(ticks) > 1 and rounds[-1] + 1 - ticks[-1] < max(1, len(rounds) / 6):
+        while len(ticks) > 1 and rounds[-1] + 1 - ticks[-1] < len(rounds) / 7:
             ticks.pop()
     texts = [(float(number), str(number)) for number in ticks]
     if final:

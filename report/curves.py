@@ -98,7 +98,7 @@ def _over_bytes(name: str, points: list[tuple[float, float]], y: Axis, color: in
         lambda v: bytes_text(v).replace(".0 ", " "),
         "payload per client, both ways, in bytes",
         from_zero=True,
-        most=6,
+        most=5,
     )
     total, score = points[-1]
     return Chart(

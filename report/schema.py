@@ -27,6 +27,8 @@ class ReportError(ValueError):
 
 def printable(text: str) -> str:
     """Return `text` with control, bidi and surrogate characters replaced; names are hostile."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 

@@ -29,11 +29,10 @@ def bytes_charts(run: RunReport) -> list[Chart]:
     if not up:
         return []
     final = len(down) > len(up) and bool(run.final)
-    top = max((_extra(f) for _, f in (*up, *down)), default=0.0)
     return [
         _against_float32(run, up, down, final),
-        _overhead(run, up, "up", top, final=False),
-        _overhead(run, down, "down", top, final),
+        _overhead(run, up, "up", final=False),
+        _overhead(run, down, "down", final),
     ]
 
 
@@ -83,11 +82,7 @@ def _positive(value: float | None) -> float:
     return value if value else math.nan
 
 
-def _extra(part: Flow) -> float:
-    return (part.total.sent - part.total.payload) / max(1, part.count)
-
-
-def _overhead(run: RunReport, series: Series, direction: str, top: float, final: bool) -> Chart:
+def _overhead(run: RunReport, series: Series, direction: str, final: bool) -> Chart:
     kinds = {
         "framing": (2, [f.total.message - f.total.payload for _, f in series]),
         "control": (3, [f.total.control for _, f in series]),
@@ -107,7 +102,7 @@ def _overhead(run: RunReport, series: Series, direction: str, top: float, final:
         f"Mean bytes of framing, control messages and retries per client and round, {direction}; "
         f"{bytes_text(floor[-1])} in the last.",
         rounds_axis([r.number for r in run.rounds], final),
-        linear_axis([0.0, top or 1.0], _tick, from_zero=True, most=5),
+        linear_axis([0.0, max(floor) or 1.0], _tick, from_zero=True, most=5),
         marks,
         height=190,
     )

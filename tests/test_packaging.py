@@ -83,5 +83,7 @@ print(len(paths))
         for p in (packages / "featherfed").rglob("py.typed")
     }
     assert (packages / "featherfed" / "report" / "run.html").exists()
+    assert (packages / "featherfed" / "report" / "colors.css").exists()
+    assert (packages / "featherfed" / "report" / "chart.svg").exists()
     assert (packages / "featherfed" / "report" / "card.md").exists()
     assert (packages / "featherfed" / "server" / "storage" / "schema.sql").exists()

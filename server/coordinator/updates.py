@@ -191,6 +191,7 @@ class Updates:
             self.check(client, header)
             update = decoded.update
             store.journal.add_update(update, decoded.norms)
+            store.journal.add_arrival(header.round, client, run.clock())
             self._count(client, header, len(update.payload or b""), message_bytes)
             now = run.clock()
             seconds = now - run.state.since

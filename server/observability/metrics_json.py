@@ -94,6 +94,8 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
     ledger = _by_client(entries)
     runtimes = store.clients.runtimes(number)
     updates = sorted(store.journal.updates(number), key=lambda update: update.client)
+    # In a private run they would tell how long a client trained, and so on how much.
+    arrivals = {} if settings.private else store.journal.arrivals(number)
     aggregation = store.journal.aggregation(number)
     counted = [u for u in updates if u.client not in aggregation.left_out]
     discarded = store.journal.discarded()
@@ -105,7 +107,9 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         "round": number,
         "scores": _scores(version.scores, task),
         "spread": _spread(store, task, number),
+        "opened": datetime.fromtimestamp(round_.opened, UTC).isoformat(timespec="milliseconds"),
         "seconds": _seconds(round_),
+        "asked": len(round_.cohort),
         "version": number,
         "digest": version.digest.hex(),
         "broadcast": version.kind,
@@ -117,7 +121,10 @@ def round_entry(store: Store, settings: Settings, task: Task, number: int) -> di
         **kind,
         **_noise(store, number, [ledger[update.client]["uplink"] for update in counted]),
         "clients": [
-            _client(_public(update, settings), task, runtimes[update.client], ledger)
+            {
+                **_client(_public(update, settings), task, runtimes[update.client], ledger),
+                **_arrived(arrivals.get(update.client), round_),
+            }
             for update in counted
         ],
         "missing": sorted(set(round_.cohort) - {update.client for update in updates}),
@@ -228,6 +235,11 @@ def _seconds(round_: RoundRecord) -> float:
     """Return a round's duration, 0 if the clock was put back before a restart."""
     assert round_.closed is not None, "a round with a version is closed"
     return max(0.0, round(round_.closed - round_.opened, 3))
+
+
+def _arrived(at: float | None, round_: RoundRecord) -> dict[str, float]:
+    """Return when an update came in, in seconds after its round opened; nothing if unknown."""
+    return {} if at is None else {"arrived": max(0.0, round(at - round_.opened, 3))}
 
 
 def _client(

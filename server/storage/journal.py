@@ -67,6 +67,15 @@ class Journal:
             update.round, update.client, *astuple(norms),
         )  # fmt: skip
 
+    def add_arrival(self, round_: int, client: str, now: float) -> None:
+        """Record that a client's update was accepted at `now`, in seconds since the epoch."""
+        self._database.run("INSERT INTO arrivals VALUES (?, ?, ?)", round_, client, now)
+
+    def arrivals(self, round_: int) -> dict[str, float]:
+        """Return when each update of a round was accepted, by client, where that is known."""
+        sql = "SELECT client, at FROM arrivals WHERE round = ?"
+        return {row[0]: row[1] for row in self._database.run(sql, round_)}
+
     def has_update(self, round_: int, client: str) -> bool:
         """Whether the client's update of this round was accepted."""
         sql = "SELECT 1 FROM updates WHERE round = ? AND client = ?"

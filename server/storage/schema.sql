@@ -62,6 +62,12 @@ CREATE TABLE IF NOT EXISTS updates (    -- the journal: a row is here before it 
     sums_after     BLOB,                -- examples: of the round's version and of its own model
     PRIMARY KEY (round, client)
 );
+CREATE TABLE IF NOT EXISTS arrivals (   -- when each was accepted; none in databases of older versions
+    round  INTEGER NOT NULL,
+    client TEXT NOT NULL,
+    at     REAL NOT NULL,
+    PRIMARY KEY (round, client)
+);
 CREATE TABLE IF NOT EXISTS evaluations ( -- of the final version, by clients on held-out examples
     version INTEGER NOT NULL,
     client  TEXT NOT NULL,
