@@ -220,7 +220,7 @@ class Coordinator:
                 dict(self.members.records()),
                 self.members.excluded,
                 self.presence.last_calls(),
-                dict(self.updates.seconds),
+                {} if run.settings.private else dict(self.updates.seconds),
             )
 
     def status(self) -> pb.StatusReply:
