@@ -478,9 +478,9 @@ def test_an_address_that_is_taken_is_said_before_the_start(tmp_path: Path) -> No
     with PageSocketOf("127.0.0.1:0") as taken:
         taken.socket.listen()
         address = f"127.0.0.1:{taken.port}"
-        with pytest.raises(ServerError, match="cannot serve the live page at .* choose another"):
+        with pytest.raises(ServerError, match=r"cannot serve the live page at .* choose another"):
             LivePage(settings(tmp_path, server={**PAGE, "page": address}))
-    with pytest.raises(ServerError, match="cannot serve the live page at no.such.host.invalid:1"):
+    with pytest.raises(ServerError, match=r"cannot serve the live page at no.such.host.invalid:1"):
         PageSocket("no.such.host.invalid:1")
 
 
@@ -501,9 +501,9 @@ def test_settings_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     local = serve_settings(plain, None, None, None, False, "127.0.0.1:8780")
     assert local.server.page == "127.0.0.1:8780"
     assert local.fingerprint == plain.fingerprint
-    with pytest.raises(ServerError, match="--page '8780': use HOST:PORT"):
+    with pytest.raises(ServerError, match=r"--page '8780': use HOST:PORT"):
         serve_settings(plain, None, None, None, False, "8780")
-    with pytest.raises(ServerError, match="others can reach a live page at 0.0.0.0:1"):
+    with pytest.raises(ServerError, match=r"others can reach a live page at 0.0.0.0:1"):
         serve_settings(plain, None, None, None, False, "0.0.0.0:1")
     assert serve_settings(plain, None, None, None, True, "0.0.0.0:1").server.page == "0.0.0.0:1"
     found = importlib.util.find_spec

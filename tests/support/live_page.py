@@ -124,5 +124,3 @@ def empty(run: str = "test", **changes: Any) -> Snapshot:
         "bytes": {"up": 0, "down": 0, "wasted": 0, "float32": 0}, "points": [], "clients": [],
         "refusals": [], "versions": [], "log": [], **changes,
     }  # fmt: skip
-
-
