@@ -43,7 +43,7 @@ WHOLE = {
 
 _INCLUDED = {
     "sweep": {"server", "report", "tensorflow"},
-    "demo": {"sweep", "privacy", "server", "report", "tensorflow"},
+    "demo": {"sweep", "privacy", "page", "server", "report", "tensorflow"},
 }
 """Extra -> the other extras that it brings."""
 

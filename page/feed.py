@@ -47,7 +47,9 @@ class Frame:
     event: bytes = b""
     """The snapshot as an event."""
     sections: dict[str, str] = field(default_factory=dict)
-    """Parts of the page; those of an older snapshot while nobody watches them."""
+    """Parts of the page."""
+    is_whole: bool = False
+    """Whether the parts are of this snapshot; nobody watches them otherwise."""
     changed: dict[str, int] = field(default_factory=dict)
     """The number of the frame in which each part changed last."""
     encoded: dict[int, bytes] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Feed:
         self._frame = Frame()
         self._new = asyncio.Event()
         self._wanted = asyncio.Event()
-        self._making = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
         self._next_at = 0.0
         self._sent_at = 0.0
         self._watchers = 0
@@ -102,13 +104,7 @@ class Feed:
 
     async def current(self, with_sections: bool) -> Frame:
         """Return the state of now, or of less than `SHORTEST_SECONDS` ago."""
-        frame = self._frame
-        if (
-            self._clock() >= self._next_at
-            or not frame.number
-            or (with_sections and not frame.sections)
-        ):
-            await self._make(with_sections)
+        await self._make(with_sections)
         return self._frame
 
     async def snapshots(self) -> AsyncIterator[bytes]:
@@ -158,33 +154,41 @@ class Feed:
             self._watchers -= 1
             self._page_watchers -= with_sections
 
+    def _is_due(self, with_sections: bool) -> bool:
+        lacks_sections = with_sections and not self._frame.is_whole and not self._failed
+        return self._clock() >= self._next_at or lacks_sections
+
     async def _make(self, with_sections: bool) -> None:
-        async with self._making:
-            frame = self._frame
-            stale = self._clock() >= self._next_at or not frame.number
-            if not stale and not (with_sections and not frame.sections):
-                return
-            begin = self._clock()
-            try:
-                found = await asyncio.to_thread(self._next, frame, with_sections)
-            except Exception as error:  # what it shows must not end the page, nor fill the log
-                if repr(error) != self._failed:
-                    log.exception("the live page shows what was before")
-                self._failed = repr(error)
-                found = None
-            else:
-                self._failed = ""
-            took = self._clock() - begin
-            self._next_at = begin + max(SHORTEST_SECONDS, _REST * took)
-            if found is not None:
-                self._frame, self._sent_at = found, begin
-                self._notify()
+        """Make a frame if one is due, or wait for the one that is being made.
+
+        It is a task of its own: one that asks and goes away neither ends nor repeats it.
+        """
+        while self._is_due(with_sections):
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._make_now(with_sections))
+            await asyncio.shield(self._task)
+
+    async def _make_now(self, with_sections: bool) -> None:
+        begin, found = self._clock(), None
+        try:
+            found = await asyncio.to_thread(self._next, self._frame, with_sections)
+        except Exception as error:  # what it shows must not end the page, nor fill the log
+            if repr(error) != self._failed:
+                log.exception("the live page shows what was before")
+            self._failed = repr(error)
+        else:
+            self._failed = ""
+        took = self._clock() - begin
+        self._next_at = begin + max(SHORTEST_SECONDS, _REST * took)
+        if found is not None:
+            self._frame, self._sent_at = found, begin
+            self._notify()
 
     def _next(self, frame: Frame, with_sections: bool) -> Frame | None:
         """Return the frame after `frame`, None if nothing is new; runs in a thread."""
         snapshot = self._source.snapshot()
         steady = self._steady(snapshot)
-        known = frame.number and (frame.sections or not with_sections)
+        known = frame.is_whole or (frame.number > 0 and not with_sections)
         if known and steady == frame.steady and self._clock() - self._sent_at < REFRESH_SECONDS:
             return None
         number, sections = frame.number + 1, frame.sections
@@ -194,7 +198,8 @@ class Feed:
             name: frame.changed[name] if frame.sections.get(name) == html else number
             for name, html in sections.items()
         }
-        return Frame(number, snapshot, steady, _event("run", snapshot), sections, changed)
+        event = _event("run", snapshot)
+        return Frame(number, snapshot, steady, event, sections, with_sections, changed)
 
     def _notify(self) -> None:
         self._new.set()

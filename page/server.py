@@ -95,7 +95,8 @@ class PageServer:
         self.url = f"{'http' if keys is None else 'https'}://{host}:{where.port}/"
 
     def start(self) -> None:
-        """Serve from now on."""
+        """Serve from now on; who connects before the loop runs waits for it."""
+        self._where.socket.listen()
         self._thread.start()
         self._started.wait()
 

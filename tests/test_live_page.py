@@ -18,7 +18,8 @@ import httpx
 import pytest
 from support.clients import join_request
 from support.federation import Federation, settings
-from support.live_page import PAGE, Page, Shown, empty, page_of, served
+from support.live_page import FACTS, PAGE, Shown, empty, page_of, served
+from support.models import MANIFEST, TASK
 from support.processes import wait_until
 
 from featherfed.api.live_page import ADDRESS_FILE, TOKEN_FILE, LivePage, check_page
@@ -28,7 +29,9 @@ from featherfed.page.access import Access
 from featherfed.page.server import Keys, PageSocket
 from featherfed.page.source import Action
 from featherfed.report.sections import RunPage
+from featherfed.server.access.authority import Authority
 from featherfed.server.errors import CannotStore, NotNow, ServerError
+from featherfed.server.observability.metrics_json import collect
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -286,11 +289,6 @@ def test_texts_of_others_are_never_markup(federation: Callable[..., Federation])
         SCRIPT, phase=SCRIPT, join=SCRIPT, clients=[row], refusals=[refusal],
         log=[{"time": SCRIPT, "level": SCRIPT, "text": SCRIPT}],
     )  # fmt: skip
-    from support.live_page import FACTS
-    from support.models import MANIFEST, TASK
-
-    from featherfed.server.observability.metrics_json import collect
-
     metrics = collect(server.store, server.settings, TASK, MANIFEST, FACTS)
 
     class Hostile(Shown):
@@ -348,6 +346,43 @@ def test_what_is_sent_is_made_once_for_all_watchers(monkeypatch: pytest.MonkeyPa
         assert len(got) == 10
         assert made <= before + 1
         assert all(parts.keys() == {"header"} for parts in got), "only what changed"
+
+
+def test_a_page_is_new_where_only_the_json_was_watched_before() -> None:
+    source = Shown(empty("first"))
+    with served(source) as page, page.events() as events:
+        assert "<h1>first" in page.http.get("").text
+        time.sleep(0.6)
+        source.now = empty("second")
+        while next(events)[1]["run"] != "second":
+            pass
+        assert "<h1>second" in page.http.get("").text
+        with page.events("api/page") as changes:
+            assert "second" in next(changes)[1]["header"]
+
+
+def test_who_asks_and_goes_away_makes_no_more_work() -> None:
+    source, going_on, most = Shown(empty()), 0, 0
+    original = source.snapshot
+
+    def slow() -> Any:
+        nonlocal going_on, most
+        going_on += 1
+        most = max(most, going_on)
+        time.sleep(0.3)
+        going_on -= 1
+        return original()
+
+    source.snapshot = slow  # type: ignore[method-assign]
+    with served(source) as page:
+        port = int(page.url.rsplit(":")[-1].strip("/"))
+        for _ in range(30):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"GET /api/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1.0)
+        assert page.run()["run"] == "test"
+        assert most == 1
+        assert source.made <= 4
 
 
 def test_there_are_only_so_many_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,8 +464,6 @@ def test_the_end_of_the_page_ends_all_streams() -> None:
             next(lines)
             url = page.url
             begin = time.monotonic()
-            closing = threading.Timer(0.2, lambda: None)
-            closing.start()
             ended = threading.Event()
 
             def read() -> None:
@@ -439,22 +472,11 @@ def test_the_end_of_the_page_ends_all_streams() -> None:
                 ended.set()
 
             threading.Thread(target=read, daemon=True).start()
-            _close(page)
+            page.end()
             assert ended.wait(5)
             assert time.monotonic() - begin < 5
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
-
-
-def _close(page: Page) -> None:
-    """Close the server of `served`: its generator is the only reference to it."""
-    import gc
-
-    from featherfed.page.server import PageServer
-
-    for one in gc.get_objects():
-        if isinstance(one, PageServer) and one.url == page.url:
-            one.close()
 
 
 def test_token_and_address_are_there_while_the_page_is(
@@ -517,8 +539,6 @@ def test_settings_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_page_for_others_is_encrypted(tmp_path: Path) -> None:
-    from featherfed.server.access.authority import Authority
-
     Authority(tmp_path / "certs").create(["127.0.0.1", "localhost"], 10, 5)
     keys = Keys(tmp_path / "certs" / "server.pem", tmp_path / "certs" / "server-key.pem")
     access = Access.of(False, ())

@@ -85,7 +85,7 @@ class Coordinator:
         self.standardization = Standardization(self.run, task)
         self.commits = GroupCommit(self.run.change)
         self.members = Members(self.run)
-        self.presence = Presence(self.run, self.members.names())
+        self.presence = Presence(self.run, self.members.records())
         self.devices = Devices(self.run)
         codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, rounds)
         codecs.factor = store.journal.byte_factor(self.run.state.round)

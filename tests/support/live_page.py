@@ -30,7 +30,13 @@ class Page:
     def __init__(self, url: str, token: str) -> None:
         self.url = url
         self.token = token
+        self.end: Callable[[], None] = lambda: None
+        """Ends the page, if it is one of `served`."""
         self.http = httpx.Client(base_url=url, timeout=20)
+
+    def close(self) -> None:
+        """Close the connections to it."""
+        self.http.close()
 
     def run(self) -> Any:
         """Return the snapshot."""
@@ -107,6 +113,7 @@ def served(
     server.start()
     try:
         page = Page(server.url, access.token)
+        page.end = server.close
         with page.http:
             yield page
     finally:
