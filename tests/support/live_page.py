@@ -20,7 +20,7 @@ from featherfed.report.sections import shell
 from featherfed.server.observability.snapshot import steady
 
 FACTS = {"featherfed": "0", "num_test_examples": 1}
-PAGE = {"port": 0, "linger": 5, "page": "127.0.0.1:0"}
+PAGE = {"port": 0, "linger": 60, "page": "127.0.0.1:0"}
 """[server] of a run with a page at any port."""
 
 
