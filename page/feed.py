@@ -163,7 +163,9 @@ class Feed:
 
         It is a task of its own: one that asks and goes away neither ends nor repeats it.
         """
-        while self._is_due(with_sections):
+        for _ in range(2):  # the first may be one that began without sections
+            if not self._is_due(with_sections):
+                return
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._make_now(with_sections))
             await asyncio.shield(self._task)
