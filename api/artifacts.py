@@ -56,18 +56,23 @@ class Artifacts:
     def __init__(
         self,
         directory: Path,
-        settings: Settings,
         store: Store,
         coordinator: Coordinator,
         served: Served,
     ) -> None:
         self._directory = directory
         self._metrics = MetricsFile(directory / "metrics.json")
-        self._settings = settings
         self._store = store
         self._coordinator = coordinator
+        self._planned = 0
+        """The number of rounds that metrics.json names."""
         self._served = served
         self._model = served.model
+
+    @property
+    def _settings(self) -> Settings:
+        """The run's, whose number of rounds may change."""
+        return self._coordinator.settings
 
     def write_address(self, address: str) -> None:
         """Write and log the address that the server listens on."""
@@ -90,7 +95,7 @@ class Artifacts:
             "round %d of %d: %s%d clients in %.1f s",
             newest, self._coordinator.run.rounds.last, score, len(last["clients"]), last["seconds"],
         )  # fmt: skip
-        if self._metrics.num_rounds == newest - 1 > 0:
+        if self._metrics.num_rounds == newest - 1 > 0 and self._planned == self._settings.rounds:
             before = None
             if self._settings.evaluation.evaluated_by == "clients":  # they do it a round later
                 before = metrics.round_entry(store, self._settings, task, newest - 1)
@@ -98,17 +103,21 @@ class Artifacts:
         else:
             self._write_all_metrics({})
 
-    def _write_all_metrics(self, results: dict[str, Any]) -> None:
-        """Write metrics.json anew, with `results` at its end."""
+    def facts(self) -> dict[str, Any]:
+        """Return the entries of metrics.json that the store does not know."""
         test = self._served.test
-        fields = {
+        return {
             "featherfed": importlib.metadata.version("featherfed"),
             "num_test_examples": 0 if test is None else len(test),
             "machine": machine(),
         }
+
+    def _write_all_metrics(self, results: dict[str, Any]) -> None:
+        """Write metrics.json anew, with `results` at its end."""
         task, model = self._model.task, self._model
+        self._planned = self._settings.rounds
         self._metrics.replace(
-            metrics.head(self._store, self._settings, task, model.manifest, fields),
+            metrics.head(self._store, self._settings, task, model.manifest, self.facts()),
             metrics.rounds(self._store, self._settings, task),
             {**metrics.tail(self._store), **results},
         )

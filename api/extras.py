@@ -18,6 +18,8 @@ EXTRAS = {
     "cryptography": "server",
     "grpc_reflection": "server",
     "uvloop": "server",
+    "starlette": "page",
+    "uvicorn": "page",
     "matplotlib": "report",
     "jinja2": "report",
     "rich": "report",
@@ -49,7 +51,7 @@ WHOLE = {
 
 _INCLUDED = {
     "sweep": {"server", "report", "tensorflow"},
-    "demo": {"sweep", "privacy", "server", "report", "tensorflow"},
+    "demo": {"sweep", "privacy", "page", "server", "report", "tensorflow"},
 }
 """Extra -> the other extras that it brings."""
 

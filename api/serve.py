@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import uvloop
@@ -21,6 +22,8 @@ from featherfed.api.build import (
     run_task,
 )
 from featherfed.api.control import Observer, Outcome
+from featherfed.api.export import export_version
+from featherfed.api.live_page import LivePage
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
@@ -28,6 +31,7 @@ from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.trackers import Trackers, collector_tracker, make_trackers
 from featherfed.api.training_step import offered_step
+from featherfed.models.export import KINDS
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -59,8 +63,8 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    store = Store(output / "run.db")  # first: fails early if the directory cannot be used
-    try:
+    page = LivePage(settings)  # fails early if its address is taken
+    with page.prepared(), closing(Store(output / "run.db")) as store:  # or the directory unusable
         lock = TENSORFLOW_LOCK
         with lock:
             log.info("making the model, and checking whether it can be used")
@@ -69,23 +73,22 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
                 check_first_version(served, settings.seed)
             warn_of_missing_files(served, settings.evaluation.by_clients_int8)
             coordinator = _coordinator(settings, store, served, lock)
-        artifacts = Artifacts(output, coordinator.settings, store, coordinator, served)
+        artifacts = Artifacts(output, store, coordinator, served)
         releases = build_releases(output, coordinator, served, lock)
         trackers = Trackers(
             tracked, store, coordinator.settings, coordinator.task, coordinator.manifest
         )
         finished = False
         try:
-            finished = uvloop.run(
-                _until_signal(coordinator, artifacts, releases, lock, observer, trackers)
+            running = _until_signal(
+                coordinator, artifacts, releases, lock, observer, page, trackers
             )
+            finished = uvloop.run(running)
             trackers.update()
             return _exit_status(finished, coordinator.status())
         finally:
             trackers.close(finished)
             releases.close()
-    finally:
-        store.close()
 
 
 def _load(settings: Settings) -> Served:
@@ -123,8 +126,15 @@ async def _until_signal(
     releases: Releases,
     lock: threading.Lock,
     observer: Observer,
+    page: LivePage,
     trackers: Trackers,
 ) -> bool:
+    output = Path(coordinator.settings.output)
+
+    def export() -> Path:
+        with lock:
+            return export_version(output, None, False, None, KINDS)
+
     def finish() -> None:
         with lock:
             artifacts.finish()
@@ -142,6 +152,9 @@ async def _until_signal(
             trackers.update()
 
         def on_listening(address: str) -> None:
+            # The page first: whoever waits for the server's address finds the page's as well.
+            served = page.served(coordinator, address, artifacts.facts(), export)
+            until_the_end.enter_context(served)
             artifacts.write_address(address)
             observer.on_listening(address)
             status = ServerStatus(coordinator, join_line(coordinator.settings, address))

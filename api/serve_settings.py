@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from featherfed.api.announce import is_local_only
+from featherfed.api.live_page import check_page
 from featherfed.api.trackers import check_trackers
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
-from featherfed.server.settings.settings import SecuritySettings, Settings
+from featherfed.server.settings.settings import SecuritySettings, Settings, is_address
 
 
 def serve_settings(
@@ -17,13 +18,18 @@ def serve_settings(
     port: int | None,
     credentials: Path | None,
     insecure: bool,
+    page: str | None = None,
 ) -> Settings:
     """Return the settings with those options that are given; they replace the run file's.
 
-    Raises ServerError if credentials cannot be loaded, and for a server that other machines can
-    reach without TLS unless `insecure` is set.
+    `page`: HOST:PORT of the live page. Raises ServerError if credentials cannot be loaded, and for
+    a server or a page that other machines can reach without TLS unless `insecure` is set;
+    ModuleNotFoundError if the page needs packages that are not installed.
     """
-    address = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    given = (("host", host), ("port", port), ("page", page))
+    address = {k: v for k, v in given if v is not None}
+    if page is not None and not is_address(page):
+        raise ServerError(f"--page {page!r}: use HOST:PORT")
     server = settings.server.model_copy(update=address)
     security = settings.security
     if credentials is not None or insecure:
@@ -41,7 +47,9 @@ def serve_settings(
     check_trackers(server.trackers)
     if security.credentials is not None:
         load(Path(security.credentials))  # checked before the rest of the start, which takes long
-    return settings.model_copy(update={"server": server, "security": security})
+    settings = settings.model_copy(update={"server": server, "security": security})
+    check_page(settings)
+    return settings
 
 
 def _security(values: dict[str, object]) -> SecuritySettings:

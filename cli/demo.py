@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from featherfed.api.live_page import check_page
 from featherfed.cli.tables import show_tables
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
@@ -62,6 +63,7 @@ class DemoOptions:
     model: str
     runtime: str
     seed: int
+    page: str
     output: Path
 
     @property
@@ -89,6 +91,11 @@ def run_demo(options: DemoOptions) -> None:
         address = processes.wait_for_address(
             lambda says: progress.show("starting the server", says)
         )
+        if (page := options.output / "page.address").is_file():
+            token = options.output / "page.token"
+            progress.say(
+                f"live page: {page.read_text('utf-8')} (its actions need the token in {token})"
+            )
         progress.show(f"starting {options.clients} clients")
         threads = max(1, (os.cpu_count() or 1) // options.clients)
         for number, path in enumerate(data):
@@ -141,7 +148,7 @@ def _prepare(options: DemoOptions) -> Path:
         "rounds": options.rounds,
         "seed": options.seed,
         "notes": {"clients": options.clients, "partition": options.partition},
-        "server": {"port": 0},
+        "server": {"port": 0} | ({} if options.page == "off" else {"page": options.page}),
         "model": {"name": options.model},
         "training": {
             "epochs": options.epochs,
@@ -157,7 +164,7 @@ def _prepare(options: DemoOptions) -> Path:
     (output / MARK).touch()
     run_file = output / "run.toml"
     run_file.write_text(tomli_w.dumps(settings), "utf-8")
-    load_settings(run_file)
+    check_page(load_settings(run_file))
     return run_file
 
 
@@ -288,6 +295,10 @@ class DemoProgress:
     def __exit__(self, *exc: object) -> None:
         """Erase the bar."""
         self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the bar."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(
         self, what: str, says: str = "", numbers: str = "", completed: int | None = None

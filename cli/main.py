@@ -82,6 +82,12 @@ insecure_option = click.option(
     "can do it; mixed: every other one with LiteRT.",
 )
 @click.option("--seed", type=AT_LEAST_0, default=0)
+@click.option(
+    "--page",
+    default="127.0.0.1:0",
+    metavar="HOST:PORT",
+    help="Of the live page; port 0: any; off: none.",
+)
 @click.option("--output", type=PATH, default="runs/demo", help="Replaced if it holds a demo.")
 @logging_options
 @print_errors
@@ -101,6 +107,7 @@ def demo(**options: Any) -> None:
     type=AT_LEAST_1,
     help="Instead of the run file's; with more, a run goes on.",
 )
+@click.option("--page", metavar="HOST:PORT", help="Where the live page is; 127.0.0.1:8780, say.")
 @click.option("--credentials", type=PATH, metavar="DIR", help="What `featherfed certs init` made.")
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
 @logging_options
@@ -110,6 +117,7 @@ def serve(
     host: str | None,
     port: int | None,
     rounds: int | None,
+    page: str | None,
     credentials: Path | None,
     insecure: bool,
 ) -> None:
@@ -127,7 +135,7 @@ def serve(
     # Before the imports below, which take seconds.
     loaded = load_settings(run_file)
     loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
-    settings = serve_settings(loaded, host, port, credentials, insecure)
+    settings = serve_settings(loaded, host, port, credentials, insecure, page)
     log.say("loading TensorFlow")
     with importing_tensorflow():
         from featherfed.api.serve import serve_run

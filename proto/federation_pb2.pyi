@@ -41,6 +41,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TOO_SLOW: _ClassVar[Reason]
     STORAGE: _ClassVar[Reason]
     OUTLIER: _ClassVar[Reason]
+    EXCLUDED: _ClassVar[Reason]
 TO_MEASURE: ModelFileKind
 INT8: ModelFileKind
 OUTCOME_UNSPECIFIED: Outcome
@@ -68,6 +69,7 @@ BUSY: Reason
 TOO_SLOW: Reason
 STORAGE: Reason
 OUTLIER: Reason
+EXCLUDED: Reason
 
 class GetTaskRequest(_message.Message):
     __slots__ = ("client",)

@@ -5,6 +5,7 @@ Exception
 │   ├── Busy(what, wait)     too much at once: the same call may succeed later
 │   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
+    └── NotNow               a decision that cannot be carried out as things are
 
 Only rpc/calls.py turns them into gRPC status codes.
 """
@@ -44,3 +45,7 @@ class CannotStore(Refused):
 
 class ServerError(ValueError):
     """Settings, a port or a state directory that cannot be used; says what to do."""
+
+
+class NotNow(ServerError):
+    """What whoever runs the server wants cannot be done as things are; says why."""

@@ -165,9 +165,14 @@ async def _run_rounds(
         loop.call_soon_threadsafe(wake.set)
         loop.call_soon_threadsafe(changed.set)
 
+    def on_decision() -> None:
+        on_phase()
+        loop.call_soon_threadsafe(service.changes.notify)  # sessions may have ended
+
     wake, stop, loop = service.round_may_be_due, writer.stop, asyncio.get_running_loop()
     changed = asyncio.Event()
     coordinator.run.on_phase = on_phase
+    coordinator.run.on_decision = on_decision
     known, report = None, _Repeated(on_round, writer)
     while not stop.is_set() and coordinator.phase is not Phase.FINISHED:
         wake.clear()

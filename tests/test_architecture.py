@@ -19,12 +19,14 @@ FOLDERS = {
     "models": {"compression", "datasets", "proto", "tasks"},
     "exporter": {"models", "proto", "tasks"},
     "server": {"compression", "proto", "tasks"},
+    "page": {"report", "server"},
     "edge_client": {"compression", "proto", "datasets", "models", "tasks"},
     "sweep": {"compression", "proto", "server", "edge_client", "tasks"},
     "api": {
         "compression",
         "proto",
         "datasets",
+        "page",
         "report",
         "models",
         "server",
@@ -104,6 +106,8 @@ ONLY_IN = {
     "mlflow": {"api/mlflow_tracker.py"},
     "wandb": {"api/wandb_tracker.py"},
     "opentelemetry": {"api/otel_tracker.py"},
+    "starlette": {"page/app.py", "page/stream.py", "page/guard.py"},
+    "uvicorn": {"page/server.py"},
     "pydantic": {
         "server/settings/section.py",
         "server/settings/settings.py",
@@ -234,6 +238,9 @@ PARTS = {
     "featherfed.tasks.message": {"numpy", "google"},
     "featherfed.server.loop": SERVER,
     "featherfed.server.observability.metrics_json": SERVER,
+    "featherfed.server.observability.snapshot": SERVER,
+    "featherfed.page.server": SERVER | {"starlette", "uvicorn"},
+    "featherfed.page.live_sections": {"numpy", "jinja2", "pydantic", "PIL"},
     "featherfed.report.render": {"numpy", "jinja2", "pydantic", "PIL"},
     "featherfed.report.comparison": {"numpy", "pydantic"},
 }
@@ -243,6 +250,7 @@ HEAVY = [
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
     "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography", "uvloop",
     "tensorboardX", "mlflow", "wandb", "opentelemetry",
+    "starlette", "uvicorn",
 ]  # fmt: skip
 
 
@@ -264,5 +272,5 @@ import {module}
 
 def transitive(names: set[str]) -> set[str]:
     """What those packages themselves import if it is there."""
-    needs = {"matplotlib": {"PIL"}}
+    needs = {"matplotlib": {"PIL"}, "uvicorn": {"click"}}
     return set().union(*(needs.get(name, set()) for name in names))

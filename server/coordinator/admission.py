@@ -61,6 +61,7 @@ class Admission:
         run, has = self._run, request.capabilities
         with run.change():
             check_name(request.client)
+            self._members.check_included(request.client)
             self._check_room(request.client)
             check_protocol(has.protocol)
             check_data(request.data, self._task)

@@ -45,3 +45,7 @@ class ClientHealth:
     def of(self, client: str) -> Health:
         """Return what a client said last of its device."""
         return self._known.get(client, Health())
+
+    def all(self) -> dict[str, Health]:
+        """Return what every client said last."""
+        return dict(self._known)

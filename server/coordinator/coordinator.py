@@ -23,6 +23,7 @@ from featherfed.server.coordinator.members import Members
 from featherfed.server.coordinator.model_files import FinalModelFiles, Quantizer
 from featherfed.server.coordinator.open_round import OpenRound
 from featherfed.server.coordinator.opening import open_run
+from featherfed.server.coordinator.operator import Operator
 from featherfed.server.coordinator.presence import Devices, Presence
 from featherfed.server.coordinator.refusal_log import RefusalLog
 from featherfed.server.coordinator.standardization import Standardization
@@ -31,9 +32,10 @@ from featherfed.server.coordinator.tasks import Tasks
 from featherfed.server.coordinator.update_codecs import UpdateCodecs
 from featherfed.server.coordinator.updates import Updates
 from featherfed.server.observability import events
+from featherfed.server.observability.snapshot import Moment
 from featherfed.server.observability.status import describe
 from featherfed.server.rounds.held_out import HeldOutScores
-from featherfed.server.rounds.transitions import Phase, RunState, Tick, due
+from featherfed.server.rounds.transitions import Phase, RunState, Tick, clients_missing, due
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
@@ -60,8 +62,6 @@ class Coordinator:
     ) -> None:
         """Create the run that `settings` describe, or take up the one in `store`.
 
-        The attribute `settings` has the number of rounds that the run has now.
-
         `task`: what is learned, as in `plan`. `evaluator`: None if the server has no data; then
         clients evaluate, if the plan lets them hold examples out.
 
@@ -77,7 +77,6 @@ class Coordinator:
         strategy = AggregationStrategy(settings, manifest.sent, store, decoded)
         rounds = open_run(settings, store, plan, manifest, first_weights, secret, clock())
         settings = settings.with_rounds(rounds)
-        self.settings = settings
         self.store = store
         self.plan = plan
         self.manifest = manifest
@@ -87,7 +86,7 @@ class Coordinator:
         self.standardization = Standardization(self.run, task)
         self.commits = GroupCommit(self.run.change)
         self.members = Members(self.run)
-        self.presence = Presence(self.run, self.members.names())
+        self.presence = Presence(self.run, self.members.records())
         self.devices = Devices(self.run)
         self.health = ClientHealth()
         codecs = UpdateCodecs(settings, manifest.sent, plan.report or PROFILE, task.leading, rounds)
@@ -112,6 +111,7 @@ class Coordinator:
             self.model_files,
         )  # fmt: skip
         self.refusals = RefusalLog(self.run, self.members)
+        self.operator = Operator(self.run, self.members, codecs)
         self.closing = RoundClosing(
             self.run, open_round, codecs, strategy, evaluator, held_out, self.standardization,
             decoded,
@@ -119,6 +119,11 @@ class Coordinator:
         version = self.newest_version
         again = bool(self.members or version)
         events.run_opened(plan.run, self.run.state, version, again=again)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, with the number of rounds that the run has now."""
+        return self.run.settings
 
     @property
     def phase(self) -> Phase:
@@ -130,12 +135,17 @@ class Coordinator:
         run = self.run
         with run.lock:
             now, state = run.clock(), run.state
-            present = self.presence.present()
-            if state.lost or state.late:
-                present -= state.lost | state.late
-            silent, _ = self.presence.silent(now)
-            run.apply(Tick(now, present, self.members.names(), silent))
+            run.apply(self._look(now, state))
             return run.state
+
+    def _look(self, now: float, state: RunState) -> Tick:
+        """Return who is there; the caller holds the run's lock."""
+        present = self.presence.present()
+        excluded = self.members.excluded
+        if state.lost or state.late or excluded:
+            present -= state.lost | state.late | excluded
+        silent, _ = self.presence.silent(now)
+        return Tick(now, present, self.members.names(), silent | excluded)
 
     def due_in(self) -> float:
         """Return in how many seconds time alone may make a round due; infinity if it cannot."""
@@ -180,7 +190,7 @@ class Coordinator:
             if self.run.phase is not Phase.FINISHED:
                 return False
             have = self.store.ledger.clients_with_model(self.run.ledger_round)
-            present = self.presence.present()
+            present = self.presence.present() - self.members.excluded
             return present <= have and not (
                 self.final_evaluation.missing(present) | self.model_files.missing(present)
             )
@@ -197,6 +207,24 @@ class Coordinator:
         if report.goes_on:
             self.model_files.take_part(client)
         return self.final_evaluation.report(client, report)
+
+    def moment(self) -> Moment:
+        """Return where the run is now, for a snapshot; holds the run's lock for a copy alone."""
+        run = self.run
+        with run.lock:
+            now, state, policy = run.clock(), run.state, run.policy
+            gathers = state.phase is Phase.GATHERING
+            return Moment(
+                now,
+                state,
+                policy,
+                clients_missing(state, self._look(now, state), policy) if gathers else 0,
+                dict(self.members.records()),
+                self.members.excluded,
+                self.presence.last_calls(),
+                {} if run.settings.private else dict(self.updates.seconds),
+                self.health.all(),
+            )
 
     def status(self) -> pb.StatusReply:
         """Return the run's status, for people and progress bars."""

@@ -16,21 +16,29 @@ def extend(settings: Settings, store: Store, run: str, now: float) -> TotalRound
     """Raise the run's number of rounds to that of `settings`; return what it has then.
 
     It holds from the first round on that has not opened yet. A run that has ended goes on, unless
-    its target is still reached; its clients join again, to learn of it. A run never gets shorter.
+    its target is still reached; its clients join again, to learn of it. Settings make no run
+    shorter, and one that was ended early stays so until they want more rounds than it ever had.
     """
     total = store.runs.total_rounds(settings.rounds)
-    if settings.rounds < total.now:
-        events.rounds_kept(run, settings.rounds, total.now)
-    if settings.rounds <= total.now:
+    planned = max(total.planned, store.controls.planned())
+    if settings.rounds <= planned:
+        if total.now < planned:
+            events.still_ended(run, total.now, planned)
+        elif settings.rounds < total.now:
+            events.rounds_kept(run, settings.rounds, total.now)
         return _go_on(settings, store, run, now, total)
-    state = store.load_state()
-    begin = state.round + (state.phase is not Phase.GATHERING)
-    total = replace(total, raised=(*total.raised, (begin, settings.rounds)))
+    begin = next_round(store.load_state())
+    total = total.changed(begin, settings.rounds)
     with store.transaction():
-        store.runs.extend(begin, settings.rounds)
+        store.runs.save_total(total)
         store.clients.end_sessions(secrets.randbits(62))
     events.rounds_raised(run, begin, settings.rounds)
     return _go_on(settings, store, run, now, total)
+
+
+def next_round(state: RunState) -> int:
+    """Return the first round that has not opened."""
+    return state.round + (state.phase is not Phase.GATHERING)
 
 
 def _go_on(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.state import LiveRun
 from featherfed.server.errors import Refused
@@ -14,8 +16,13 @@ class Members:
     def __init__(self, run: LiveRun) -> None:
         """Take up the clients in the run's store."""
         self._run = run
-        self._records = run.store.clients.all()
-        self._sessions = {record.session: client for client, record in self._records.items()}
+        self._read()
+        self._read_excluded()
+
+    def _read(self) -> None:
+        records = self._run.store.clients.all()
+        self._records = records
+        self._sessions = {record.session: client for client, record in records.items()}
         self._names: frozenset[str] | None = None
 
     def __contains__(self, client: str) -> bool:
@@ -25,6 +32,10 @@ class Members:
     def __len__(self) -> int:
         """Return how many clients have joined."""
         return len(self._records)
+
+    def records(self) -> dict[str, ClientRecord]:
+        """Return what all clients said on joining, by name; the caller changes nothing in it."""
+        return self._records
 
     def record(self, client: str) -> ClientRecord:
         """Return what a client said on joining; raise KeyError for an unknown one."""
@@ -47,6 +58,40 @@ class Members:
         self._records[client] = record
         self._sessions[record.session] = client
 
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The clients that take no part any more."""
+        return self._excluded
+
+    def set_excluded(self, client: str, excluded: bool) -> None:
+        """Store whether a client is excluded; it holds from the commit on.
+
+        The caller holds the run's lock. Clients keep their sessions.
+        """
+        run = self._run
+        if excluded:
+            run.store.controls.exclude(client, run.clock())
+        else:
+            run.store.controls.include(client)
+        run.store.after_commit(self._read_excluded)
+
+    def _read_excluded(self) -> None:
+        self._excluded = self._run.store.controls.excluded()
+        self._names = None
+
+    def check_included(self, client: str) -> None:
+        """Raise Refused if a client is excluded. Does not block."""
+        if client in self._excluded:
+            raise Refused(pb.EXCLUDED, f"whoever runs this server has excluded {client}; ask there")
+
+    def end_sessions(self) -> None:
+        """Store new sessions for all clients, which join again; they hold from the commit on.
+
+        The caller holds the run's lock.
+        """
+        self._run.store.clients.end_sessions(secrets.randbits(62))
+        self._run.store.after_commit(self._read)
+
     def client_of(self, session: int) -> str:
         """Return the client of a session; raise Refused if it is unknown or has ended.
 
@@ -58,7 +103,7 @@ class Members:
             raise Refused(pb.UNKNOWN_SESSION, "join first; after a restart, join again") from None
 
     def names(self) -> frozenset[str]:
-        """Return all clients that have joined."""
+        """Return all clients that have joined, without those that are excluded."""
         if self._names is None:
-            self._names = frozenset(self._records)
+            self._names = frozenset(self._records) - self._excluded
         return self._names

@@ -54,6 +54,11 @@ class Presence:
                 found.append(client)
         return frozenset(found)
 
+    def last_calls(self) -> dict[str, float]:
+        """Return when each client made its last call; -inf for none since the server's start."""
+        with self._lock:
+            return dict(self._last_seen)
+
     def silent(self, now: float) -> tuple[frozenset[str], float]:
         """Return the clients silent for longer than training allows, and when one may become so.
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
@@ -63,9 +63,16 @@ class LiveRun:
         self.began = clock()
         """When this process took up the run."""
         self.rounds = rounds
-        self.policy = replace(settings.policy, seed=store.runs.secret(), rounds=rounds.last)
+        self.policy = replace(
+            settings.policy,
+            seed=store.runs.secret(),
+            rounds=rounds.last,
+            paused=store.controls.paused(),
+        )
         self.on_phase: Callable[[], None] = lambda: None
         """Called, in any thread, once another phase is committed."""
+        self.on_decision: Callable[[], None] = lambda: None
+        """Called, in any thread, once what whoever runs the server decided is committed."""
         self.on_opening: list[Callable[[frozenset[str]], None]] = []
         """Called with the clients present as a round opens, in the transaction that opens it."""
         self.is_enough: Callable[[int, Scores], bool] = lambda round_, scores: False
@@ -168,6 +175,31 @@ class LiveRun:
                     self.store.publications.write_file(self.plan.run)
                 self._state = after
                 self.store.after_commit(lambda: self.adopt(before, after, version))
+
+    def set_paused(self, paused: bool) -> None:
+        """Store whether rounds may open; it holds from the commit on, for a caller of `change`."""
+        self.store.controls.set_paused(paused)
+        self.store.after_commit(lambda: self._decide(paused=paused))
+
+    def change_rounds(self, total: TotalRounds) -> None:
+        """Store another number of rounds, for a caller of `change`.
+
+        It holds from the commit on.
+        """
+        self.store.runs.save_total(total)
+        settings = self.settings.with_rounds(total)
+        self.store.runs.save_settings(settings.as_text())
+
+        def hold() -> None:
+            self.rounds, self.settings = total, settings
+            self.plan.rounds, self.plan.last_round = total.now, total.last
+            self._decide(rounds=total.last)
+
+        self.store.after_commit(hold)
+
+    def _decide(self, **changes: Any) -> None:
+        self.policy = replace(self.policy, **changes)
+        self.on_decision()
 
     def adopt(self, before: RunState, after: RunState, version: ModelVersion | None) -> None:
         """Make a committed state, and the version committed with it, the live ones."""

@@ -35,16 +35,27 @@ class UpdateCodecs:
         """
         self._settings = settings
         self._rounds = rounds or TotalRounds(settings.rounds)
-        text = settings.compression.uplink
-        totals = {self._rounds.first, *(raised for _, raised in self._rounds.raised)}
-        self._uplinks = {n: Uplink(text, manifest, n, report) for n in totals}
-        self._fallback = parse_codec(settings.compression.fallback)
+        self._manifest = manifest
+        self._report = report
+        self._uplinks: dict[int, Uplink] = {}
         self._chosen: tuple[tuple[int, int], dict[frozenset[str], str]] = (0, 0), {}
+        self.change_rounds(self._rounds)
+        self._fallback = parse_codec(settings.compression.fallback)
         self.later_factor = 1.0
         """How many times a preset's usual bytes the round that is open sends, after the first."""
         preset = self._uplinks[self._rounds.first].preset
         self.promise = None if preset is None else Promise(preset, metric)
         """What is to be kept, if the uplink is a preset of which more may be sent."""
+
+    def change_rounds(self, rounds: TotalRounds) -> None:
+        """Go by another number of rounds in those that have not opened yet."""
+        totals = {rounds.first, *(changed for _, changed in rounds.raised)}
+        # Calls that do not block choose meanwhile: they find the old rounds' codecs in any case.
+        text = self._settings.compression.uplink
+        for number in totals - self._uplinks.keys():
+            self._uplinks[number] = Uplink(text, self._manifest, number, self._report)
+        self._rounds = rounds
+        self._chosen = (0, 0), {}
 
     def required_stages(self, known: frozenset[str]) -> frozenset[str]:
         """Return the stages that a client must know: the fallback's, unless it knows the uplink's.

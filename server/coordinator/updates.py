@@ -56,6 +56,8 @@ class Updates:
         self._held_out = held_out
         self._decoded = decoded
         self._most: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        """From the opening of a client's last round to its update; none before a restart."""
 
     def max_bytes(self, client: str, state: RunState) -> int:
         """Return the most payload bytes of an honest update of this client in the round of `state`.
@@ -185,13 +187,21 @@ class Updates:
                 store.runs.increment(DUPLICATE_UPDATES)
                 events.update_duplicate(run.plan.run, header.round, client)
                 return pb.DUPLICATE
+            self._members.check_included(client)
             self.check(client, header)
             update = decoded.update
             store.journal.add_update(update, decoded.norms)
             store.journal.add_arrival(header.round, client, run.clock())
             self._count(client, header, len(update.payload or b""), message_bytes)
-            store.after_commit(lambda: events.update_accepted(run.plan.run, update, message_bytes))
-            run.apply(Reported(run.clock(), client))
+            now = run.clock()
+            seconds = now - run.state.since
+
+            def accepted() -> None:
+                self.seconds[client] = seconds
+                events.update_accepted(run.plan.run, update, message_bytes)
+
+            store.after_commit(accepted)
+            run.apply(Reported(now, client))
         return pb.ACCEPTED
 
     def has(self, client: str, round_: int) -> bool:

@@ -45,9 +45,45 @@ def rounds_kept(run: str, wanted: int, rounds: int) -> None:
     """Log that a run keeps its number of rounds, though fewer are wanted."""
     _log(
         logging.WARNING, "rounds_kept",
-        "run %s keeps its %d rounds; %d are wanted, but a run never gets shorter. To end it early, "
-        "set [evaluation] target",
+        "run %s keeps its %d rounds; %d are wanted, but a run file makes no run shorter. To end it "
+        "early, set [evaluation] target, or end it on the live page",
         run, rounds, wanted, run=run, rounds=rounds, wanted=wanted,
+    )  # fmt: skip
+
+
+def still_ended(run: str, rounds: int, planned: int) -> None:
+    """Log that a run stays as short as it was made."""
+    _log(
+        logging.WARNING, "still_ended",
+        "run %s was ended early: it has %d rounds of %d; serve it with --rounds %d or more to go "
+        "on",
+        run, rounds, planned, planned + 1, run=run, rounds=rounds, planned=planned,
+    )  # fmt: skip
+
+
+def run_ended_early(run: str, rounds: int) -> None:
+    """Log that whoever runs the server lets a run end with the rounds that have opened."""
+    _log(
+        logging.INFO, "run_ended_early", "run %s is to end after round %d", run, rounds,
+        run=run, rounds=rounds,
+    )  # fmt: skip
+
+
+def paused(run: str, round_: int, paused: bool) -> None:
+    """Log that no round opens any more, or that rounds open again."""
+    text = "paused: no round opens until it is resumed" if paused else "resumed"
+    _log(
+        logging.INFO, "paused" if paused else "resumed", "run %s is %s", run, text,
+        run=run, round=round_,
+    )  # fmt: skip
+
+
+def client_excluded(run: str, round_: int, client: str, excluded: bool) -> None:
+    """Log that a client takes no part any more, or may take part again."""
+    text = "is excluded" if excluded else "is included again"
+    _log(
+        logging.INFO, "client_excluded" if excluded else "client_included", "%s %s", client, text,
+        run=run, round=round_, client=client,
     )  # fmt: skip
 
 

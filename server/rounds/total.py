@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class TotalRounds:
-    """The number of training rounds that a run began with, and those that it was raised to since.
+    """The number of training rounds that a run began with, and those that it was changed to since.
 
-    `raised`: from a round on, the run has so many, in order. What depends on the number of rounds
-    goes by the one that holds when a round opens, so rounds already made never change.
+    `raised`: from a round on, the run has so many, in order; fewer where it was ended early. What
+    depends on the number of rounds goes by the one that holds when a round opens, so rounds already
+    made never change.
 
     `calibrates`: the rounds that train are followed by one that measures statistics alone. A run
     that is raised after it has another one at its new end.
@@ -24,6 +25,26 @@ class TotalRounds:
     def now(self) -> int:
         """The number of training rounds that holds for the rounds to come."""
         return self.raised[-1][1] if self.raised else self.first
+
+    @property
+    def planned(self) -> int:
+        """The most training rounds that the run ever had: one that was ended early has fewer."""
+        return max(self.first, *(rounds for _, rounds in self.raised), 0)
+
+    def changed(self, begin: int, rounds: int) -> TotalRounds:
+        """Return the total of a run that has so many training rounds from round `begin` on."""
+        kept = tuple(each for each in self.raised if each[0] < begin)
+        return replace(self, raised=(*kept, (begin, rounds)))
+
+    def ended(self, begin: int) -> TotalRounds:
+        """Return the total of a run that trains no more from round `begin` on, 2 at the least.
+
+        One that calibrates does so once more, unless the round before has done it.
+        """
+        kept = replace(self, raised=tuple(each for each in self.raised if each[0] < begin))
+        if kept.last == begin - 1:
+            return kept
+        return kept.changed(begin, kept.trained(begin - 1))
 
     def at(self, round_: int) -> int:
         """Return the number of training rounds that holds for a round, counted from 1."""

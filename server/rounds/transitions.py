@@ -51,6 +51,8 @@ class Policy:
     over_selection: float = 1.0
     """Factor by which more clients are sampled than wanted; the round closes once as many as wanted
     have reported (Bonawitz et al., Towards Federated Learning at Scale, 2019)."""
+    paused: bool = False
+    """Whether no round may open."""
 
     def wanted(self, present: int) -> int:
         """Return how many of the `present` clients a round wants updates of, at least one."""
@@ -130,7 +132,14 @@ class Extended:
     now: float
 
 
-Event = Tick | Reported | Heard | Aggregated | Extended
+@dataclass(frozen=True)
+class Resumed:
+    """Rounds may open again after a pause."""
+
+    now: float
+
+
+Event = Tick | Reported | Heard | Aggregated | Extended | Resumed
 
 
 def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ...]:
@@ -142,16 +151,14 @@ def sample(present: Iterable[str], policy: Policy, round_: int) -> tuple[str, ..
 
 
 def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
-    """Open the round when all known clients are present, or enough are and patience has run out."""
+    """Open the round when all known clients are present, or enough are and patience has run out.
+
+    A run that was made shorter than that finishes with the round before.
+    """
+    if state.round > policy.rounds:
+        return replace(state, phase=Phase.FINISHED, round=state.round - 1, since=event.now)
     state = _lose_silent(state, event)
-    waited = event.now - state.since >= policy.patience
-    if state.round == 1:
-        enough = policy.minimum
-    elif waited:
-        enough = policy.required(policy.minimum)
-    else:
-        enough = len(event.known - state.lost - state.late)
-    if len(event.present) < max(1, enough):
+    if policy.paused or clients_missing(state, event, policy):
         return state
     cohort = sample(event.present, policy, state.round)
     if len(cohort) < policy.min_updates:
@@ -169,6 +176,18 @@ def _gather(state: RunState, event: Tick, policy: Policy) -> RunState:
         # Patience is granted once: the next round does not wait for clients that were away now.
         lost=state.lost | (event.known - event.present - state.late),
     )
+
+
+def clients_missing(state: RunState, event: Tick, policy: Policy) -> int:
+    """Return how many more clients must be present for the next round to open."""
+    waited = event.now - state.since >= policy.patience
+    if state.round == 1:
+        enough = policy.minimum
+    elif waited:
+        enough = policy.required(policy.minimum)
+    else:
+        enough = len(event.known - state.lost - state.late)
+    return max(0, max(1, enough) - len(event.present))
 
 
 def due(state: RunState, now: float, policy: Policy) -> float:
@@ -246,21 +265,30 @@ def _extend(state: RunState, event: Extended, policy: Policy) -> RunState:
     return RunState(round=state.round + 1, since=event.now, lost=state.lost, late=state.late)
 
 
+def _resume(state: RunState, event: Resumed, policy: Policy) -> RunState:
+    """Let the round to come wait for its clients anew."""
+    return replace(state, since=event.now)
+
+
 def _ignore(state: RunState, event: Event, policy: Policy) -> RunState:
     return state
 
 
 TABLE: dict[tuple[Phase, type[Event]], tuple[Callable[..., RunState], tuple[Phase, ...]]] = {
-    (Phase.GATHERING, Tick): (_gather, (Phase.GATHERING, Phase.TRAINING)),
+    (Phase.GATHERING, Tick): (_gather, (Phase.GATHERING, Phase.TRAINING, Phase.FINISHED)),
     (Phase.GATHERING, Heard): (_hear, (Phase.GATHERING,)),
+    (Phase.GATHERING, Resumed): (_resume, (Phase.GATHERING,)),
     (Phase.TRAINING, Tick): (_pass_time, (Phase.TRAINING, Phase.AGGREGATING)),
     (Phase.TRAINING, Reported): (_report, (Phase.TRAINING, Phase.AGGREGATING)),
     (Phase.TRAINING, Heard): (_hear, (Phase.TRAINING,)),
+    (Phase.TRAINING, Resumed): (_ignore, (Phase.TRAINING,)),
     (Phase.AGGREGATING, Tick): (_ignore, (Phase.AGGREGATING,)),
     (Phase.AGGREGATING, Heard): (_hear, (Phase.AGGREGATING,)),
     (Phase.AGGREGATING, Aggregated): (_advance, (Phase.GATHERING, Phase.FINISHED)),
+    (Phase.AGGREGATING, Resumed): (_ignore, (Phase.AGGREGATING,)),
     (Phase.FINISHED, Tick): (_ignore, (Phase.FINISHED,)),
     (Phase.FINISHED, Heard): (_ignore, (Phase.FINISHED,)),
+    (Phase.FINISHED, Resumed): (_ignore, (Phase.FINISHED,)),
     (Phase.FINISHED, Extended): (_extend, (Phase.GATHERING,)),
 }
 """Every legal move: the function that makes it and the phases it may lead to."""

@@ -27,14 +27,15 @@ class Callers:
     def client(self, session: int, context: Context) -> str:
         """Return the client of a session, which is alive, and count its call.
 
-        Raises Refused if the session is unknown, the credentials are another client's, or the
-        caller is Busy.
+        Raises Refused if the session is unknown, the client is excluded, the credentials are
+        another client's, or the caller is Busy.
         """
         try:
             client = self._members.client_of(session)
         except Refused:
             self.count_stranger(context)
             raise
+        self._members.check_included(client)
         self._presence.hear(client)
         self.check_proven(client)
         if proven_name() is None:

@@ -48,6 +48,7 @@ STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
     pb.TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
     pb.STORAGE: grpc.StatusCode.UNAVAILABLE,
     pb.OUTLIER: grpc.StatusCode.INVALID_ARGUMENT,
+    pb.EXCLUDED: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])

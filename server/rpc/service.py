@@ -89,6 +89,9 @@ class FederationService(CallHandler, pb_grpc.FederationServicer):
         self._coordinator.health.hear(client, request)
 
         async def ask() -> pb.NextTaskReply:
+            # Since the call began, the client may have been excluded or its session ended.
+            self._coordinator.members.client_of(request.session)
+            self._coordinator.members.check_included(client)
             if tasks.was_away(client):
                 await self._commits.run(tasks.returned, client)
             return tasks.current(client, request.has_scaling)

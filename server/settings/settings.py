@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,6 +69,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
+_ADDRESS = r"^.+:\d{1,5}$"
+Address = Annotated[str, Field(pattern=_ADDRESS)]
+"""HOST:PORT."""
 AnySection = TypeVar("AnySection", bound=Section)
 TRACKERS = ("tensorboard", "mlflow", "wandb", "otel")
 """The kinds of trackers."""
@@ -289,11 +293,15 @@ class ServerSettings(Section):
     """Announce the server on the local network; by default if other machines can reach it."""
     stay: bool = False
     """Serve the run's releases after its end, until a signal stops the server."""
-    metrics: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None = None
+    metrics: Address | None = None
     """HOST:PORT where Prometheus finds /metrics."""
     trackers: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default_factory=list)
     """What else is told of each round: tensorboard:FOLDER, mlflow:URI, wandb:PROJECT or
     otel:http://HOST:PORT; each also alone."""
+    page: Address | None = None
+    """HOST:PORT of the live page for browsers."""
+    page_hosts: tuple[str, ...] = ()
+    """Further names under which the live page answers, such as that of a proxy before it."""
 
 
 class Settings(Section):
@@ -444,13 +452,14 @@ class Settings(Section):
     def with_rounds(self, total: TotalRounds) -> Settings:
         """Return the settings of a run whose number of rounds is, or was raised to, `total`.
 
-        The sparsity schedule stays the one that the run began with.
+        The sparsity schedule stays the one that the run began with, and a run that is ended early
+        the one that it was planned as.
         """
         begun = self.model_copy(update={"rounds": total.first})
         optimization = self.optimization
         if self.prunes and total.raised:
             optimization = optimization.model_copy(update={"end_round": begun._end_round})
-        return self.model_copy(update={"rounds": total.now, "optimization": optimization})
+        return self.model_copy(update={"rounds": total.planned, "optimization": optimization})
 
     def as_text(self) -> str:
         """Return the settings as JSON, without where the server listens and what it limits."""
@@ -482,6 +491,11 @@ class Settings(Section):
             free["privacy"] = True
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT."""
+    return re.match(_ADDRESS, text) is not None
 
 
 def load_settings(path: Path) -> Settings:

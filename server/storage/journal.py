@@ -125,6 +125,21 @@ class Journal:
         """Return how many updates were accepted in all rounds."""
         return int(self._database.run("SELECT COUNT(*) FROM updates")[0][0])
 
+    def num_updates_of(self, round_: int) -> int:
+        """Return how many updates of a round were accepted."""
+        return int(self._database.run("SELECT COUNT(*) FROM updates WHERE round = ?", round_)[0][0])
+
+    def clients_scores(self, round_: int) -> Iterator[tuple[str, Scores | None, bytes]]:
+        """Yield each client's own model's scores on the server's data, and sums on its own."""
+        sql = "SELECT client, scores, sums_after FROM updates WHERE round = ?"
+        for client, scores, after in self._database.run(sql, round_):
+            yield client, from_json(scores), after or b""
+
+    def why_discarded(self, round_: int) -> str | None:
+        """Return why a round's model was not adopted, None if it was."""
+        rows = self._database.run("SELECT reason FROM discarded WHERE round = ?", round_)
+        return str(rows[0][0]) if rows else None
+
     def add_aggregation(self, round_: int, record: AggregationRecord) -> None:
         """Insert the record of a round's aggregation."""
         values = {**asdict(record), "left_out": json.dumps(record.left_out)}.values()

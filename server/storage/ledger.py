@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.ledger_totals import LedgerTotals, Totals
-from featherfed.server.storage.records import LedgerEntry
+from featherfed.server.storage.records import LedgerEntry, RoundBytes
 from featherfed.server.storage.unwritten_bytes import Counts, UnwrittenBytes
 
 
@@ -100,6 +100,16 @@ class Ledger:
         self.flush()
         sql = "SELECT * FROM ledger WHERE round = ? ORDER BY client, direction, kind"
         return [LedgerEntry(*row) for row in self._database.run(sql, round_)]
+
+    def round_bytes(self, round_: int) -> RoundBytes:
+        """Return a round's sums as far as they are written; does not write what waits."""
+        sql = (
+            "SELECT SUM(message_bytes) FILTER (WHERE direction = 'uplink'), "
+            "SUM(message_bytes) FILTER (WHERE direction = 'downlink'), "
+            "COUNT(*) FILTER (WHERE direction = 'downlink' AND kind = 'transfer') "
+            "FROM ledger WHERE round = ?"
+        )
+        return RoundBytes(*(int(value or 0) for value in self._database.run(sql, round_)[0]))
 
     def totals(self) -> Totals:
         """Return the bytes written so far by direction and kind."""

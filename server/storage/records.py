@@ -134,6 +134,23 @@ class VersionScores(NamedTuple):
     scores: Scores | None
 
 
+class VersionSummary(NamedTuple):
+    """A model version without its payload, of which `size` is the number of bytes."""
+
+    version: int
+    digest: bytes
+    size: int
+    scores: Scores | None
+
+
+class RoundBytes(NamedTuple):
+    """Message bytes of one round, and how many models were downloaded whole in it."""
+
+    up: int
+    down: int
+    downloads: int
+
+
 @dataclass(frozen=True)
 class LedgerEntry:
     """Bytes sent; `message_bytes` include the payload, protobuf and gRPC framing."""

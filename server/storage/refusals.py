@@ -37,6 +37,8 @@ class Refusals:
         self._unwritten: dict[tuple[int, str, str], _Unwritten] = {}
         rows = database.run("SELECT round, client, reason FROM refused")
         self._known = {tuple(row) for row in rows}
+        self.writes = 0
+        """How often refusals were written since the start: unchanged, there are no new ones."""
 
     def add(
         self, round_: int, client: str, reason: str, detail: str, now: float, joined: bool = True
@@ -61,6 +63,10 @@ class Refusals:
     ) -> None:
         """Count a refusal as part of the current transaction."""
         self._database.run(_ADD, round_, client, reason, 1, detail, now, now)
+        self._database.after_commit(self._count_write)
+
+    def _count_write(self) -> None:
+        self.writes += 1
 
     def flush(self) -> None:
         """Write the counts that wait in memory; keep them if the disk takes nothing now."""
@@ -73,6 +79,7 @@ class Refusals:
                 for key, entry in unwritten.items():
                     values = entry.count, entry.detail, entry.first, entry.last
                     self._database.run(_ADD, *key, *values)
+                self._database.after_commit(self._count_write)
         except CannotStore:
             with self._lock:
                 for key, entry in self._unwritten.items():
@@ -92,6 +99,11 @@ class Refusals:
         self.flush()
         sql = "SELECT * FROM refused WHERE round = ? ORDER BY first, client, reason"
         return [RefusalRecord(*row) for row in self._database.run(sql, round_)]
+
+    def newest(self, count: int) -> list[RefusalRecord]:
+        """Return the counts written that grew last, the newest first."""
+        sql = "SELECT * FROM refused ORDER BY last DESC, first DESC LIMIT ?"
+        return [RefusalRecord(*row) for row in self._database.run(sql, count)]
 
     def by_reason(self) -> dict[str, int]:
         """Return how many refusals were written for each reason."""

@@ -64,9 +64,12 @@ class Runs:
         rows = self._database.run("SELECT settings FROM settings")
         return str(rows[0][0]) if rows else None
 
-    def extend(self, round_: int, rounds: int) -> None:
-        """Record that from a round on, the run has so many rounds."""
-        self._database.run("INSERT OR REPLACE INTO extensions VALUES (?, ?)", round_, rounds)
+    def save_total(self, total: TotalRounds) -> None:
+        """Replace the changes of the run's number of rounds."""
+        with self._database.transaction():
+            self._database.run("DELETE FROM extensions")
+            for round_, rounds in total.raised:
+                self._database.run("INSERT INTO extensions VALUES (?, ?)", round_, rounds)
 
     def total_rounds(self, rounds: int) -> TotalRounds:
         """Return how many rounds the run has; it began with `rounds` if no plan is stored.
@@ -81,7 +84,7 @@ class Runs:
         return TotalRounds(plan.rounds, tuple(self.extensions()), calibrates)
 
     def extensions(self) -> list[tuple[int, int]]:
-        """Return what `extend` recorded, in order of rounds."""
+        """Return the changes of the number of rounds, in order of rounds."""
         rows = self._database.run("SELECT round, rounds FROM extensions ORDER BY round")
         return [(int(row[0]), int(row[1])) for row in rows]
 

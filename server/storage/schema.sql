@@ -146,9 +146,17 @@ CREATE TABLE IF NOT EXISTS settings (   -- of the last start, to export models a
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     settings TEXT NOT NULL              -- settings.Settings as JSON, without addresses and limits
 );
-CREATE TABLE IF NOT EXISTS extensions ( -- the number of rounds was raised; none in most runs
+CREATE TABLE IF NOT EXISTS extensions ( -- the number of rounds was changed; none in most runs
     round  INTEGER PRIMARY KEY,         -- from this round on
     rounds INTEGER NOT NULL             -- the run has so many
+);
+CREATE TABLE IF NOT EXISTS controls (   -- what whoever runs the server decided; see controls.py
+    name  TEXT PRIMARY KEY,             -- paused, planned (rounds)
+    value INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS excluded (   -- clients that take no part any more
+    client TEXT PRIMARY KEY,
+    since  REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS ledger (
     round         INTEGER NOT NULL,     -- rounds + 1 is the delivery of the final model

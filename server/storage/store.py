@@ -11,6 +11,7 @@ from featherfed.server.errors import CannotStore
 from featherfed.server.rounds.growing_set import GrowingSet
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.storage.clients import Clients
+from featherfed.server.storage.controls import Controls
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.evaluations import Evaluations
 from featherfed.server.storage.journal import Journal
@@ -40,6 +41,7 @@ class Store:
         self._database = Database(path, checked)
         self.runs = Runs(self._database)
         self.clients = Clients(self._database)
+        self.controls = Controls(self._database)
         self.scaling = ScalingStore(self._database)
         self.journal = Journal(self._database)
         self.evaluations = Evaluations(self._database)

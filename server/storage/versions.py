@@ -11,7 +11,7 @@ from featherfed.compression.arrays import Array, make_read_only
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.importance import Allocation
 from featherfed.server.storage.database import Database
-from featherfed.server.storage.records import ModelVersion, Scores, VersionScores
+from featherfed.server.storage.records import ModelVersion, Scores, VersionScores, VersionSummary
 from featherfed.server.storage.scores import from_json, to_json
 
 Model = tuple[list[Array], list[Array] | None]
@@ -74,6 +74,12 @@ class Versions:
         sql = "SELECT version, scores FROM versions WHERE scores IS NOT NULL"
         rows = self._database.run(f"{sql} ORDER BY version DESC LIMIT 1")
         return _scores(rows[0]) if rows else None
+
+    def summaries(self, after: int) -> list[VersionSummary]:
+        """Return the versions above a number in order, without reading their payloads."""
+        sql = "SELECT version, digest, LENGTH(payload), scores FROM versions WHERE version > ?"
+        rows = self._database.run(f"{sql} ORDER BY version", after)
+        return [VersionSummary(row[0], row[1], row[2], from_json(row[3])) for row in rows]
 
     def set_scores(self, number: int, scores: Scores) -> None:
         """Record how good a version is, once that is known."""
