@@ -296,7 +296,7 @@ def _matrix_panel(
     total, right = counts.sum(), np.trace(counts)
 
     def panel(axes: Axes) -> None:
-        from featherfed.report.style import short
+        from featherfed.report.summary import short
 
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -483,7 +483,8 @@ def _places_panel(part: Answers) -> Panel:
         found = np.sqrt(np.square(found).mean(axis=-1))
 
     def panel(axes: Axes) -> None:
-        from featherfed.report.style import BLUE, short
+        from featherfed.report.style import BLUE
+        from featherfed.report.summary import short
 
         if found.ndim == 2:
             image = axes.imshow(found, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")

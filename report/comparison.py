@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from featherfed.report.metric import is_share, title, value_text, word
+from featherfed.report.metric import title, value_text, word
 from featherfed.report.schema import ReportError, RunReport, TargetReport, printable
 from featherfed.report.summary import (
     NONE,
@@ -20,6 +20,7 @@ from featherfed.report.summary import (
     seconds_text,
     spent,
 )
+from featherfed.tasks.metrics import is_share
 
 _LONGEST = 40
 """Most characters of a name that is made of settings."""

@@ -16,9 +16,10 @@ from featherfed.report.chart import (
     linear_axis,
     rounds_axis,
 )
-from featherfed.report.metric import is_share, title, value_text, word
+from featherfed.report.metric import title, value_text, word
 from featherfed.report.schema import RunReport, UpdateReport
 from featherfed.report.summary import bytes_text, number_text, short, spent
+from featherfed.tasks.metrics import is_share
 
 ClientScores = dict[int, dict[str, float]]
 """The leading metric by round and client."""
