@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 SHORTEST_SECONDS = 0.5
 """Between two changes that are sent."""
 _REST = 4.0
-"""After a snapshot is made, none is made for so many times what that took."""
+"""After a snapshot is made, none is made for so many times the processor time that it took."""
+LONGEST_REST_SECONDS = 5.0
+"""At most so long."""
 REFRESH_SECONDS = 5.0
 """When a snapshot is sent though only time has passed: ages and deadlines in it have changed."""
 COMMENT_SECONDS = 15.0
@@ -81,6 +83,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._next_at = 0.0
         self._sent_at = 0.0
+        self._used = 0.0
         self._watchers = 0
         self._page_watchers = 0
         self._closed = False
@@ -173,18 +176,26 @@ class Feed:
     async def _make_now(self, with_sections: bool) -> None:
         begin, found = self._clock(), None
         try:
-            found = await asyncio.to_thread(self._next, self._frame, with_sections)
+            found = await asyncio.to_thread(self._timed_next, self._frame, with_sections)
         except Exception as error:  # what it shows must not end the page, nor fill the log
             if repr(error) != self._failed:
                 log.exception("the live page shows what was before")
             self._failed = repr(error)
         else:
             self._failed = ""
-        took = self._clock() - begin
-        self._next_at = begin + max(SHORTEST_SECONDS, _REST * took)
+        rest = min(_REST * self._used, LONGEST_REST_SECONDS)
+        self._next_at = begin + max(SHORTEST_SECONDS, rest)
         if found is not None:
             self._frame, self._sent_at = found, begin
             self._notify()
+
+    def _timed_next(self, frame: Frame, with_sections: bool) -> Frame | None:
+        """Do what `_next` does, and note the processor time; the time of others is not its own."""
+        begin = time.thread_time()
+        try:
+            return self._next(frame, with_sections)
+        finally:
+            self._used = time.thread_time() - begin
 
     def _next(self, frame: Frame, with_sections: bool) -> Frame | None:
         """Return the frame after `frame`, None if nothing is new; runs in a thread."""
