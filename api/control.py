@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from featherfed.api.tracker import Tracker
+from featherfed.api.trackers.hook import Tracker
 
 
 class Outcome(enum.IntEnum):

@@ -11,7 +11,7 @@ from featherfed.api.event_loop import outside_of_loop
 from featherfed.api.extras import explained
 from featherfed.api.progress import progress_bar
 from featherfed.api.serve_settings import serve_settings
-from featherfed.api.tracker import Tracker
+from featherfed.api.trackers.hook import Tracker
 from featherfed.models.importing import importing_tensorflow
 from featherfed.server.settings.settings import Settings, load_settings
 

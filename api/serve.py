@@ -29,7 +29,8 @@ from featherfed.api.quantizer import KerasQuantizer
 from featherfed.api.releases import build_releases
 from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
-from featherfed.api.trackers import Trackers, collector_tracker, make_trackers
+from featherfed.api.tracker_choice import collector_tracker, make_trackers
+from featherfed.api.trackers.following import Trackers
 from featherfed.api.training_step import offered_step
 from featherfed.models.export import KINDS
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featherfed.api.announce import is_local_only
 from featherfed.api.live_page import check_page
-from featherfed.api.trackers import check_trackers
+from featherfed.api.tracker_choice import check_trackers
 from featherfed.server.access.enrolment import load
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import SecuritySettings, Settings, is_address

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featherfed.api.data import Data, as_dataset
 from featherfed.api.extras import explained
 from featherfed.api.progress import progress_bar
-from featherfed.api.tracker import Tracker
+from featherfed.api.trackers.hook import Tracker
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.edge_client.examples import Examples
 from featherfed.edge_client.trainer import KerasLoop, Trainer
@@ -91,7 +91,7 @@ def simulate(
         raise explained(error, "simulate") from error
     from featherfed.api.build import KerasEvaluator, build_model
     from featherfed.api.history import History
-    from featherfed.api.trackers import make_trackers
+    from featherfed.api.tracker_choice import make_trackers
     from featherfed.edge_client.keras_trainer import KerasTrainer, LoopTrainer
     from featherfed.sweep.simulate import simulate as run
 
@@ -164,7 +164,7 @@ def _tracked(
     trackers: Sequence[Tracker], settings: Settings, task: Task
 ) -> Iterator[Callable[[Coordinator], None]]:
     """Yield what a run is given to before its first round, for trackers to follow it."""
-    from featherfed.api.trackers import Trackers
+    from featherfed.api.trackers.following import Trackers
 
     following: list[Trackers] = []
 

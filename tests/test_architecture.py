@@ -102,10 +102,10 @@ TENSORFLOW = {"tensorflow", "tf_keras", "tensorflow_model_optimization", "keras"
 ONLY_IN = {
     "constriction": {"compression/stages/range.py"},
     "dp_accounting": {"server/aggregation/accountant.py"},
-    "tensorboardX": {"api/tensorboard_tracker.py"},
-    "mlflow": {"api/mlflow_tracker.py"},
-    "wandb": {"api/wandb_tracker.py"},
-    "opentelemetry": {"api/otel_tracker.py"},
+    "tensorboardX": {"api/trackers/tensorboard.py"},
+    "mlflow": {"api/trackers/mlflow.py"},
+    "wandb": {"api/trackers/wandb.py"},
+    "opentelemetry": {"api/trackers/otel.py"},
     "starlette": {"page/app.py", "page/stream.py", "page/guard.py"},
     "uvicorn": {"page/server.py"},
     "pydantic": {
@@ -231,7 +231,7 @@ PARTS = {
     "featherfed.api.extras": set[str](),
     "featherfed.api.join": EDGE - {"click"},
     "featherfed.cli.watch": {"numpy", "pydantic", "rich", "click"},
-    "featherfed.api.trackers": SERVER,
+    "featherfed.api.trackers.following": SERVER,
     "featherfed.cli.predict": EDGE - {"psutil", "zeroconf"},
     "featherfed.datasets.sources": {"numpy"},
     "featherfed.datasets.partition": {"numpy"},

@@ -22,9 +22,10 @@ from support.models import MANIFEST, TASK
 from support.small_runs import SHAPE, SmallRun, windows
 
 import featherfed
-from featherfed.api import trackers as trackers_module
-from featherfed.api.tracker import RoundFacts, Setting, score_values
-from featherfed.api.trackers import Trackers, check_trackers, collector_tracker, make_trackers
+from featherfed.api import tracker_choice as choosing
+from featherfed.api.tracker_choice import check_trackers, collector_tracker, make_trackers
+from featherfed.api.trackers.following import Trackers
+from featherfed.api.trackers.hook import RoundFacts, Setting, score_values
 from featherfed.server.errors import ServerError
 from featherfed.server.settings.settings import TRACKERS, settings_of
 
@@ -142,7 +143,7 @@ def test_a_tracker_that_hangs_delays_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("featherfed.api.trackers.following.CLOSE_SECONDS", 0.2)
     free = threading.Event()
 
     class Hangs(Recording):
@@ -186,7 +187,7 @@ def test_the_run_file_names_trackers() -> None:
     chosen = ["tensorboard:runs/tb", "mlflow:file:mlruns", "otel:http://localhost:4318", "wandb"]
     assert settings_of({"server": {"trackers": chosen}}).server.trackers == chosen
     assert settings_of({}).server.trackers == []
-    assert set(trackers_module.KINDS) == set(TRACKERS)
+    assert set(choosing.KINDS) == set(TRACKERS)
     for wrong in ("prometheus", "tensorboard:", ""):
         with pytest.raises(ServerError, match=r"trackers.*tensorboard, mlflow, wandb, otel"):
             settings_of({"server": {"trackers": [wrong]}})
@@ -205,7 +206,7 @@ def test_the_environment_can_name_a_collector(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    for name in trackers_module.COLLECTOR:
+    for name in choosing.COLLECTOR:
         monkeypatch.delenv(name, raising=False)
     assert collector_tracker([]) == []
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
@@ -300,10 +301,10 @@ def test_wandb_is_called_as_its_documentation_says(monkeypatch: pytest.MonkeyPat
     module.__spec__ = importlib.util.spec_from_loader("wandb", None)
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delitem(sys.modules, "featherfed.api.wandb_tracker", raising=False)
+    monkeypatch.delitem(sys.modules, "featherfed.api.trackers.wandb", raising=False)
     (tracker,) = make_trackers(["wandb:thin-links"])
     follow(tracker)
-    sys.modules.pop("featherfed.api.wandb_tracker")
+    sys.modules.pop("featherfed.api.trackers.wandb")
     name, options = calls[0]
     assert name == "init"
     assert options["project"] == "thin-links"
@@ -322,7 +323,7 @@ def test_opentelemetry_gets_a_span_of_each_round_with_children() -> None:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
     from opentelemetry.trace import StatusCode
 
-    from featherfed.api.otel_tracker import OtelTracker
+    from featherfed.api.trackers.otel import OtelTracker
 
     exporter = InMemorySpanExporter()
     follow(OtelTracker("", SimpleSpanProcessor(exporter)))
@@ -357,7 +358,7 @@ def test_a_collector_that_is_away_is_warned_of_once(caplog: pytest.LogCaptureFix
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    from featherfed.api.otel_tracker import _WarnsOnce
+    from featherfed.api.trackers.otel import _WarnsOnce
 
     class Away(SpanExporter):
         def export(self, spans: Any) -> SpanExportResult:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import (
 from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
-from featherfed.api.tracker import RoundFacts, Setting
+from featherfed.api.trackers.hook import RoundFacts, Setting
 
 log = logging.getLogger(__name__)
 

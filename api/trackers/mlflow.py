@@ -12,7 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before it is import
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from featherfed.api.tracker import RoundFacts, Setting, score_values
+from featherfed.api.trackers.hook import RoundFacts, Setting, score_values
 
 EXPERIMENT = "featherfed"
 """The experiment that all runs are in."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import wandb
 
-from featherfed.api.tracker import RoundFacts, Setting, score_values
+from featherfed.api.trackers.hook import RoundFacts, Setting, score_values
 
 PROJECT = "featherfed"
 _STEP = "version"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from featherfed.api.tracker import RoundFacts, Setting, score_values
+from featherfed.api.trackers.hook import RoundFacts, Setting, score_values
 
 DEFAULT = "runs/tensorboard"
 
