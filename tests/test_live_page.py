@@ -41,7 +41,7 @@ def test_readers_follow_a_run(federation: Callable[..., Federation]) -> None:
     with page_of(server) as page:
         first = page.run()
         assert (first["schema"], first["phase"], first["waiting_for"]) == (1, "waiting", 3)
-        assert first["join"] == f"featherfed join {server.address} --data DATA"
+        assert first["join"] == f"featherfed join {server.address} --data FILE"
         with page.events() as events, page.events("api/page") as changes:
             assert next(events)[1]["phase"] == "waiting"
             parts = next(changes)[1]

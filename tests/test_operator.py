@@ -158,7 +158,9 @@ def test_more_rounds_hold_from_the_next_one_on(first: Run, clock: Clock) -> None
 def test_codecs_go_by_the_number_of_rounds_that_is_raised_while_they_serve() -> None:
     dense = Settings.model_validate({"rounds": 6, "compression": {"uplink": "balanced"}})
     total = TotalRounds(6).changed(4, 9)
-    codecs, new = (UpdateCodecs(dense, MANIFEST, "bounded", t) for t in (TotalRounds(6), total))
+    codecs, new = (
+        UpdateCodecs(dense, MANIFEST, "bounded", "accuracy", t) for t in (TotalRounds(6), total)
+    )
     known = frozenset({"sketch", "topk", "quantize", "zstd"})
     codecs.choose(5, 5, known)
     codecs.change_rounds(total)
