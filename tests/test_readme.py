@@ -41,6 +41,10 @@ REAL_DEVICES = [
     "featherfed check runs/digits",
     "featherfed export runs/digits --best",
 ]
+WATCHED = [
+    "featherfed serve examples/run.toml --page 127.0.0.1:8780",
+    "featherfed watch 127.0.0.1:8780",
+]
 GO_ON = "featherfed serve examples/run.toml --rounds 12"
 """test_export_command.py runs the same of a smaller run."""
 EXAMPLE = "python -m examples.tables.example"
@@ -49,7 +53,7 @@ EXAMPLE = "python -m examples.tables.example"
 
 def test_there_is_no_other_command_in_the_readme() -> None:
     assert sorted(COMMANDS) == sorted(
-        [*RUN_BY_CI, HELP, LONG, SWEEP, GO_ON, EXAMPLE, *REAL_DEVICES]
+        [*RUN_BY_CI, HELP, LONG, SWEEP, GO_ON, EXAMPLE, *REAL_DEVICES, *WATCHED]
     )
 
 
@@ -69,15 +73,20 @@ def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) 
     folder = processes.directory
     shutil.copytree(ROOT / "examples", folder / "examples")
     serve, kitchen, garden, follow, *rest = [line.split()[1:] for line in REAL_DEVICES]
-    processes.start("server", *serve)
+    with_page, watch = [line.split()[1:] for line in WATCHED]
+    assert with_page[: len(serve)] == serve
+    processes.start("server", *with_page)
     # The run takes few seconds: whoever tries again in 15 may miss it.
     wait_until(lambda: status("127.0.0.1:8765").run, 120)
     processes.start("camera", *follow, "--name", "camera")
+    processes.start("watch", *watch)
     processes.start("kitchen", *kitchen, "--state-dir", "kitchen")  # not the person's own home
     processes.start("garden", *garden, "--state-dir", "garden")
     assert processes.wait("server", 240) == 0, processes.log("server")
     processes.running["camera"].terminate()
     assert processes.wait("camera") == 0, processes.log("camera")
+    assert processes.wait("watch") == 0, processes.log("watch")
+    assert "finished" in processes.log("watch").lower()
     logs = processes.log("camera") + processes.log("server")
     released = folder / "models" / "model_int8.tflite"
     assert released.exists(), logs
