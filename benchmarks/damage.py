@@ -136,7 +136,9 @@ class Server:
         store, rounds = self.store, self.store.journal.rounds()
         metrics = metrics_json.collect(store, self.settings, TASK, MANIFEST, {})
         for round_ in metrics["rounds"][1:]:
-            del round_["seconds"]
+            del round_["seconds"], round_["opened"]
+            for client in round_["clients"]:
+                client.pop("arrived", None)
         return {
             "metrics": metrics,
             "state": str(store.load_state().phase),

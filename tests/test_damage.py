@@ -84,6 +84,7 @@ CHANGES = {
     "clients .*": "UPDATE clients SET runtime = CAST(x'c3' AS TEXT)",
     "rounds, round 1": "UPDATE rounds SET opened = opened + 1 WHERE round = 1",
     "updates, round 2": "UPDATE updates SET num_examples = 99 WHERE round = 2 AND client = 'c0'",
+    "arrivals, round 2": "UPDATE arrivals SET at = at + 1 WHERE round = 2 AND client = 'c0'",
     "norms, round 2": "UPDATE norms SET whole = 2 * whole WHERE round = 2 AND client = 'c0'",
     "aggregations, round 1": "UPDATE aggregations SET clip = 1",
     "noise, round 1": "UPDATE noise SET noise_energy = 7 WHERE round = 1",

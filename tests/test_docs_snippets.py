@@ -32,11 +32,13 @@ PAGES = (
     "how-it-works",
     "how-we-measure",
     "index",
+    "live-page",
     "models",
     "observability",
     "operating",
     "privacy-and-security",
     "raspberry-pi",
+    "sweeps",
 )
 PORT = "8765"
 SWEEP = "featherfed sweep examples/sweep.toml"
@@ -54,6 +56,13 @@ NOT_RUN = {
         "featherfed serve run.toml",
     ): "a run file of the reader's; first-ten-minutes serves",
     ("from-flower", "import numpy as np"): "Flower needs an environment of its own",
+    ("live-page", "curl http://127.0.0.1:8780/api/run"): "test_live_page.py asks the same",
+    ("live-page", "act() {"): "test_live_page.py acts the same way",
+    ("observability", "featherfed watch 127.0.0.1:8080"): "test_readme.py runs it",
+    (
+        "sweeps",
+        "pip install 'featherfed[cluster]'       # on each machine",
+    ): "test_ray.py has a cluster",
     ("models", "backbone.trainable = False"): "a part of a program; test_transfer_learning.py",
     ("raspberry-pi", "ssh pi@kitchen.local"): A_PI,
     ("raspberry-pi", "sudo sh featherfed/deploy/install.sh"): A_PI,
