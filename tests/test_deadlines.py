@@ -301,7 +301,7 @@ SCALED = {
 """Both sides' times, divided by so much: half a minute is a second."""
 
 
-@pytest.mark.parametrize("heartbeat", [0, 1])
+@pytest.mark.parametrize("heartbeat", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_longer_than_all_timeouts_is_not_cut_off(
     federation: Start, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:

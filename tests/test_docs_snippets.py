@@ -146,6 +146,7 @@ def test_the_page_on_security_runs(tmp_path: Path) -> None:
     assert "attic" in printed[2]
 
 
+@pytest.mark.slow  # trains a CNN
 def test_the_program_beside_flowers_runs(tmp_path: Path) -> None:
     (block,) = [block for block in blocks("from-flower") if ".run" in block.attributes]
     (tmp_path / "program.py").write_text(block.text, "utf-8")

@@ -247,6 +247,7 @@ def test_convolutions() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow  # converts two graphs for each
 def test_other_layers_with_kernels() -> None:
     depth, sequence = layers.DepthwiseConv2D, layers.Reshape((9, 32))
     check({
@@ -268,6 +269,7 @@ def test_other_layers_with_kernels() -> None:
 # --- a convolution under a max pool is one operation
 
 
+@pytest.mark.slow  # converts two graphs for each
 def test_pooled_convolutions() -> None:
     conv = functools.partial(layers.Conv2D, 3, activation="relu")
     check({
@@ -333,6 +335,7 @@ def test_normalizations() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow  # converts two graphs for each
 def test_pools() -> None:
     most, mean = layers.MaxPooling2D, layers.AveragePooling2D
     check({
@@ -397,6 +400,7 @@ def test_models_in_models_and_layers_used_twice() -> None:
 # --- activations
 
 
+@pytest.mark.slow  # converts two graphs for each
 def test_activations_by_name() -> None:
     check(
         {

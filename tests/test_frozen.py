@@ -135,7 +135,7 @@ def round_bytes(metrics: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("uplink", CODECS)
-@pytest.mark.parametrize("broadcast", ["auto", "aggregate"])
+@pytest.mark.parametrize("broadcast", ["auto", pytest.param("aggregate", marks=pytest.mark.slow)])
 def test_a_frozen_backbone_costs_no_bytes_after_the_first_model(
     uplink: str, broadcast: str
 ) -> None:

@@ -26,4 +26,4 @@ def test_an_input_of_the_corpus_gives_a_value_or_a_typed_error(path: Path) -> No
 def test_some_seconds_of_fuzzing_find_nothing(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(fuzz.CORPUS, corpus)
-    assert fuzz.fuzz(10, corpus) == 0
+    assert fuzz.fuzz(6, corpus) == 0

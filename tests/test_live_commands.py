@@ -70,6 +70,7 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path: Path) -> None:
         assert message in done.stderr
 
 
+@pytest.mark.slow  # a whole demo; test_cli.py has another
 def test_the_demo_says_where_its_page_is(tmp_path: Path) -> None:
     small = ("--clients", "2", "--rounds", "1", "--epochs", "1", "--model", "mlp")
     done = run("demo", *small, "--output", "demo", cwd=tmp_path)

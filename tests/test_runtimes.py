@@ -56,7 +56,8 @@ def demo_options(tmp_path: Path, **chosen: Any) -> DemoOptions:
     options: dict[str, Any] = {
         "dataset": "digits", "clients": 3, "rounds": 1, "epochs": 1, "batch_size": 32,
         "learning_rate": None, "uplink": "exact", "downlink": "zstd", "optimize": "none",
-        "partition": "iid", "model": "cnn", "runtime": "auto", "seed": 0, "output": tmp_path,
+        "partition": "iid", "model": "cnn", "runtime": "auto", "seed": 0, "page": "off",
+        "output": tmp_path,
     }  # fmt: skip
     return DemoOptions(**{**options, **chosen})
 

@@ -642,6 +642,7 @@ def test_a_file_whose_outputs_its_task_does_not_name_is_refused(tmp_path: Path) 
         TfliteModel(with_task(bare, FileTask(single, Scaling.none(single))))
 
 
+@pytest.mark.slow  # processes with TensorFlow
 def test_a_run_over_grpc_without_data_on_the_server(tmp_path: Path) -> None:
     """Tables at a client with Keras and one with LiteRT; scores, files, report and card."""
     two_outputs().save(tmp_path / "m.keras")

@@ -419,6 +419,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.slow  # six runs, started twice; test_sweep_runners.py has failures
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans under /proc")
 def test_a_sweep_goes_on_after_a_kill_and_reports(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP, "utf-8")

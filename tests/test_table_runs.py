@@ -94,6 +94,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made.end()
 
 
+@pytest.mark.slow  # a server and clients with tables, to the measured int8 file
 def test_clients_with_tables_train_a_forecast(processes: Processes) -> None:
     folder = processes.directory
     (folder / "model.py").write_text(MODEL)
@@ -196,6 +197,7 @@ def test_clients_with_tables_train_a_forecast(processes: Processes) -> None:
     np.testing.assert_allclose(first, predictor.predict(windows[:1])[0], rtol=1e-3)
 
 
+@pytest.mark.slow  # a start of the command for each message
 def test_a_table_that_does_not_fit_is_one_plain_message(processes: Processes) -> None:
     folder = processes.directory
     (folder / "model.py").write_text(MODEL)

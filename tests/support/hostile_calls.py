@@ -302,7 +302,8 @@ class Attacker:
             return rng.choice((0, 1, 2, 2**31 - 1))
         bits = 64 if field.cpp_type in (field.CPPTYPE_UINT64, field.CPPTYPE_INT64) else 32
         value = rng.choice(_INTEGERS) % 2**bits
-        return value
+        signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
+        return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
 
 
 CHUNK = 64 * 1024
