@@ -125,9 +125,12 @@ def test_it_gives_what_was_measured() -> None:
         exact = row["codec"] == "exact"
         up, down = float(row["up_payload_bytes"]), float(row["down_payload_bytes"])
         where = f"{row['codec']}, {row['model']}, {row['clients']} clients"
-        assert answer["up"] == pytest.approx(up, rel=0.15 if exact else 0.03, abs=10), where
+        # Presets may have been raised in some rounds, by the server that measures their noise.
+        raised = 0.06 if row["codec"] in {"transparent", "balanced", "extreme"} else 0.0
+        rel = 0.15 if exact else 0.03 + raised
+        assert answer["up"] == pytest.approx(up, rel=rel, abs=10), where
         # A whole model as float32 travels compressed, by a tenth at most.
-        off = 0.15 if exact else 0.1 if row["codec"] == "float32" else 0.03
+        off = 0.15 if exact else 0.1 if row["codec"] == "float32" else 0.03 + raised
         blocks = 9 * int(row["clients"])
         assert answer["down"] == pytest.approx(down, rel=off, abs=blocks), where
 
