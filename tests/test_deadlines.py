@@ -220,7 +220,7 @@ class Link:
                     other.sendall(data)
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen", "cut"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("frozen", marks=pytest.mark.slow), "cut"])
 def test_a_dead_peer_is_noticed_within_three_heartbeats(federation: Start, how: str) -> None:
     clients = {"minimum": 3, "quorum": 0.6, "deadline": 120, "patience": 1, "heartbeat": 1}
     server = federation(rounds=2, clients=clients)

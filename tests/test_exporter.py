@@ -479,6 +479,7 @@ def test_embeddings() -> None:
 # --- regularizers and frozen layers
 
 
+@pytest.mark.slow  # converts two graphs for each
 def test_regularizers_and_frozen_layers() -> None:
     kinds = tf_keras.regularizers
     dense = functools.partial(layers.Dense, 4)

@@ -28,7 +28,8 @@ def undisturbed(directory: Path, uplink: str, rounds: int, clients: int) -> Outc
 
 
 # The other tests kill at chosen steps of a run with feedback.
-@pytest.mark.parametrize("codec", ["sketch", pytest.param("feedback", marks=pytest.mark.slow)])
+@pytest.mark.slow  # many starts; those at every step are below
+@pytest.mark.parametrize("codec", ["sketch", "feedback"])
 def test_kills_at_random_moments_change_neither_model_nor_journal(
     codec: str, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def small_run(tmp_path: Path) -> Iterator[Callable[..., SmallRun]]:
         one.processes.end()
 
 
+@pytest.mark.slow  # the converter takes long to fail
 @pytest.mark.parametrize(
     "layer",
     # The converter takes longer to fail at the second, and says more.

@@ -32,6 +32,7 @@ def page_of(processes: Processes, output: Path) -> Page:
     return Page((output / "page.address").read_text(), (output / "page.token").read_text())
 
 
+@pytest.mark.slow  # starts of the server; test_operator.py restarts light ones
 def test_a_served_run_is_exported_paused_killed_and_still_paused(
     tmp_path: Path, processes: Processes
 ) -> None:

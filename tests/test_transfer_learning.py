@@ -99,6 +99,7 @@ def roles_of(manifest: Manifest) -> dict[Role, int]:
     return {role: sum(s.size for s in manifest if s.role is role) for role in Role}
 
 
+@pytest.mark.slow  # trains a backbone first
 @pytest.mark.parametrize(
     "uplink",
     [
