@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from featherfed.report.metric import title, value_text, word
+from featherfed.report.metric import (
+    loss_scale,
+    lost_unit,
+    slightly_worse,
+    title,
+    value_text,
+    word,
+)
 from featherfed.report.schema import ReportError, RunReport, TargetReport, printable
 from featherfed.report.summary import (
     NONE,
@@ -189,7 +196,7 @@ class RunComparison:
     @property
     def unit(self) -> str:
         """Of what is lost: "points", or "%" of the baseline's value."""
-        return "points" if is_share(self.metric) else "%"
+        return lost_unit(self.metric)
 
     @property
     def target(self) -> float | None:
@@ -197,8 +204,7 @@ class RunComparison:
         mean = self.baseline.mean_score
         if mean is None:
             return None
-        step = 0.01 if is_share(self.metric) else 0.01 * abs(mean)
-        return mean - step if self.run.metric.larger_is_better else mean + step
+        return slightly_worse(self.metric, self.run.metric.larger_is_better, mean)
 
     def losses(self, line: Line) -> list[float] | None:
         """Return what a line loses against the baseline, in `unit`, for each seed of both.
@@ -210,10 +216,10 @@ class RunComparison:
         seeds = [seed for seed in scores if seed in base and seed is not None]
         if not seeds:
             return None
-        value = 1.0 if self.unit == "points" else abs(statistics.mean(base[s] for s in seeds))
-        if not value:
+        larger = self.run.metric.larger_is_better
+        scale = loss_scale(self.metric, larger, [base[seed] for seed in seeds])
+        if scale is None:
             return None
-        scale = (100 if self.run.metric.larger_is_better else -100) / value
         return [scale * (base[seed] - scores[seed]) for seed in seeds]
 
     def bytes_to_target(self, line: Line) -> list[float]:

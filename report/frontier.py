@@ -14,6 +14,7 @@ from featherfed.report.metric import (
     lost_text,
     lost_title,
     range_text,
+    slightly_worse,
     title,
     value_text,
     word,
@@ -35,7 +36,6 @@ from featherfed.report.style import (
 )
 from featherfed.report.summary import NONE, bytes_text, count_text, ratio_text, short
 from featherfed.report.template import Plot, fill, write
-from featherfed.tasks.metrics import is_share
 
 _MARKERS = "osD^vP"
 
@@ -106,8 +106,7 @@ def default_target(scenario: Scenario, baseline: str) -> float | None:
     mean = next((c.mean_score for c in scenario.codecs if c.name == baseline), None)
     if mean is None:
         return None
-    step = 0.01 if is_share(scenario.metric) else 0.01 * abs(mean)
-    return mean - step if scenario.is_better(mean + 1, mean) else mean + step
+    return slightly_worse(scenario.metric, scenario.is_better(1, 0), mean)
 
 
 def _bytes_to(scenario: Scenario, codec: CodecRuns, target: float) -> str:

@@ -46,6 +46,28 @@ def range_text(name: str, values: Sequence[float] | None) -> str:
     return f"{value_text(name, min(values))} to {value_text(name, max(values))}"
 
 
+def lost_unit(name: str) -> str:
+    """Return what losses are told in: points of shares, percent of other metrics."""
+    return "points" if is_share(name) else "%"
+
+
+def loss_scale(name: str, larger_is_better: bool, baseline: Sequence[float]) -> float | None:
+    """Return what makes `baseline - score` a loss in `lost_unit`; None if it cannot be told.
+
+    `baseline`: the scores compared with. Percent are of their mean, of which 0 has none.
+    """
+    value = 1.0 if is_share(name) else abs(statistics.mean(baseline)) if baseline else 0.0
+    if not value:
+        return None
+    return (100 if larger_is_better else -100) / value
+
+
+def slightly_worse(name: str, larger_is_better: bool, score: float) -> float:
+    """Return a score that is worse by one point of a share, or one percent of another metric."""
+    step = 0.01 if is_share(name) else 0.01 * abs(score)
+    return score - step if larger_is_better else score + step
+
+
 def lost_title(name: str) -> str:
     """Return the heading of `lost_text`."""
     return "Points lost" if is_share(name) else "Difference"

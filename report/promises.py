@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from featherfed.report.metric import loss_scale, lost_unit
 from featherfed.report.scenario import CodecRuns, Scenario
 from featherfed.report.summary import NONE, count_text
-from featherfed.tasks.metrics import is_share
 
 _ROUNDING = 1e-9
 """Losses are differences of floats: by so much, of the promise, they may be over it."""
@@ -112,26 +112,19 @@ def check(
 def _checked(scenario: Scenario, codec: CodecRuns, reference: CodecRuns, promise: float) -> Checked:
     scores, base = codec.scores, reference.scores
     seeds = [seed for seed in scores if seed in base]
-    scale = _scale(scenario, [base[seed] for seed in seeds])
+    larger = scenario.is_better(1, 0)
+    scale = loss_scale(scenario.metric, larger, [base[seed] for seed in seeds])
     unscored = sum(run["score"] is None and run["seed"] in base for run in codec.runs)
     return Checked(
         codec.name,
         scenario.title,
-        "points" if is_share(scenario.metric) else "%",
+        lost_unit(scenario.metric),
         () if scale is None else tuple(scale * (base[seed] - scores[seed]) for seed in seeds),
         unscored,
         promise,
         codec.mean("up_payload_bytes"),
         codec.mean("down_payload_bytes"),
     )
-
-
-def _scale(scenario: Scenario, base: Sequence[float]) -> float | None:
-    """Return what makes a loss of `baseline - score`; None if there is nothing to compare with."""
-    value = 1.0 if is_share(scenario.metric) else abs(statistics.mean(base)) if base else 0.0
-    if not value:
-        return None
-    return (100 if scenario.is_better(1, 0) else -100) / value
 
 
 def promise_table(checked: Sequence[Checked]) -> PromiseTable:
