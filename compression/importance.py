@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
-from featherfed.compression.stage import Shape
+from featherfed.compression.stage import Shape, pack, symbols, unpack
 
 Codes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -147,17 +147,23 @@ def _profile_codes(energies: Array, mean: float) -> Codes:
     return codes
 
 
-def report_size(shapes: Sequence[Shape], slot: int, slots: int) -> int:
-    """Return the size in bytes of the report from `slot`."""
-    return len(shapes) + (_num_reported(shapes, slot, slots) + 1) // 2
+def report_size(shapes: Sequence[Shape], slot: int, slots: int, bits: int = 4) -> int:
+    """Return the size in bytes of the report from `slot`, with `bits` a code."""
+    return len(shapes) + (_num_reported(shapes, slot, slots) * bits + 7) // 8
 
 
-def encode_report(own: Allocation, slot: int, slots: int) -> bytes:
-    """Return all levels (1 byte each) and every `slots`-th code of the profile (4 bits each)."""
+def encode_report(own: Allocation, slot: int, slots: int, bits: int = 4) -> bytes:
+    """Return all levels (1 byte each) and every `slots`-th code of the profile, `bits` each.
+
+    4 bits hold a code as it is; 2 bits the nearest of half, once, twice and four times the mean of
+    the tensor; with 0 bits there are levels only.
+    """
+    if not bits:
+        return own.levels
     codes = np.frombuffer(own.profile, np.uint8)[slot % slots :: slots]
-    pairs = np.zeros(len(codes) + len(codes) % 2, np.uint8)
-    pairs[: len(codes)] = codes
-    return own.levels + (pairs[::2] | pairs[1::2] << 4).tobytes()
+    if bits == 2:
+        codes = (np.clip(codes, _LEAST_CODE, _MOST_CODE) - _LEAST_CODE) // 2
+    return own.levels + pack(codes, symbols(bits))
 
 
 @dataclass(frozen=True)
@@ -176,16 +182,25 @@ class Report:
 
 
 def decode_report(
-    data: bytes, shapes: Sequence[Shape], slot: int, slots: int, bounded: bool = True
+    data: bytes,
+    shapes: Sequence[Shape],
+    slot: int,
+    slots: int,
+    bounded: bool = True,
+    bits: int = 4,
 ) -> Report:
     """Return the report in exactly `report_size` bytes; raise WireError if they hold none."""
-    raw = np.frombuffer(data, np.uint8)
-    levels, pairs = raw[: len(shapes)], raw[len(shapes) :]
-    codes = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()
-    count = _num_reported(shapes, slot, slots)
-    if (levels > _TOP_LEVEL).any() or codes[count:].any():
+    levels = np.frombuffer(data[: len(shapes)], np.uint8)
+    if (levels > _TOP_LEVEL).any():
         raise WireError("a report of importance is out of range")
-    return Report(slot, slots, levels.tobytes(), codes[:count].tobytes(), bounded)
+    codes = np.zeros(0, np.uint8)
+    if bits:
+        codes = unpack(data[len(shapes) :], symbols(bits), _num_reported(shapes, slot, slots))
+        if pack(codes, symbols(bits)) != bytes(data[len(shapes) :]):
+            raise WireError("a report of importance has bits at its end that mean nothing")
+    if bits == 2:
+        codes = codes * 2 + _LEAST_CODE
+    return Report(slot, slots, levels.tobytes(), codes.tobytes(), bounded)
 
 
 def merge_reports(
@@ -204,7 +219,8 @@ def merge_reports(
     for report in reports:
         codes = np.frombuffer(report.codes, np.uint8)
         within = np.clip(codes, _LEAST_CODE, _MOST_CODE) if bounded else codes
-        profile[report.slot % report.slots :: report.slots] = within
+        if len(codes):
+            profile[report.slot % report.slots :: report.slots] = within
     levels = np.stack([np.frombuffer(r.levels, np.uint8).astype(np.int64) for r in reports])
     merged = _raise_least(_median(levels), shapes) if bounded else _mean(levels)
     return Allocation(merged.astype(np.uint8).tobytes(), profile.tobytes())

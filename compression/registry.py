@@ -11,7 +11,7 @@ from typing import Any
 from featherfed.compression.chain import chain
 from featherfed.compression.codec import Codec
 from featherfed.compression.errors import CodecError
-from featherfed.compression.sketch import BOUNDED, Sketch
+from featherfed.compression.sketch import BOUNDED, COARSE, Sketch
 from featherfed.compression.stage import Stage
 from featherfed.compression.stages.deadzone import DeadZone
 from featherfed.compression.stages.eden import Eden
@@ -50,7 +50,7 @@ if AVAILABLE:
 
 def abilities() -> frozenset[str]:
     """Return all that a codec may need of a peer and that this code can do."""
-    return frozenset(STAGES) | {BOUNDED}
+    return frozenset(STAGES) | {BOUNDED, COARSE}
 
 
 MAX_TEXT = 200

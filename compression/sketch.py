@@ -54,6 +54,11 @@ BOUNDED = "bounded"
 """A report of importance whose influence is bounded; peers must know how it is merged."""
 PROFILE = "profile"
 """The report of older versions, of which one lie could decide what all clients send."""
+COARSE = "coarse"
+"""A bounded report whose codes take half the bits."""
+LEVELS = "levels"
+"""A bounded report of tensors' importance, without rows and columns."""
+_CODE_BITS = {PROFILE: 4, BOUNDED: 4, COARSE: 2, LEVELS: 0}
 _BLOCKS_A_SCALE = 4  # of peaks: they take fewer bits than signs
 
 _NOWHERE = np.zeros(0, np.int64)
@@ -64,9 +69,9 @@ class Sketch:
     """A codec that sends `density` bits per parameter: some coordinates, in `bits` bits each.
 
     `bits`: 1, 2 or 4, or 0.1875: the peak of every 32 values, 6 bits.
-    `side`: "bounded" if the payload also reports importance (a byte per tensor, and this client's
-    part of the codes of rows and columns), "bare" if not; "profile" is the report of older
-    versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
+    `side`: "bare", or how the payload also reports importance: "bounded" (a byte per tensor, and
+    this client's part of the codes of rows and columns), "coarse" (codes of half the bits),
+    "levels" (no codes), or "profile", the report of older versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
     a part if all of them would cost much, "whole" by every client as 16-bit floats, or "held" at
     their old values.
     Raises CodecError for arguments out of range.
@@ -85,9 +90,9 @@ class Sketch:
         if self.bits not in QUANTIZERS:
             known = ", ".join(f"{bits:g}" for bits in QUANTIZERS)
             raise CodecError(f"sketch sends {known} bits a value, not {self.bits!r}")
-        if self.side not in ("bare", PROFILE, BOUNDED):
+        if self.side not in ("bare", *_CODE_BITS):
             raise CodecError(
-                f"sketch sends bare bits, or a bounded report or a profile too, not {self.side!r}"
+                f"sketch sends bare bits, or one of {', '.join(_CODE_BITS)} too, not {self.side!r}"
             )
         if self.statistics not in ("sent", "whole", "held"):
             raise CodecError(f"statistics are sent, whole or held, not {self.statistics!r}")
@@ -96,7 +101,8 @@ class Sketch:
     @property
     def needs(self) -> frozenset[str]:
         """Its name, and that of its report, which both sides must merge alike."""
-        return frozenset({self.name, BOUNDED} if self.side == BOUNDED else {self.name})
+        reports = {BOUNDED: BOUNDED, COARSE: COARSE, LEVELS: COARSE}  # the ability by the side
+        return frozenset({self.name, reports.get(self.side, self.name)})
 
     @cached_property
     def traits(self) -> Traits:
@@ -117,7 +123,7 @@ class Sketch:
         report, allocation = b"", context.allocation
         if self._reports:
             own = measure_importance(tensors)
-            report = encode_report(own, context.slot, context.slots)
+            report = encode_report(own, context.slot, context.slots, _CODE_BITS[self.side])
             if allocation is None:
                 allocation = Allocation(own.levels, equal_importance(shapes).profile)
         sampler = sampler_of(allocation or equal_importance(shapes), tuple(shapes))
@@ -169,12 +175,12 @@ class Sketch:
         """Return the report of importance in encoded `data`, None if it holds none."""
         if not self._reports:
             return None
-        return _take_report(Reader(data), shapes, context, self.side == BOUNDED)
+        return _take_report(Reader(data), shapes, context, self.side)
 
     def limit(self, shapes: Sequence[Shape]) -> int:
         """Return the most bytes that tensors of `shapes` take."""
         count = self._count(shapes)
-        report = report_size(shapes, 0, 1) if self._reports else 0
+        report = report_size(shapes, 0, 1, _CODE_BITS[self.side]) if self._reports else 0
         return report + 2 * -(-count // self._span) + self._quantizer.size(count)
 
     def _energy_before(self, levels: Array, scales: Array, sampler: Sampler) -> float:
@@ -201,7 +207,7 @@ class Sketch:
         """Return the allocation that the sender used, after reading its report if there is one."""
         allocation = context.allocation or equal_importance(shapes)
         if self._reports:
-            report = _take_report(reader, shapes, context, self.side == BOUNDED)
+            report = _take_report(reader, shapes, context, self.side)
             if context.allocation is None:
                 return Allocation(report.levels, allocation.profile)
         return allocation
@@ -254,10 +260,11 @@ def _placed(
 
 
 def _take_report(
-    reader: Reader, shapes: Sequence[Shape], context: Context, bounded: bool
+    reader: Reader, shapes: Sequence[Shape], context: Context, side: str
 ) -> Report:
-    data = reader.take(report_size(shapes, context.slot, context.slots))
-    return decode_report(data, shapes, context.slot, context.slots, bounded)
+    bits = _CODE_BITS[side]
+    data = reader.take(report_size(shapes, context.slot, context.slots, bits))
+    return decode_report(data, shapes, context.slot, context.slots, side != PROFILE, bits)
 
 
 @lru_cache(2)

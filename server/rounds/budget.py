@@ -16,7 +16,7 @@ from featherfed.compression.exchange.round import start_round
 from featherfed.compression.exchange.update import encode_update
 from featherfed.compression.quantizers import PEAK_BITS
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.sketch import Sketch
+from featherfed.compression.sketch import BOUNDED, COARSE, LEVELS, Sketch
 
 SMALL_COHORT = 2
 """Cohorts of up to this many clients do not average noise out: they send the largest values."""
@@ -24,7 +24,10 @@ SMALL_COHORT = 2
 _LARGEST_VALUES = "topk({:.3g}) | quantize(4) | zstd"
 _BLOCK_BITS = 64  # a sketch sends whole blocks
 _STATISTICS_PART = 8  # statistics that cost up to 1/8 of a client's bytes are sent in every round
-_REPORTS_PART = 3  # reports of importance may cost up to 1/3 of a client's bytes
+_REPORTS = {COARSE: [(5, BOUNDED, BOUNDED), (4, COARSE, LEVELS), (4, LEVELS, LEVELS)]}
+"""Sides of sketches that report importance in the first round and in later ones, of which the first
+is taken that costs up to 1/5 or 1/4 of a client's bytes."""
+_OLD_REPORTS_PART = 3  # in runs of older versions, which know one side, it costs up to 1/3
 
 
 @cache
@@ -34,18 +37,16 @@ def plan_codecs(
     """Return the codec text of each round, for clients that send `client_bytes` a round on average.
 
     `cohort`: clients in a round. `sparsity`: share of the prunable weights that masks remove; the
-    bits are spent on the others. `report`: the side of a sketch that reports importance.
+    bits are spent on the others. `report`: the finest report of importance that the run knows.
     """
     if cohort <= SMALL_COHORT:
         return [_largest_values(manifest, client_bytes)] * rounds
     kept = sum(
         spec.size * (1 - sparsity * spec.prunable) for spec in manifest if spec.role == "trainable"
     )
-    sides = [report if _is_report_round(r, rounds) else "bare" for r in range(1, rounds + 1)]
-    with_report = _overhead(manifest, cohort, report, "sent")
-    cost = with_report - _overhead(manifest, cohort, "bare", "sent")
-    if sparsity > 0 or sides.count(report) * cost * _REPORTS_PART > client_bytes * rounds:
-        sides = ["bare"] * rounds
+    sides = ["bare"] * rounds
+    if sparsity == 0:  # clients know importance by row only of whole tensors
+        sides = _reports(manifest, client_bytes, cohort, rounds, report)
     statistics = _statistics_by_round(manifest, client_bytes, cohort, rounds)
     parts = list(zip(sides, statistics, strict=True))
     overhead = sum(_overhead(manifest, cohort, *part) for part in parts)
@@ -55,6 +56,22 @@ def plan_codecs(
     # Peaks of all coordinates are this many bits; beyond, whole signs of some are the better code.
     value_bits = PEAK_BITS if density <= PEAK_BITS else 1
     return [str(Sketch(density, value_bits, *part)) for part in parts]
+
+
+def _reports(
+    manifest: Manifest, client_bytes: float, cohort: int, rounds: int, report: str
+) -> list[str]:
+    """Return the side of each round's sketch: the most exact reports that cost a small part."""
+    bare = _overhead(manifest, cohort, "bare", "sent")
+    for part, first, later in _REPORTS.get(report, [(_OLD_REPORTS_PART, report, report)]):
+        sides = [
+            (first if r == 1 else later) if _is_report_round(r, rounds) else "bare"
+            for r in range(1, rounds + 1)
+        ]
+        cost = sum(_overhead(manifest, cohort, side, "sent") - bare for side in sides)
+        if cost * part <= client_bytes * rounds:
+            return sides
+    return ["bare"] * rounds
 
 
 def statistics_bytes(manifest: Manifest, client_bytes: float, cohort: int, rounds: int) -> float:

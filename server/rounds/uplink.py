@@ -16,7 +16,7 @@ from featherfed.compression.errors import CodecError
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.compression.quantizers import PEAK_BITS
 from featherfed.compression.registry import parse_codec
-from featherfed.compression.sketch import BOUNDED, Sketch
+from featherfed.compression.sketch import COARSE, Sketch
 from featherfed.server.rounds.budget import plan_codecs, statistics_bytes
 
 
@@ -82,7 +82,7 @@ def is_codec(text: str) -> bool:
 class Uplink:
     """Chooses what the clients of each round send, by a checked `uplink` text."""
 
-    def __init__(self, text: str, manifest: Manifest, rounds: int, report: str = BOUNDED) -> None:
+    def __init__(self, text: str, manifest: Manifest, rounds: int, report: str = COARSE) -> None:
         """`report`: the side of a sketch that reports importance."""
         self._report = report
         self._manifest = manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featherfed.compression.exchange.manifest import Fill, Manifest, TensorSpec
-from featherfed.compression.sketch import BOUNDED
+from featherfed.compression.sketch import COARSE
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.settings.settings import Settings
 from featherfed.tasks.message import task_message
@@ -31,7 +31,7 @@ def make_plan(settings: Settings, task: Task, model_json: str, manifest: Manifes
         ),
         rounds=settings.rounds,
         heartbeat_seconds=settings.clients.heartbeat,
-        report=BOUNDED,
+        report=COARSE,
         task=task_message(task),
         holdout=settings.evaluation.share_held_out,
     )
