@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,7 @@ _MIN_VALUES_PER_CODE = 8  # nor are tensors whose profile would have more codes 
 _TINY = 1e-12
 _FLOOR = 0.2  # of the mean: a row that did not move in this round may move in the next
 _LEAST_CODE, _MOST_CODE = NEUTRAL - 2, NEUTRAL + 4  # half and four times the tensor's mean
+_COARSE_BITS, _COARSE_STEP = 2, 2  # each code a factor of 2 from the next, within these bounds
 _LEAST_SHARE = 4  # a coordinate is sent at least 1/4 as often as the mean of all
 
 # round(2**(code / 2) * unit) as exact integers.
@@ -147,31 +149,42 @@ def _profile_codes(energies: Array, mean: float) -> Codes:
     return codes
 
 
-def report_size(shapes: Sequence[Shape], slot: int, slots: int, bits: int = 4) -> int:
-    """Return the size in bytes of the report from `slot`, with `bits` a code."""
-    return len(shapes) + (_num_reported(shapes, slot, slots) * bits + 7) // 8
+class ReportForm(NamedTuple):
+    """What a report of importance holds: levels, and codes of the profile in `bits` each.
 
-
-def encode_report(own: Allocation, slot: int, slots: int, bits: int = 4) -> bytes:
-    """Return all levels (1 byte each) and every `slots`-th code of the profile, `bits` each.
-
-    4 bits hold a code as it is; 2 bits the nearest of half, once, twice and four times the mean of
-    the tensor; with 0 bits there are levels only.
+    4 bits hold a code as it is, 2 bits the nearest of a half, one, two and four times the mean of
+    the tensor, and with 0 bits there are levels only. `bounded`: it is merged by the median and
+    within bounds, not by the mean, as older versions did.
     """
-    if not bits:
+
+    bits: int
+    bounded: bool = True
+
+
+FINE = ReportForm(4)
+
+
+def report_size(shapes: Sequence[Shape], slot: int, slots: int, form: ReportForm = FINE) -> int:
+    """Return the size in bytes of the report from `slot`."""
+    return len(shapes) + (_num_reported(shapes, slot, slots) * form.bits + 7) // 8
+
+
+def encode_report(own: Allocation, slot: int, slots: int, form: ReportForm = FINE) -> bytes:
+    """Return all levels (1 byte each) and every `slots`-th code of the profile."""
+    if not form.bits:
         return own.levels
     codes = np.frombuffer(own.profile, np.uint8)[slot % slots :: slots]
-    if bits == 2:
-        codes = (np.clip(codes, _LEAST_CODE, _MOST_CODE) - _LEAST_CODE) // 2
-    return own.levels + pack(codes, symbols(bits))
+    if form.bits == _COARSE_BITS:
+        codes = (np.clip(codes, _LEAST_CODE, _MOST_CODE) - _LEAST_CODE) // _COARSE_STEP
+    return own.levels + pack(codes, symbols(form.bits))
 
 
 @dataclass(frozen=True)
 class Report:
     """The importance that the client in `slot` measured: all levels, and a part of the profile.
 
-    `codes`: the codes number slot, slot + slots, ... of the profile, one byte each. `bounded`: it
-    is merged by the median and within bounds, not by the mean, as older versions did.
+    `codes`: the codes number slot, slot + slots, ... of the profile, one byte each, or none.
+    `bounded`: as in its form.
     """
 
     slot: int
@@ -182,25 +195,18 @@ class Report:
 
 
 def decode_report(
-    data: bytes,
-    shapes: Sequence[Shape],
-    slot: int,
-    slots: int,
-    bounded: bool = True,
-    bits: int = 4,
+    data: bytes, shapes: Sequence[Shape], slot: int, slots: int, form: ReportForm = FINE
 ) -> Report:
     """Return the report in exactly `report_size` bytes; raise WireError if they hold none."""
-    levels = np.frombuffer(data[: len(shapes)], np.uint8)
-    if (levels > _TOP_LEVEL).any():
-        raise WireError("a report of importance is out of range")
+    levels, packed = data[: len(shapes)], data[len(shapes) :]
     codes = np.zeros(0, np.uint8)
-    if bits:
-        codes = unpack(data[len(shapes) :], symbols(bits), _num_reported(shapes, slot, slots))
-        if pack(codes, symbols(bits)) != bytes(data[len(shapes) :]):
-            raise WireError("a report of importance has bits at its end that mean nothing")
-    if bits == 2:
-        codes = codes * 2 + _LEAST_CODE
-    return Report(slot, slots, levels.tobytes(), codes.tobytes(), bounded)
+    if form.bits:
+        codes = unpack(packed, symbols(form.bits), _num_reported(shapes, slot, slots))
+    if max(levels, default=0) > _TOP_LEVEL or pack(codes, symbols(form.bits or 1)) != packed:
+        raise WireError("a report of importance is out of range")
+    if form.bits == _COARSE_BITS:
+        codes = codes * _COARSE_STEP + _LEAST_CODE
+    return Report(slot, slots, bytes(levels), codes.tobytes(), form.bounded)
 
 
 def merge_reports(

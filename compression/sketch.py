@@ -38,6 +38,7 @@ from featherfed.compression.importance import (
     Allocation,
     Integers,
     Report,
+    ReportForm,
     decode_report,
     encode_report,
     equal_importance,
@@ -58,7 +59,14 @@ COARSE = "coarse"
 """A bounded report whose codes take half the bits."""
 LEVELS = "levels"
 """A bounded report of tensors' importance, without rows and columns."""
-_CODE_BITS = {PROFILE: 4, BOUNDED: 4, COARSE: 2, LEVELS: 0}
+_REPORTS = {
+    PROFILE: ReportForm(4, bounded=False),
+    BOUNDED: ReportForm(4),
+    COARSE: ReportForm(2),
+    LEVELS: ReportForm(0),
+}
+_ABILITIES = {BOUNDED: {BOUNDED}, COARSE: {COARSE}, LEVELS: {COARSE}}
+"""What a peer must say that it can do, by the side."""
 _BLOCKS_A_SCALE = 4  # of peaks: they take fewer bits than signs
 
 _NOWHERE = np.zeros(0, np.int64)
@@ -71,9 +79,9 @@ class Sketch:
     `bits`: 1, 2 or 4, or 0.1875: the peak of every 32 values, 6 bits.
     `side`: "bare", or how the payload also reports importance: "bounded" (a byte per tensor, and
     this client's part of the codes of rows and columns), "coarse" (codes of half the bits),
-    "levels" (no codes), or "profile", the report of older versions. `statistics`: tensors that are not trained are "sent" as 8-bit floats, by each client
-    a part if all of them would cost much, "whole" by every client as 16-bit floats, or "held" at
-    their old values.
+    "levels" (no codes), or "profile", the report of older versions. `statistics`: tensors that are
+    not trained are "sent" as 8-bit floats, by each client a part if all of them would cost much,
+    "whole" by every client as 16-bit floats, or "held" at their old values.
     Raises CodecError for arguments out of range.
     """
 
@@ -90,9 +98,9 @@ class Sketch:
         if self.bits not in QUANTIZERS:
             known = ", ".join(f"{bits:g}" for bits in QUANTIZERS)
             raise CodecError(f"sketch sends {known} bits a value, not {self.bits!r}")
-        if self.side not in ("bare", *_CODE_BITS):
+        if self.side not in ("bare", *_REPORTS):
             raise CodecError(
-                f"sketch sends bare bits, or one of {', '.join(_CODE_BITS)} too, not {self.side!r}"
+                f"sketch sends bare bits, or one of {', '.join(_REPORTS)} too, not {self.side!r}"
             )
         if self.statistics not in ("sent", "whole", "held"):
             raise CodecError(f"statistics are sent, whole or held, not {self.statistics!r}")
@@ -101,8 +109,7 @@ class Sketch:
     @property
     def needs(self) -> frozenset[str]:
         """Its name, and that of its report, which both sides must merge alike."""
-        reports = {BOUNDED: BOUNDED, COARSE: COARSE, LEVELS: COARSE}  # the ability by the side
-        return frozenset({self.name, reports.get(self.side, self.name)})
+        return frozenset({self.name} | _ABILITIES.get(self.side, set()))
 
     @cached_property
     def traits(self) -> Traits:
@@ -123,7 +130,7 @@ class Sketch:
         report, allocation = b"", context.allocation
         if self._reports:
             own = measure_importance(tensors)
-            report = encode_report(own, context.slot, context.slots, _CODE_BITS[self.side])
+            report = encode_report(own, context.slot, context.slots, _REPORTS[self.side])
             if allocation is None:
                 allocation = Allocation(own.levels, equal_importance(shapes).profile)
         sampler = sampler_of(allocation or equal_importance(shapes), tuple(shapes))
@@ -180,7 +187,7 @@ class Sketch:
     def limit(self, shapes: Sequence[Shape]) -> int:
         """Return the most bytes that tensors of `shapes` take."""
         count = self._count(shapes)
-        report = report_size(shapes, 0, 1, _CODE_BITS[self.side]) if self._reports else 0
+        report = report_size(shapes, 0, 1, _REPORTS[self.side]) if self._reports else 0
         return report + 2 * -(-count // self._span) + self._quantizer.size(count)
 
     def _energy_before(self, levels: Array, scales: Array, sampler: Sampler) -> float:
@@ -259,12 +266,10 @@ def _placed(
     return tensors
 
 
-def _take_report(
-    reader: Reader, shapes: Sequence[Shape], context: Context, side: str
-) -> Report:
-    bits = _CODE_BITS[side]
-    data = reader.take(report_size(shapes, context.slot, context.slots, bits))
-    return decode_report(data, shapes, context.slot, context.slots, side != PROFILE, bits)
+def _take_report(reader: Reader, shapes: Sequence[Shape], context: Context, side: str) -> Report:
+    form = _REPORTS[side]
+    data = reader.take(report_size(shapes, context.slot, context.slots, form))
+    return decode_report(data, shapes, context.slot, context.slots, form)
 
 
 @lru_cache(2)

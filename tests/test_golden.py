@@ -31,6 +31,8 @@ SKETCHES = [
     "sketch(0.1, 2, bare, held)",
     "sketch(0.3, 4, bounded)",
     "sketch(0.06, 0.1875, bounded, whole)",
+    "sketch(0.06, 0.1875, coarse)",
+    "sketch(0.1, 1, levels)",
 ]
 EVERY = [*CODECS, *SKETCHES]
 

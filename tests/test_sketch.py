@@ -31,6 +31,7 @@ from featherfed.compression.exchange.update import (
 from featherfed.compression.hadamard import block_scales, padded, rotate, rotate_back
 from featherfed.compression.importance import (
     Allocation,
+    ReportForm,
     grid_of,
     importance_weights,
     measure_importance,
@@ -53,7 +54,8 @@ MODEL = Manifest(
 )
 SHAPES = sketched_shapes(MODEL)
 TEXTS = ["sketch(0.05)", "sketch(0.05, 1, profile)", "sketch(0.2, 2)", "sketch(0.4, 4, profile)",
-         "sketch(0.1, 1, bounded)", "sketch(0.06, 0.1875, bounded)"]  # fmt: skip
+         "sketch(0.1, 1, bounded)", "sketch(0.06, 0.1875, bounded)",
+         "sketch(0.06, 0.1875, coarse)", "sketch(0.1, 1, levels)"]  # fmt: skip
 KEY = round_key(3, 1)
 
 
@@ -232,10 +234,7 @@ def test_only_large_matrices_have_a_profile() -> None:
 
 def test_reports_of_all_slots_make_the_allocation_whole() -> None:
     own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
-    reports = [
-        importance.decode_report(importance.encode_report(own, slot, 5), SHAPES, slot, 5, False)
-        for slot in range(5)
-    ]
+    reports = reports_of([own] * 5, ReportForm(4, bounded=False))
     assert merge_reports(None, reports, SHAPES) == own, "as older versions merge"
     partial = merge_reports(None, reports[:2], SHAPES)
     assert partial is not None
@@ -243,11 +242,13 @@ def test_reports_of_all_slots_make_the_allocation_whole() -> None:
     assert merge_reports(own, [], SHAPES) == own
 
 
-def reports_of(owns: list[Allocation], bounded: bool = True) -> list[importance.Report]:
+def reports_of(
+    owns: list[Allocation], form: importance.ReportForm = importance.FINE
+) -> list[importance.Report]:
     slots = len(owns)
     return [
         importance.decode_report(
-            importance.encode_report(own, slot, slots), SHAPES, slot, slots, bounded
+            importance.encode_report(own, slot, slots, form), SHAPES, slot, slots, form
         )
         for slot, own in enumerate(owns)
     ]
@@ -305,7 +306,7 @@ def test_a_lie_of_one_in_five_costs_the_others_coordinates_little() -> None:
 
     def loss(bounded: bool) -> float:
         honest, lied = (
-            merge_reports(None, reports_of([first, *[own] * 4], bounded), SHAPES)
+            merge_reports(None, reports_of([first, *[own] * 4], ReportForm(4, bounded)), SHAPES)
             for first in (own, lie)
         )
         assert honest is not None
@@ -317,6 +318,44 @@ def test_a_lie_of_one_in_five_costs_the_others_coordinates_little() -> None:
 
     assert loss(bounded=True) < 4
     assert loss(bounded=False) > 20, "as older versions merge"
+
+
+@pytest.mark.parametrize("bits", [0, 2])
+def test_a_coarser_report_tells_about_the_same_in_fewer_bytes(bits: int) -> None:
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
+    form = ReportForm(bits)
+    merged = merge_reports(None, reports_of([own] * 5, form), SHAPES)
+    fine = merge_reports(None, reports_of([own] * 5), SHAPES)
+    assert merged is not None
+    assert fine is not None
+    assert merged.levels == fine.levels
+    codes = [np.frombuffer(it.profile, np.uint8).astype(int) for it in (merged, fine)]
+    if bits:
+        assert np.abs(codes[0] - codes[1]).max() <= 1, "a factor of the square root of 2"
+    else:
+        assert (codes[0] == importance.NEUTRAL).all()
+    size = importance.report_size(SHAPES, 0, 5, form)
+    assert size == len(importance.encode_report(own, 0, 5, form)) == 4 + 68 * bits // 8
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4])
+def test_a_report_with_another_meaning_than_its_bytes_is_refused(bits: int) -> None:
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
+    form = ReportForm(bits)
+    good = importance.encode_report(own, 0, 7, form)
+    bad = [bytes([32]) + good[1:]]
+    if bits:  # slot 0 has 49 codes: 4 bits or 6 are left of the last byte
+        bad.append(good[:-1] + bytes([good[-1] | 0x80]))
+    for data in bad:
+        with pytest.raises(WireError, match="out of range"):
+            importance.decode_report(data, SHAPES, 0, 7, form)
+
+
+def test_levels_alone_leave_the_profile_as_it_was() -> None:
+    own = measure_importance([some_update()[i] for i in (0, 1, 4, 5)])
+    before = merge_reports(None, reports_of([own] * 5), SHAPES)
+    after = merge_reports(before, reports_of([own] * 5, ReportForm(0)), SHAPES)
+    assert after == before
 
 
 def test_honest_reports_within_the_bounds_merge_to_themselves() -> None:
@@ -417,7 +456,7 @@ def test_an_update_has_the_bytes_that_its_density_says(text: str) -> None:
     encoded = encode_update(parse_codec(text), MODEL, some_update(), context=Context(KEY, 1, 5))
     density = parse_codec(text).density  # type: ignore[attr-defined]
     assert len(encoded.payload) <= max_payload(parse_codec(text), MODEL)
-    reports = "profile" in text or "bounded" in text
+    reports = parse_codec(text).side != "bare"  # type: ignore[attr-defined]
     assert abs(len(encoded.payload) - 12041 * density / 8) < 120 + 45 * reports
     assert encoded.residual is None
 

@@ -66,6 +66,19 @@ def test_few_clients_send_the_largest_values_instead() -> None:
         assert uplink.codec(clients, 1).startswith("topk(")
 
 
+@pytest.mark.parametrize(
+    ("budget", "sides"),
+    [
+        ("10kB/round", ["bounded", "bounded", "bare", "bounded", "bare"]),
+        ("2kB/round", ["coarse", "levels", "bare", "levels", "bare"]),
+        ("100B/round", ["levels", "levels", "bare", "levels", "bare"]),
+    ],
+)
+def test_a_small_budget_takes_coarser_reports(budget: str, sides: list[str]) -> None:
+    uplink = Uplink(budget, MODEL, 5)
+    assert [parse_codec(uplink.codec(5, r)).side for r in range(1, 6)] == sides  # type: ignore[attr-defined]
+
+
 def test_a_mask_ends_reports_of_importance() -> None:
     uplink = Uplink("balanced", MODEL, 7)
     assert "bounded" in uplink.codec(5, 1)
@@ -200,9 +213,12 @@ def test_a_client_that_knows_no_sketch_takes_part_in_another_codec(federation: S
     assert pb.Link.BUNDLE not in old.kinds
 
 
-def test_a_client_that_merges_reports_as_older_versions_did_takes_part(federation: Start) -> None:
-    server = federation(compression=BUDGET, rounds=4)
-    old = _Old(server.transport(), "bounded")
+@pytest.mark.parametrize(("budget", "unknown"), [("2kB/round", "bounded"), ("100B", "coarse")])
+def test_a_client_that_merges_reports_as_older_versions_did_takes_part(
+    federation: Start, budget: str, unknown: str
+) -> None:
+    server = federation(compression={"uplink": budget}, rounds=4)
+    old = _Old(server.transport(), unknown)
     held = server.run_clients(
         server.client("a", 0.1), server.client("b", 0.7), server.client("c", transport=old)
     )

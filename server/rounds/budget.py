@@ -37,7 +37,7 @@ def plan_codecs(
     """Return the codec text of each round, for clients that send `client_bytes` a round on average.
 
     `cohort`: clients in a round. `sparsity`: share of the prunable weights that masks remove; the
-    bits are spent on the others. `report`: the finest report of importance that the run knows.
+    bits are spent on the others. `report`: as in the run's plan.
     """
     if cohort <= SMALL_COHORT:
         return [_largest_values(manifest, client_bytes)] * rounds

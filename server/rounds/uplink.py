@@ -83,7 +83,7 @@ class Uplink:
     """Chooses what the clients of each round send, by a checked `uplink` text."""
 
     def __init__(self, text: str, manifest: Manifest, rounds: int, report: str = COARSE) -> None:
-        """`report`: the side of a sketch that reports importance."""
+        """`report`: what the run began with, "coarse" or the one side that older runs know."""
         self._report = report
         self._manifest = manifest
         self._rounds = rounds
