@@ -32,8 +32,11 @@ SWEEPS = {
     "presets": (
         "The example",
         "Fashion-MNIST, 5 clients with 12,000 examples each, 7 rounds of 5 epochs, batch 32, SGD "
-        "0.01, a CNN of 225,034 parameters (900,136 bytes as float32). Budgets of 1.5 kB "
-        "and 500 B a round are 300 and 100 bytes for each client.",
+        "0.01, a CNN of 225,034 parameters (900,136 bytes as float32).",
+    ),
+    "budgets": (
+        "The example with 280 and 100 bytes",
+        "Budgets of 1.4 kB and 500 B a round are 280 and 100 bytes for each of the five clients.",
     ),
     "peers": (
         "Codecs of the literature",
