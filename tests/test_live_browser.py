@@ -167,6 +167,7 @@ FRAMES = """milliseconds => new Promise((done) => {
 })"""
 
 
+@pytest.mark.slow  # a measurement, with many frames
 def test_500_clients_stay_smooth(crowd: Crowd, tab: Tab) -> None:
     with served(crowd) as page:
         tab.page.goto(page.url)

@@ -168,9 +168,9 @@ evaluation.clients = 0
 """
 
 
+@pytest.mark.slow  # four processes with TensorFlow; tests/test_pinned_runs.py holds what rules give
 @pytest.mark.parametrize(
-    "more",
-    ['aggregation.rule = "median"', pytest.param(PRIVATE, id="private", marks=pytest.mark.slow)],
+    "more", ['aggregation.rule = "median"', pytest.param(PRIVATE, id="private")]
 )
 def test_other_ways_to_aggregate_learn(processes: Processes, more: str) -> None:
     address = serve(
@@ -186,6 +186,7 @@ def test_other_ways_to_aggregate_learn(processes: Processes, more: str) -> None:
     assert ("epsilon" in found["rounds"][-1]) == ("privacy" in more)
 
 
+@pytest.mark.slow  # three starts of TensorFlow; tests/test_federation.py has both within a process
 def test_other_settings_or_a_taken_port_are_said_plainly(processes: Processes) -> None:
     address = serve(processes, rounds=1, port=0, minimum=1, deadline=60)
     port = address.rpartition(":")[2]
