@@ -23,7 +23,7 @@ RESULT = Path(__file__).parent / "results" / "coarse_weights.json"
 
 def accuracies(shards: str, coarse: bool) -> list[float]:
     """Return the accuracy of each seed's final model in percent."""
-    strategy.coarse_weights = coarse_weights if coarse else lambda counts, key: dict(counts)
+    strategy.coarse_weights = coarse_weights if coarse else lambda counts, *_: dict(counts)
     found = [accuracy({"rule": "mean"}, "balanced", "none", 0, shards, seed) for seed in SEEDS]
     return [round(100 * value, 2) for value in found if value is not None]
 

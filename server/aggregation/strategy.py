@@ -60,8 +60,8 @@ class AggregationStrategy:
             return None
         left_out = weighting.record.left_out
         counted = {c: weight for c, weight in weighting.weights.items() if c not in left_out}
-        key = Key.root(self._store.runs.secret()).child("weights", round_)
-        return coarse_weights(counted, key)
+        secret = Key.root(self._store.runs.secret()).child("weights")
+        return coarse_weights(counted, secret, round_)
 
     @contextmanager
     def begin(
