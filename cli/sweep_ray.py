@@ -21,13 +21,16 @@ class RayRunner:
     Every node needs featherfed with its extra `sweep`, and the data set at the same path.
     """
 
-    def __init__(self, address: str, memory: int, on_rounds: Callable[[int], None]) -> None:
+    def __init__(
+        self, address: str, memory: int, workers: int, on_rounds: Callable[[int], None]
+    ) -> None:
         """`address`: of a cluster, "local" for one of this machine, "auto" for what is there.
 
-        `memory`: bytes that a case may need; Ray starts no more of them on a node than fit. Raises
-        ServerError if there is no such cluster.
+        `memory`: bytes that a case may need, `workers`: processes of it, with a core each; Ray
+        starts no more cases on a node than fit. Raises ServerError if there is no such cluster.
         """
         self._memory = memory
+        self._workers = workers
         self._on_rounds = on_rounds
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -39,8 +42,9 @@ class RayRunner:
 
     def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
         """Yield how each case went, as they end."""
-        task = ray.remote(num_cpus=1, memory=self._memory, max_retries=RETRIES)(_run)
-        running = {task.remote(case): case for case in cases}
+        workers = self._workers
+        task = ray.remote(num_cpus=workers, memory=self._memory, max_retries=RETRIES)(_run)
+        running = {task.remote(case, workers): case for case in cases}
         try:
             while running:
                 (ended,), _ = ray.wait(list(running), num_returns=1)
@@ -54,12 +58,12 @@ class RayRunner:
             ray.shutdown()
 
 
-def _run(case: Case) -> dict[str, Any]:
+def _run(case: Case, workers: int) -> dict[str, Any]:
     from featherfed.cli.sweep_case import run_case
-    from featherfed.cli.sweep_worker import use_one_thread
+    from featherfed.models.threads import ONE_THREAD
 
-    use_one_thread()
-    return run_case(case)
+    ONE_THREAD.use()
+    return run_case(case, workers=workers)
 
 
 def _outcome(case: Case, ended: ray.ObjectRef[dict[str, Any]]) -> Outcome:
