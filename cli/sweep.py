@@ -31,7 +31,8 @@ def run_sweep(path: Path, workers: int, output: Path | None, ray: str | None) ->
     """Run the cases of a sweep file that have no result yet, then write tables and page.
 
     `workers`: runs side by side, 0 for as many as there are cores for. `ray`: the address of a
-    cluster to run them on instead. Raises ServerError if some cases failed, once the others are done and reported.
+    cluster to run them on instead. Raises ServerError if some cases failed, once the others are
+    done and reported.
     """
     sweep = load_sweep(path)
     cases = list(sweep.cases())
