@@ -27,7 +27,8 @@ class RayRunner:
         """`address`: of a cluster, "local" for one of this machine, "auto" for what is there.
 
         `memory`: bytes that a case may need, `workers`: processes of it, with a core each; Ray
-        starts no more cases on a node than fit. Raises ServerError if there is no such cluster.
+        starts no more cases on a node than fit. Raises ServerError if there is no such cluster, or
+        no node with so many cores.
         """
         self._memory = memory
         self._workers = workers
@@ -39,6 +40,13 @@ class RayRunner:
                 f"no Ray cluster at {address}: {error}; start one by `ray start --head`, or leave "
                 "the address out"
             ) from error
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        if max(nodes, default=0) < workers:  # Ray would wait for such a node for ever
+            ray.shutdown()
+            raise ServerError(
+                f"run_workers = {workers}, and no node of the Ray cluster at {address} has more "
+                f"than {max(nodes, default=0):.0f} cores; lower it in the sweep file"
+            )
 
     def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
         """Yield how each case went, as they end."""

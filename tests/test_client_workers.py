@@ -121,9 +121,9 @@ def case(**changes: Any) -> Case:
         case(),
         case(grid={"partition": ["dirichlet:0.5"], "codec": ["balanced"]}),
         case(grid={"runtime": ["litert"], "codec": ["extreme"]}),
-        case(optimization={"method": "prune+qat"}),
+        case(optimization={"method": "prune"}),
     ],
-    ids=["feedback", "noniid", "litert", "prune+qat"],
+    ids=["feedback", "noniid", "litert", "prune"],
 )
 def test_a_case_of_a_sweep_is_the_same_in_workers(chosen: Case) -> None:
     pytest.importorskip("tensorflow_model_optimization")

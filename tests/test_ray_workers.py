@@ -1,0 +1,45 @@
+"""A case on a Ray cluster whose clients train in workers: same digest, and enough cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from featherfed.cli.sweep_case import run_case
+from featherfed.server.errors import ServerError
+from featherfed.sweep.grid import Sweep
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # Ray leaves its log files open.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def cluster() -> Any:
+    pytest.importorskip("ray", reason="needs featherfed's extra `cluster`")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster()
+    made.add_node(num_cpus=2)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def test_clients_of_a_case_train_side_by_side(cluster: Any) -> None:
+    from featherfed.cli.sweep_ray import RayRunner
+
+    grid = {"codec": ["balanced"], "model": ["mlp"], "clients": [2]}
+    run = {"rounds": 1, "training": {"epochs": 1, "learning_rate": 0.1}}
+    (case,) = Sweep.model_validate({"grid": grid, "run": run, "run_workers": 2}).cases()
+    with pytest.raises(ServerError, match=r"run_workers = 3, and no node .* more than 2 cores"):
+        RayRunner(cluster.address, 2**28, 3, lambda rounds: None)
+    (outcome,) = RayRunner(cluster.address, 2**28, 2, lambda rounds: None).run([case])
+    assert outcome.metrics is not None, outcome.details
+    assert outcome.metrics["final"]["digest"] == run_case(case)["final"]["digest"]
