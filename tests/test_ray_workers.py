@@ -32,7 +32,5 @@ def test_clients_of_a_case_train_side_by_side() -> None:
     (outcome,) = RayRunner("local", 2**28, 2, lambda rounds: None).run([case])
     assert outcome.metrics is not None, outcome.details
     assert outcome.metrics["final"]["digest"] == run_case(case)["final"]["digest"]
-    with pytest.raises(
-        ServerError, match=r"run_workers = 9999, and no node .* than \d+ cores"
-    ):
+    with pytest.raises(ServerError, match=r"run_workers = 9999, and no node .* than \d+ cores"):
         RayRunner("local", 2**28, 9999, lambda rounds: None)
