@@ -247,6 +247,13 @@ def test_images_get_all_of_the_package_and_locks_of_wheels_alone() -> None:
     assert not re.search(r"^(tensorflow|keras)\b", client, re.MULTILINE)
 
 
+def test_a_server_needs_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from featherfed.api.machine import machine
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine().keys() == {"architecture", "cores", "python"}
+
+
 def test_the_first_process_of_a_container_ends_on_sigterm() -> None:
     """The kernel spares it signals that it does not handle."""
     code = (
