@@ -50,11 +50,15 @@ docs: $(VENV)/.dev ## build the documentation's site in docs/_build/html
 reference: $(VENV)/.dev ## write the reference pages of docs/ from the code
 	$(BIN)/python docs/site/reference.py
 
-lock: $(VENV)/.dev ## write deploy/constraints.txt: what the installer installs, with hashes
+lock: $(VENV)/.dev ## write deploy/*constraints.txt: what installer and images install, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --extra edge --extra images --no-annotate \
 	  --custom-compile-command 'make lock' --output-file deploy/constraints.txt \
 	  pyproject.toml deploy/constraints.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --only-binary :all: --extra demo --extra images --no-annotate \
+	  --custom-compile-command 'make lock' --output-file deploy/server-constraints.txt \
+	  pyproject.toml deploy/server-constraints.in
 
 sbom: $(VENV)/.dev ## write build/sbom.json: all packages of deploy/constraints.txt, as CycloneDX
 	mkdir -p build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
     }
+    if shutil.which("git") is None:  # in a container, say
+        return fields
     repository = Path(__file__).resolve().parent.parent
     found = subprocess.run(
         ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"],

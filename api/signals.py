@@ -28,6 +28,7 @@ def end_on_sigterm(message: str, status: int | None = None) -> None:
             os._exit(status)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(128 + signal.SIGTERM)  # a container's first process: the signal does nothing to it
 
     threading.Thread(target=wait_for_sigterm, name="sigterm", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""`featherfed.simulate`: a whole federation in this process, without a network."""
+"""`featherfed.simulate`: a whole federation on this machine, without a network."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from featherfed.api.progress import progress_bar
 from featherfed.api.trackers.hook import Tracker
 from featherfed.datasets.dataset import Dataset, DatasetError
 from featherfed.edge_client.examples import Examples
-from featherfed.edge_client.trainer import KerasLoop, Trainer
+from featherfed.edge_client.trainer import KerasLoop
 from featherfed.models.importing import importing_tensorflow
 from featherfed.tasks.task import Task, image_task
 
 if TYPE_CHECKING:
     from featherfed.api.history import History
-    from featherfed.compression.exchange.manifest import Manifest
     from featherfed.models.model_files import LoadedModel
     from featherfed.models.optimized import FederatedModel
-    from featherfed.proto import federation_pb2 as pb
     from featherfed.server.coordinator.coordinator import Coordinator
     from featherfed.server.settings.settings import Settings
 
@@ -53,8 +51,9 @@ def simulate(
     trainer: KerasLoop | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
+    workers: int = 1,
 ) -> History:
-    """Train `model` on the data of some clients, all in this process; return how it went.
+    """Train `model` on the data of some clients, all on this machine; return how it went.
 
     The same code as of a server and its clients runs, compression and every count of bytes
     included, but for gRPC. Equal arguments give equal weights, bit for bit.
@@ -79,8 +78,11 @@ def simulate(
         trainer: Your own training loop, instead of Keras' fit; see `KerasLoop`.
         settings: Further sections of a run file, such as {"optimization": {"method": "prune"}}.
         progress: Whether to show a bar; None: in a terminal or a notebook.
+        workers: Processes in which clients train side by side, with the same result; 1: in this
+            one, one client after another. Each takes TensorFlow's memory again.
 
-    Raises ValueError, of a kind that says what is wrong, for what cannot be simulated.
+    Raises ValueError, of a kind that says what is wrong, for what cannot be simulated, and
+    WorkerDied if a worker dies.
     """
     try:
         with importing_tensorflow():
@@ -90,11 +92,15 @@ def simulate(
     except ModuleNotFoundError as error:
         raise explained(error, "simulate") from error
     from featherfed.api.build import KerasEvaluator, build_model
+    from featherfed.api.client_trainers import ClientTrainers
     from featherfed.api.history import History
     from featherfed.api.tracker_choice import make_trackers
-    from featherfed.edge_client.keras_trainer import KerasTrainer, LoopTrainer
+    from featherfed.server.errors import ServerError
+    from featherfed.sweep.simulate import Workers
     from featherfed.sweep.simulate import simulate as run
 
+    if workers < 1:
+        raise ServerError(f"workers={workers}: give 1 or more")
     chosen_trackers = make_trackers(trackers, without=("otel",))
     data = _named(clients)
     held = None if test is None else as_dataset(test, "test")
@@ -115,12 +121,7 @@ def simulate(
     held = None if held is None else _fitted(held, task)
     federated: FederatedModel = build_model(chosen, task, loaded)
 
-    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest, step: object) -> Trainer:
-        if trainer is None:
-            return KerasTrainer(plan, manifest, examples[name], client=name, model=federated)
-        return LoopTrainer(
-            plan, manifest, examples[name], client=name, loop=trainer, model=federated
-        )
+    trainers = ClientTrainers(examples, federated, trainer)
 
     ended: dict[str, Any] = {}
 
@@ -145,7 +146,7 @@ def simulate(
             manifest=federated.manifest,
             task=task,
             clients={name: part.summary() for name, part in examples.items()},
-            make_trainer=make_trainer,
+            make_trainer=trainers,
             evaluator=None if held is None else KerasEvaluator(federated, held),
             first_weights=federated.first_weights(),
             on_round=on_round,
@@ -155,6 +156,7 @@ def simulate(
                 "featherfed": importlib.metadata.version("featherfed"),
                 "num_test_examples": 0 if held is None else len(held),
             },
+            workers=Workers(workers, trainers.only) if workers > 1 else None,
         )
     return History(metrics, federated, **ended)
 

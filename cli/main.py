@@ -342,7 +342,7 @@ def certs_list(folder: Path) -> None:
 
 @app.command()
 @click.argument("sweep_file", type=PATH, metavar="SWEEP.toml")
-@click.option("--workers", type=AT_LEAST_0, default=0, help="Processes; 0: one per core.")
+@click.option("--workers", type=AT_LEAST_0, default=0, help="Runs side by side; 0: for each core.")
 @click.option("--output", type=PATH, help="Instead of the sweep file's.")
 @click.option(
     "--ray",

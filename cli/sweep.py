@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -29,8 +30,9 @@ MakeRunner = Callable[[int, Callable[[int], None]], Runner]
 def run_sweep(path: Path, workers: int, output: Path | None, ray: str | None) -> None:
     """Run the cases of a sweep file that have no result yet, then write tables and page.
 
-    `workers`: processes, 0 for one per core. `ray`: the address of a cluster to run them on
-    instead. Raises ServerError if some cases failed, once the others are done and reported.
+    `workers`: runs side by side, 0 for as many as there are cores for. `ray`: the address of a
+    cluster to run them on instead. Raises ServerError if some cases failed, once the others are
+    done and reported.
     """
     sweep = load_sweep(path)
     cases = list(sweep.cases())
@@ -59,11 +61,13 @@ def _maker(sweep: Sweep, workers: int, ray: str | None) -> MakeRunner:
         from featherfed.cli.sweep_ray import RayRunner
 
         address, memory = ray, sweep.memory_mb * 2**20
-        return lambda count, on_rounds: RayRunner(address, memory, on_rounds)
+        return lambda count, on_rounds: RayRunner(address, memory, sweep.run_workers, on_rounds)
+    from featherfed.cli import sweep_worker
     from featherfed.cli.sweep_processes import ProcessRunner
 
-    most = workers or os.cpu_count() or 1
-    return lambda count, on_rounds: ProcessRunner(min(most, count), on_rounds)
+    most = workers or max(1, (os.cpu_count() or 1) // sweep.run_workers)
+    run = partial(sweep_worker.run, workers=sweep.run_workers)
+    return lambda count, on_rounds: ProcessRunner(min(most, count), on_rounds, run=run)
 
 
 def _report(sweep: Sweep, cases: Sequence[Case], output: Path) -> None:

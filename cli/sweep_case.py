@@ -1,4 +1,4 @@
-"""One run of a sweep: a federation without gRPC in this process."""
+"""One run of a sweep: a federation without gRPC."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 from featherfed.api.machine import machine
-from featherfed.compression.exchange.manifest import Manifest
 from featherfed.datasets.partition import partition
 from featherfed.datasets.sources import load_train_test
-from featherfed.edge_client.trainer import Trainer
-from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.admission import LITERT
 from featherfed.server.errors import ServerError
 from featherfed.sweep.grid import Case
-from featherfed.sweep.simulate import simulate
+from featherfed.sweep.simulate import Workers, simulate
 
 
-def run_case(case: Case, on_round: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Return the metrics of a case, as in metrics.json; `on_round` is called after each round."""
+def run_case(
+    case: Case, on_round: Callable[[], None] = lambda: None, workers: int = 1
+) -> dict[str, Any]:
+    """Return the metrics of a case, as in metrics.json; `on_round` is called after each round.
+
+    `workers`: processes in which its clients train, for 1 this one alone.
+    """
     # TensorFlow, which the workers need, and not the process that waits for them.
     from featherfed.api.build import KerasEvaluator, build_model, run_task
+    from featherfed.api.client_trainers import ClientTrainers
     from featherfed.api.training_step import offered_step
     from featherfed.edge_client.examples import Examples
-    from featherfed.edge_client.keras_trainer import KerasTrainer
-    from featherfed.edge_client.litert_trainer import LitertTrainer
 
     settings = case.settings
     train, test = load_train_test(case.dataset)
@@ -39,11 +40,7 @@ def run_case(case: Case, on_round: Callable[[], None] = lambda: None) -> dict[st
     if step is not None and not step.content:
         raise ServerError(f"{case.name}: {step.missing}")
 
-    def make_trainer(name: str, plan: pb.Plan, manifest: Manifest, step: bytes | None) -> Trainer:
-        if step is not None:
-            # The step is this process's own.
-            return LitertTrainer(plan, manifest, step, examples[name], client=name, trusted=True)
-        return KerasTrainer(plan, manifest, examples[name], client=name, model=model)
+    trainers = ClientTrainers(examples, model)
 
     def count(round_: int, scores: object) -> None:
         if round_ <= settings.rounds:  # one that calibrates comes after them
@@ -55,7 +52,7 @@ def run_case(case: Case, on_round: Callable[[], None] = lambda: None) -> dict[st
         manifest=model.manifest,
         task=task,
         clients={name: part.summary() for name, part in examples.items()},
-        make_trainer=make_trainer,
+        make_trainer=trainers,
         evaluator=KerasEvaluator(model, test),
         first_weights=model.first_weights(),
         on_round=count,
@@ -66,4 +63,5 @@ def run_case(case: Case, on_round: Callable[[], None] = lambda: None) -> dict[st
         },
         runtime=case.runtime,
         step=step,
+        workers=Workers(workers, trainers.only) if workers > 1 else None,
     )

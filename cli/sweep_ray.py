@@ -21,13 +21,17 @@ class RayRunner:
     Every node needs featherfed with its extra `sweep`, and the data set at the same path.
     """
 
-    def __init__(self, address: str, memory: int, on_rounds: Callable[[int], None]) -> None:
+    def __init__(
+        self, address: str, memory: int, workers: int, on_rounds: Callable[[int], None]
+    ) -> None:
         """`address`: of a cluster, "local" for one of this machine, "auto" for what is there.
 
-        `memory`: bytes that a case may need; Ray starts no more of them on a node than fit. Raises
-        ServerError if there is no such cluster.
+        `memory`: bytes that a case may need, `workers`: processes of it, with a core each; Ray
+        starts no more cases on a node than fit. Raises ServerError if there is no such cluster, or
+        no node with so many cores.
         """
         self._memory = memory
+        self._workers = workers
         self._on_rounds = on_rounds
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -36,11 +40,19 @@ class RayRunner:
                 f"no Ray cluster at {address}: {error}; start one by `ray start --head`, or leave "
                 "the address out"
             ) from error
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        if max(nodes, default=0) < workers:  # Ray would wait for such a node for ever
+            ray.shutdown()
+            raise ServerError(
+                f"run_workers = {workers}, and no node of the Ray cluster at {address} has more "
+                f"than {max(nodes, default=0):.0f} cores; lower it in the sweep file"
+            )
 
     def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
         """Yield how each case went, as they end."""
-        task = ray.remote(num_cpus=1, memory=self._memory, max_retries=RETRIES)(_run)
-        running = {task.remote(case): case for case in cases}
+        workers = self._workers
+        task = ray.remote(num_cpus=workers, memory=self._memory, max_retries=RETRIES)(_run)
+        running = {task.remote(case, workers): case for case in cases}
         try:
             while running:
                 (ended,), _ = ray.wait(list(running), num_returns=1)
@@ -54,12 +66,12 @@ class RayRunner:
             ray.shutdown()
 
 
-def _run(case: Case) -> dict[str, Any]:
+def _run(case: Case, workers: int) -> dict[str, Any]:
     from featherfed.cli.sweep_case import run_case
-    from featherfed.cli.sweep_worker import use_one_thread
+    from featherfed.models.threads import ONE_THREAD
 
-    use_one_thread()
-    return run_case(case)
+    ONE_THREAD.use()
+    return run_case(case, workers=workers)
 
 
 def _outcome(case: Case, ended: ray.ObjectRef[dict[str, Any]]) -> Outcome:

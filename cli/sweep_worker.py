@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from featherfed.cli.sweep_case import run_case
-from featherfed.models.importing import importing_tensorflow
+from featherfed.models.threads import ONE_THREAD
 from featherfed.sweep.grid import Case
 
 _rounds: Connection | None = None  # set in a worker
@@ -27,24 +27,15 @@ def start(rounds: Connection) -> None:
     global _rounds
     _rounds = rounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    use_one_thread()
+    # Parallel runs use the cores better so, and repeat exactly.
+    ONE_THREAD.use()
 
 
-def use_one_thread() -> None:
-    """Limit TensorFlow to one thread: parallel runs use the cores better, and repeat exactly."""
-    with importing_tensorflow():
-        import tensorflow as tf
-
-    if tf.config.threading.get_intra_op_parallelism_threads() != 1:  # a process is used again
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def run(case: Case) -> dict[str, Any]:
-    """Run a case in a worker that has started; return its metrics."""
+def run(case: Case, workers: int = 1) -> dict[str, Any]:
+    """Run a case in a worker that has started, with `workers` of its own; return its metrics."""
     rounds = _rounds
     assert rounds is not None, "a worker starts first"
-    return run_case(case, lambda: rounds.send_bytes(ROUND))
+    return run_case(case, lambda: rounds.send_bytes(ROUND), workers)
 
 
 def _end_with_parent() -> None:

@@ -22,6 +22,7 @@ from featherfed.server.settings.settings import (
     Settings,
     read_toml,
 )
+from featherfed.sweep.waiting import check_waits_for_all
 
 _AXES = ("dataset", "model", "partition", "clients", "runtime")
 TRAINING_AXES = ("learning_rate", "batch_size", "epochs", "optimizer")
@@ -140,7 +141,10 @@ class Sweep(Section):
     """Leading metric for "bytes to target", shares such as accuracy from 0 to 1. By default a
     little worse than the baseline's mean: one point of a share, one percent of other metrics."""
     memory_mb: Annotated[int, Field(ge=1)] = 2048
-    """Memory that a run may need; a Ray cluster starts no more runs on a node than fit."""
+    """Memory that a run may need, its workers included; a Ray cluster starts no more runs on a node
+    than fit."""
+    run_workers: Annotated[int, Field(ge=1)] = 1
+    """Processes in which the clients of a run train side by side; 1: one client after another."""
     grid: Grid
     run: dict[str, Any] = Field(default_factory=dict)
     """Settings of all runs, as in a run file."""
@@ -156,7 +160,9 @@ class Sweep(Section):
             raise ValueError(
                 f"[run.training] and [grid] both set {', '.join(sorted(twice))}; drop one of them"
             )
-        list(self.cases())
+        for case in self.cases():
+            if self.run_workers > 1:
+                check_waits_for_all(case.settings, case.clients)
         return self
 
     def cases(self) -> Iterator[Case]:

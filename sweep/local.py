@@ -15,6 +15,8 @@ from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.deliveries import Deliveries
 from featherfed.server.transfers.framing import control_entries, framed_size
 
+NO_FILES = "a simulated run has no files of its model"
+
 
 class LocalServer:
     """Replaces the server's loop and gRPC service: rounds advance within the clients' calls.
@@ -142,11 +144,11 @@ class LocalTransport:
         self, request: pb.FetchModelFileRequest, limit: int
     ) -> tuple[pb.ModelFile, bytes] | None:
         """Raise Rejected: a simulated run makes no files for its clients."""
-        raise Rejected("a simulated run has no files of its model")
+        raise Rejected(NO_FILES)
 
     def report_ranges(self, report: pb.RangesReport) -> None:
         """Raise Rejected: as for `fetch_model_file`."""
-        raise Rejected("a simulated run has no files of its model")
+        raise Rejected(NO_FILES)
 
     def heartbeat(self, session: int, timeout: float) -> None:
         """Do nothing: the clock stands still, so no client is ever lost."""

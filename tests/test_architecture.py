@@ -172,8 +172,7 @@ def test_heavy_packages_are_known_where_it_is_their_job() -> None:
             if firsts & {"grpc", "grpc_health", "grpc_reflection"}:
                 assert where.startswith(GRPC), where
             if firsts & TENSORFLOW:
-                allowed = {"api/runtime.py", "cli/sweep_worker.py"}
-                assert folder in ("models", "exporter") or where in allowed, where
+                assert folder in ("models", "exporter") or where == "api/runtime.py", where
             for package, files in ONLY_IN.items():
                 assert (package in firsts) == (where in files), f"{where}: {package}"
             if folder == "compression":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featherfed.datasets.dataset import Dataset
     from featherfed.edge_client.state import HeldModel
     from featherfed.edge_client.trainer import KerasLoop, Trainer, TrainingResult
+    from featherfed.sweep.client_processes import WorkerDied
     from featherfed.tasks.task import Input, Target, TargetKind, Task, Window
 
     __version__: str
@@ -39,6 +40,7 @@ __all__ = [
     "Trainer",
     "TrainingResult",
     "Window",
+    "WorkerDied",
     "simulate",
 ]
 
@@ -60,6 +62,7 @@ _MODULES = {
     "Trainer": "edge_client.trainer",
     "TrainingResult": "edge_client.trainer",
     "Window": "tasks.task",
+    "WorkerDied": "sweep.client_processes",
     "simulate": "api.simulation",
 }
 """Where each name comes from."""
