@@ -42,6 +42,12 @@ def test_the_generated_modules_are_those_of_the_proto_file(tmp_path: Path) -> No
         assert path.read_text("utf-8") == committed, f"{path.name} is stale: make proto"
 
 
+def test_the_source_archive_holds_every_room() -> None:
+    grafted = set((ROOT / "MANIFEST.in").read_text("utf-8").split())
+    rooms = {path.name for path in (ROOT / "src" / "featherfed").iterdir() if path.is_dir()}
+    assert rooms - {"__pycache__"} <= grafted
+
+
 def test_a_wheel_built_through_the_sdist_imports_whole(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
