@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -31,16 +32,22 @@ from featherfed.api.server_status import ServerStatus, join_line
 from featherfed.api.signals import stop_on_signal
 from featherfed.api.tracker_choice import collector_tracker, make_trackers
 from featherfed.api.trackers.following import Trackers
+from featherfed.api.trackers.hook import Tracker
 from featherfed.api.training_step import offered_step
 from featherfed.models.export import KINDS
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import Deposed, ServerError
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.postgres_address import (
+    PostgresAddress,
+    check_not_in_postgres,
+    write_address,
+)
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.releases import Releases
 
@@ -64,41 +71,65 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"cannot write to {output}: {error.strerror}") from error
-    page = LivePage(settings)  # fails early if its address is taken
-    with page.prepared(), closing(Store(output / "run.db")) as store:  # or the directory unusable
-        lock = TENSORFLOW_LOCK
-        with lock:
-            log.info("making the model, and checking whether it can be used")
-            served = _load(settings)
-            if store.runs.record() is None:
-                check_first_version(served, settings.seed)
-            warn_of_missing_files(served, settings.evaluation.by_clients_int8)
-            coordinator = _coordinator(settings, store, served, lock)
-        artifacts = Artifacts(output, store, coordinator, served)
-        releases = build_releases(output, coordinator, served, lock)
-        trackers = Trackers(
-            tracked, store, coordinator.settings, coordinator.task, coordinator.manifest
-        )
-        finished = False
+    if settings.server.postgres is None:
+        check_not_in_postgres(output)
+        page = LivePage(settings)  # fails early if its address is taken
+        with page.prepared(), closing(Store(output / "run.db")) as store:  # or the folder unusable
+            return _serve_stored(settings, store, _load(settings), page, tracked, observer)
+    address = PostgresAddress(settings.server.postgres, settings.server.postgres_schema)
+    write_address(output, address)
+    served = _load(settings)  # before it waits for the run, so that it takes over at once
+    while True:
         try:
-            running = _until_signal(
-                coordinator, artifacts, releases, lock, observer, page, trackers
-            )
-            finished = uvloop.run(running)
-            trackers.update()
-            return _exit_status(finished, coordinator.status())
-        finally:
-            trackers.close(finished)
-            releases.close()
+            with closing(Store(output / "run.db", postgres=address)) as store:
+                page = LivePage(settings)
+                with page.prepared():
+                    return _serve_stored(settings, store, served, page, tracked, observer)
+        except Deposed as deposed:
+            log.warning("%s", deposed, extra={"event": "deposed"})
+            tracked = make_trackers([*chosen, *collector_tracker(texts)])
+
+
+def _serve_stored(
+    settings: Settings,
+    store: Store,
+    served: Served,
+    page: LivePage,
+    tracked: Sequence[Tracker],
+    observer: Observer,
+) -> Outcome:
+    """Serve the run in a store until its end, or until it is told to stop; raise Deposed."""
+    output, lock = Path(settings.output), TENSORFLOW_LOCK
+    with lock:
+        if store.runs.record() is None:
+            check_first_version(served, settings.seed)
+        warn_of_missing_files(served, settings.evaluation.by_clients_int8)
+        coordinator = _coordinator(settings, store, served, lock)
+    artifacts = Artifacts(output, store, coordinator, served)
+    releases = build_releases(output, coordinator, served, lock)
+    trackers = Trackers(
+        tracked, store, coordinator.settings, coordinator.task, coordinator.manifest
+    )
+    finished = False
+    try:
+        running = _until_signal(coordinator, artifacts, releases, lock, observer, page, trackers)
+        finished = uvloop.run(running)
+        trackers.update()
+        return _exit_status(finished, coordinator.status())
+    finally:
+        trackers.close(finished)
+        releases.close()
 
 
 def _load(settings: Settings) -> Served:
     """Return what the run needs besides its store: model, and data if the server has any."""
-    test, calibration = load_evaluation_data(settings)
-    task = run_task(settings, test)
-    if test is not None and calibration is not None:
-        test, calibration = test.fit(task), calibration.fit(task)
-    return Served(build_model(settings, task), test, calibration)
+    log.info("making the model, and checking whether it can be used")
+    with TENSORFLOW_LOCK:
+        test, calibration = load_evaluation_data(settings)
+        task = run_task(settings, test)
+        if test is not None and calibration is not None:
+            test, calibration = test.fit(task), calibration.fit(task)
+        return Served(build_model(settings, task), test, calibration)
 
 
 def _exit_status(finished: bool, status: pb.StatusReply) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import sqlite3
 import subprocess
 import time
@@ -14,16 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from support.numpy_federation import Spec
+from support.ports import free_port
 from support.processes import program, status
 
 CLIENTS = 5
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class KillableProcesses:
