@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -38,7 +40,7 @@ from featherfed.models.export import KINDS
 from featherfed.models.tensorflow_lock import TENSORFLOW_LOCK
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import Deposed, ServerError
+from featherfed.server.errors import CannotListen, Deposed, ServerError
 from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
@@ -55,6 +57,8 @@ log = logging.getLogger(__name__)
 
 FINISHED, STOPPED, NO_PROGRESS = Outcome.FINISHED, Outcome.STOPPED, Outcome.NO_PROGRESS
 
+PORT_SECONDS = 30.0
+"""How long a server that has taken over waits for the port of the one before."""
 MAX_FILES = 65_536
 """Most open files that are asked for; each client's connection is one."""
 
@@ -79,6 +83,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     address = PostgresAddress(settings.server.postgres, settings.server.postgres_schema)
     write_address(output, address)
     served = _load(settings)  # before it waits for the run, so that it takes over at once
+    until = math.inf
     while True:
         try:
             with closing(Store(output / "run.db", postgres=address)) as store:
@@ -87,7 +92,14 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
                     return _serve_stored(settings, store, served, page, tracked, observer)
         except Deposed as deposed:
             log.warning("%s", deposed, extra={"event": "deposed"})
-            tracked = make_trackers([*chosen, *collector_tracker(texts)])
+            until = math.inf
+        except CannotListen as error:  # the server before may be on this machine, about to end
+            until = min(until, time.monotonic() + PORT_SECONDS)
+            if time.monotonic() >= until:
+                raise
+            log.warning("%s", error, extra={"event": "port_in_use"})
+            time.sleep(1)
+        tracked = make_trackers([*chosen, *collector_tracker(texts)])
 
 
 def _serve_stored(

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access.limits import Peer
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import CannotListen
 from featherfed.server.rpc.authentication import AuthenticationInterceptor
 from featherfed.server.rpc.callers import authenticated_peer, connected_peer
 from featherfed.server.rpc.context import Context
@@ -52,7 +52,7 @@ _OPTIONS = [
 async def create_server(service: FederationService, settings: Settings) -> tuple[Any, int]:
     """Return a started server and the port it listens on.
 
-    Raises ServerError if the address cannot be listened on, or the credentials cannot be used.
+    Raises CannotListen, or ServerError if the credentials cannot be used.
     """
     keys = None
     if settings.security.credentials is not None:
@@ -76,7 +76,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
         else:
             port = server.add_secure_port(address, keys.credentials())
     except RuntimeError as error:
-        raise ServerError(
+        raise CannotListen(
             f"cannot listen on {address}: it is in use or not an address of this machine; choose "
             "another with --port or [server] port (0 takes a free one)"
         ) from error

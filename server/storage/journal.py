@@ -56,7 +56,7 @@ class Journal:
         ]
 
     def add_update(self, update: JournaledUpdate, norms: UpdateNorms) -> None:
-        """Insert an update; raise the engine's IntegrityError if the client has one in the round."""
+        """Insert an update; raise the engine's IntegrityError if the client has one by now."""
         self._database.run(
             "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?)",
             update.round, update.client, update.slot, update.codec, update.num_examples,

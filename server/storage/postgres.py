@@ -36,8 +36,10 @@ log = logging.getLogger(__name__)
 
 STANDBY_SECONDS = 0.5
 """How often a server that waits looks whether it may take over."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 """Seconds between attempts to connect anew; they double each time."""
+PRECEDENCE_SECONDS = 3.0
+"""When PostgreSQL comes back, a standby waits so long: the server that leads has calls under way."""
 IN_DOUBT_SECONDS = 10.0
 """How long a commit waits for PostgreSQL to come back and say whether it was made."""
 
@@ -83,10 +85,13 @@ class PostgresDatabase(Database):
 
     def _when_leading(self) -> Connection:
         """Return a connection that holds the run's lock, as soon as no other server holds it."""
-        waits = False
+        waits = came_back = False
         while True:
             try:
                 connection = connect(self._address, self._name)
+                if came_back:
+                    time.sleep(PRECEDENCE_SECONDS)
+                came_back = False
                 while not take_lock(connection, self._address.schema):
                     if not waits:
                         log.warning(
@@ -102,6 +107,7 @@ class PostgresDatabase(Database):
                         f"cannot use {self.place}: {' '.join(str(error).split())}"
                     ) from error
                 time.sleep(STANDBY_SECONDS)  # a standby waits for PostgreSQL, too
+                came_back = True
                 continue
             if waits:
                 log.warning("taking over the run in %s", self.place, extra={"event": "takeover"})

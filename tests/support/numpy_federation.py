@@ -43,6 +43,8 @@ class Spec:
     address: str = ""
     """Address that clients use; empty: the one that the server writes to DIR/server.address."""
     give_up_after: float = 600.0
+    postgres: str = ""
+    """The PostgreSQL database that holds the run; empty: SQLite."""
 
     def write(self, directory: Path) -> None:
         """Write DIR/spec.json, which the processes read."""
@@ -67,10 +69,25 @@ class KillPoint:
 
 def serve(directory: Path, spec: Spec, on_round: Callable[[], None] = lambda: None) -> bool:
     """Run the server; return whether the run has finished. `on_round`: see server/loop.py."""
+    from featherfed.server.errors import CannotListen, Deposed
+
+    kill_point = KillPoint(directory, spec.kill_at)
+    while True:
+        try:
+            return _serve_once(directory, spec, on_round, kill_point)
+        except (Deposed, CannotListen) as error:
+            if not spec.postgres:
+                raise
+            logging.info("%s", error)
+            time.sleep(1)
+
+
+def _serve_once(
+    directory: Path, spec: Spec, on_round: Callable[[], None], kill_point: KillPoint
+) -> bool:
     import uvloop  # as `featherfed serve` does; servers inside a test's process run on asyncio
     from support import numpy_server
 
-    kill_point = KillPoint(directory, spec.kill_at)
     coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], kill_point)
 
     def on_listening(address: str) -> None:

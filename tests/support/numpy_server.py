@@ -17,6 +17,7 @@ from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.postgres_address import PostgresAddress
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.deliveries import Deliveries
 
@@ -40,7 +41,8 @@ def build(
     settings = Settings.model_validate(
         {"output": str(directory), "evaluation": {"dataset": "digits"}, **spec.settings}
     )
-    store = Store(directory / "run.db")
+    postgres = PostgresAddress(spec.postgres) if spec.postgres else None
+    store = Store(directory / "run.db", postgres=postgres)
     die_after(store.journal, "add_update", kill_point, "server: in the journal's transaction")
     die_after(store.journal, "open_round", kill_point, "server: in the opening's transaction")
     die_after(

@@ -37,7 +37,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="featherfed-postgres-"))
         if self._account:
             os.chown(self.folder, self._account.pw_uid, self._account.pw_gid)
-        self.port = free_port()
+        self.port, self._databases = free_port(), 0
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._run(
             "initdb", "--username=postgres", "--auth=trust", "--data-checksums", "--encoding=UTF8",
@@ -59,6 +59,16 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server; `immediate`: as a crash, with recovery at the next start."""
         self._run("pg_ctl", "--wait", f"--mode={mode}", "stop")
+
+    def new_database(self) -> str:
+        """Create a database; return its address."""
+        import psycopg  # not in every installation
+
+        self._databases += 1
+        name = f"test{self._databases}"
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
     def close(self) -> None:
         """Stop the server, and delete its files."""
