@@ -39,7 +39,7 @@ STANDBY_SECONDS = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 """Seconds between attempts to connect anew; they double each time."""
 PRECEDENCE_SECONDS = 3.0
-"""When PostgreSQL comes back, a standby waits so long: the server that leads has calls under way."""
+"""When PostgreSQL comes back, a standby waits so long: the one that leads has calls under way."""
 IN_DOUBT_SECONDS = 10.0
 """How long a commit waits for PostgreSQL to come back and say whether it was made."""
 
