@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import resource
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from featherfed.api.build import (
 )
 from featherfed.api.control import Observer, Outcome
 from featherfed.api.export import export_version
+from featherfed.api.front_end import StandbyCalls
 from featherfed.api.live_page import LivePage
 from featherfed.api.model_check import check_first_version, warn_of_missing_files
 from featherfed.api.quantizer import KerasQuantizer
@@ -85,8 +87,13 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     served = _load(settings)  # before it waits for the run, so that it takes over at once
     until = math.inf
     while True:
+        front = StandbyCalls(settings)
         try:
-            with closing(Store(output / "run.db", postgres=address)) as store:
+            with closing(front):
+                store = Store(output / "run.db", postgres=address, standby=front.follow)
+            with closing(store):
+                listening = settings.server.model_copy(update={"port": front.port})
+                settings = settings.model_copy(update={"server": listening})
                 page = LivePage(settings)
                 with page.prepared():
                     return _serve_stored(settings, store, served, page, tracked, observer)
@@ -142,6 +149,15 @@ def _load(settings: Settings) -> Served:
         if test is not None and calibration is not None:
             test, calibration = test.fit(task), calibration.fit(task)
         return Served(build_model(settings, task), test, calibration)
+
+
+def advertised(settings: Settings, address: str) -> str:
+    """Return where other servers of the run reach one that listens at `address`, HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    listens_everywhere = host in ("0.0.0.0", "[::]")
+    return settings.server.advertise or (
+        f"{socket.gethostname()}:{port}" if listens_everywhere else address
+    )
 
 
 def _exit_status(finished: bool, status: pb.StatusReply) -> Outcome:
@@ -200,6 +216,7 @@ async def _until_signal(
             served = page.served(coordinator, address, artifacts.facts(), export)
             until_the_end.enter_context(served)
             artifacts.write_address(address)
+            coordinator.store.advertise(advertised(coordinator.settings, address))
             observer.on_listening(address)
             status = ServerStatus(coordinator, join_line(coordinator.settings, address))
             until_the_end.callback(asyncio.create_task(status.tell()).cancel)

@@ -21,18 +21,24 @@ def serve_settings(
     insecure: bool,
     page: str | None = None,
     postgres: str | None = None,
+    advertise: str | None = None,
 ) -> Settings:
     """Return the settings with those options that are given; they replace the run file's.
 
-    `page`: HOST:PORT of the live page. `postgres`: the database that holds the run. Raises
+    `page`: HOST:PORT of the live page. `postgres`: the database that holds the run. `advertise`:
+    HOST:PORT at which the run's other servers reach this one. Raises
     ServerError if credentials cannot be loaded, for a database's address that cannot be used, and
     for a server or a page that other machines can reach without TLS unless `insecure` is set;
     ModuleNotFoundError if the page or the database needs packages that are not installed.
     """
-    given = (("host", host), ("port", port), ("page", page), ("postgres", postgres))
-    address = {k: v for k, v in given if v is not None}
+    given = {
+        "host": host, "port": port, "page": page, "postgres": postgres, "advertise": advertise,
+    }  # fmt: skip
+    address = {k: v for k, v in given.items() if v is not None}
     if page is not None and not is_address(page):
         raise ServerError(f"--page {page!r}: use HOST:PORT")
+    if advertise is not None and not is_address(advertise):
+        raise ServerError(f"--advertise {advertise!r}: use HOST:PORT")
     server = settings.server.model_copy(update=address)
     security = settings.security
     if credentials is not None or insecure:

@@ -116,6 +116,11 @@ def demo(**options: Any) -> None:
     help="Keep the run in this PostgreSQL database, postgresql://USER@HOST/NAME, say; the password "
     "is taken from PGPASSWORD or ~/.pgpass.",
 )
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="Where the run's other servers reach this one, with --postgres.",
+)
 @logging_options
 @print_errors
 def serve(
@@ -127,12 +132,14 @@ def serve(
     credentials: Path | None,
     insecure: bool,
     postgres: str | None,
+    advertise: str | None,
 ) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was.
 
     With more --rounds than it had, a run goes on, also one that has ended.
 
-    With --postgres, further servers of the same run wait, and one takes over when the first dies.
+    With --postgres, further servers of the same run pass calls on to the first, and one of them
+    takes over when that dies.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
@@ -144,7 +151,7 @@ def serve(
     # Before the imports below, which take seconds.
     loaded = load_settings(run_file)
     loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
-    settings = serve_settings(loaded, host, port, credentials, insecure, page, postgres)
+    settings = serve_settings(loaded, host, port, credentials, insecure, page, postgres, advertise)
     log.say("loading TensorFlow")
     with importing_tensorflow():
         from featherfed.api.serve import serve_run

@@ -133,7 +133,10 @@ class CallHandler:
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
         self.callers = Callers(
-            coordinator.members, coordinator.presence, coordinator.settings.limits
+            coordinator.members,
+            coordinator.presence,
+            coordinator.settings.limits,
+            coordinator.store.front_secret,
         )
         self.bytes = ByteCounter(coordinator)
         self.refuser = Refuser(coordinator, self.callers)

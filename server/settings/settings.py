@@ -307,6 +307,9 @@ class ServerSettings(Section):
     postgresql://USER@HOST/NAME, or a connection string, without the password."""
     postgres_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "featherfed"
     """The schema in that database, one for each run."""
+    advertise: Address | None = None
+    """HOST:PORT at which the other servers of a run in PostgreSQL reach this one; by default where
+    it listens, by this machine's name if that is 0.0.0.0."""
 
 
 class Settings(Section):

@@ -35,6 +35,8 @@ class Database(ABC):
         self.lock = threading.RLock()
         """Held during every statement and transaction."""
         self.failures = failures
+        self.front_secret = ""
+        """What a server shows that passes calls on to this one; empty if none may."""
         self.around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered before each commit of changes, left after it; writes rows that wait in memory."""
         self._after_commit: list[Callable[[], None]] = []
@@ -50,6 +52,10 @@ class Database(ABC):
     @abstractmethod
     def verify(self) -> None:
         """Raise CannotStore or ServerError if this process cannot write now, or must not."""
+
+    def advertise(self, address: str) -> None:
+        """Tell other servers of the run where this one listens; a file has no others."""
+        del address
 
     @abstractmethod
     def damaged(self, what: str) -> ServerError:

@@ -12,6 +12,7 @@ import functools
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from featherfed.server.errors import CannotStore, Deposed, ServerError
 from featherfed.server.storage.commit_count import Commits
 from featherfed.server.storage.database import Database
 from featherfed.server.storage.failures import WriteFailures
-from featherfed.server.storage.postgres_address import PostgresAddress
+from featherfed.server.storage.postgres_address import Leader, PostgresAddress
 from featherfed.server.storage.postgres_connection import (
     connect,
     end_other_sessions,
+    leader_of,
     place_of,
     take_lock,
     warn_without_checksums,
@@ -57,10 +59,16 @@ class PostgresDatabase(Database):
 
     elsewhere = "name another schema with [server] postgres_schema"
 
-    def __init__(self, address: PostgresAddress, path: Path) -> None:
+    def __init__(
+        self,
+        address: PostgresAddress,
+        path: Path,
+        standby: Callable[[Leader | None], None] = lambda leader: None,
+    ) -> None:
         """Wait until this process may serve the run, and open or create it.
 
         Raises ServerError if it cannot be used. `path`: files of the run stand beside it.
+        `standby`: told now and then, while this waits, who serves the run.
         """
         place = place_of(address)
         failures = WriteFailures(place, "see whether PostgreSQL runs and can be reached")
@@ -71,7 +79,10 @@ class PostgresDatabase(Database):
         self._changed = 0
         self._deposed: Deposed | None = None
         self._again_at, self._pause = 0.0, FIRST_PAUSE
-        self._connection = self._when_leading()
+        self.front_secret = secrets.token_hex(16)
+        self._advertised: str | None = None
+        """The address that other servers are still to be told."""
+        self._connection = self._when_leading(standby)
         try:
             bring_up_to_date(self._connection, address.schema, place)
             self._commits = _commits_of(self._connection)
@@ -83,7 +94,7 @@ class PostgresDatabase(Database):
             self._connection.close()
             raise ServerError(f"cannot use {place}: {error}") from error
 
-    def _when_leading(self) -> Connection:
+    def _when_leading(self, standby: Callable[[Leader | None], None]) -> Connection:
         """Return a connection that holds the run's lock, as soon as no other server holds it."""
         waits = came_back = False
         while True:
@@ -100,6 +111,7 @@ class PostgresDatabase(Database):
                             extra={"event": "standby"},
                         )  # fmt: skip
                     waits = True
+                    standby(leader_of(connection))
                     time.sleep(STANDBY_SECONDS)
             except psycopg.Error as error:
                 if not waits:
@@ -128,8 +140,22 @@ class PostgresDatabase(Database):
         called regularly, this tells soon.
         """
         with self.lock:
-            if not self._begun:
+            if self._begun:
+                return
+            if self._advertised is None:
                 self._execute("SELECT 1")
+                return
+            self.run(
+                "INSERT INTO leader VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "address = excluded.address, secret = excluded.secret",
+                self._advertised, self.front_secret,
+            )  # fmt: skip
+            self._advertised = None
+
+    def advertise(self, address: str) -> None:
+        """Tell other servers of the run, with the next `verify`, where this one listens."""
+        with self.lock:
+            self._advertised = address
 
     def damaged(self, what: str) -> ServerError:
         """Return the error for a database that must not be used any more, and what to do."""

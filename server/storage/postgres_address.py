@@ -21,6 +21,15 @@ class PostgresAddress(NamedTuple):
     schema: str = "featherfed"
 
 
+class Leader(NamedTuple):
+    """The server that serves a run, for the others of the same run."""
+
+    address: str
+    """HOST:PORT."""
+    secret: str
+    """What a front end shows it, to be believed whose calls it passes on."""
+
+
 def read_address(folder: Path) -> PostgresAddress | None:
     """Return where the run of an output folder is in PostgreSQL; None if it is not there.
 

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.numeric import NumericBinaryLoader
 
 from featherfed.server.errors import ServerError
-from featherfed.server.storage.postgres_address import PostgresAddress
+from featherfed.server.storage.postgres_address import Leader, PostgresAddress
 from featherfed.server.storage.postgres_schema import Connection, enter
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,15 @@ def take_lock(connection: Connection, schema: str) -> bool:
     key = _LOCKS + zlib.crc32(schema.encode())
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone()
     return row is not None and bool(row[0])
+
+
+def leader_of(connection: Connection) -> Leader | None:
+    """Return who serves a run, or did last; None if no server has said so."""
+    known = connection.execute("SELECT to_regclass('leader')").fetchone()
+    if known is None or known[0] is None:
+        return None
+    row = connection.execute("SELECT address, secret FROM leader").fetchone()
+    return None if row is None else Leader(*row)
 
 
 def end_other_sessions(connection: Connection, name: str) -> None:

@@ -31,6 +31,12 @@ _SQLITE_ALONE = "checksums"
 
 Connection = psycopg.Connection[Any]
 
+_LEADER = """CREATE TABLE IF NOT EXISTS leader (  -- the server that serves the run
+    id      BIGINT PRIMARY KEY CHECK (id = 1),
+    address TEXT NOT NULL,                      -- HOST:PORT
+    secret  TEXT NOT NULL                       -- by which it knows front ends
+)"""
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
 """The first brings a schema of version 1 to version 2, and so on; never changed once released.
 
@@ -106,6 +112,7 @@ def bring_up_to_date(connection: Connection, schema: str, place: str) -> None:
         for migrate in MIGRATIONS[version - 1 :] if version else ():
             migrate(connection)
         connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        connection.execute(_LEADER)
         if version != VERSION:
             connection.execute("DELETE FROM schema_version")
             connection.execute("INSERT INTO schema_version VALUES (%s)", (VERSION,))

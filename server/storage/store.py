@@ -17,7 +17,7 @@ from featherfed.server.storage.evaluations import Evaluations
 from featherfed.server.storage.journal import Journal
 from featherfed.server.storage.ledger import Ledger
 from featherfed.server.storage.model_files import ModelFileReports
-from featherfed.server.storage.postgres_address import PostgresAddress
+from featherfed.server.storage.postgres_address import Leader, PostgresAddress
 from featherfed.server.storage.publications import Publications
 from featherfed.server.storage.refusals import Refusals
 from featherfed.server.storage.runs import Runs
@@ -35,15 +35,19 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, checked: bool = False, postgres: PostgresAddress | None = None
+        self,
+        path: Path,
+        checked: bool = False,
+        postgres: PostgresAddress | None = None,
+        standby: Callable[[Leader | None], None] = lambda leader: None,
     ) -> None:
         """Open or create the database; raise ServerError if it cannot be used.
 
         `checked`: see `SqliteDatabase`. `postgres`: where the run is instead of in the file `path`;
-        then this waits until no other server serves it.
+        then this waits until no other server serves it. `standby`: see `PostgresDatabase`.
         """
         self.folder = path.parent
-        self._database = _open(path, checked, postgres)
+        self._database = _open(path, checked, postgres, standby)
         self.runs = Runs(self._database)
         self.clients = Clients(self._database)
         self.controls = Controls(self._database)
@@ -102,6 +106,15 @@ class Store:
         """Return the error for a database that must not be used any more, and what to do."""
         return self._database.damaged(what)
 
+    @property
+    def front_secret(self) -> str:
+        """What a server shows that passes calls on to this one; empty if none may."""
+        return self._database.front_secret
+
+    def advertise(self, address: str) -> None:
+        """Tell other servers of the run where this one listens, HOST:PORT; does not wait."""
+        self._database.advertise(address)
+
     def flush(self) -> None:
         """Write the counts of bytes and refusals that wait in memory.
 
@@ -120,9 +133,14 @@ class Store:
             self._database.close()
 
 
-def _open(path: Path, checked: bool, postgres: PostgresAddress | None) -> Database:
+def _open(
+    path: Path,
+    checked: bool,
+    postgres: PostgresAddress | None,
+    standby: Callable[[Leader | None], None],
+) -> Database:
     if postgres is None:
         return SqliteDatabase(path, checked)
     from featherfed.server.storage.postgres import PostgresDatabase  # needs psycopg
 
-    return PostgresDatabase(postgres, path)
+    return PostgresDatabase(postgres, path, standby)

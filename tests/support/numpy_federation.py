@@ -91,6 +91,7 @@ def _serve_once(
     coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], kill_point)
 
     def on_listening(address: str) -> None:
+        store.advertise(address)
         scratch = directory / "server.address.tmp"
         scratch.write_text(address, "utf-8")
         scratch.replace(directory / "server.address")
@@ -207,6 +208,8 @@ def main() -> None:
     role, directory = sys.argv[1], Path(sys.argv[2])
     spec = Spec(**json.loads((directory / "spec.json").read_text("utf-8")))
     if role == "server":
+        if len(sys.argv) > 3:
+            spec.settings["server"]["port"] = int(sys.argv[3])
         sys.exit(0 if serve(directory, spec) else 1)
     join(directory, spec, sys.argv[3])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.evaluator import DistanceEvaluator
 from support.models import TASK
 from support.numpy_federation import Spec
 
+from featherfed.api.front_end import StandbyCalls
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -42,7 +44,8 @@ def build(
         {"output": str(directory), "evaluation": {"dataset": "digits"}, **spec.settings}
     )
     postgres = PostgresAddress(spec.postgres) if spec.postgres else None
-    store = Store(directory / "run.db", postgres=postgres)
+    with closing(StandbyCalls(settings)) as front:
+        store = Store(directory / "run.db", postgres=postgres, standby=front.follow)
     die_after(store.journal, "add_update", kill_point, "server: in the journal's transaction")
     die_after(store.journal, "open_round", kill_point, "server: in the opening's transaction")
     die_after(
