@@ -10,7 +10,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
 from featherfed.server.storage.postgres_address import (
+    Leader,
     PostgresAddress,
     check_not_in_postgres,
     write_address,
@@ -69,8 +70,8 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
     """Serve the run that `settings` describe until its end, or until it is told to stop."""
     observer = observer or Observer()
     chosen = [*settings.server.trackers, *observer.trackers]
-    texts = [one for one in chosen if isinstance(one, str)]
-    tracked = make_trackers([*chosen, *collector_tracker(texts)])
+    chosen += collector_tracker([one for one in chosen if isinstance(one, str)])
+    tracked = make_trackers(chosen)
     _allow_many_files()
     output = Path(settings.output)
     try:
@@ -83,20 +84,45 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
         with page.prepared(), closing(Store(output / "run.db")) as store:  # or the folder unusable
             return _serve_stored(settings, store, _load(settings), page, tracked, observer)
     address = PostgresAddress(settings.server.postgres, settings.server.postgres_schema)
+    return _serve_in_postgres(settings, address, tracked, lambda: make_trackers(chosen), observer)
+
+
+class _Stopped(Exception):
+    """A standby is to end."""
+
+
+def _serve_in_postgres(
+    settings: Settings,
+    address: PostgresAddress,
+    tracked: Sequence[Tracker],
+    track_again: Callable[[], Sequence[Tracker]],
+    observer: Observer,
+) -> Outcome:
+    """Serve a run whenever no other server does, until its end, or until it is told to stop."""
+    output = Path(settings.output)
     write_address(output, address)
     served = _load(settings)  # before it waits for the run, so that it takes over at once
     until = math.inf
     while True:
         front = StandbyCalls(settings)
+
+        def standby(leader: Leader | None, front: StandbyCalls = front) -> None:
+            if observer.switch.pressed:
+                raise _Stopped
+            front.follow(leader)
+
         try:
             with closing(front):
-                store = Store(output / "run.db", postgres=address, standby=front.follow)
+                store = Store(output / "run.db", postgres=address, standby=standby)
             with closing(store):
+                # It listens where the front end did.
                 listening = settings.server.model_copy(update={"port": front.port})
                 settings = settings.model_copy(update={"server": listening})
                 page = LivePage(settings)
                 with page.prepared():
                     return _serve_stored(settings, store, served, page, tracked, observer)
+        except _Stopped:
+            return STOPPED
         except Deposed as deposed:
             log.warning("%s", deposed, extra={"event": "deposed"})
             until = math.inf
@@ -106,7 +132,7 @@ def serve_run(settings: Settings, observer: Observer | None = None) -> Outcome:
                 raise
             log.warning("%s", error, extra={"event": "port_in_use"})
             time.sleep(1)
-        tracked = make_trackers([*chosen, *collector_tracker(texts)])
+        tracked = track_again()
 
 
 def _serve_stored(

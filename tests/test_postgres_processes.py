@@ -37,6 +37,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.mark.slow  # two servers with TensorFlow
+@pytest.mark.timeout(900)
 def test_a_second_server_goes_on_with_the_run(
     processes: Processes, postgres: PostgresServer
 ) -> None:

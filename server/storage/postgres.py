@@ -96,34 +96,43 @@ class PostgresDatabase(Database):
 
     def _when_leading(self, standby: Callable[[Leader | None], None]) -> Connection:
         """Return a connection that holds the run's lock, as soon as no other server holds it."""
-        waits = came_back = False
+        waits, pause = False, 0.0
+
+        def wait(leader: Leader | None) -> None:
+            nonlocal waits
+            if not waits:
+                log.warning(
+                    "another server serves the run in %s; this one is a standby, and takes over "
+                    "when the other one ends or dies", self.place, extra={"event": "standby"},
+                )  # fmt: skip
+            waits = True
+            standby(leader)
+            time.sleep(STANDBY_SECONDS)
+
         while True:
             try:
-                connection = connect(self._address, self._name)
-                if came_back:
-                    time.sleep(PRECEDENCE_SECONDS)
-                came_back = False
-                while not take_lock(connection, self._address.schema):
-                    if not waits:
-                        log.warning(
-                            "another server serves the run in %s; this one is a standby, and takes "
-                            "over when the other one ends or dies", self.place,
-                            extra={"event": "standby"},
-                        )  # fmt: skip
-                    waits = True
-                    standby(leader_of(connection))
-                    time.sleep(STANDBY_SECONDS)
+                connection = self._lock_after(pause, wait)
             except psycopg.Error as error:
                 if not waits:
-                    raise ServerError(
-                        f"cannot use {self.place}: {' '.join(str(error).split())}"
-                    ) from error
-                time.sleep(STANDBY_SECONDS)  # a standby waits for PostgreSQL, too
-                came_back = True
+                    raise ServerError(f"cannot use {self.place}: {_line(error)}") from error
+                pause = PRECEDENCE_SECONDS
+                wait(None)  # a standby waits for PostgreSQL, too
                 continue
             if waits:
                 log.warning("taking over the run in %s", self.place, extra={"event": "takeover"})
             return connection
+
+    def _lock_after(self, seconds: float, wait: Callable[[Leader | None], None]) -> Connection:
+        """Connect, and call `wait` with who leads until this session has the run's lock."""
+        connection = connect(self._address, self._name)
+        try:
+            time.sleep(seconds)
+            while not take_lock(connection, self._address.schema):
+                wait(leader_of(connection))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def close(self) -> None:
         """Close the connection, which lets another server take over."""
@@ -263,12 +272,15 @@ class PostgresDatabase(Database):
         """
         if time.monotonic() < self._again_at:
             raise CannotStore(_AWAY)
+        connection = None
         try:
             connection = connect(self._address, self._name)
             end_other_sessions(connection, self._name)
             leads = take_lock(connection, self._address.schema)
             commits = _commits_of(connection) if leads else None
         except (psycopg.Error, ServerError) as error:
+            if connection is not None:
+                connection.close()
             self._again_at = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._note_failure(error)
@@ -292,7 +304,7 @@ class PostgresDatabase(Database):
         return self._deposed
 
     def _note_failure(self, error: Exception) -> None:
-        self.failures.failed(Exception(" ".join(str(error).split())))  # libpq's have many lines
+        self.failures.failed(Exception(_line(error)))
 
     def _is_lost(self, error: psycopg.Error) -> bool:
         return bool(self._connection.closed) or isinstance(error, _LOST)
@@ -315,6 +327,11 @@ class PostgresDatabase(Database):
 def _translated(sql: str) -> bytes:
     """Return a statement with psycopg's placeholders."""
     return sql.replace("?", "%s").encode()
+
+
+def _line(error: Exception) -> str:
+    """Return an error's text in one line; libpq's have many."""
+    return " ".join(str(error).split())
 
 
 def _storable(value: Any) -> Any:
