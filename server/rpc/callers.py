@@ -60,8 +60,10 @@ class Callers:
         """Return who a call comes from, as far as the connection shows, or a front end says."""
         if identities := context.peer_identities():
             return Peer(identities[0].decode("utf-8", "replace"), proven=True)
-        peer = forwarded_peer(context.invocation_metadata(), self._front_secret)
-        return Peer(network(peer or context.peer()), proven=False)
+        peer = context.peer()
+        if self._front_secret:
+            peer = forwarded_peer(context.invocation_metadata(), self._front_secret) or peer
+        return Peer(network(peer), proven=False)
 
     def count_stranger(self, context: Context) -> None:
         """Count a call without a session; raise Busy if its address, or all together, make many."""

@@ -19,8 +19,11 @@ def is_forwarded(metadata: Metadata | None) -> bool:
 
 
 def forwarded_peer(metadata: Metadata | None, secret: str) -> str | None:
-    """Return the address of the caller that a front end names; None if nobody shows the secret."""
-    if not secret or not is_forwarded(metadata):
+    """Return the address of the caller that a front end names; None if nobody shows the secret.
+
+    `secret`: not empty.
+    """
+    if not is_forwarded(metadata):
         return None
     values = {key: value for key, value in metadata or () if isinstance(value, str)}
     if not hmac.compare_digest(values.get(SECRET_KEY, "").encode(), secret.encode()):
