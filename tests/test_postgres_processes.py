@@ -37,7 +37,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.mark.slow  # two servers with TensorFlow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_second_server_goes_on_with_the_run(
     processes: Processes, postgres: PostgresServer
 ) -> None:
@@ -46,14 +46,14 @@ def test_a_second_server_goes_on_with_the_run(
     serve = ("serve", "run.toml", "--postgres", postgres.new_database())
     address = f"127.0.0.1:{port}"
     processes.start("first", *serve)
-    wait_until((folder / "out" / "server.address").is_file, 120)
+    wait_until((folder / "out" / "server.address").is_file, 400)
     processes.start("second", *serve)
-    wait_until(lambda: "this one is a standby" in processes.log("second"), 120)
+    wait_until(lambda: "this one is a standby" in processes.log("second"), 400)
     for number in range(2):
         processes.join(f"c{number}", address, f"data-{number}.npz", "--runtime", "litert")
-    wait_until(lambda: status(address).version >= 1, 120)
+    wait_until(lambda: status(address).version >= 1, 400)
     processes.kill("first")
-    assert processes.wait("second") == 0, processes.log("second")
+    assert processes.wait("second", 400) == 0, processes.log("second")
     for number in range(2):
         assert processes.wait(f"c{number}") == 0, processes.log(f"c{number}")
     assert "taking over the run" in processes.log("second")
@@ -62,11 +62,9 @@ def test_a_second_server_goes_on_with_the_run(
     assert "repeated_rounds" not in metrics or not metrics["repeated_rounds"]
     assert not (folder / "out" / "run.db").exists()
     for command in (
-        ("check", "out"),
+        ("export", "out", "--version", "1", "--kind", "float32"),
         ("backup", "out", "backup"),
         ("check", "backup"),
-        ("export", "out", "--version", "1", "--kind", "float32"),
-        ("report", "out"),
     ):
         done = run(*command, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
