@@ -1,4 +1,7 @@
-"""`featherfed backup`: a run's database as of one moment, while its server goes on."""
+"""`featherfed backup`: a run's database as of one moment, while its server goes on.
+
+Of a run in PostgreSQL it makes an SQLite file, with which the run can go on without PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from featherfed.compression.files import put_in_place, scratch_of, write_whole
 from featherfed.server.errors import ServerError
 from featherfed.server.storage.failures import damaged
 from featherfed.server.storage.file_check import check_copy, counted_commits
+from featherfed.server.storage.postgres_address import read_address
 
 DATABASE = "run.db"
 KEPT = ("run.toml", "metrics.json")
@@ -21,7 +25,7 @@ def back_up(directory: Path, destination: Path) -> Path:
 
     An earlier backup in it is replaced atomically. Raises ServerError.
     """
-    if not (directory / DATABASE).is_file():
+    if not holds_run(directory):
         raise ServerError(
             f"{directory / DATABASE}: no such file; give the output directory of a run"
         )
@@ -33,7 +37,8 @@ def back_up(directory: Path, destination: Path) -> Path:
         if any((destination / f"{DATABASE}{end}").exists() for end in ("-wal", "-shm")):
             raise ServerError(f"{destination} holds a run in use, not a backup; choose another")
         scratch_of(copy).unlink(missing_ok=True)
-        counted = counted_commits(directory / DATABASE)
+        file = directory / DATABASE
+        counted = counted_commits(file) if file.exists() else None
         copy_database(directory / DATABASE, scratch_of(copy))
         try:
             check_copy(scratch_of(copy), directory / DATABASE, counted)
@@ -49,8 +54,21 @@ def back_up(directory: Path, destination: Path) -> Path:
     return copy
 
 
+def holds_run(directory: Path) -> bool:
+    """Whether a folder is the output of a run, in SQLite or in PostgreSQL; raise ServerError."""
+    return (directory / DATABASE).is_file() or read_address(directory) is not None
+
+
 def copy_database(source: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database, in use or not; raise ServerError if it cannot."""
+    """Copy a consistent snapshot of a database, in use or not; raise ServerError if it cannot.
+
+    `source`: the file, or where it would be if the run were not in PostgreSQL; `target`: a file.
+    """
+    if (address := read_address(source.parent)) is not None:
+        from featherfed.server.storage.postgres_copy import copy_to_sqlite  # needs psycopg
+
+        copy_to_sqlite(address, target)
+        return
     try:
         with (
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,

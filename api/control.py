@@ -38,6 +38,11 @@ class StopSwitch:
             if self._stop is not None:
                 self._stop()
 
+    @property
+    def pressed(self) -> bool:
+        """Whether the server is to stop."""
+        return self._pressed
+
     @contextlib.contextmanager
     def connected(self, stop: asyncio.Event) -> Iterator[None]:
         """Set `stop`, of the running loop, when the switch is pressed inside of this block."""

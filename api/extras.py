@@ -26,6 +26,7 @@ EXTRAS = {
     "PIL": "images",
     "pandas": "pandas",
     "pyarrow": "tables",
+    "psycopg": "postgres",
     "dp_accounting": "privacy",
     "constriction": "range",
     "greenlet": "simulator",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featherfed.api.backup import DATABASE
+from featherfed.api.backup import DATABASE, holds_run
 from featherfed.api.stored_run import open_stored_run
 from featherfed.compression.arrays import Array
 from featherfed.models.description import exchanged
@@ -43,7 +43,7 @@ def _read(source: str) -> list[Array]:
         assert found is not None, "a file of a model has weights"
         return found
     folder, _, version = source.rpartition("@") if "@" in source else (source, "", "")
-    if not (Path(folder) / DATABASE).is_file():
+    if not holds_run(Path(folder)):
         raise ModelError(
             "there is no such model and no such run; give a .keras or .h5 file, a SavedModel "
             f"folder, or the output folder of a run (with its {DATABASE})"

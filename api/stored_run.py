@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from featherfed.api.backup import DATABASE, copy_database
+from featherfed.api.backup import DATABASE, copy_database, holds_run
 from featherfed.compression.arrays import Array
 from featherfed.compression.errors import WireError
 from featherfed.compression.exchange.manifest import Manifest, weights_digest
@@ -38,7 +38,7 @@ def open_stored_run(folder: Path) -> Iterator[StoredRun]:
 
     Raises ModelError or ServerError if there is none, or it cannot be read.
     """
-    if not (folder / DATABASE).is_file():
+    if not holds_run(folder):
         raise ModelError(f"{folder / DATABASE}: no such file; give the output folder of a run")
     with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
         copy = Path(scratch) / DATABASE

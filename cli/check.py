@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import click
 
-from featherfed.api.backup import DATABASE, copy_database
+from featherfed.api.backup import DATABASE, copy_database, holds_run
 from featherfed.cli.check_client import FILES, Check, checks_of_client
 from featherfed.cli.check_run import checks_of_run
 from featherfed.edge_client.errors import ClientError
@@ -19,6 +20,7 @@ from featherfed.server.storage.file_check import (
     damaged_rows,
     missing_commits,
 )
+from featherfed.server.storage.postgres_address import read_address
 from featherfed.server.storage.store import Store
 
 _PAGES = "pages and indices of the database"
@@ -29,7 +31,9 @@ def check_directory(directory: Path) -> bool:
 
     A run is checked on a copy of its database, so its server may be running.
     """
-    if (directory / DATABASE).is_file():
+    if read_address(directory) is not None:
+        return _check_run_in_postgres(directory / DATABASE)
+    if holds_run(directory):
         return _check_run(directory / DATABASE)
     if any((directory / f"{name}.npz").exists() for name in FILES):
         return _report(checks_of_client(directory))
@@ -37,6 +41,15 @@ def check_directory(directory: Path) -> bool:
         f"{directory} holds neither a run ({DATABASE}) nor a client's state (model.npz); give the "
         "output directory of `featherfed serve` or the state directory of `featherfed join`"
     )
+
+
+def _check_run_in_postgres(path: Path) -> bool:
+    """Check what the rows say; PostgreSQL checks pages itself."""
+    with tempfile.TemporaryDirectory(prefix="featherfed-") as scratch:
+        copy = Path(scratch) / DATABASE
+        copy_database(path, copy)
+        with closing(Store(copy, checked=True)) as store:
+            return _report([*checks_of_run(store)])
 
 
 def _check_run(path: Path) -> bool:

@@ -110,6 +110,17 @@ def demo(**options: Any) -> None:
 @click.option("--page", metavar="HOST:PORT", help="Where the live page is; 127.0.0.1:8780, say.")
 @click.option("--credentials", type=PATH, metavar="DIR", help="What `featherfed certs init` made.")
 @click.option("--insecure", is_flag=True, help="Without encryption where others can listen.")
+@click.option(
+    "--postgres",
+    metavar="DSN",
+    help="Keep the run in this PostgreSQL database, postgresql://USER@HOST/NAME, say; the password "
+    "is taken from PGPASSWORD or ~/.pgpass.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="Where the run's other servers reach this one, with --postgres.",
+)
 @logging_options
 @print_errors
 def serve(
@@ -120,10 +131,15 @@ def serve(
     page: str | None,
     credentials: Path | None,
     insecure: bool,
+    postgres: str | None,
+    advertise: str | None,
 ) -> None:
     """Serve a run; started again after any kind of death, it goes on where it was.
 
     With more --rounds than it had, a run goes on, also one that has ended.
+
+    With --postgres, further servers of the same run pass calls on to the first, and one of them
+    takes over when that dies.
 
     SIGTERM and Ctrl-C let uploads under way end first; a second one ends at once. Exit status: 0
     after the run's end, 4 if none of its rounds gave a usable model, 3 before the end, 1 after an
@@ -135,7 +151,7 @@ def serve(
     # Before the imports below, which take seconds.
     loaded = load_settings(run_file)
     loaded = loaded if rounds is None else loaded.wanting_rounds(rounds)
-    settings = serve_settings(loaded, host, port, credentials, insecure, page)
+    settings = serve_settings(loaded, host, port, credentials, insecure, page, postgres, advertise)
     log.say("loading TensorFlow")
     with importing_tensorflow():
         from featherfed.api.serve import serve_run

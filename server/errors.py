@@ -5,7 +5,9 @@ Exception
 │   ├── Busy(what, wait)     too much at once: the same call may succeed later
 │   └── CannotStore(detail)  the disk's: nothing was stored, and the same call may succeed later
 └── ServerError (ValueError) the operator's: settings or a state directory that cannot be used
-    └── NotNow               a decision that cannot be carried out as things are
+    ├── NotNow               a decision that cannot be carried out as things are
+    ├── CannotListen         the port is in use, or the address is not this machine's
+    └── Deposed              another server serves the run now, or has: begin anew from the database
 
 Only rpc/calls.py turns them into gRPC status codes.
 """
@@ -49,3 +51,11 @@ class ServerError(ValueError):
 
 class NotNow(ServerError):
     """What whoever runs the server wants cannot be done as things are; says why."""
+
+
+class CannotListen(ServerError):
+    """The server's address is in use, or not one of this machine."""
+
+
+class Deposed(ServerError):
+    """What this process knows of the run is not what the database holds: it must not write."""

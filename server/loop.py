@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import CannotStore
+from featherfed.server.errors import CannotStore, Deposed
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.rpc.server import create_server, join_address
@@ -57,7 +57,7 @@ async def serve(
     `on_finished` when all present clients have the final model; both in a thread. What cannot be
     written now (CannotStore, OSError) is tried again until it can; a failed `on_round` with the
     next round. Raises ServerError if a port is taken, credentials cannot be used, or the store is
-    found to be damaged.
+    found to be damaged; Deposed, after `stop` is set, if another server serves the run now.
     """
     settings = coordinator.settings.server
     telemetry, finished = Telemetry(), False
@@ -85,13 +85,14 @@ async def serve(
         try:
             await _run_rounds(coordinator, service, writer, on_round)
             if coordinator.phase is Phase.FINISHED:
-                await _linger(coordinator, service, stop, settings.linger)
+                await _linger(coordinator, service, writer, settings.linger)
                 await writer.write_until_done(coordinator.settle)
                 finished = await writer.write_until_done(on_finished)
                 if settings.stay:
                     await stop.wait()
         finally:
             why = "told to stop" if stop.is_set() else "the run has finished"
+            why = str(writer.deposed or why)
             log.info("shutting down: %s", why, extra={"event": "shutdown", "finished": finished})
             await service.draining.drain(DRAIN_SECONDS)
             # gRPC may still hold sent bytes: over a thin link they take a while to arrive.
@@ -99,6 +100,8 @@ async def serve(
             await server.stop(settings.linger if lingers else GRACE_SECONDS)
             for task in tasks:
                 task.cancel()
+    if writer.deposed is not None:
+        raise writer.deposed
     return finished
 
 
@@ -107,6 +110,8 @@ class _Writer:
 
     def __init__(self, stop: asyncio.Event) -> None:
         self.stop = stop
+        self.deposed: Deposed | None = None
+        """Why this server must end."""
         self._failures = WriteFailures("the run's files")
 
     async def write(self, work: Callable[[], T]) -> T | None:
@@ -143,7 +148,12 @@ async def _flush_regularly(coordinator: Coordinator, writer: _Writer) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         coordinator.run.clock()  # takes a longer time without a reading for a standstill
-        await writer.write(coordinator.store.flush)
+        try:
+            await writer.write(coordinator.store.flush)
+        except Deposed as deposed:
+            writer.deposed = deposed
+            writer.stop.set()
+            return
 
 
 async def _run_rounds(
@@ -226,17 +236,18 @@ class _Repeated:
 
 
 async def _linger(
-    coordinator: Coordinator, service: FederationService, stop: asyncio.Event, seconds: float
+    coordinator: Coordinator, service: FederationService, writer: _Writer, seconds: float
 ) -> None:
     """Wait, `seconds` at most, until all present clients and devices have the final model.
 
     And until those clients have evaluated it, and its int8 file, where clients evaluate.
     """
     service.changes.notify()
+    stop = writer.stop
     until = asyncio.get_running_loop().time() + seconds
     while not stop.is_set() and asyncio.get_running_loop().time() < until:
         service.round_may_be_due.clear()
-        finished = await asyncio.to_thread(coordinator.everyone_has_finished)
+        finished = await writer.write(coordinator.everyone_has_finished)
         if finished and coordinator.devices.all_have(coordinator.run.state.round):
             return
         await _wait(LINGER_SECONDS, stop, service.round_may_be_due)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from featherfed.server.storage import database
+from featherfed.server.storage import sqlite
 from featherfed.simulator.scheduler import Process, Scheduler
 
 Files = dict[str, bytes]
@@ -149,7 +149,7 @@ class _Connection:
 @contextmanager
 def simulated_database(scheduler: Scheduler, disk: ServerDisk) -> Iterator[None]:
     """Let the statements of simulated servers reach the simulated disk."""
-    real = database._open
+    real = sqlite.open_file
 
     def open_(path: Path) -> Any:
         process = scheduler.process
@@ -162,8 +162,8 @@ def simulated_database(scheduler: Scheduler, disk: ServerDisk) -> Iterator[None]
         process.on_death.append(connection.close)
         return _Connection(connection, disk, process)
 
-    database._open = open_
+    sqlite.open_file = open_
     try:
         yield
     finally:
-        database._open = real
+        sqlite.open_file = real

@@ -29,7 +29,7 @@ from featherfed.server import loop
 from featherfed.server.access import limits
 from featherfed.server.coordinator import updates
 from featherfed.server.rpc import streams
-from featherfed.server.storage import database
+from featherfed.server.storage import sqlite
 from featherfed.server.transfers import uploads
 from featherfed.simulator.scheduler import START, Process, Scheduler, Waiter
 
@@ -123,7 +123,7 @@ def simulated_surroundings(
         (time, "sleep", scheduler.pause),
         (secrets, "randbits", draw.getrandbits),
         (secrets, "token_hex", lambda size=32: draw.randbytes(size).hex()),
-        (database, "lock_file", lock_file),
+        (sqlite, "lock_file", lock_file),
         (state_directory, "lock_file", lock_file),
         (heartbeat, "threading", _threading(scheduler)),
         (limits, "Rate", functools.partial(limits.Rate, clock=monotonic)),

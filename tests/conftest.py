@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.coordinator import DirectRun, Run
+from support.engines import on_postgres
 from support.federation import Federation, settings
 from support.models import MANIFEST
+from support.postgres import PostgresServer, programs
 
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
@@ -59,6 +61,28 @@ def _own_signals() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the tests' own; who stops it starts it again."""
+    pytest.importorskip("psycopg", reason="needs the extra [postgres]")
+    found = programs()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed; Debian's package is postgresql")
+    server = PostgresServer(found)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test with the runs of this process in SQLite, and again in PostgreSQL."""
+    if request.param == "sqlite":
+        yield "sqlite"
+        return
+    with on_postgres(request.getfixturevalue("postgres").dsn):
+        yield "postgres"
 
 
 @pytest.fixture

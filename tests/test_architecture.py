@@ -108,6 +108,12 @@ ONLY_IN = {
     "opentelemetry": {"api/trackers/otel.py"},
     "starlette": {"page/app.py", "page/stream.py", "page/guard.py"},
     "uvicorn": {"page/server.py"},
+    "psycopg": {
+        "server/storage/postgres.py",
+        "server/storage/postgres_connection.py",
+        "server/storage/postgres_copy.py",
+        "server/storage/postgres_schema.py",
+    },
     "pydantic": {
         "server/settings/section.py",
         "server/settings/settings.py",
@@ -249,7 +255,7 @@ HEAVY = [
     "tomli_w", "pyarrow", "grpc", "tenacity", "backports", "ai_edge_litert", "psutil", "zeroconf",
     "dp_accounting", "prometheus_client", "pythonjsonlogger", "cryptography", "uvloop",
     "tensorboardX", "mlflow", "wandb", "opentelemetry",
-    "starlette", "uvicorn",
+    "starlette", "uvicorn", "psycopg",
 ]  # fmt: skip
 
 

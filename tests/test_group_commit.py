@@ -13,18 +13,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.coordinator import Clock, Run
+from support.engines import open_store
 from support.updates import update
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.errors import Busy, CannotStore, Refused
 from featherfed.server.rounds.growing_set import GrowingSet
+from featherfed.server.storage import group_commit
 from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
 
 
+@pytest.fixture(autouse=True)
+def _no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a commit take in all that wait, however slow the machine is."""
+    monkeypatch.setattr(group_commit, "LONGEST_SECONDS", 60)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "run.db")
+def store(tmp_path: Path, engine: str) -> Iterator[Store]:
+    store = open_store(tmp_path)
     yield store
     store.close()
 
@@ -128,7 +136,7 @@ def test_a_work_is_done_though_its_caller_is_gone(store: Store) -> None:
     assert (store.runs.counter("n"), store.runs.counter("m")) == (1, 1)
 
 
-def test_updates_of_one_commit_see_each_other(tmp_path: Path) -> None:
+def test_updates_of_one_commit_see_each_other(tmp_path: Path, engine: str) -> None:
     """After the one that closes the round, others of the same commit come too late."""
     run = Run(tmp_path, Clock(), clients={"minimum": 3, "quorum": 0.6})
     run.join(*"abc")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from support.clients import join_request
 from support.coordinator import THREE, Clock, Run, opened
+from support.engines import rows
 from support.federation import Federation
 from support.processes import wait_until
 
@@ -19,14 +20,30 @@ from featherfed.server.storage.transfers import Transfers
 Start = Callable[..., Federation]
 CODEC = {"uplink": "float32", "downlink": "float32"}
 
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def traced(one: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that every statement of a run's database is added to."""
+    statements: list[str] = []
+    original = one.store._database._execute
+
+    def execute(sql: str, *values: Any) -> list[Any]:
+        statements.append(sql)
+        return original(sql, *values)
+
+    monkeypatch.setattr(one.store._database, "_execute", execute)
+    return statements
+
 
 # ---- what it costs ----
 
 
-def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[..., Run]) -> None:
+def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = opened(run(Clock(), clients=THREE))
-    statements: list[str] = []
-    one.store._database._connection.set_trace_callback(statements.append)
+    statements = traced(one, monkeypatch)
     for _ in range(100):
         one.poll("a")
         one.store.ledger.count(
@@ -35,14 +52,10 @@ def test_polls_do_not_wait_for_the_disk_and_no_byte_is_forgotten(run: Callable[.
         )
     assert statements == []
     assert one.coordinator.status().uplink_bytes == 1600
-    one.store._database._connection.set_trace_callback(None)
-    other = sqlite3.connect(one.path)
-    assert other.execute("SELECT COUNT(*) FROM ledger").fetchone()[0] == 0
+    assert rows(one.path.parent, "SELECT COUNT(*) FROM ledger") == [(0,)]
     one.submit("a")
-    assert other.execute("SELECT message_bytes FROM ledger WHERE kind = 'control'").fetchall() == [
-        (1600,), (1000,),
-    ]  # fmt: skip
-    other.close()
+    sql = "SELECT message_bytes FROM ledger WHERE kind = 'control' ORDER BY direction DESC"
+    assert rows(one.path.parent, sql) == [(1600,), (1000,)]
     assert one.coordinator.status().downlink_bytes == 1000
 
 
@@ -128,13 +141,13 @@ def test_the_ledgers_totals_are_the_sums_of_its_rows(run: Callable[..., Run]) ->
 def test_counted_bytes_are_written_within_a_second_or_so(federation: Start) -> None:
     server = federation(rounds=1, clients={"minimum": 2})
     server.transport().join(join_request("a"))
-    other = sqlite3.connect(server.directory / "run.db")
     sql = "SELECT COUNT(*) FROM ledger"
-    wait_until(lambda: other.execute(sql).fetchone()[0] == 2, 10)
-    other.close()
+    wait_until(lambda: rows(server.directory, sql) == [(2,)], 10)
 
 
-def test_an_update_does_not_rewrite_the_state(run: Callable[..., Run]) -> None:
+def test_an_update_does_not_rewrite_the_state(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The journal knows who has reported: a round of n clients writes O(n), not O(n^2)."""
     names = [f"c{i}" for i in range(30)]
     clock = Clock()
@@ -142,14 +155,11 @@ def test_an_update_does_not_rewrite_the_state(run: Callable[..., Run]) -> None:
     one.join(*names)
     one.poll(*names)
     one.tick()
-    written: list[str] = []
-    one.store._database._connection.set_trace_callback(
-        lambda sql: written.append(sql) if sql.startswith("UPDATE run") else None
-    )
+    statements = traced(one, monkeypatch)
     for name in names[:-1]:
         one.submit(name)
-    assert written == []
-    one.store._database._connection.set_trace_callback(None)
+    assert any(sql.startswith("INSERT INTO updates") for sql in statements)
+    assert not [sql for sql in statements if sql.startswith("UPDATE run")]
     one.restart(clock)
     assert one.coordinator.run._state.reported == set(names[:-1])
     one.submit(names[-1])

@@ -85,8 +85,8 @@ class OpenRound:
                 decode_update(codec, start.manifest, payload, masks=start.masks, context=context)
             except (CodecError, WireError) as error:
                 raise ServerError(
-                    f"{self._run.settings.output}/run.db: the update of {update.client} in round "
+                    f"{self._run.store.place}: the update of {update.client} in round "
                     f"{state.round} was written by another version of featherfed and does not "
-                    f"decode here ({error}); finish the run with that version, or choose another "
-                    "output directory"
+                    f"decode here ({error}); finish the run with that version, or "
+                    f"{self._run.store.elsewhere}"
                 ) from error

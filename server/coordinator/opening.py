@@ -16,7 +16,6 @@ from featherfed.server.errors import ServerError
 from featherfed.server.rounds.total import TotalRounds
 from featherfed.server.rounds.transitions import RunState
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.failures import damaged
 from featherfed.server.storage.records import ModelVersion, RunRecord, StoredPlan
 from featherfed.server.storage.store import Store
 
@@ -65,12 +64,12 @@ def open_run(
         settings, store.runs.total_rounds(settings.rounds), model
     ):
         raise ServerError(
-            f"{settings.output} holds run {stored.name!r} with other settings; choose another "
-            "output directory, restore the settings, or delete the directory to start anew"
+            f"{store.place} holds run {stored.name!r} with other settings; {store.elsewhere}, "
+            "restore the settings, or delete that to start anew"
         )
     plan.run, known = stored.name, store.runs.plan()
     plan.report = known.plan.report if known else ""
-    _check_model(settings, store, manifest)
+    _check_model(store, manifest)
     store.runs.save_plan(StoredPlan(plan, seeded))  # databases of older versions have none
     notice_restore(settings, store, plan.run)
     rounds = extend(settings, store, plan.run, now)
@@ -86,11 +85,8 @@ def _fingerprints(settings: Settings, rounds: TotalRounds, model: str) -> list[s
     return [f"{begun.fingerprint} {model}"]
 
 
-def _check_model(settings: Settings, store: Store, manifest: Manifest) -> None:
+def _check_model(store: Store, manifest: Manifest) -> None:
     weights, _ = store.versions.model(manifest)
     newest = store.versions.newest()
     if weights_digest(weights) != newest.digest:
-        raise damaged(
-            f"{settings.output}/run.db",
-            f"the model is not version {newest.version} by its digest",
-        )
+        raise store.damaged(f"the model is not version {newest.version} by its digest")

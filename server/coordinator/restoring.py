@@ -32,7 +32,7 @@ def notice_restore(settings: Settings, store: Store, run: str) -> None:
 def _unknown(settings: Settings, store: Store, run: str) -> ServerError:
     repeated, newest = store.publications.repeated, store.versions.newest().version
     return ServerError(
-        f"{settings.output}/run.db is a copy, such as a backup: {store.publications.path} is "
+        f"{store.place} is a copy, such as a backup: {store.publications.path} is "
         f"missing or another run's. It counts the versions that run {run} has published; those "
         f"after version {newest} would be repeated, which costs its clients privacy. Copy the file "
         "from where the run was served last. If it is lost, write this into it, with the newest "

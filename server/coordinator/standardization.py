@@ -44,8 +44,8 @@ class Standardization:
                 self._remember(stored, read_scaling(stored, task))
             except TaskError as error:
                 raise ServerError(
-                    f"{run.settings.output}/run.db holds the scaling of another task ({error}); "
-                    "choose another output directory, or restore [task]"
+                    f"{run.store.place} holds the scaling of another task ({error}); "
+                    f"{run.store.elsewhere}, or restore [task]"
                 ) from error
         run.on_opening.append(self._fix)
 
@@ -79,8 +79,8 @@ class Standardization:
         chosen = [told[name] for name in told if name in present] or list(told.values())
         if not chosen:
             raise ServerError(
-                f"{self._run.settings.output}/run.db: clients have joined without statistics of "
-                "their data, which the task needs; start with a new output directory"
+                f"{self._run.store.place}: clients have joined without statistics of their data, "
+                f"which the task needs; {self._run.store.elsewhere}"
             )
         scaling = merge(read_statistics(message, self._task) for message in chosen)
         message = scaling_message(scaling)

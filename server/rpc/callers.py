@@ -13,13 +13,18 @@ from featherfed.server.coordinator.presence import Presence
 from featherfed.server.errors import Refused
 from featherfed.server.rpc.authentication import proven_name
 from featherfed.server.rpc.context import Context
+from featherfed.server.rpc.forwarded import forwarded_peer
 from featherfed.server.settings.settings import LimitSettings
 
 
 class Callers:
     """Identifies the caller of each call, and refuses callers that exceed their rate."""
 
-    def __init__(self, members: Members, presence: Presence, limits: LimitSettings) -> None:
+    def __init__(
+        self, members: Members, presence: Presence, limits: LimitSettings, front_secret: str = ""
+    ) -> None:
+        """`front_secret`: what a front end shows; it tells whose calls it passes on."""
+        self._front_secret = front_secret
         self._members = members
         self._presence = presence
         self.quotas = Quotas(limits)
@@ -51,10 +56,19 @@ class Callers:
                 f"these credentials belong to {proven!r}, who cannot act for others",
             )
 
+    def connected_peer(self, context: Context) -> Peer:
+        """Return who a call comes from, as far as the connection shows, or a front end says."""
+        if identities := context.peer_identities():
+            return Peer(identities[0].decode("utf-8", "replace"), proven=True)
+        peer = context.peer()
+        if self._front_secret:
+            peer = forwarded_peer(context.invocation_metadata(), self._front_secret) or peer
+        return Peer(network(peer), proven=False)
+
     def count_stranger(self, context: Context) -> None:
         """Count a call without a session; raise Busy if its address, or all together, make many."""
         if proven_name() is None:
-            self.quotas.count_stranger(connected_peer(context).key)
+            self.quotas.count_stranger(self.connected_peer(context).key)
 
     def polling(self, client: str) -> AbstractContextManager[None]:
         """Count an open poll of a client; raise Busy if it has too many."""
@@ -70,13 +84,6 @@ class Callers:
         with suppress(Refused):
             return self._members.client_of(request.session)
         return ""
-
-
-def connected_peer(context: Context) -> Peer:
-    """Return who a call comes from, as far as the connection shows."""
-    if identities := context.peer_identities():
-        return Peer(identities[0].decode("utf-8", "replace"), proven=True)
-    return Peer(network(context.peer()), proven=False)
 
 
 def authenticated_peer(context: Context) -> Peer:

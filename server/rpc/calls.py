@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from featherfed.proto import federation_pb2 as pb
 from featherfed.server.coordinator.coordinator import Coordinator
-from featherfed.server.errors import Busy, Refused
+from featherfed.server.errors import Busy, CannotStore, Deposed, Refused
 from featherfed.server.observability.prometheus import Telemetry
 from featherfed.server.rpc.callers import Callers
 from featherfed.server.rpc.context import Context
@@ -133,7 +133,10 @@ class CallHandler:
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
         self.callers = Callers(
-            coordinator.members, coordinator.presence, coordinator.settings.limits
+            coordinator.members,
+            coordinator.presence,
+            coordinator.settings.limits,
+            coordinator.store.front_secret,
         )
         self.bytes = ByteCounter(coordinator)
         self.refuser = Refuser(coordinator, self.callers)
@@ -152,6 +155,8 @@ def call(method: Method) -> Method:
             refused, write = stalled.refusal.with_traceback(None), stalled.write
         except Refused as refusal:
             refused = refusal.with_traceback(None)
+        except Deposed:  # the loop ends this server; the client finds the other one
+            refused = CannotStore("another server takes over")
         # Not in the handlers above: this waits for a peer that reads nothing, and meanwhile the
         # exception would keep all local variables of the method in memory.
         await self.refuser.refuse(context, self.callers.name_of(request), refused, write)

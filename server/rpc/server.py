@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha import reflection
 from featherfed.proto import federation_pb2 as pb
 from featherfed.proto import federation_pb2_grpc as pb_grpc
 from featherfed.server.access.limits import Peer
-from featherfed.server.errors import ServerError
+from featherfed.server.errors import CannotListen
 from featherfed.server.rpc.authentication import AuthenticationInterceptor
-from featherfed.server.rpc.callers import authenticated_peer, connected_peer
+from featherfed.server.rpc.callers import authenticated_peer
 from featherfed.server.rpc.context import Context
 from featherfed.server.rpc.draining import DrainingInterceptor
 from featherfed.server.rpc.parsing import ParsingInterceptor
@@ -34,7 +34,7 @@ MAX_WAITING_CALLS = 4096
 """Calls that wait until the event loop takes them up, some 13 kB each; more are cancelled, and
 clients try them again. gRPC's own limit cancels some of a thousand clients that call at once."""
 
-_OPTIONS = [
+OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
     ("grpc.max_receive_message_length", 4 * CHUNK_BYTES),
     # Pings notice a client behind NAT that vanished in a long poll.
@@ -52,7 +52,7 @@ _OPTIONS = [
 async def create_server(service: FederationService, settings: Settings) -> tuple[Any, int]:
     """Return a started server and the port it listens on.
 
-    Raises ServerError if the address cannot be listened on, or the credentials cannot be used.
+    Raises CannotListen, or ServerError if the credentials cannot be used.
     """
     keys = None
     if settings.security.credentials is not None:
@@ -60,7 +60,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
         keys = ServerKeys(folder, settings.security.client_certificates)
     server = create_grpc_server(
         interceptors=_interceptors(service, settings),
-        options=_OPTIONS,
+        options=OPTIONS,
         # Calls that the quotas refuse are open for a moment, too: theirs are to decide, not this.
         maximum_concurrent_rpcs=2 * settings.limits.streams,
     )
@@ -76,10 +76,7 @@ async def create_server(service: FederationService, settings: Settings) -> tuple
         else:
             port = server.add_secure_port(address, keys.credentials())
     except RuntimeError as error:
-        raise ServerError(
-            f"cannot listen on {address}: it is in use or not an address of this machine; choose "
-            "another with --port or [server] port (0 takes a free one)"
-        ) from error
+        raise cannot_listen(address) from error
     await server.start()
     for name in ("", SERVICE):
         await service.draining.health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -93,7 +90,10 @@ def _interceptors(service: FederationService, settings: Settings) -> list[Any]:
     def quota(peer_of: Callable[[Context], Peer]) -> QuotaInterceptor:
         return QuotaInterceptor(quotas, peer_of, SERVICE, refuser.refuse)
 
-    passed: list[Any] = [quota(connected_peer), DrainingInterceptor(service.draining, SERVICE)]
+    passed: list[Any] = [
+        quota(service.callers.connected_peer),
+        DrainingInterceptor(service.draining, SERVICE),
+    ]
     if security.credentials is not None:
         folder, certificates = Path(security.credentials), security.client_certificates
         passed.append(AuthenticationInterceptor(folder, certificates, refuser.refuse_stranger))
@@ -104,6 +104,14 @@ def _interceptors(service: FederationService, settings: Settings) -> list[Any]:
         *passed,
         ParsingInterceptor(SERVICE, refuser.refuse_stranger, service.draining, stall_seconds),
     ]
+
+
+def cannot_listen(address: str) -> CannotListen:
+    """Return the error for an address that is not to be had."""
+    return CannotListen(
+        f"cannot listen on {address}: it is in use or not an address of this machine; choose "
+        "another with --port or [server] port (0 takes a free one)"
+    )
 
 
 def join_address(host: str, port: int) -> str:

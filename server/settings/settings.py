@@ -302,6 +302,14 @@ class ServerSettings(Section):
     """HOST:PORT of the live page for browsers."""
     page_hosts: tuple[str, ...] = ()
     """Further names under which the live page answers, such as that of a proxy before it."""
+    postgres: str | None = None
+    """Keep the run in this PostgreSQL database instead of in DIR/run.db: a URL such as
+    postgresql://USER@HOST/NAME, or a connection string, without the password."""
+    postgres_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "featherfed"
+    """The schema in that database, one for each run."""
+    advertise: Address | None = None
+    """HOST:PORT at which the other servers of a run in PostgreSQL reach this one; by default where
+    it listens, by this machine's name if that is 0.0.0.0."""
 
 
 class Settings(Section):

@@ -25,7 +25,12 @@ class Clients:
 
     def end_sessions(self, base: int) -> None:
         """End all sessions, so that clients join again; `base`: a random number below 2**62."""
-        self._database.run("UPDATE clients SET session = ? + rowid", base)
+        self._database.run(
+            "UPDATE clients SET session = ? + numbered.number FROM "
+            "(SELECT client, ROW_NUMBER() OVER (ORDER BY client) AS number FROM clients) "
+            "AS numbered WHERE numbered.client = clients.client",
+            base,
+        )
 
     def count(self) -> int:
         """Return how many clients have joined."""
@@ -33,7 +38,10 @@ class Clients:
 
     def runtimes(self, round_: int) -> dict[str, str]:
         """Return what each client whose update a round has said that it trains with."""
-        sql = "SELECT client, runtime FROM updates JOIN clients USING (client) WHERE round = ?"
+        sql = (
+            "SELECT client, runtime FROM updates JOIN clients USING (client) WHERE round = ? "
+            "ORDER BY client"
+        )
         return {row[0]: row[1] for row in self._database.run(sql, round_)}
 
     def all(self) -> dict[str, ClientRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featherfed.server.storage.database import Database
 
 _PAUSED, _PLANNED = "paused", "planned"
+_SET = "INSERT INTO controls VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
 class Controls:
@@ -34,7 +35,7 @@ class Controls:
         return int(rows[0][0]) if rows else 0
 
     def _set(self, name: str, value: int) -> None:
-        self._database.run("INSERT OR REPLACE INTO controls VALUES (?, ?)", name, value)
+        self._database.run(_SET, name, value)
 
     def excluded(self) -> frozenset[str]:
         """Return the clients that are excluded."""
@@ -42,7 +43,7 @@ class Controls:
 
     def exclude(self, client: str, now: float) -> None:
         """Record that a client is excluded; `now`: seconds since the epoch."""
-        self._database.run("INSERT OR IGNORE INTO excluded VALUES (?, ?)", client, now)
+        self._database.run("INSERT INTO excluded VALUES (?, ?) ON CONFLICT DO NOTHING", client, now)
 
     def include(self, client: str) -> None:
         """Record that a client is excluded no more."""

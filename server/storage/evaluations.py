@@ -13,7 +13,7 @@ class Evaluations:
 
     def add(self, version: int, client: str, sums: bytes) -> None:
         """Insert a client's sums (little-endian float32, or empty) unless it has reported."""
-        sql = "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?)"
+        sql = "INSERT INTO evaluations VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
         self._database.run(sql, version, client, sums)
 
     def of(self, version: int) -> dict[str, bytes]:

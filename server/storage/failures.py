@@ -55,9 +55,10 @@ def damaged(path: object, what: str) -> ServerError:
 class WriteFailures:
     """Logs the first failure to write, and the first success after it; safe in several threads."""
 
-    def __init__(self, what: str) -> None:
-        """`what`: the name of what is written, for the log."""
+    def __init__(self, what: str, remedy: str = "make room") -> None:
+        """`what`: the name of what is written, for the log; `remedy`: what a person should do."""
         self._what = what
+        self._remedy = remedy
         self._lock = threading.Lock()
         self.failing = False
 
@@ -66,8 +67,8 @@ class WriteFailures:
         with self._lock:
             if not self.failing:
                 log.error(
-                    "cannot write %s: %s; make room. Trying again until it works",
-                    self._what, error,
+                    "cannot write %s: %s; %s. Trying again until it works",
+                    self._what, error, self._remedy,
                     extra={"event": "storage_failing", "what": self._what},
                 )  # fmt: skip
             self.failing = True

@@ -56,7 +56,7 @@ class Journal:
         ]
 
     def add_update(self, update: JournaledUpdate, norms: UpdateNorms) -> None:
-        """Insert an update; raise sqlite3.IntegrityError if the client has one in this round."""
+        """Insert an update; raise the engine's IntegrityError if the client has one by now."""
         self._database.run(
             "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?)",
             update.round, update.client, update.slot, update.codec, update.num_examples,
@@ -73,7 +73,7 @@ class Journal:
 
     def arrivals(self, round_: int) -> dict[str, float]:
         """Return when each update of a round was accepted, by client, where that is known."""
-        sql = "SELECT client, at FROM arrivals WHERE round = ?"
+        sql = "SELECT client, at FROM arrivals WHERE round = ? ORDER BY client"
         return {row[0]: row[1] for row in self._database.run(sql, round_)}
 
     def has_update(self, round_: int, client: str) -> bool:
@@ -94,7 +94,8 @@ class Journal:
         self._database.check("updates", round_)
         for client in self.example_counts(round_):
             sql = f"SELECT {_UPDATE} FROM updates WHERE round = ? AND client = ?"
-            fields = dict(self._database.run(sql, round_, client)[0])
+            row = self._database.run(sql, round_, client)[0]
+            fields = dict(zip(_UPDATE.split(", "), row, strict=True))
             before, after = (fields.pop(f"sums_{name}") or b"" for name in ("before", "after"))
             scores = from_json(fields.pop("scores"))
             yield JournaledUpdate(**fields, scores=scores, before=before, after=after)
@@ -107,7 +108,7 @@ class Journal:
 
     def example_counts(self, round_: int) -> dict[str, int]:
         """Return the number of examples behind each update of a round, in order of slots."""
-        sql = "SELECT client, num_examples FROM updates WHERE round = ? ORDER BY slot"
+        sql = "SELECT client, num_examples FROM updates WHERE round = ? ORDER BY slot, client"
         return {row[0]: row[1] for row in self._database.run(sql, round_)}
 
     def norms(self, round_: int) -> dict[str, UpdateNorms]:
@@ -119,7 +120,7 @@ class Journal:
     def most_rounds(self, until: int) -> int:
         """Return the most rounds, of those up to `until`, that any one client took part in."""
         sql = "SELECT COUNT(*) AS n FROM updates WHERE round <= ? GROUP BY client"
-        return int(self._database.run(f"SELECT MAX(n) FROM ({sql})", until)[0][0])
+        return int(self._database.run(f"SELECT MAX(n) FROM ({sql}) AS counts", until)[0][0])
 
     def num_updates(self) -> int:
         """Return how many updates were accepted in all rounds."""
@@ -131,7 +132,7 @@ class Journal:
 
     def clients_scores(self, round_: int) -> Iterator[tuple[str, Scores | None, bytes]]:
         """Yield each client's own model's scores on the server's data, and sums on its own."""
-        sql = "SELECT client, scores, sums_after FROM updates WHERE round = ?"
+        sql = "SELECT client, scores, sums_after FROM updates WHERE round = ? ORDER BY client"
         for client, scores, after in self._database.run(sql, round_):
             yield client, from_json(scores), after or b""
 

@@ -57,8 +57,8 @@ class Ledger:
             self._database.run(
                 "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (round, client, direction, kind) DO UPDATE SET "
-                "payload_bytes = payload_bytes + excluded.payload_bytes, "
-                "message_bytes = message_bytes + excluded.message_bytes",
+                "payload_bytes = ledger.payload_bytes + excluded.payload_bytes, "
+                "message_bytes = ledger.message_bytes + excluded.message_bytes",
                 *key, *sizes,
             )  # fmt: skip
         self._database.after_commit(lambda: self._totals.add(counts))

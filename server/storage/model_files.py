@@ -26,7 +26,7 @@ class ModelFileReports:
 
     def add_ranges(self, version: int, client: str, found: StoredRanges) -> None:
         """Insert a client's ranges, unless it has told some."""
-        sql = "INSERT OR IGNORE INTO ranges VALUES (?, ?, ?, ?, ?)"
+        sql = "INSERT INTO ranges VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         self._database.run(sql, version, client, *found)
 
     def ranges(self, version: int) -> dict[str, StoredRanges]:
@@ -41,7 +41,10 @@ class ModelFileReports:
 
     def add_sums(self, version: int, client: str, digest: bytes, sums: bytes) -> None:
         """Put a client's sums (float32, or empty) of the int8 file of a digest into their place."""
-        sql = "INSERT OR REPLACE INTO file_evaluations VALUES (?, ?, ?, ?)"
+        sql = (
+            "INSERT INTO file_evaluations VALUES (?, ?, ?, ?) ON CONFLICT (version, client) "
+            "DO UPDATE SET digest = excluded.digest, sums = excluded.sums"
+        )
         self._database.run(sql, version, client, digest, sums)
 
     def sums(self, version: int) -> dict[bytes, dict[str, bytes]]:

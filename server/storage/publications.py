@@ -52,7 +52,11 @@ class Publications:
 
     def set_repeated(self, rounds: int) -> None:
         """Store how many rounds are repeated."""
-        self._database.run("INSERT OR REPLACE INTO publications VALUES (1, ?)", rounds)
+        sql = (
+            "INSERT INTO publications VALUES (1, ?) "
+            "ON CONFLICT (id) DO UPDATE SET repeated = excluded.repeated"
+        )
+        self._database.run(sql, rounds)
 
     def write_file(self, run: str) -> None:
         """Write the count to the file; raise CannotStore if that fails.

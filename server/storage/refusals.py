@@ -16,7 +16,8 @@ MAX_ROWS = 10_000
 
 _ADD = (
     "INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (round, client, reason) "
-    "DO UPDATE SET count = count + excluded.count, detail = excluded.detail, last = excluded.last"
+    "DO UPDATE SET count = refused.count + excluded.count, detail = excluded.detail, "
+    "last = excluded.last"
 )
 
 

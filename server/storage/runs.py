@@ -48,7 +48,8 @@ class Runs:
     def save_plan(self, stored: StoredPlan) -> None:
         """Insert the plan unless there is one."""
         blob = stored.plan.SerializeToString(deterministic=True)
-        self._database.run("INSERT OR IGNORE INTO plan VALUES (1, ?, ?)", blob, stored.seeded)
+        sql = "INSERT INTO plan VALUES (1, ?, ?) ON CONFLICT DO NOTHING"
+        self._database.run(sql, blob, int(stored.seeded))
 
     def plan(self) -> StoredPlan | None:
         """Return the plan, None in a database of a version that stored none."""
@@ -57,7 +58,11 @@ class Runs:
 
     def save_settings(self, text: str) -> None:
         """Replace the settings of the last start."""
-        self._database.run("INSERT OR REPLACE INTO settings VALUES (1, ?)", text)
+        sql = (
+            "INSERT INTO settings VALUES (1, ?) "
+            "ON CONFLICT (id) DO UPDATE SET settings = excluded.settings"
+        )
+        self._database.run(sql, text)
 
     def settings(self) -> str | None:
         """Return the settings of the last start, None if an older version was started last."""
@@ -91,7 +96,8 @@ class Runs:
     def increment(self, counter: str) -> None:
         """Add one to a counter."""
         self._database.run(
-            "INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
+            "INSERT INTO counts VALUES (?, 1) "
+            "ON CONFLICT (name) DO UPDATE SET value = counts.value + 1",
             counter,
         )
 

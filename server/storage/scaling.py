@@ -15,7 +15,11 @@ class ScalingStore:
     def save_statistics(self, client: str, statistics: pb.Statistics) -> None:
         """Insert a client's statistics or replace them."""
         blob = statistics.SerializeToString(deterministic=True)
-        self._database.run("INSERT OR REPLACE INTO statistics VALUES (?, ?)", client, blob)
+        sql = (
+            "INSERT INTO statistics VALUES (?, ?) "
+            "ON CONFLICT (client) DO UPDATE SET statistics = excluded.statistics"
+        )
+        self._database.run(sql, client, blob)
 
     def statistics(self) -> dict[str, pb.Statistics]:
         """Return the statistics by client, in order of names."""

@@ -71,8 +71,11 @@ class Transfers:
     def save_sent(self, download: DownloadKey, sent: TransferredBytes) -> None:
         """Record how much of a download was sent, in place of the client's last of its kind."""
         self._database.run(
-            "INSERT OR REPLACE INTO downloads VALUES (?, ?, ?, ?, ?, ?)", *astuple(download), *sent
-        )
+            "INSERT INTO downloads VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (client, kind) "
+            "DO UPDATE SET round = excluded.round, digest = excluded.digest, "
+            "payload_bytes = excluded.payload_bytes, message_bytes = excluded.message_bytes",
+            *astuple(download), *sent,
+        )  # fmt: skip
 
     def drop_all(self) -> None:
         """Delete all unfinished transfers: their round is over."""

@@ -19,6 +19,9 @@ Model = tuple[list[Array], list[Array] | None]
 
 What is lost is of the tensors that rounds change (`Manifest.sent`)."""
 
+_COLUMNS = "version, digest, kind, codec, sparsity, payload, levels, profile, scores"
+_SELECT = f"SELECT {_COLUMNS} FROM versions"
+
 
 class Versions:
     """Stores every version's payload and the newest version's weights."""
@@ -42,8 +45,9 @@ class Versions:
             version.payload, allocation and allocation.levels, allocation and allocation.profile,
             to_json(version.scores),
         )  # fmt: skip
+        self._database.run("DELETE FROM model")
         self._database.run(
-            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?)",
+            "INSERT INTO model VALUES (1, ?, ?, ?)",
             version.version,
             _to_blob(weights),
             None if residual is None else _to_blob(residual),
@@ -57,11 +61,11 @@ class Versions:
 
     def get(self, number: int) -> ModelVersion:
         """Return one version; raise IndexError if there is none of this number."""
-        return _version(self._database.run("SELECT * FROM versions WHERE version = ?", number)[0])
+        return _version(self._database.run(f"{_SELECT} WHERE version = ?", number)[0])
 
     def newest(self) -> ModelVersion:
         """Return the newest version."""
-        rows = self._database.run("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
+        rows = self._database.run(f"{_SELECT} ORDER BY version DESC LIMIT 1")
         return _version(rows[0])
 
     def newest_scores(self) -> VersionScores:
@@ -88,7 +92,7 @@ class Versions:
 
     def after(self, number: int) -> list[ModelVersion]:
         """Return the versions above `number`, in order."""
-        sql = "SELECT * FROM versions WHERE version > ? ORDER BY version"
+        sql = f"{_SELECT} WHERE version > ? ORDER BY version"
         return [_version(row) for row in self._database.run(sql, number)]
 
     def all(self) -> list[ModelVersion]:
@@ -112,7 +116,7 @@ class Versions:
 
 
 def _version(row: Any) -> ModelVersion:
-    fields = dict(row)
+    fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
     levels, profile = fields.pop("levels"), fields.pop("profile")
     allocation = None if levels is None else Allocation(levels, profile)
     scores = from_json(fields.pop("scores"))

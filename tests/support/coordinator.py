@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from support.clients import join_request
+from support.engines import open_store
 from support.evaluator import DistanceEvaluator
 from support.federation import settings
 from support.models import MANIFEST, TASK
@@ -23,7 +24,6 @@ from featherfed.server.errors import ServerError
 from featherfed.server.observability import metrics_json as metrics
 from featherfed.server.rounds.transitions import Phase, RunState
 from featherfed.server.settings.plan import make_plan
-from featherfed.server.storage.store import Store
 
 CODEC = {"uplink": "float32", "downlink": "float32"}
 
@@ -50,7 +50,7 @@ class Run:
     def restart(self, clock: Callable[[], float]) -> None:
         if self.sessions:
             self.store._database.close()  # what a dead process leaves: nothing is written any more
-        self.store = Store(self.path)
+        self.store = open_store(self.path.parent)
         plan = make_plan(self.settings, TASK, "{}", MANIFEST)
         self.coordinator = Coordinator(
             self.settings, self.store, plan, MANIFEST, TASK, DistanceEvaluator(), clock, secret=1
@@ -95,7 +95,7 @@ class DirectRun:
     def __init__(self, folder: Path, **changes: object) -> None:
         folder.mkdir(exist_ok=True)
         self.settings = settings(folder, **changes)
-        self.store = Store(folder / "run.db")
+        self.store = open_store(folder)
         try:
             self.coordinator = Coordinator(
                 self.settings, self.store, make_plan(self.settings, TASK, "{}", MANIFEST), MANIFEST,

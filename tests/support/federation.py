@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from support.clients import Pull, profile
+from support.engines import open_store
 from support.evaluator import DistanceEvaluator
 from support.models import MANIFEST, TASK
 
@@ -27,7 +28,6 @@ from featherfed.server.loop import serve
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
-from featherfed.server.storage.store import Store
 from featherfed.server.transfers.releases import Releases
 from featherfed.tasks.task import Task
 
@@ -63,7 +63,7 @@ class Federation:
     ) -> None:
         self.directory = directory
         self.settings = settings
-        self.store = Store(directory / "run.db")
+        self.store = open_store(directory)
         plan = make_plan(settings, task, "{}", manifest)
         self.coordinator = Coordinator(
             settings, self.store, plan, manifest, task, evaluator, SteadyClock(),

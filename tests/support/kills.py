@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import sqlite3
 import subprocess
 import time
@@ -14,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from support.numpy_federation import Spec
+from support.ports import free_port
 from support.processes import program, status
 
+from featherfed.server.storage.postgres_address import PostgresAddress
+
 CLIENTS = 5
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class KillableProcesses:
@@ -173,6 +168,15 @@ def numpy_processes(directory: Path, spec: Spec, clients: int = CLIENTS) -> Kill
     for number in range(clients):
         commands[f"c{number}"] = program("numpy_federation", "client", str(directory), f"c{number}")
     return KillableProcesses(directory, commands)
+
+
+def outcome_in_postgres(dsn: str, scratch: Path) -> Outcome:
+    """Read a run's result from PostgreSQL, by way of a copy in the folder `scratch`."""
+    from featherfed.server.storage.postgres_copy import copy_to_sqlite
+
+    scratch.mkdir()
+    copy_to_sqlite(PostgresAddress(dsn), scratch / "run.db")
+    return outcome(scratch / "run.db")
 
 
 def newest_version_of(directory: Path) -> Callable[[], int]:

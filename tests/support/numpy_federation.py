@@ -43,6 +43,8 @@ class Spec:
     address: str = ""
     """Address that clients use; empty: the one that the server writes to DIR/server.address."""
     give_up_after: float = 600.0
+    postgres: str = ""
+    """The PostgreSQL database that holds the run; empty: SQLite."""
 
     def write(self, directory: Path) -> None:
         """Write DIR/spec.json, which the processes read."""
@@ -67,13 +69,29 @@ class KillPoint:
 
 def serve(directory: Path, spec: Spec, on_round: Callable[[], None] = lambda: None) -> bool:
     """Run the server; return whether the run has finished. `on_round`: see server/loop.py."""
+    from featherfed.server.errors import CannotListen, Deposed
+
+    kill_point = KillPoint(directory, spec.kill_at)
+    while True:
+        try:
+            return _serve_once(directory, spec, on_round, kill_point)
+        except (Deposed, CannotListen) as error:
+            if not spec.postgres:
+                raise
+            logging.info("%s", error)
+            time.sleep(1)
+
+
+def _serve_once(
+    directory: Path, spec: Spec, on_round: Callable[[], None], kill_point: KillPoint
+) -> bool:
     import uvloop  # as `featherfed serve` does; servers inside a test's process run on asyncio
     from support import numpy_server
 
-    kill_point = KillPoint(directory, spec.kill_at)
     coordinator, store = numpy_server.build(directory, spec, MODELS[spec.model], kill_point)
 
     def on_listening(address: str) -> None:
+        store.advertise(address)
         scratch = directory / "server.address.tmp"
         scratch.write_text(address, "utf-8")
         scratch.replace(directory / "server.address")
@@ -190,6 +208,8 @@ def main() -> None:
     role, directory = sys.argv[1], Path(sys.argv[2])
     spec = Spec(**json.loads((directory / "spec.json").read_text("utf-8")))
     if role == "server":
+        if len(sys.argv) > 3:
+            spec.settings["server"]["port"] = int(sys.argv[3])
         sys.exit(0 if serve(directory, spec) else 1)
     join(directory, spec, sys.argv[3])
 

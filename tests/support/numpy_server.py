@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.evaluator import DistanceEvaluator
 from support.models import TASK
 from support.numpy_federation import Spec
 
+from featherfed.api.front_end import StandbyCalls
 from featherfed.compression.arrays import Array
 from featherfed.compression.exchange.manifest import Manifest
 from featherfed.server.coordinator.coordinator import Coordinator
@@ -17,6 +19,7 @@ from featherfed.server.coordinator.evaluation import Evaluation
 from featherfed.server.rounds.clock import SteadyClock
 from featherfed.server.settings.plan import make_plan
 from featherfed.server.settings.settings import Settings
+from featherfed.server.storage.postgres_address import PostgresAddress
 from featherfed.server.storage.store import Store
 from featherfed.server.transfers.deliveries import Deliveries
 
@@ -40,7 +43,9 @@ def build(
     settings = Settings.model_validate(
         {"output": str(directory), "evaluation": {"dataset": "digits"}, **spec.settings}
     )
-    store = Store(directory / "run.db")
+    postgres = PostgresAddress(spec.postgres) if spec.postgres else None
+    with closing(StandbyCalls(settings)) as front:
+        store = Store(directory / "run.db", postgres=postgres, standby=front.follow)
     die_after(store.journal, "add_update", kill_point, "server: in the journal's transaction")
     die_after(store.journal, "open_round", kill_point, "server: in the opening's transaction")
     die_after(
