@@ -56,7 +56,7 @@ lock: $(VENV)/.dev ## write deploy/*constraints.txt: what installer and images i
 	  --custom-compile-command 'make lock' --output-file deploy/constraints.txt \
 	  pyproject.toml deploy/constraints.in
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-	  --only-binary :all: --extra demo --extra images --no-annotate \
+	  --only-binary :all: --extra demo --extra images --extra postgres --no-annotate \
 	  --custom-compile-command 'make lock' --output-file deploy/server-constraints.txt \
 	  pyproject.toml deploy/server-constraints.in
 

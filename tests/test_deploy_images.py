@@ -150,8 +150,6 @@ def test_commands_are_those_of_featherfed(place: str) -> None:
         check=True,
     )
     for option in (a.split("=")[0] for a in arguments if a.startswith("--")):
-        if option == "--postgres" and option not in done.stdout:
-            pytest.skip("this featherfed has no --postgres")
         assert re.search(rf"{option}\b", done.stdout), f"featherfed {name} has no {option}"
 
 

@@ -39,7 +39,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "compression": {"uplink": "4kB/round"},
         "clients": {"minimum": CLIENTS, "fraction": 0.6, "quorum": 1.0, "patience": 0},
     },
-    "steps, sketch of peaks, weights 1 1.5 2": {"compression": {"uplink": "sketch(0.05, 0.1875, bounded)"}},
+    "steps, sketch of peaks, weights 1 1.5 2": {
+        "compression": {"uplink": "sketch(0.05, 0.1875, bounded)"}
+    },
     "error feedback": {
         "compression": {"uplink": "topk(0.05) | quantize(4) | zstd"},
         "aggregation": WHOLE,
