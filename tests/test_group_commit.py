@@ -24,10 +24,15 @@ from featherfed.server.storage.group_commit import GroupCommit
 from featherfed.server.storage.store import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    if engine == "postgres":  # each work is a round trip, and a slow machine's take longer
+@pytest.fixture(autouse=True)
+def _no_hurry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a commit take in all that wait: with PostgreSQL each is a round trip."""
+    if "engine" in request.fixturenames and request.getfixturevalue("engine") == "postgres":
         monkeypatch.setattr(group_commit, "LONGEST_SECONDS", 60)
+
+
+@pytest.fixture
+def store(tmp_path: Path, engine: str) -> Iterator[Store]:
     store = open_store(tmp_path)
     yield store
     store.close()
