@@ -33,7 +33,7 @@ SWEEPS = {
         "The example",
         "Fashion-MNIST, 5 clients with 12,000 examples each, 7 rounds of 5 epochs, batch 32, SGD "
         "0.01, a CNN of 225,034 parameters (900,136 bytes as float32). Budgets of 1.4 kB "
-        "and 500 B a round are 280 and 100 bytes for each client.",
+        "and 500 B a round are 280 and 96 bytes for each client.",
     ),
     "peers": (
         "Codecs of the literature",
@@ -61,19 +61,22 @@ SWEEPS = {
     "rounds": ("Thirty rounds", "As in the literature's table, with 30 rounds."),
 }
 
+_AXES = ("codec", "dataset", "model", "partition", "clients", "seed", "round")
+"""What tells two rows of a sweep's tables apart."""
 ADDED = {"presets": ("budgets",), "peers": ("nncodec",)}
 """Measured by another sweep, or by other means, in the same place."""
 
 
 def sweep(name: str) -> list[Scenario]:
     """Return the scenarios of a committed sweep; none if it has not been measured."""
-    tables: list[list[Any]] = [[], []]
+    tables: list[dict[Any, Any]] = [{}, {}]  # a run that two sweeps have made counts once
     for folder in (name, *ADDED.get(name, ())):
         for lines, table in zip(tables, ("results", "rounds"), strict=True):
             path = RESULTS / folder / f"{table}.csv"
             if path.exists():
-                lines += [row for row in pyarrow.csv.read_csv(path).to_pylist() if row not in lines]
-    return group(*tables)
+                for row in pyarrow.csv.read_csv(path).to_pylist():
+                    lines.setdefault(tuple(row.get(axis) for axis in _AXES), row)
+    return group(*(list(lines.values()) for lines in tables))
 
 
 def sweep_table(scenarios: Sequence[Scenario]) -> Iterator[str]:
