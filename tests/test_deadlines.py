@@ -305,9 +305,9 @@ SCALED = {
 def test_training_longer_than_all_timeouts_is_not_cut_off(
     federation: Start, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:
-    for module in (rpc_server, grpc_connection):
-        scaled = [(key, value // SCALED.get(key, 1)) for key, value in module._OPTIONS]
-        monkeypatch.setattr(module, "_OPTIONS", scaled)
+    for module, name in ((rpc_server, "OPTIONS"), (grpc_connection, "_OPTIONS")):
+        scaled = [(key, value // SCALED.get(key, 1)) for key, value in getattr(module, name)]
+        monkeypatch.setattr(module, name, scaled)
     monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 3)
     retries = []
     monkeypatch.setattr(Retry, "_log_first_failure", lambda self, state: retries.append(state))

@@ -69,6 +69,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made.end()
 
 
+@pytest.mark.slow  # seven commands, most of which start TensorFlow
 def test_the_commands_for_real_devices_work_as_they_stand(processes: Processes) -> None:
     folder = processes.directory
     shutil.copytree(ROOT / "examples", folder / "examples")
