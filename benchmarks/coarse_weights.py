@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # attackers.py uses tests/support
 
 from attackers import SKEWED, accuracy
 
