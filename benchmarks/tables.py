@@ -52,7 +52,8 @@ SWEEPS = {
         "As in the literature's table, with the data shared out to 20 and 50 clients. 4.5 kB is "
         "what the example's five clients send together under `balanced`. This MLP's `balanced` is "
         "2 kB together: for 50 clients that is 40 bytes each, of which 11 are the envelope around "
-        "the sketch and more is lost in whole blocks of 8, so that the noise grows; the loss does not.",
+        "the sketch and more is lost in whole blocks of 8, so that the noise grows; the loss does "
+        "not.",
     ),
     "noniid": (
         "Skewed data",
