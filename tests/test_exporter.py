@@ -394,7 +394,8 @@ def test_models_in_models_and_layers_used_twice() -> None:
     second = norm(shared(norm(shared(first))))
     ends = [layers.Flatten()(tail(inner(x))) for x in (first, second)]
     out = layers.Dense(CLASSES, activation="softmax", name="classes")(layers.Concatenate()(ends))
-    train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE)).check()
+    both = train_both(FederatedModel(tf_keras.Model(image, out)), *batch(SHAPE))
+    both.check(4 * TOLERANCE)  # gradients of layers used twice are sums: more float noise
 
 
 # --- activations
