@@ -25,7 +25,7 @@ const FEATHERFED = {
   "part": 10.0,
   "around": {
     "up": 252,
-    "down": 308,
+    "down": 298,
     "connection": 1000
   }
 };
