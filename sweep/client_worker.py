@@ -18,13 +18,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from featherfed.compression.exchange.manifest import Manifest
-from featherfed.edge_client.errors import Rejected
 from featherfed.edge_client.session import Profile, Session
 from featherfed.edge_client.trainer import Trainer
 from featherfed.proto import federation_pb2 as pb
-from featherfed.sweep.local import NO_FILES
 from featherfed.sweep.memory_state import HeldModels, MemoryState
 from featherfed.sweep.sessions import run_sessions
+from featherfed.sweep.simulated_transport import SimulatedTransport
 
 MakeClientTrainer = Callable[[str, pb.Plan, Manifest, bytes | None], Trainer]
 """(client name, plan, manifest, training step) -> that client's `Trainer`."""
@@ -101,7 +100,7 @@ def _sendable(error: BaseException) -> Exception:
     return copy
 
 
-class PipeTransport:
+class PipeTransport(SimulatedTransport):
     """A client's transport that calls the server's parts in the process that started this one."""
 
     def __init__(
@@ -157,23 +156,3 @@ class PipeTransport:
     def report_evaluation(self, report: pb.EvaluationReport) -> None:
         """Tell how good the final model is; raise Rejected if refused."""
         self._call("report_evaluation", report)
-
-    def fetch_model_file(
-        self, request: pb.FetchModelFileRequest, limit: int
-    ) -> tuple[pb.ModelFile, bytes] | None:
-        """Raise Rejected: a simulated run makes no files for its clients."""
-        raise Rejected(NO_FILES)
-
-    def report_ranges(self, report: pb.RangesReport) -> None:
-        """Raise Rejected: as for `fetch_model_file`."""
-        raise Rejected(NO_FILES)
-
-    def heartbeat(self, session: int, timeout: float) -> None:
-        """Do nothing: the clock stands still, so no client is ever lost."""
-
-    def resume_update(self, header: pb.UpdateHeader) -> int:
-        """Return 0: no upload breaks off on one machine."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing."""

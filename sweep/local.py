@@ -14,8 +14,7 @@ from featherfed.server.rounds.transitions import Phase
 from featherfed.server.storage.records import LedgerEntry
 from featherfed.server.transfers.deliveries import Deliveries
 from featherfed.server.transfers.framing import control_entries, framed_size
-
-NO_FILES = "a simulated run has no files of its model"
+from featherfed.sweep.simulated_transport import SimulatedTransport
 
 
 class LocalServer:
@@ -72,7 +71,7 @@ class LocalServer:
             raise Rejected("another part of the run has failed")
 
 
-class LocalTransport:
+class LocalTransport(SimulatedTransport):
     """A client's transport that calls the server's parts directly."""
 
     def __init__(self, server: LocalServer) -> None:
@@ -139,26 +138,6 @@ class LocalTransport:
         except Refused as refusal:
             raise Rejected(str(refusal)) from refusal
         self._count_control(client, report, receipt)
-
-    def fetch_model_file(
-        self, request: pb.FetchModelFileRequest, limit: int
-    ) -> tuple[pb.ModelFile, bytes] | None:
-        """Raise Rejected: a simulated run makes no files for its clients."""
-        raise Rejected(NO_FILES)
-
-    def report_ranges(self, report: pb.RangesReport) -> None:
-        """Raise Rejected: as for `fetch_model_file`."""
-        raise Rejected(NO_FILES)
-
-    def heartbeat(self, session: int, timeout: float) -> None:
-        """Do nothing: the clock stands still, so no client is ever lost."""
-
-    def resume_update(self, header: pb.UpdateHeader) -> int:
-        """Return 0: no upload breaks off in one process."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def _count_control(self, client: str, request: Message, reply: Message) -> None:
         entries = control_entries(self._coordinator.run.ledger_round, client, request, reply)
