@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from featherfed.api.backup import DATABASE, copy_database, holds_run
+from featherfed.api.backup import DATABASE, copy_database
 from featherfed.cli.check_client import FILES, Check, checks_of_client
 from featherfed.cli.check_run import checks_of_run
 from featherfed.edge_client.errors import ClientError
@@ -33,7 +33,7 @@ def check_directory(directory: Path) -> bool:
     """
     if read_address(directory) is not None:
         return _check_run_in_postgres(directory / DATABASE)
-    if holds_run(directory):
+    if (directory / DATABASE).is_file():
         return _check_run(directory / DATABASE)
     if any((directory / f"{name}.npz").exists() for name in FILES):
         return _report(checks_of_client(directory))

@@ -200,9 +200,11 @@ def decode_report(
     """Return the report in exactly `report_size` bytes; raise WireError if they hold none."""
     levels, packed = data[: len(shapes)], data[len(shapes) :]
     codes = np.zeros(0, np.uint8)
+    unused_bits = False
     if form.bits:
         codes = unpack(packed, symbols(form.bits), _num_reported(shapes, slot, slots))
-    if max(levels, default=0) > _TOP_LEVEL or pack(codes, symbols(form.bits or 1)) != packed:
+        unused_bits = pack(codes, symbols(form.bits)) != packed
+    if unused_bits or max(levels, default=0) > _TOP_LEVEL:
         raise WireError("a report of importance is out of range")
     if form.bits == _COARSE_BITS:
         codes = codes * _COARSE_STEP + _LEAST_CODE

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 from support.ports import free_port
 from support.postgres import PostgresServer
-from support.processes import Processes, run, status, wait_until
-
-from featherfed.datasets.partition import partition
-from featherfed.datasets.sources import load_train_test
+from support.processes import Processes, run, save_digits, status, wait_until
 
 RUN = """
 name = "shared"
@@ -29,9 +26,7 @@ clients = {{ minimum = 2, quorum = 1.0, deadline = 600, patience = 600 }}
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
     made = Processes(tmp_path)
-    train, _ = load_train_test("digits")
-    for number, indices in enumerate(partition(train.labels, 2, "iid", 0)):
-        train.take(indices).save(tmp_path / f"data-{number}.npz")
+    save_digits(tmp_path, 2)
     yield made
     made.end()
 

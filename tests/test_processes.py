@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import Processes, status, wait_until
-
-from featherfed.datasets.partition import partition
-from featherfed.datasets.sources import load_train_test
+from support.processes import Processes, save_digits, status, wait_until
 
 RUN = """
 name = "kill"
@@ -33,9 +30,7 @@ DEFAULTS = {"epochs": 40, "uplink": "balanced", "method": "none", "more": ""}
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
     made = Processes(tmp_path)
-    train, _ = load_train_test("digits")
-    for number, indices in enumerate(partition(train.labels, 3, "iid", 0)):
-        train.take(indices).save(tmp_path / f"data-{number}.npz")
+    save_digits(tmp_path, 3)
     yield made
     made.end()
 

@@ -28,6 +28,7 @@ from featherfed.server.storage.postgres_connection import (
     connect,
     end_other_sessions,
     leader_of,
+    one_line,
     place_of,
     take_lock,
     warn_without_checksums,
@@ -114,7 +115,7 @@ class PostgresDatabase(Database):
                 connection = self._lock_after(pause, wait)
             except psycopg.Error as error:
                 if not waits:
-                    raise ServerError(f"cannot use {self.place}: {_line(error)}") from error
+                    raise ServerError(f"cannot use {self.place}: {one_line(error)}") from error
                 pause = PRECEDENCE_SECONDS
                 wait(None)  # a standby waits for PostgreSQL, too
                 continue
@@ -304,7 +305,7 @@ class PostgresDatabase(Database):
         return self._deposed
 
     def _note_failure(self, error: Exception) -> None:
-        self.failures.failed(Exception(_line(error)))
+        self.failures.failed(Exception(one_line(error)))
 
     def _is_lost(self, error: psycopg.Error) -> bool:
         return bool(self._connection.closed) or isinstance(error, _LOST)
@@ -327,11 +328,6 @@ class PostgresDatabase(Database):
 def _translated(sql: str) -> bytes:
     """Return a statement with psycopg's placeholders."""
     return sql.replace("?", "%s").encode()
-
-
-def _line(error: Exception) -> str:
-    """Return an error's text in one line; libpq's have many."""
-    return " ".join(str(error).split())
 
 
 def _storable(value: Any) -> Any:

@@ -79,6 +79,11 @@ def place_of(address: PostgresAddress) -> str:
     return f"the PostgreSQL schema {address.schema} ({' '.join(names) or 'default database'})"
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's text in one line; libpq's have many."""
+    return " ".join(str(error).split())
+
+
 def connect(address: PostgresAddress, name: str) -> Connection:
     """Return a connection in autocommit mode, in which the run's tables are found.
 

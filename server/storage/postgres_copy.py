@@ -10,7 +10,7 @@ from psycopg import IsolationLevel, sql
 
 from featherfed.server.errors import ServerError
 from featherfed.server.storage.postgres_address import PostgresAddress
-from featherfed.server.storage.postgres_connection import connect, place_of
+from featherfed.server.storage.postgres_connection import connect, one_line, place_of
 from featherfed.server.storage.postgres_schema import VERSION, tables, version_of
 from featherfed.server.storage.sqlite import open_file
 
@@ -30,7 +30,7 @@ def copy_to_sqlite(address: PostgresAddress, target: Path) -> None:
                 _copy(source, target)
     except psycopg.Error as error:
         target.unlink(missing_ok=True)
-        raise ServerError(f"cannot read {place}: {' '.join(str(error).split())}") from error
+        raise ServerError(f"cannot read {place}: {one_line(error)}") from error
 
 
 def _check(version: int, place: str) -> None:

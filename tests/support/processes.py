@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from featherfed.datasets.partition import partition
+from featherfed.datasets.sources import load_train_test
 from featherfed.edge_client.errors import Unreachable
 from featherfed.edge_client.grpc_connection import GrpcConnection
 from featherfed.proto import federation_pb2 as pb
@@ -55,6 +57,13 @@ class Processes:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def save_digits(folder: Path, clients: int) -> None:
+    """Write the digits in equal shards, data-0.npz and so on."""
+    train, _ = load_train_test("digits")
+    for number, indices in enumerate(partition(train.labels, clients, "iid", 0)):
+        train.take(indices).save(folder / f"data-{number}.npz")
 
 
 def run(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
